@@ -1,0 +1,84 @@
+"""What several algorithms need: fast weights, losses as functions of parameters, and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from metarun.errors import require
+from metarun.inner import Objective
+from metarun.linalg import norm, sub
+from metarun.types import Algorithm, Batch, Loss, Metrics, Model, Params, Task
+
+
+class FastWeights(NamedTuple):
+    """Adapted network weights, and the statistics its queries are normalised with (None: their own)."""
+
+    params: Params
+    stats: Any
+
+
+def fast_weights(model: Model, phi: Params, support: Batch) -> FastWeights:
+    return FastWeights(phi, model.query_stats(phi, support.x))
+
+
+def batch_loss(model: Model, loss: Loss, batch: Batch) -> Objective:
+    """phi -> mean loss of the batch; the step number of a descent is of no account."""
+    return lambda phi, _step=0: loss(model.apply(phi, batch.x), batch.y)
+
+
+def scored(algorithm: Algorithm, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
+    """The loss to differentiate, and the metrics that go with it."""
+    loss = algorithm.loss(prediction, y)
+    return loss, {"loss": loss, algorithm.loss.metric: algorithm.loss.score(prediction, y)}
+
+
+def gradient(outer: Callable[[Params], tuple[Tensor, Metrics]], at: Params) -> tuple[Params, Metrics]:
+    """Gradient and metrics of theta -> (loss, metrics)."""
+    grads, (_, metrics) = grad_and_value(outer, has_aux=True)(at)
+    return grads, metrics
+
+
+def query_gradient(algorithm: Algorithm, phi: Params, task: Task) -> tuple[Params, Metrics]:
+    """grad_phi L^Q(phi) of fast weights: what FOMAML steps along, and the right-hand side of iMAML's system."""
+
+    def outer(phi: Params) -> tuple[Tensor, Metrics]:
+        adapted = fast_weights(algorithm.model, phi, task.support)
+        return scored(algorithm, algorithm.predict(adapted, task.query.x), task.query.y)
+
+    return gradient(outer, phi)
+
+
+def distance(phi: Params, theta: Params) -> Tensor:
+    """|phi - theta|, how far adaptation moved."""
+    return norm(sub(phi, theta))
+
+
+def embed_together(model: Model, params: Params, task: Task) -> tuple[Tensor, Tensor]:
+    """Embeddings of support and query, [S, D] and [M, D].
+
+    One pass, so that batch statistics are those of the whole episode, unless the model normalises
+    queries with the support set's statistics.
+    """
+    support_x, query_x = task.support.x, task.query.x
+    stats = model.query_stats(params, support_x)
+    if stats is not None:
+        return model.apply(params, support_x), model.apply(params, query_x, stats)
+    z = model.apply(params, torch.cat([support_x, query_x]))
+    return z[: len(support_x)], z[len(support_x) :]
+
+
+def one_hot(y: Tensor, ways: int, like: Tensor) -> Tensor:
+    """Labels [S] -> [S, N]; by comparison, which `vmap` can batch."""
+    return (y[:, None] == torch.arange(ways, device=y.device)).to(like.dtype)
+
+
+def check_inner_loop(inner_lr: float, inner_steps: int, test_inner_steps: int) -> None:
+    """The ranges that every algorithm with an inner loop shares."""
+    require(inner_lr > 0, "inner_lr", inner_lr, "must be above 0 (a step size on the mean support loss)")
+    require(inner_steps >= 1, "inner_steps", inner_steps, "must be at least 1")
+    require(test_inner_steps >= 0, "test_inner_steps", test_inner_steps, "must be at least 0")

@@ -1,0 +1,72 @@
+r"""Prototypical networks (Snell, Swersky, Zemel 2017, arXiv 1703.05175).
+
+    c_n = (1/K) sum_{(x, y) in S, y = n} f(x);    p(y = n | x) = softmax_n( -d(f(x), c_n) / tau )
+
+with d the squared Euclidean distance (published) or minus the cosine. Symbols: f the embedding
+network without head, d `distance`, tau `temperature` (1 as published).
+Training may use more ways than testing (`algo.train_ways`; the paper: 60 on Omniglot).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from metarun.algorithms import common
+from metarun.algorithms.similarity import check_similarity, similarity
+from metarun.types import Batch, Kind, Loss, Metrics, Model, Params, Task
+
+
+class Prototypes(NamedTuple):
+    params: Params
+    stats: Any  # that queries are normalised with
+    centres: Tensor  # [N, D]
+
+
+@dataclass(frozen=True)
+class ProtoNet:
+    """Classify by the nearest class mean in a learned embedding."""
+
+    model: Model
+    loss: Loss
+    ways: int
+    distance: str
+    temperature: float
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
+    head: ClassVar[bool] = False
+    test_inner_steps: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        check_similarity(self.distance, self.temperature)
+
+    def init(self, seed: int) -> Params:
+        return self.model.init(seed)
+
+    def adapt(self, params: Params, support: Batch) -> Prototypes:
+        centres = self._centres(self.model.apply(params, support.x), support.y)
+        return Prototypes(params, self.model.query_stats(params, support.x), centres)
+
+    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Prototypes]:
+        yield self.adapt(params, support)
+
+    def predict(self, adapted: Prototypes, x: Tensor) -> Tensor:
+        z_MD = self.model.apply(adapted.params, x, adapted.stats)
+        return self._logits(z_MD, adapted.centres)
+
+    def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
+        def outer(params: Params) -> tuple[Tensor, Metrics]:
+            z_SD, z_MD = common.embed_together(self.model, params, task)
+            return common.scored(self, self._logits(z_MD, self._centres(z_SD, task.support.y)), task.query.y)
+
+        return common.gradient(outer, params)
+
+    def _centres(self, z_SD: Tensor, y_S: Tensor) -> Tensor:
+        members_NS = common.one_hot(y_S, self.ways, like=z_SD).T
+        return members_NS @ z_SD / members_NS.sum(1, keepdim=True)
+
+    def _logits(self, z_MD: Tensor, centre_ND: Tensor) -> Tensor:
+        return similarity(z_MD, centre_ND, self.distance) / self.temperature

@@ -1,0 +1,87 @@
+r"""Reptile (Nichol, Achiam, Schulman 2018, arXiv 1803.02999).
+
+    phi = U^k(theta), k steps of an optimizer on mini-batches of one task;   theta <- theta + eps mean_i(phi_i - theta)
+
+The meta-gradient returned here is g = theta - phi, so that an outer SGD with rate eps is that update
+(`optim=interpolate`, eps falling linearly to 0). Symbols: k `inner_steps`, eps `optim.lr`.
+
+The inner Adam has beta1 = 0, as published. It starts afresh for each task, whereas the released code carries its
+second moments from task to task: a pure function of one task cannot, and exact resume is simpler for it.
+Mini-batch j takes rows j b .. j b + b - 1 of the support set (indices modulo S); episodes are drawn at
+random and ordered shot by shot, so that consecutive rows hold every class equally often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from metarun.algorithms import common
+from metarun.algorithms.common import FastWeights
+from metarun.errors import require
+from metarun.inner import adam, descend, final, sgd
+from metarun.linalg import sub
+from metarun.types import Batch, Kind, Loss, Metrics, Model, Params, Task
+
+RULES = {"sgd": sgd, "adam": adam}
+
+
+@dataclass(frozen=True)
+class Reptile:
+    """Move the initialisation towards the weights that each task's training ends in."""
+
+    model: Model
+    loss: Loss
+    inner_optimizer: str
+    inner_lr: float
+    inner_steps: int
+    test_inner_steps: int
+    inner_batch: int | None  # rows of a mini-batch; None: the whole support set
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    head: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        common.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps)
+        choices = "choices: " + ", ".join(RULES)
+        require(self.inner_optimizer in RULES, "inner_optimizer", self.inner_optimizer, choices)
+        batch = self.inner_batch
+        require(batch is None or batch >= 1, "inner_batch", batch, "must be at least 1, or null for all rows")
+
+    def init(self, seed: int) -> Params:
+        return self.model.init(seed)
+
+    def adapt(self, params: Params, support: Batch) -> FastWeights:
+        phi = final(self._descend(params, support, self.inner_steps))
+        return common.fast_weights(self.model, phi, support)
+
+    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
+        for phi in self._descend(params, support, steps):
+            yield common.fast_weights(self.model, phi, support)
+
+    def predict(self, adapted: FastWeights, x: Tensor) -> Tensor:
+        return self.model.apply(adapted.params, x, adapted.stats)
+
+    def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
+        adapted = self.adapt(params, task.support)
+        _, metrics = common.scored(self, self.predict(adapted, task.query.x), task.query.y)
+        distance = common.distance(adapted.params, params)
+        return sub(params, adapted.params), metrics | {"distance": distance}
+
+    def _descend(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
+        def objective(phi: Params, step: int) -> Tensor:
+            batch = self._mini_batch(support, step)
+            return self.loss(self.model.apply(phi, batch.x), batch.y)
+
+        return descend(objective, params, RULES[self.inner_optimizer](self.inner_lr), steps)
+
+    def _mini_batch(self, support: Batch, step: int) -> Batch:
+        rows, size = len(support.x), self.inner_batch
+        if size is None or size >= rows:
+            return support
+        index = torch.arange(step * size, (step + 1) * size, device=support.x.device) % rows
+        return Batch(support.x[index], support.y[index])

@@ -1,0 +1,84 @@
+"""From settings to objects: what `_target_` names is built from its group's keys, checked against its signature.
+
+The class (or function) is the schema: its parameters are the valid keys, its annotations their types. A new
+algorithm therefore needs no entry anywhere but its own YAML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metarun.errors import SettingError, UserError, nearest
+
+
+def build(group: str, node: Mapping[str, Any], trusted: Sequence[str] = (), **provided: Any) -> Any:
+    """Construct the component of a group, as `build("algo", config.algo, model=model, loss=loss)`.
+
+    `provided` are objects that settings cannot name; the target receives those that it has a parameter for.
+    Raises `SettingError` with the full key for an unknown, missing or wrongly typed setting.
+    """
+    settings = {k: v for k, v in node.items() if k != "_target_"}
+    target = locate(group, node, trusted)
+    accepted = inspect.signature(target).parameters
+    _refuse_unknown(group, settings, [name for name in accepted if name not in provided])
+    given = {k: v for k, v in provided.items() if k in accepted}
+    typed = _typed(group, settings, typing.get_type_hints(target))
+    _refuse_missing(group, accepted, {*typed, *given})
+    try:
+        return target(**typed, **given)
+    except SettingError as error:
+        raise error.under(group) from error
+
+
+def locate(group: str, node: Mapping[str, Any], trusted: Sequence[str] = ()) -> Callable[..., Any]:
+    """The class or function that `_target_` names, if its module is metarun's or declared as trusted."""
+    path = node.get("_target_")
+    key = f"{group}._target_"
+    if not isinstance(path, str) or "." not in path:
+        raise SettingError(key, path, "must be the dotted path of a class or function")
+    prefixes = ("metarun", *trusted)
+    if not any(path.startswith(prefix + ".") for prefix in prefixes):
+        raise SettingError(key, path, f"is outside of {', '.join(prefixes)}; add its package to trusted_modules")
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingError(key, path, f"cannot be imported ({error})") from error
+
+
+def _refuse_unknown(group: str, settings: Mapping[str, Any], valid: Sequence[str]) -> None:
+    for key in settings:
+        if key not in valid:
+            raise UserError(f"{group}.{key}: no such setting, {nearest(key, valid)}")
+
+
+def _refuse_missing(group: str, accepted: Mapping[str, inspect.Parameter], given: set[str]) -> None:
+    for name, parameter in accepted.items():
+        if name not in given and parameter.default is parameter.empty:
+            raise UserError(f"{group}.{name}: is missing, and has no default")
+
+
+def _typed(group: str, settings: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings converted to their annotated types by OmegaConf, or refused by it."""
+    typed = {}
+    for key, value in settings.items():
+        schema = dataclasses.make_dataclass("Schema", [(key, hints[key])])
+        try:
+            checked = OmegaConf.merge(OmegaConf.structured(schema), {key: value})
+        except OmegaConfBaseException as error:
+            raise SettingError(f"{group}.{key}", value, f"must be of type {_name(hints[key])}") from error
+        plain = OmegaConf.to_container(checked)[key]
+        typed[key] = tuple(plain) if isinstance(plain, list) else plain
+    return typed
+
+
+def _name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

@@ -1,0 +1,81 @@
+"""Checkpoints: tensors and plain containers only, loadable without executing anything, replaced atomically."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarun.errors import UserError
+from metarun.trainer import State
+from metarun.types import Params
+
+FORMAT = 1  # raise it when what is stored changes its meaning
+
+
+def save(path: Path, state: State) -> None:
+    """Write the state under a temporary name, force it to disk, rename it; the previous one stays as NAME.previous."""
+    stored = {
+        "format": FORMAT,
+        "step": state.step,
+        "params": state.params,
+        "optimizer": state.optimizer.state_dict(),
+        "best_error": state.best_error,
+        "best_step": state.best_step,
+        "seconds": state.seconds,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(stored, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        os.replace(path, previous(path))
+    os.replace(temporary, path)
+
+
+def restore(path: Path, state: State) -> None:
+    """Put what `path` (or, where that is missing or damaged, its predecessor) holds into a freshly started state."""
+    stored = load(path)
+    _copy(stored["params"], state.params, path)
+    state.optimizer.load_state_dict(stored["optimizer"])
+    state.step, state.seconds = stored["step"], stored["seconds"]
+    state.best_error, state.best_step = stored["best_error"], stored["best_step"]
+
+
+def restore_params(path: Path, params: Params) -> None:
+    """Only the meta-parameters."""
+    _copy(load(path)["params"], params, path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The stored containers; `UserError` when neither file can be read."""
+    reasons = []
+    for candidate in (path, previous(path)):
+        try:
+            stored = torch.load(candidate, weights_only=True, map_location="cpu")
+        except FileNotFoundError:
+            reasons.append(f"{candidate.name} is missing")
+        except Exception as error:  # torch raises many kinds for a damaged file
+            reasons.append(f"{candidate.name} is damaged ({str(error).splitlines()[0][:80]})")
+        else:
+            if isinstance(stored, dict) and stored.get("format") == FORMAT:
+                return stored
+            reasons.append(f"{candidate.name} has another format")
+    raise UserError(f"{path.parent}: no checkpoint to read: {', '.join(reasons)}")
+
+
+def previous(path: Path) -> Path:
+    return path.with_name(path.name + ".previous")
+
+
+def _copy(source: Params, target: Params, path: Path) -> None:
+    """In place, so that the optimizer keeps its tensors."""
+    shapes = [{k: tuple(v.shape) for k, v in p.items()} for p in (source, target)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"{path}: holds the weights of another model; resume with the settings of that run")
+    for name, value in source.items():
+        target[name].copy_(value)

@@ -1,0 +1,116 @@
+"""The command line: compose with Hydra, run the job, return the sweeper's number. The only file that imports hydra.
+
+torch is imported inside the job, so that --help, --cfg and completion stay quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from metarun.catalogue import PACKAGED, conf_folder
+from metarun.config import Config
+from metarun.errors import UserError
+from metarun.reuse import reuse_settings
+from metarun.usage import one_line
+
+GROUPS = ("algo", "data", "model", "reg", "optim", "device", "logger", "diagnostics", "recipe", "experiment")
+CONFIG_PATH = "pkg://metarun.conf" if PACKAGED.is_dir() else str(conf_folder())
+INTERRUPTED = 130
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def new_run_folder(resume: str | None, job: str, algo: str, data: str) -> str:
+    """outputs/DATE/TIME-ALGO-DATA, made here so that no other process gets the same; the old folder for `resume`."""
+    if resume:
+        return resume
+    now = datetime.now()
+    what = f"{algo}-{data}" if job == "train" else job
+    parent = Path("outputs") / f"{now:%Y-%m-%d}"
+    parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1000):
+        folder = parent / (f"{now:%H-%M-%S}-{what}" + (f"-{attempt + 1}" if attempt else ""))
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return str(folder)
+    raise UserError(f"{parent}: cannot make a new run folder")
+
+
+OmegaConf.register_new_resolver("metarun.folder", new_run_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver(
+    "metarun.subdir", lambda resume: ".hydra/resumed" if resume else ".hydra", replace=True
+)
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="config")
+def job(composed: DictConfig) -> float:
+    """Run one job; the number is for a sweeper to minimise."""
+    runtime = HydraConfig.get()
+    typed = _typed(composed, runtime.runtime.choices)
+    config = reuse_settings(typed, list(runtime.overrides.task), compose)
+    from metarun.jobs import run
+
+    result = run(config, runtime.runtime.output_dir)
+    if result.status == "interrupted":
+        sys.exit(INTERRUPTED)
+    return result.objective
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The settings that these overrides give, as the command line would compose them."""
+    if GlobalHydra.instance().is_initialized():
+        return _compose(overrides)
+    path = CONFIG_PATH.removeprefix("pkg://")
+    start = hydra.initialize_config_module if path != CONFIG_PATH else hydra.initialize_config_dir
+    with start(path, version_base="1.3"):
+        return _compose(overrides)
+
+
+def _compose(overrides: Sequence[str]) -> Config:
+    composed = hydra.compose("config", list(overrides), return_hydra_config=True)
+    choices = composed.hydra.runtime.choices
+    OmegaConf.set_struct(composed, False)
+    composed.pop("hydra")
+    return _typed(composed, choices)
+
+
+def _typed(composed: DictConfig, choices: Any) -> Config:
+    config = OmegaConf.to_object(composed)
+    config.choices = {group: choices[group] for group in GROUPS if choices.get(group)}
+    return config
+
+
+def main() -> None:
+    """The console script: a user's mistake ends in one line on stderr and exit code 2."""
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself
+    try:
+        job()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        message = one_line(error)
+        if wants_traceback or message is None:
+            raise
+        print(f"metarun: {message}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if not wants_traceback:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The settings that do not belong to one component: typed, so that an unknown key or a wrong type is refused.
+
+`algo`, `data`, `model` and `reg` are dictionaries here: each names its class in `_target_`, and the class itself is
+their schema (build.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from metarun.errors import SettingError
+
+JOBS = ("train", "evaluate")
+SCHEDULES = ("constant", "linear", "cosine", "halving")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("float32", "float64")
+POLICIES = ("stop", "skip")
+LOGGERS = ("none", "wandb", "tensorboard")
+
+
+@dataclass
+class TrainConfig:
+    """The outer loop."""
+
+    steps: int = 1000
+    tasks: int = 4  # per outer step
+    log_every: int = 10
+    eval_every: int = 100
+    checkpoint_every: int = 100
+    max_minutes: Optional[float] = None  # of training; then the run stops cleanly and tests
+    on_nonfinite: str = "stop"
+
+
+@dataclass
+class ValConfig:
+    """Validation, on the same tasks every time."""
+
+    tasks: int = 100
+
+
+@dataclass
+class TestConfig:
+    """The final test, on fixed tasks."""
+
+    tasks: int = 600
+    steps: int = 10  # adaptation steps reported
+
+
+@dataclass
+class OptimConfig:
+    """The outer optimizer."""
+
+    name: str = "adam"
+    lr: float = 1e-3
+    schedule: str = "constant"
+    halve_every: int = 2000  # steps, for schedule=halving
+    weight_decay: float = 0.0
+    momentum: float = 0.0  # sgd
+    eps: float = 1e-8  # adam, adamw
+    clip: Optional[float] = None  # largest norm of the meta-gradient
+
+
+@dataclass
+class DeviceConfig:
+    name: str = "auto"
+    precision: str = "float32"
+    compile: Any = "auto"  # auto, true, false
+    chunk_size: Any = "auto"  # tasks that vmap handles at once: auto, a number, null for all
+    threads: Optional[int] = None
+    deterministic: bool = False
+
+
+@dataclass
+class LoggerConfig:
+    name: str = "none"  # beside metrics.jsonl, which is always written
+    project: str = "metarun"
+
+
+@dataclass
+class DiagnosticsConfig:
+    level: str = "basic"  # off, basic
+
+
+@dataclass
+class Config:
+    job: str = "train"
+    seed: int = 0
+    run: Optional[str] = None  # a finished or stopped run's folder, for job=evaluate
+    resume: Optional[str] = None  # a stopped run's folder
+    trusted_modules: list[str] = field(default_factory=list)  # packages of yours that _target_ may name
+    choices: dict[str, str] = field(default_factory=dict)  # the option taken of each group; filled in by compose
+    algo: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    reg: dict[str, Any] = field(default_factory=dict)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    val: ValConfig = field(default_factory=ValConfig)
+    test: TestConfig = field(default_factory=TestConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
+
+
+def check(config: Config) -> None:
+    """Refuse values out of range, with the key as it is typed."""
+    for key, choices in {
+        "job": JOBS,
+        "train.on_nonfinite": POLICIES,
+        "optim.name": OPTIMIZERS,
+        "optim.schedule": SCHEDULES,
+        "device.name": DEVICES,
+        "device.precision": PRECISIONS,
+        "logger.name": LOGGERS,
+        "diagnostics.level": ("off", "basic"),
+    }.items():
+        _one_of(config, key, choices)
+    for key in ("train.steps", "train.tasks", "train.log_every", "train.eval_every", "train.checkpoint_every"):
+        _at_least(config, key, 1)
+    for key in ("val.tasks", "test.tasks", "optim.halve_every", "device.threads"):
+        _at_least(config, key, 1)
+    for key in ("seed", "test.steps", "optim.weight_decay", "optim.momentum"):
+        _at_least(config, key, 0)
+    for key in ("optim.lr", "optim.eps", "optim.clip", "train.max_minutes"):
+        _positive(config, key)
+    _check_device_choices(config.device)
+
+
+def get(config: Any, key: str) -> Any:
+    """The value at a dotted key."""
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _one_of(config: Config, key: str, choices: tuple[str, ...]) -> None:
+    if get(config, key) not in choices:
+        raise SettingError(key, get(config, key), "choices: " + ", ".join(choices))
+
+
+def _at_least(config: Config, key: str, low: int) -> None:
+    value = get(config, key)
+    if value is not None and not low <= value < 2**63:
+        raise SettingError(key, value, f"must be at least {low}")
+
+
+def _positive(config: Config, key: str) -> None:
+    value = get(config, key)
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise SettingError(key, value, "must be above 0 and finite")
+
+
+def _check_device_choices(device: DeviceConfig) -> None:
+    size = device.chunk_size
+    if not (size in ("auto", None) or (isinstance(size, int) and not isinstance(size, bool) and size >= 1)):
+        raise SettingError("device.chunk_size", size, "choices: auto, null (all tasks at once), a number of at least 1")
+    if device.compile not in ("auto", True, False):
+        raise SettingError("device.compile", device.compile, "choices: auto, true, false")

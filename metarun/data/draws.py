@@ -1,0 +1,50 @@
+"""Random numbers that are a function of where they are used, not of what was drawn before.
+
+NumPy's Philox is counter-based: its state is a key and a 256-bit counter, and the stream is fixed across versions.
+With key = seed and counter = (word, step, split, 0), task i of a step owns the words i W .. (i+1) W - 1. So episode
+(seed, split, step, i) is the same whichever tasks are drawn beside it, by whom and in which order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metarun.types import Split
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+WORDS_PER_BLOCK = 4  # Philox yields four 64-bit words for each value of its counter
+
+Bits = NDArray[np.uint64]
+
+
+def random_bits(split: Split, seed: int, step: int, tasks: range, words: int) -> Bits:
+    """64-bit words [T, words] of the given tasks."""
+    blocks = -(-words // WORDS_PER_BLOCK)
+    counter = [tasks.start * blocks, step, SPLITS.index(split), 0]
+    raw = np.random.Philox(key=seed, counter=counter).random_raw(len(tasks) * blocks * WORDS_PER_BLOCK)
+    return raw.reshape(len(tasks), -1)[:, :words]
+
+
+def uniform(bits: Bits, low: float, high: float) -> NDArray[np.float64]:
+    """Words -> float64 in [low, high)."""
+    return low + (high - low) * ((bits >> np.uint64(11)) * 2.0**-53)
+
+
+def normal(bits_a: Bits, bits_b: Bits) -> NDArray[np.float64]:
+    """Two words each -> standard normals, by Box and Muller."""
+    radius = np.sqrt(-2 * np.log1p(-uniform(bits_a, 0, 1)))
+    return radius * np.cos(uniform(bits_b, 0, 2 * np.pi))
+
+
+def choose(bits: Bits, count: int) -> NDArray[np.intp]:
+    """[..., C] words -> [..., count] distinct indices below C in uniformly random order.
+
+    The positions of the `count` smallest words, in the order of the words.
+    """
+    if count < bits.shape[-1]:
+        smallest = np.argpartition(bits, count - 1, axis=-1)[..., :count]
+    else:
+        smallest = np.broadcast_to(np.arange(bits.shape[-1]), bits.shape)
+    order = np.argsort(np.take_along_axis(bits, smallest, -1), axis=-1, kind="stable")
+    return np.take_along_axis(smallest, order, -1)

@@ -1,0 +1,91 @@
+"""Where and how the arithmetic runs: device, precision, chunking of the task axis, compilation."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.config import DeviceConfig
+from metarun.errors import SettingError
+from metarun.types import Batch, EpisodeSpec, Params, Task
+
+log = logging.getLogger(__name__)
+
+CPU_ROWS_PER_CHUNK = 320
+"""Rows of images that one chunk of tasks should hold on a CPU: beyond that, the activations fall out of its caches."""
+
+SMALL_MODEL = 20_000
+"""Weights below which a step is bound by launching kernels, so that compiling it pays (MLP 40-40 has 1761)."""
+
+COMPILE_PAYS_AFTER = 5_000
+"""Outer steps after which the half minute that compiling takes is won back on such a model."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Moves tensors to the device in its precision, and decides how a function of many tasks is run."""
+
+    device: torch.device
+    dtype: torch.dtype
+    chunk_size: int | str | None
+    compile: bool | str
+
+    def params(self, params: Params) -> Params:
+        return {k: self.inputs(v) for k, v in params.items()}
+
+    def inputs(self, x: Tensor) -> Tensor:
+        return x.to(self.device, self.dtype if x.is_floating_point() else None)
+
+    def task(self, task: Task) -> Task:
+        return Task(*(Batch(self.inputs(b.x), self.inputs(b.y)) for b in task))
+
+    def chunk(self, spec: EpisodeSpec, input_shape: tuple[int, ...]) -> int | None:
+        """How many tasks `vmap` handles at once; None for all."""
+        if self.chunk_size != "auto":
+            return self.chunk_size
+        if self.device.type != "cpu" or math.prod(input_shape) < 100:
+            return None
+        rows = spec.ways * (spec.shots + spec.queries)
+        return max(1, CPU_ROWS_PER_CHUNK // rows)
+
+    def compiled(self, function: Callable[..., Any], params: Params, steps: int) -> Callable[..., Any]:
+        """The function, compiled if the settings or the size of the work ask for it.
+
+        The decision depends on settings only, never on a clock: a resumed run must take the same one.
+        """
+        small = sum(p.numel() for p in params.values()) < SMALL_MODEL
+        pays = small and steps >= COMPILE_PAYS_AFTER and self.device.type == "cpu"
+        if self.compile is False or (self.compile == "auto" and not pays):
+            return function
+        if self.device.type == "cpu" and not any(shutil.which(c) for c in ("g++", "clang++", "cl")):
+            log.warning("device.compile=%s: no C++ compiler found, running uncompiled", self.compile)
+            return function
+        return torch.compile(function, dynamic=False)
+
+
+def place(settings: DeviceConfig) -> Placement:
+    """Apply the process-wide settings and choose the device; `SettingError` when it is not there."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(settings.deterministic)
+    name = _available() if settings.name == "auto" else settings.name
+    missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    if missing.get(name):
+        raise SettingError("device.name", name, f"this machine has none; choices: cpu, auto (here {_available()})")
+    if name == "mps" and settings.precision == "float64":
+        raise SettingError("device.precision", "float64", "mps has no float64; choices: float32")
+    dtype = getattr(torch, settings.precision)
+    return Placement(torch.device(name), dtype, settings.chunk_size, settings.compile)
+
+
+def _available() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,1 @@
+"""Convergence and stability measures: pure functions of what training has computed anyway."""

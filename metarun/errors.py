@@ -1,0 +1,44 @@
+"""Errors that a user can act on: one line with the key, its value and what would be valid."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what was typed or in what was found on disk; the message is one complete line."""
+
+
+class SettingError(UserError):
+    """A setting has a value that cannot work.
+
+    A component knows only its own field names; whoever builds it calls `under("algo")` so that the
+    user reads the key as it is typed on the command line.
+    """
+
+    def __init__(self, key: str, value: object, expected: str) -> None:
+        super().__init__(f"{key}={value}: {expected}")
+        self.key, self.value, self.expected = key, value, expected
+
+    def under(self, group: str) -> SettingError:
+        return SettingError(f"{group}.{self.key}", self.value, self.expected)
+
+
+class NonFinite(Exception):
+    """A loss or a meta-gradient is NaN or infinite; raised before the optimizer moves."""
+
+
+def require(holds: bool, key: str, value: object, expected: str) -> None:
+    """Raise `SettingError` unless `holds`."""
+    if not holds:
+        raise SettingError(key, value, expected)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Say which valid names are close to `name`, or list them all when none is."""
+    valid = sorted(str(v) for v in valid)
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(close) + "?"
+    return "choices: " + ", ".join(valid) if valid else "there are no choices"

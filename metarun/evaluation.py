@@ -1,0 +1,115 @@
+"""Scores on fixed episodes: the mean over tasks and its 95 % interval after every adaptation step."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from metarun.device import Placement
+from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Split, Task
+
+EPISODE_SEED = 0
+"""Validation and test episodes do not depend on the run's seed, so that runs are compared on the same tasks."""
+
+TASKS_PER_DRAW = 50
+REFERENCE_INPUTS = 512
+"""Training images that population statistics are measured on."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Fixed episodes of one split, and how a learner is scored on them."""
+
+    dataset: Dataset
+    split: Split
+    spec: EpisodeSpec
+    tasks: int
+    steps: int  # adaptation steps to report
+    placement: Placement
+
+    def __call__(self, algorithm: Algorithm, params: Params) -> Evaluation:
+        reference = self.placement.inputs(self.dataset.reference_inputs(REFERENCE_INPUTS))
+        calibrated = _with_model(algorithm, algorithm.model.calibrated(params, reference))
+        chunk = self.placement.chunk(self.spec, self.dataset.input_shape())
+        digest, parts = hashlib.sha256(), []
+        for start in range(0, self.tasks, TASKS_PER_DRAW):
+            indices = range(start, min(start + TASKS_PER_DRAW, self.tasks))
+            drawn = self.dataset.episodes(self.split, EPISODE_SEED, 0, indices, self.spec)
+            _update(digest, drawn)
+            parts.append(adaptation_curves(calibrated, params, self.placement.task(drawn), self.steps, chunk))
+        losses, scores = (torch.cat(p).T for p in zip(*parts, strict=True))
+        headline = min(algorithm.test_inner_steps, len(scores) - 1)
+        return Evaluation(losses, scores, headline, algorithm.loss.higher_is_better, digest.hexdigest())
+
+
+class Evaluation(NamedTuple):
+    """The result of an evaluator; rows are adaptation steps 0, 1, ..., columns tasks."""
+
+    losses: Tensor
+    scores: Tensor
+    headline: int  # the adaptation step whose figure is the result
+    higher_is_better: bool
+    episodes_sha256: str
+
+    @property
+    def mean(self) -> float:
+        return mean_and_interval(self.scores[self.headline])[0]
+
+    @property
+    def ci95(self) -> float:
+        return mean_and_interval(self.scores[self.headline])[1]
+
+    @property
+    def error(self) -> float:
+        """Lower is better: the mean itself for an error measure, 1 - mean for an accuracy."""
+        return 1 - self.mean if self.higher_is_better else self.mean
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Mean and interval of the reported figure, and the mean loss, after every step."""
+        rows = []
+        for step, (scores, losses) in enumerate(zip(self.scores, self.losses, strict=True)):
+            mean, ci95 = mean_and_interval(scores)
+            rows.append({"step": step, "mean": mean, "ci95": ci95, "loss": float(losses.double().mean())})
+        return rows
+
+
+def mean_and_interval(values: Tensor) -> tuple[float, float]:
+    """Mean over tasks and 1.96 sd / sqrt(n), the half-width that the field prints (sd with n - 1)."""
+    values = values.double()
+    spread = float(values.std()) if len(values) > 1 else math.nan
+    return float(values.mean()), 1.96 * spread / math.sqrt(len(values))
+
+
+def adaptation_curves(
+    algorithm: Algorithm, params: Params, tasks: Task, steps: int, chunk: int | None
+) -> tuple[Tensor, Tensor]:
+    """Query losses and scores of each task [T, steps + 1] after 0 .. steps adaptation steps ([T, 1] without steps)."""
+
+    def one(task: Task) -> tuple[Tensor, Tensor]:
+        losses, scores = [], []
+        for adapted in algorithm.adaptations(params, task.support, steps):
+            prediction = algorithm.predict(adapted, task.query.x)
+            losses.append(algorithm.loss(prediction, task.query.y))
+            scores.append(algorithm.loss.score(prediction, task.query.y))
+        return torch.stack(losses), torch.stack(scores)
+
+    with torch.no_grad():
+        losses, scores = vmap(one, chunk_size=chunk)(tasks)
+    return losses.cpu(), scores.cpu()
+
+
+def _with_model(algorithm: Algorithm, model: Any) -> Algorithm:
+    import dataclasses
+
+    return algorithm if model is algorithm.model else dataclasses.replace(algorithm, model=model)
+
+
+def _update(digest: Any, task: Task) -> None:
+    for tensor in (*task.support, *task.query):
+        digest.update(tensor.contiguous().numpy().tobytes())

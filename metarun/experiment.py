@@ -1,0 +1,137 @@
+"""Settings become the objects of a run: data, network, learner, regularizer, and the episodes they meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from metarun import catalogue
+from metarun.build import build, locate
+from metarun.config import Config, check
+from metarun.device import Placement, place
+from metarun.errors import SettingError, UserError
+from metarun.evaluation import Evaluator
+from metarun.losses import loss_for
+from metarun.trainer import Trainer
+from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Regularizer
+
+TRAINING_SIZE = ("train_ways", "train_shots")
+"""Keys of `algo` that change the training episodes, not the algorithm."""
+
+EPISODE_SIZE = ("ways", "shots", "queries", "test_queries")
+"""Keys of `data` that size the episodes, not the data set."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    config: Config
+    dataset: Dataset
+    algorithm: Algorithm  # sized for training episodes
+    tested: Algorithm  # the same, sized for test episodes
+    regularizer: Regularizer
+    train_spec: EpisodeSpec
+    test_spec: EpisodeSpec
+    placement: Placement
+
+    def trainer(self) -> Trainer:
+        config = self.config
+        validator = self.evaluator("val", config.val.tasks, self.tested.test_inner_steps)
+        return Trainer(
+            algorithm=self.algorithm,
+            dataset=self.dataset,
+            spec=self.train_spec,
+            regularizer=self.regularizer,
+            settings=config.train,
+            optim=config.optim,
+            placement=self.placement,
+            seed=config.seed,
+            validate=lambda params: validator(self.tested, params),
+            measures=config.diagnostics.level != "off",
+        )
+
+    def tester(self) -> Evaluator:
+        steps = max(self.config.test.steps, self.tested.test_inner_steps)
+        return self.evaluator("test", self.config.test.tasks, steps)
+
+    def evaluator(self, split: Any, tasks: int, steps: int) -> Evaluator:
+        return Evaluator(self.dataset, split, self.test_spec, tasks, steps, self.placement)
+
+    def initial_params(self) -> Params:
+        return self.placement.params(self.algorithm.init(self.config.seed))
+
+
+def assemble(config: Config) -> Experiment:
+    """Check everything that can be checked before the first step, then build."""
+    check(config)
+    placement = place(config.device)
+    dataset = build_dataset(config)
+    refuse_senseless_pair(config, dataset)
+    train_spec, test_spec = episode_sizes(config)
+    refuse_impossible_episodes(config, dataset, train_spec, test_spec)
+    algorithm = build_learner(config, dataset, train_spec.ways)
+    tested = build_learner(config, dataset, test_spec.ways)
+    if algorithm.head and dataset.outputs(train_spec.ways) != dataset.outputs(test_spec.ways):
+        needed = f"must equal data.ways={test_spec.ways}: this algorithm's network has one output per class"
+        raise SettingError("algo.train_ways", train_spec.ways, needed)
+    regularizer = build("reg", config.reg, config.trusted_modules)
+    return Experiment(config, dataset, algorithm, tested, regularizer, train_spec, test_spec, placement)
+
+
+def build_dataset(config: Config) -> Dataset:
+    node = {k: v for k, v in config.data.items() if k not in EPISODE_SIZE}
+    return build("data", node, config.trusted_modules)
+
+
+def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:
+    """The algorithm with its network, for episodes of so many ways."""
+    node = {k: v for k, v in config.algo.items() if k not in TRAINING_SIZE}
+    head = locate("algo", node, config.trusted_modules).head
+    outputs = dataset.outputs(ways) if head else None
+    shape = dataset.input_shape()
+    model = build("model", config.model, config.trusted_modules, input_shape=shape, outputs=outputs)
+    return build("algo", node, config.trusted_modules, model=model, loss=loss_for(dataset.kind), ways=ways)
+
+
+def episode_sizes(config: Config) -> tuple[EpisodeSpec, EpisodeSpec]:
+    """Of training and of test episodes."""
+    data, algo = config.data, config.algo
+    for key in EPISODE_SIZE:
+        if not isinstance(data.get(key), int) or isinstance(data.get(key), bool) or data[key] < 1:
+            raise SettingError(f"data.{key}", data.get(key), "must be a whole number of at least 1")
+    for key in TRAINING_SIZE:
+        value = algo.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise SettingError(f"algo.{key}", value, "must be a whole number of at least 1, or null for the test's")
+    ways, shots = algo.get("train_ways") or data["ways"], algo.get("train_shots") or data["shots"]
+    train = EpisodeSpec(ways, shots, data["queries"])
+    return train, EpisodeSpec(data["ways"], data["shots"], data["test_queries"])
+
+
+def refuse_senseless_pair(config: Config, dataset: Dataset) -> None:
+    algorithm = locate("algo", config.algo, config.trusted_modules)
+    if dataset.kind not in algorithm.kinds:
+        algos = ", ".join(catalogue.algorithms_for(dataset.kind))
+        sets = ", ".join(name for kind in algorithm.kinds for name in catalogue.datasets_of(kind))
+        raise UserError(
+            f"algo={name_of('algo', config)} data={name_of('data', config)}: this algorithm needs "
+            f"{' or '.join(algorithm.kinds)}, the data set is {dataset.kind}; "
+            f"for these data choose algo={algos}; for this algorithm choose data={sets}"
+        )
+
+
+def refuse_impossible_episodes(config: Config, dataset: Dataset, train: EpisodeSpec, test: EpisodeSpec) -> None:
+    trained = {k: f"algo.train_{k}" for k in ("ways", "shots") if config.algo.get(f"train_{k}")}
+    for split, spec, keys in (("train", train, trained), ("val", test, {}), ("test", test, {})):
+        names = {"ways": "data.ways", "shots": "data.shots"}
+        names["queries"] = "data.queries" if split == "train" else "data.test_queries"
+        try:
+            dataset.check(split, spec)
+        except SettingError as error:
+            key = {**names, **keys}.get(error.key, f"data.{error.key}")
+            raise SettingError(key, error.value, error.expected) from error
+
+
+def name_of(group: str, config: Config) -> str:
+    """The option chosen for the group, or the class's name where the settings were not composed."""
+    target = getattr(config, group).get("_target_", "?")
+    return config.choices.get(group) or str(target).rpartition(".")[2]

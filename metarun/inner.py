@@ -1,0 +1,60 @@
+"""The one descent loop: steps of a rule on an objective, each state yielded so that callers can watch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.func import grad
+
+from metarun.linalg import axpy, scale
+from metarun.types import Params
+
+Objective = Callable[[Params, int], Tensor]
+"""phi, step number -> a scalar; the number lets an objective use another mini-batch at each step."""
+
+
+class Rule(NamedTuple):
+    """How a gradient becomes a step: pure functions of the gradient and a carried state."""
+
+    init: Callable[[Params], Any]
+    step: Callable[[Params, Any], tuple[Params, Any]]
+
+
+def sgd(lr: float) -> Rule:
+    """step = lr * g."""
+    return Rule(init=lambda _: None, step=lambda g, state: (scale(lr, g), state))
+
+
+def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
+    """Adam with beta1 = 0, as Reptile's inner loop: v <- beta2 v + (1 - beta2) g^2,
+    step = lr * g / (sqrt(v / (1 - beta2^k)) + eps)."""
+
+    def init(params: Params) -> Any:
+        return {k: p * 0 for k, p in params.items()}, 0
+
+    def step(g: Params, state: Any) -> tuple[Params, Any]:
+        v, count = state
+        v = {k: beta2 * v[k] + (1 - beta2) * g[k] ** 2 for k in g}
+        correction = 1 - beta2 ** (count + 1)
+        return {k: lr * g[k] / ((v[k] / correction).sqrt() + eps) for k in g}, (v, count + 1)
+
+    return Rule(init, step)
+
+
+def descend(objective: Objective, start: Params, rule: Rule, steps: int) -> Iterator[Params]:
+    """phi_0 = start; phi_{k+1} = phi_k - rule(grad objective(phi_k, k)). Yields phi_0 ... phi_steps."""
+    phi, state = start, rule.init(start)
+    yield phi
+    for k in range(steps):
+        step, state = rule.step(grad(objective)(phi, k), state)
+        phi = axpy(-1.0, step, phi)
+        yield phi
+
+
+def final(states: Iterator[Params]) -> Params:
+    """The last state of a descent, without keeping the others."""
+    for phi in states:
+        pass
+    return phi

@@ -1,0 +1,149 @@
+"""The jobs of the command line: train (then test), and evaluate a run that was trained before."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metarun import checkpoint
+from metarun.config import Config
+from metarun.errors import NonFinite, SettingError, UserError
+from metarun.experiment import Experiment, assemble
+from metarun.record import RunFolder
+from metarun.session import Session
+from metarun.sinks import Sink
+from metarun.sinks.console import console_sink
+from metarun.sinks.jsonl import JsonLines
+from metarun.summary import describe_end, describe_run, describe_test, title
+from metarun.trainer import State, train
+from metarun.types import Params
+
+log = logging.getLogger(__name__)
+
+WORST = 1e9
+"""What a sweeper is told of a run without a finite validation figure: finite, and worse than any."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job ends with: the summary that is also in summary.json, and the objects to go on with."""
+
+    status: str  # completed, time is up, interrupted
+    summary: dict[str, Any]
+    folder: Path
+    params: Params = field(repr=False)
+    experiment: Experiment = field(repr=False)
+
+    @property
+    def objective(self) -> float:
+        """For a sweeper to minimise: the best validation error (1 - accuracy, or the MSE); always finite."""
+        return min(self.summary["val_error"], WORST)
+
+
+def run(config: Config, folder: str | Path) -> Result:
+    """Do `config.job`, leaving its record in `folder`."""
+    experiment = assemble(config)
+    record = RunFolder(Path(folder))
+    state = experiment.trainer().start()
+    if config.job == "evaluate":
+        return evaluate_job(experiment, record, state)
+    return train_job(experiment, record, state)
+
+
+def train_job(experiment: Experiment, record: RunFolder, state: State) -> Result:
+    """Train, from the start or from where a run stopped, then test the best checkpoint."""
+    if experiment.config.resume:
+        checkpoint.restore(record.last, state)
+        record.forget_after(state.step)
+    with open_run(experiment, record, state) as active:
+        with active.session.signals():
+            active.status = train(experiment.trainer(), state, active.session)
+        if active.status != "interrupted":
+            if record.best.exists():
+                checkpoint.restore_params(record.best, state.params)
+            test(active, state.params)
+    return Result(active.status, active.summary, record.path, state.params, experiment)
+
+
+def evaluate_job(experiment: Experiment, record: RunFolder, state: State) -> Result:
+    """Test the best checkpoint of `config.run`, with whatever was changed on the command line."""
+    if not experiment.config.run:
+        raise SettingError("run", None, "job=evaluate needs the folder of a run, as run=outputs/DATE/TIME-maml-sinusoid")
+    source = RunFolder(Path(experiment.config.run))
+    checkpoint.restore(source.best if source.best.exists() else source.last, state)
+    with open_run(experiment, record, state) as active:
+        active.summary["evaluated_run"] = str(source.path)
+        test(active, state.params)
+        active.status = "completed"
+    return Result(active.status, active.summary, record.path, state.params, experiment)
+
+
+@dataclass
+class ActiveRun:
+    """A run whose folder and sinks are open."""
+
+    experiment: Experiment
+    record: RunFolder
+    session: Session
+    summary: dict[str, Any]
+    status: str = "failed"
+    reason: str = ""
+
+
+@contextlib.contextmanager
+def open_run(experiment: Experiment, record: RunFolder, state: State) -> Iterator[ActiveRun]:
+    """Write the folder's first files, start the sinks; at the end, however it comes, complete summary and sinks."""
+    config = experiment.config
+    record.create(dataclasses.asdict(config))
+    members = getattr(experiment.dataset, "members", None)
+    if members:
+        record.write_json("split.json", members)
+    sinks = build_sinks(config, record.path)
+    summary = describe_run(experiment, str(record.path))
+    record.write_json("summary.json", summary)
+    session = Session(record, sinks, config.train.steps, config.train.tasks)
+    active = ActiveRun(experiment, record, session, summary)
+    run_facts = {"name": record.path.name, "folder": str(record.path), "title": title(summary), "step": state.step}
+    run_facts |= {"steps": config.train.steps, "metric": summary["metric"], "config": dataclasses.asdict(config)}
+    for sink in sinks:
+        sink.start(run_facts)
+    try:
+        yield active
+    except NonFinite as error:
+        active.status, active.reason = "diverged", str(error)
+        kept = f"; the last good checkpoint is {record.last}" if record.last.exists() else ""
+        raise UserError(f"diverged: {error}{kept}") from error
+    finally:
+        summary |= describe_end(state, config.train.tasks, active.status, active.reason)
+        record.write_json("summary.json", summary)
+        for sink in sinks:
+            sink.finish(summary)
+
+
+def test(active: ActiveRun, params: Params) -> None:
+    """Score the meta-parameters on the fixed test episodes."""
+    tester = active.experiment.tester()
+    active.session.noted(f"testing on {tester.tasks} tasks ...")
+    evaluation = tester(active.experiment.tested, params)
+    active.summary |= describe_test(evaluation, params)
+    per_task = {"episodes_sha256": evaluation.episodes_sha256, "scores": evaluation.scores.tolist()}
+    active.record.write_json("test.json", per_task)
+    active.session.tested(evaluation, step=active.summary.get("best_step", 0))
+
+
+def build_sinks(config: Config, folder: Path) -> list[Sink]:
+    sinks: list[Sink] = [JsonLines(folder), console_sink()]
+    if config.logger.name == "wandb":
+        from metarun.sinks.wandb import WandB
+
+        sinks.append(WandB(folder, config.logger.project))
+    if config.logger.name == "tensorboard":
+        from metarun.sinks.tensorboard import TensorBoard
+
+        sinks.append(TensorBoard(folder))
+    return sinks

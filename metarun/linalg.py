@@ -1,0 +1,83 @@
+"""Algebra on dictionaries of tensors: vectors of parameter space, and the solver that iMAML needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad, vjp
+
+from metarun.types import Params
+
+
+def axpy(a: float | Tensor, x: Params, y: Params) -> Params:
+    """a x + y."""
+    return {k: y[k] + a * x[k] for k in y}
+
+
+def sub(x: Params, y: Params) -> Params:
+    return {k: x[k] - y[k] for k in x}
+
+
+def scale(a: float | Tensor, x: Params) -> Params:
+    return {k: a * v for k, v in x.items()}
+
+
+def dot(x: Params, y: Params) -> Tensor:
+    """<x, y>, a scalar."""
+    return torch.stack([(x[k] * y[k]).sum() for k in x]).sum()
+
+
+def norm(x: Params) -> Tensor:
+    return dot(x, x).sqrt()
+
+
+def select(mask: Tensor, x: Params, y: Params) -> Params:
+    """x where the scalar boolean holds, else y; `vmap` knows no `if`."""
+    return {k: torch.where(mask, x[k], y[k]) for k in x}
+
+
+def hessian_product(objective: Callable[[Params], Tensor], at: Params) -> Callable[[Params], Params]:
+    """v -> H v, where H is the Hessian of `objective` at `at`.
+
+    H is symmetric, so the vector-Jacobian product of the gradient is H v. Its graph is recorded once
+    and each product costs one backward pass through it.
+    """
+    _, pullback = vjp(grad(objective), at)
+    return lambda v: pullback(v)[0]
+
+
+class Solution(NamedTuple):
+    x: Params
+    residual: Tensor  # |A x - b| / |b|
+    min_curvature: Tensor  # least p'Ap / p'p met on the way; negative: A is not positive definite
+
+
+def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: int) -> Solution:
+    """Solve A x = b with a fixed number of conjugate-gradient steps from x = 0.
+
+    `product` is v -> A v with A symmetric. The count is fixed because `vmap` allows no data-dependent
+    stop. A direction p with p'Ap <= 0 shows that A is not positive definite, where a further step would
+    leave the minimiser for a saddle: the iterate is frozen there, and `min_curvature` tells. If that
+    is the very first direction, x = b is returned (for iMAML the first-order meta-gradient) and not 0.
+    """
+    x, r, p = scale(0.0, b), b, b
+    rr = dot(r, r)
+    tiny = torch.finfo(rr.dtype).tiny
+    active = rr > tiny  # r = 0 means solved: dividing by it would give NaN
+    curvature = torch.full_like(rr, torch.inf)
+    for k in range(steps):
+        ap = product(p)
+        pap, pp = dot(p, ap), dot(p, p)
+        curvature = torch.where(active, torch.minimum(curvature, pap / pp.clamp_min(tiny)), curvature)
+        if k == 0:
+            x, r = select(pap > 0, x, b), select(pap > 0, r, sub(b, ap))
+        active = active & (pap > 0)
+        step = torch.where(active, rr / torch.where(active, pap, 1.0), 0.0)
+        x, r = axpy(step, p, x), axpy(-step, ap, r)
+        rr_next = dot(r, r)
+        p = axpy(rr_next / rr.clamp_min(tiny), p, r)
+        rr, active = rr_next, active & (rr_next > tiny)
+    return Solution(x, norm(r) / norm(b).clamp_min(tiny), curvature)

@@ -1,0 +1,81 @@
+"""A network as a frozen value: blocks of (linear map, normalisation, ReLU), a readout and an optional head.
+
+`conv4.py` and `mlp.py` are functions that fill one in. Weights are passed to every call, so that `vmap` can give each
+task its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, relu
+from torch.nn.init import xavier_uniform_
+
+from metarun.models.norm import BATCH_NORMS, Moments, check_norm, moments, normalise
+from metarun.types import Params
+
+Stats = tuple[Moments, ...]
+"""The moments of each block's normalisation, first to last."""
+
+
+@dataclass(frozen=True)
+class Network:
+    shapes: tuple[tuple[int, ...], ...]  # of the blocks' weights; the first axis is the output channel
+    linear: Callable[[Tensor, Tensor], Tensor]  # x, weight -> the linear part of a block
+    prepare: Callable[[Tensor], Tensor]  # the input
+    after: Callable[[Tensor], Tensor]  # each ReLU
+    readout: Callable[[Tensor], Tensor]  # the last feature map -> [B, D]
+    features: int  # D
+    outputs: int | None  # of the head; None: the network ends in its features
+    norm: str
+    fixed: Stats | None = None  # population statistics, once measured
+
+    def __post_init__(self) -> None:
+        check_norm(self.norm)
+
+    def init(self, seed: int) -> Params:
+        """Xavier-uniform weights (Glorot, Bengio 2010), gains 1, shifts and head bias 0."""
+        generator = torch.Generator().manual_seed(seed)
+        params = {}
+        for i, shape in enumerate(self.shapes):
+            params[f"block{i}.weight"] = xavier_uniform_(torch.empty(shape), generator=generator)
+            params[f"block{i}.shift"] = torch.zeros(shape[0])
+            if self.norm != "none":
+                params[f"block{i}.gain"] = torch.ones(shape[0])
+        if self.outputs is not None:
+            head = torch.empty(self.outputs, self.features)
+            params["head.weight"] = xavier_uniform_(head, generator=generator)
+            params["head.bias"] = torch.zeros(self.outputs)
+        return params
+
+    def apply(self, params: Params, x: Tensor, stats: Stats | None = None) -> Tensor:
+        """[B, ...] -> [B, outputs], or [B, D] without a head; `stats` replace the batch's own moments."""
+        h = self.prepare(x)
+        given = stats if stats is not None else self.fixed
+        for i in range(len(self.shapes)):
+            h = self.linear(h, params[f"block{i}.weight"])
+            h = self._normalise(params, i, h, given[i] if given else None)
+        h = self.readout(h)
+        return h if self.outputs is None else linear(h, params["head.weight"], params["head.bias"])
+
+    def query_stats(self, params: Params, support_x: Tensor) -> Stats | None:
+        return self.measure(params, support_x) if self.norm == "support" else None
+
+    def calibrated(self, params: Params, x: Tensor) -> Network:
+        return replace(self, fixed=self.measure(params, x)) if self.norm == "population" else self
+
+    def measure(self, params: Params, x: Tensor) -> Stats:
+        """The moments that each block's normalisation meets on the batch x."""
+        h, stats = self.prepare(x), []
+        for i in range(len(self.shapes)):
+            h = self.linear(h, params[f"block{i}.weight"])
+            stats.append(moments(h))
+            h = self._normalise(params, i, h, stats[i] if self.norm in BATCH_NORMS else None)
+        return tuple(stats)
+
+    def _normalise(self, params: Params, i: int, h: Tensor, given: Moments | None) -> Tensor:
+        h = normalise(h, params.get(f"block{i}.gain"), params[f"block{i}.shift"], self.norm, given)
+        return self.after(relu(h))

@@ -1,0 +1,86 @@
+"""The run folder: what a run leaves behind, and how another job reads it again.
+
+    config.yaml     all settings, resolved            split.json       the class names of each split
+    metrics.jsonl   every number of training and validation, the same bytes for the same settings and machine
+    timing.jsonl    what a clock or the memory said at the same steps (never the same twice)
+    test.json       each test task's figure after each adaptation step
+    summary.json    the result and all that belongs beside it; written at the start too, and when a run stops
+    checkpoints/    last.pt, best.pt, and their predecessors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metarun.errors import UserError
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last = path / "checkpoints" / "last.pt"
+        self.best = path / "checkpoints" / "best.pt"
+
+    def create(self, config: dict[str, Any]) -> None:
+        """Make the folder and store the settings in it."""
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            self._replace("config.yaml", yaml.safe_dump(config, sort_keys=False))
+        except OSError as error:
+            raise UserError(f"hydra.run.dir={self.path}: cannot be written ({error.strerror})") from error
+
+    def config(self) -> dict[str, Any]:
+        """The stored settings; `UserError` when this is no run folder."""
+        try:
+            stored = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            stored = None
+        if not isinstance(stored, dict):
+            raise UserError(f"{self.path}: is no run folder of metarun (it has no readable config.yaml)")
+        return stored
+
+    def write_json(self, name: str, values: Any) -> None:
+        self._replace(name, json.dumps(finite(values), indent=2) + "\n")
+
+    def read_summary(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def forget_after(self, step: int) -> None:
+        """Drop records of steps that will be done again, and a line that was cut off in writing."""
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            path = self.path / name
+            if path.exists():
+                kept = [line for line in path.read_text(encoding="utf-8").splitlines(True) if _kept(line, step)]
+                self._replace(name, "".join(kept))
+
+    def _replace(self, name: str, text: str) -> None:
+        temporary = self.path / (name + ".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+
+def _kept(line: str, step: int) -> bool:
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def finite(values: Any) -> Any:
+    """NaN and infinity become null: JSON has no word for them."""
+    if isinstance(values, dict):
+        return {str(k): finite(v) for k, v in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [finite(v) for v in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

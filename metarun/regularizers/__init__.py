@@ -1,0 +1,1 @@
+"""Penalties on the meta-parameters, usable with any algorithm."""

@@ -1,0 +1,74 @@
+"""Settings of a run that exists: what `resume=` and `job=evaluate run=` start from, and what may be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metarun.config import Config
+from metarun.errors import UserError
+from metarun.record import RunFolder
+
+CONTROL = ("resume", "run", "job", "choices")
+RESUMABLE = ("train.steps", "train.max_minutes", "train.checkpoint_every", "test", "logger", "device.threads")
+"""What a resumed run may change; anything else would make it another run."""
+
+
+def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[Sequence[str]], Config]) -> Config:
+    """The settings to run: the composed ones, or those of the named run with the command line's changes applied.
+
+    The changes are what the overrides alter against the same composition without them; the stored settings
+    decide everything else, so that a newer metarun's defaults do not slip into an old run.
+    """
+    source = config.resume or (config.run if config.job == "evaluate" else None)
+    if source is None:
+        return config
+    stored = RunFolder(Path(source)).config()
+    groups = [f"{group}={option}" for group, option in stored.get("choices", {}).items()]
+    typed = [o for o in overrides if o.partition("=")[0] not in CONTROL]
+    base, changed = (OmegaConf.structured(compose([*groups, *more])) for more in ([], typed))
+    changes = differences(_plain(base), _plain(changed))
+    if config.resume:
+        _refuse_other_run(changes, config.resume)
+    merged = _merge(stored, changes)
+    for key in CONTROL[:-1]:
+        merged[key] = getattr(config, key)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), merged))
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{source}: its settings are not those of this version ({reason})") from error
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> new value, where the two trees differ."""
+    found = {}
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            found |= differences(before, value, f"{prefix}{key}.")
+        elif value != before or key not in old:
+            found[prefix + key] = value
+    return found
+
+
+def _refuse_other_run(changes: dict[str, Any], folder: str) -> None:
+    for key in changes:
+        allowed = any(key == may or key.startswith(may + ".") for may in RESUMABLE)
+        if not allowed and not key.startswith("choices."):
+            raise UserError(f"{key}={changes[key]}: cannot change in resume={folder}; choices: {', '.join(RESUMABLE)}")
+
+
+def _merge(stored: dict[str, Any], changes: dict[str, Any]) -> Any:
+    merged = OmegaConf.create(stored)
+    for key, value in changes.items():
+        OmegaConf.update(merged, key, value, force_add=True)
+    return merged
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return OmegaConf.to_container(config)

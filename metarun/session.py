@@ -1,0 +1,94 @@
+"""One sitting of a training run: it listens to the trainer, keeps checkpoints, feeds the sinks, minds signals."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from metarun import checkpoint
+from metarun.diagnostics.doubts import doubts
+from metarun.evaluation import Evaluation
+from metarun.record import RunFolder
+from metarun.sinks import Record, Sink
+from metarun.trainer import State, Values
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """The `Watcher` of a run with a folder."""
+
+    def __init__(self, folder: RunFolder, sinks: Sequence[Sink], steps: int, tasks: int) -> None:
+        self.folder, self.sinks = folder, sinks
+        self.steps, self.tasks = steps, tasks
+        self.signal: int | None = None
+        self.doubted: set[str] = set()  # each doubt is told once
+        self.marked: tuple[int, float] | None = None  # step and time of the last training record
+
+    def stepped(self, state: State) -> None:
+        if self.marked is None:
+            self.marked = state.step, time.monotonic()
+        for sink in self.sinks:
+            sink.progress(state.step)
+
+    def trained(self, state: State, values: Values) -> None:
+        self._log(Record("train", state.step, values, self._speed(state) | {"seconds": state.seconds}))
+        for metric, message in doubts(values).items():
+            if metric not in self.doubted:
+                self.doubted.add(metric)
+                self.noted(message)
+
+    def validated(self, state: State, evaluation: Evaluation, improved: bool) -> None:
+        values = {"mean": evaluation.mean, "ci95": evaluation.ci95, "improved": improved}
+        self._log(Record("val", state.step, values, {"seconds": state.seconds}))
+        if improved:
+            checkpoint.save(self.folder.best, state)
+        self.marked = None  # validation is no part of the training speed
+
+    def tested(self, evaluation: Evaluation, step: int) -> None:
+        self._log(Record("test", step, {"mean": evaluation.mean, "ci95": evaluation.ci95}, {}))
+
+    def checkpoint(self, state: State) -> None:
+        checkpoint.save(self.folder.last, state)
+        self.marked = None
+
+    def noted(self, message: str) -> None:
+        log.warning(message)
+        for sink in self.sinks:
+            sink.note(message)
+
+    def stop_requested(self) -> bool:
+        return self.signal is not None
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM ask for a stop after the step at hand; a second one interrupts at once."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            self.signal = number
+
+        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _log(self, record: Record) -> None:
+        for sink in self.sinks:
+            sink.log(record)
+
+    def _speed(self, state: State) -> dict[str, float]:
+        """Tasks per second since the last record, and the time that the remaining steps will take at that rate."""
+        now, marked = time.monotonic(), self.marked
+        self.marked = state.step, now
+        if marked is None or state.step == marked[0]:
+            return {}
+        rate = (state.step - marked[0]) / (now - marked[1])
+        return {"tasks_per_second": self.tasks * rate, "seconds_left": (self.steps - state.step) / rate}

@@ -1,0 +1,102 @@
+"""Numbers as people read them: one line for a record, one table for a result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from metarun.sinks import Record
+
+SHOWN = ("loss", "loss_before", "accuracy", "grad_norm", "cg_residual")
+MAX_ROWS = 12
+
+
+def metrics_line(record: Record, metric: str) -> str:
+    """`loss 0.31  loss_before 3.0  ...  590 tasks/s`, or `val mse 0.25 +- 0.05`."""
+    values, timing = record.values, record.timing
+    if record.kind != "train":
+        best = "  (best so far)" if values.get("improved") else ""
+        return f"{record.kind} {metric} {figure(metric, values['mean'], values['ci95'])}{best}"
+    parts = [f"{name} {values[name]:.4g}" for name in SHOWN if name in values]
+    parts += [f"{timing['tasks_per_second']:.4g} tasks/s"] if "tasks_per_second" in timing else []
+    parts += [f"{clock(timing['seconds_left'])} left"] if "seconds_left" in timing else []
+    return "  ".join(parts)
+
+
+def figure(metric: str, mean: float, ci95: float | None) -> str:
+    """An accuracy in per cent, another figure as it is, with its interval."""
+    if mean is None:
+        return "not finite"
+    scale, unit, digits = (100, " %", 2) if metric == "accuracy" else (1, "", 4)
+    interval = "" if ci95 is None else f" +- {scale * ci95:.{digits}f}"
+    return f"{scale * mean:.{digits}f}{interval}{unit}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def result_table(summary: dict[str, Any]) -> Group:
+    """The test figure after each adaptation step, under what it was measured on, above the run folder."""
+    parts: list[Any] = [Text("")]
+    if summary.get("curve"):
+        parts += [Text(headline(summary), style="bold"), Text(conditions(summary)), _curve(summary)]
+    parts += [Text(line) for line in _ending(summary)]
+    return Group(*parts)
+
+
+def headline(summary: dict[str, Any]) -> str:
+    after = f" after {summary['headline_step']} adaptation steps" if len(summary["curve"]) > 1 else ""
+    number = figure(summary["metric"], summary["mean"], summary["ci95"])
+    return f"test {summary['metric']}: {number} (95 % interval, {summary['n_tasks']} tasks){after}"
+
+
+def conditions(summary: dict[str, Any]) -> str:
+    """What a figure must be read with."""
+    size = f"{summary['ways']}-way " if summary["kind"] == "classification" else ""
+    hashes = f"episodes {summary['episodes_sha256'][:12]}"
+    return (
+        f"{summary['algo']} on {summary['data']}, {size}{summary['shots']}-shot, {summary['test_queries']} queries"
+        f"{' a class' if size else ''}, split {summary['split']}, norm {summary['norm']}, {hashes}"
+    )
+
+
+def _curve(summary: dict[str, Any]) -> Table:
+    metric, curve = summary["metric"], summary["curve"]
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    for column in ("adaptation steps", f"test {metric}", "95 % interval", "query loss"):
+        table.add_column(column, justify="right")
+    for row in _some(curve, summary["headline_step"]):
+        mean = figure(metric, row["mean"], None)
+        ci95 = "+- " + figure(metric, row["ci95"], None) if row["ci95"] is not None else ""
+        loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
+        style = "bold" if row["step"] == summary["headline_step"] else ""
+        table.add_row(str(row["step"]), mean, ci95, loss, style=style)
+    return table
+
+
+def _some(curve: list[dict[str, Any]], headline: int) -> list[dict[str, Any]]:
+    """All rows, or of a long curve evenly spread ones with the first, the last and the headline."""
+    if len(curve) <= MAX_ROWS:
+        return curve
+    every = -(-len(curve) // (MAX_ROWS - 2))
+    return [r for r in curve if r["step"] % every == 0 or r["step"] in (headline, len(curve) - 1)]
+
+
+def _ending(summary: dict[str, Any]) -> list[str]:
+    lines = [f"{summary['status']}: {summary['steps_done']} steps, {clock(summary['seconds'])} of training"]
+    if summary.get("reason"):
+        lines.append(summary["reason"])
+    if summary.get("best_step"):
+        lines[0] += f", tested the checkpoint of step {summary['best_step']} (best validation)"
+    lines.append(f"run folder: {summary['run_dir']}")
+    if summary["status"] == "interrupted":
+        lines.append(f"continue with: metarun resume={summary['run_dir']}")
+    return lines

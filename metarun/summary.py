@@ -1,0 +1,103 @@
+"""summary.json: the result of a run and everything that has to stand beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from metarun.evaluation import Evaluation
+from metarun.experiment import Experiment, name_of
+from metarun.trainer import State
+from metarun.types import Params
+
+
+def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
+    """What is known before the first step."""
+    config, dataset = experiment.config, experiment.dataset
+    facts = dataset.facts()
+    size = {k: config.data[k] for k in ("ways", "shots", "queries", "test_queries")}
+    return {
+        "status": "running",
+        "algo": name_of("algo", config),
+        "data": name_of("data", config),
+        "kind": dataset.kind,
+        **size,
+        "train_ways": experiment.train_spec.ways,
+        "train_shots": experiment.train_spec.shots,
+        **facts,
+        "norm": config.model.get("norm"),
+        "first_order": config.algo.get("first_order"),
+        "reg": name_of("reg", config),
+        "seed": config.seed,
+        "metric": experiment.algorithm.loss.metric,
+        "device": str(experiment.placement.device),
+        "run_dir": folder,
+        "versions": versions(),
+    }
+
+
+def describe_test(evaluation: Evaluation, params: Params) -> dict[str, Any]:
+    """The test's figures and what they were taken on."""
+    return {
+        "mean": evaluation.mean,
+        "ci95": evaluation.ci95,
+        "n_tasks": evaluation.scores.shape[1],
+        "headline_step": evaluation.headline,
+        "curve": evaluation.curve(),
+        "episodes_sha256": evaluation.episodes_sha256,
+        "params_sha256": params_sha256(params),
+    }
+
+
+def describe_end(state: State, tasks: int, status: str, reason: str) -> dict[str, Any]:
+    """How far the run came, and how it ended."""
+    return {
+        "status": status,
+        "reason": reason,
+        "diverged": status == "diverged",
+        "steps_done": state.step,
+        "tasks_seen": state.step * tasks,
+        "best_step": state.best_step,
+        "val_error": state.best_error,
+        "seconds": state.seconds,
+        "tasks_per_second": state.step * tasks / state.seconds if state.seconds else None,
+        "peak_memory_mb": peak_memory_mb(),
+    }
+
+
+def params_sha256(params: Params) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        digest.update(name.encode())
+        digest.update(params[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def peak_memory_mb() -> float | None:
+    """The largest resident size of this process so far, or None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("metarun", "torch", "numpy", "hydra-core"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def title(summary: Mapping[str, Any]) -> str:
+    """The first line that a user reads."""
+    ways = f"{summary['train_ways']}-way " if summary["kind"] == "classification" else ""
+    task = f"{ways}{summary['train_shots']}-shot"
+    return f"metarun: {summary['algo']} on {summary['data']} ({task} training tasks), seed {summary['seed']}"

@@ -1,0 +1,210 @@
+"""The outer loop. It knows tasks, gradients and steps; it names no algorithm, data set or regularizer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+from metarun.config import OptimConfig, TrainConfig
+from metarun.device import Placement
+from metarun.diagnostics.gradients import GradientMoments, gradient_measures, gradient_moments
+from metarun.errors import NonFinite
+from metarun.evaluation import Evaluation, adaptation_curves
+from metarun.outer import apply_update, build_optimizer, clipped, global_norm, learning_rate
+from metarun.types import Algorithm, Dataset, EpisodeSpec, Metrics, Params, Regularizer, Task
+
+Values = dict[str, float]
+
+
+class MetaGradient(NamedTuple):
+    """One outer step's gradient, and what there is to say of it."""
+
+    mean: Params  # of the tasks' meta-gradients, plus the regularizer's gradient
+    metrics: Metrics  # each [T]
+    moments: GradientMoments
+    penalty: Tensor
+
+
+@dataclass
+class State:
+    """Everything that a step changes."""
+
+    params: Params
+    optimizer: torch.optim.Optimizer
+    step: int = 0  # outer steps done
+    best_error: float = float("inf")
+    best_step: int = 0
+    seconds: float = 0.0  # of training, over all sittings
+
+
+class Watcher(Protocol):
+    """Who is told what happened; returns nothing, decides nothing but when to stop."""
+
+    def stepped(self, state: State) -> None: ...
+
+    def trained(self, state: State, values: Values) -> None: ...
+
+    def validated(self, state: State, evaluation: Evaluation, improved: bool) -> None: ...
+
+    def checkpoint(self, state: State) -> None: ...
+
+    def noted(self, message: str) -> None: ...
+
+    def stop_requested(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What a training run is made of; `train` runs it."""
+
+    algorithm: Algorithm
+    dataset: Dataset
+    spec: EpisodeSpec
+    regularizer: Regularizer
+    settings: TrainConfig
+    optim: OptimConfig
+    placement: Placement
+    seed: int
+    validate: Callable[[Params], Evaluation]
+    measures: bool = True
+
+    def start(self) -> State:
+        params = self.placement.params(self.algorithm.init(self.seed))
+        return State(params, build_optimizer(self.optim, params))
+
+    def tasks(self, step: int) -> Task:
+        drawn = self.dataset.episodes("train", self.seed, step, range(self.settings.tasks), self.spec)
+        return self.placement.task(drawn)
+
+
+def train(trainer: Trainer, state: State, watcher: Watcher) -> str:
+    """Run outer steps until all are done, time is up or a stop is requested; returns which ("completed", ...)."""
+    meta_gradient = compiled_meta_gradient(trainer, state.params)
+    sitting = Clock(state.seconds)
+    while state.step < trainer.settings.steps:
+        outer_step(trainer, state, meta_gradient, watcher)
+        state.seconds = sitting.seconds()
+        after_step(trainer, state, watcher)
+        if watcher.stop_requested():
+            return stopped(state, watcher, "interrupted")
+        limit = trainer.settings.max_minutes
+        if limit is not None and state.seconds >= 60 * limit:
+            return stopped(state, watcher, "time is up")
+    return "completed"
+
+
+def outer_step(
+    trainer: Trainer, state: State, meta_gradient: Callable[..., MetaGradient], watcher: Watcher
+) -> None:
+    """Draw tasks, differentiate, check, and only then move the meta-parameters."""
+    tasks = trainer.tasks(state.step)
+    found = meta_gradient(state.params, tasks)
+    culprits = nonfinite_tasks(found)
+    if culprits:
+        refuse(trainer, state, culprits, watcher)
+        state.step += 1
+        return
+    logged = due(state.step + 1, trainer.settings.log_every, trainer.settings.steps)
+    before = clone(state.params) if logged and trainer.measures else None
+    values = describe(trainer, state, found, tasks) if logged else {}
+    lr = learning_rate(trainer.optim, state.step, trainer.settings.steps)
+    apply_update(state.optimizer, state.params, clipped(found.mean, trainer.optim.clip), lr)
+    state.step += 1
+    if logged:
+        moved = {"update_ratio": update_ratio(before, state.params)} if before else {}
+        watcher.trained(state, values | moved | {"lr": lr})
+
+
+def after_step(trainer: Trainer, state: State, watcher: Watcher) -> None:
+    """Validation and checkpoint, when they are due."""
+    watcher.stepped(state)
+    if due(state.step, trainer.settings.eval_every, trainer.settings.steps):
+        evaluation = trainer.validate(state.params)
+        improved = evaluation.error < state.best_error
+        if improved:
+            state.best_error, state.best_step = evaluation.error, state.step
+        watcher.validated(state, evaluation, improved)
+    if due(state.step, trainer.settings.checkpoint_every, trainer.settings.steps):
+        watcher.checkpoint(state)
+
+
+def stopped(state: State, watcher: Watcher, why: str) -> str:
+    watcher.checkpoint(state)
+    return why
+
+
+def compiled_meta_gradient(trainer: Trainer, params: Params) -> Callable[[Params, Task], MetaGradient]:
+    """theta, tasks -> their meta-gradient, the task axis added by vmap."""
+    chunk = trainer.placement.chunk(trainer.spec, trainer.dataset.input_shape())
+    per_task = vmap(trainer.algorithm.meta_grad, in_dims=(None, 0), chunk_size=chunk)
+
+    def meta_gradient(params: Params, tasks: Task) -> MetaGradient:
+        grads, metrics = per_task(params, tasks)
+        mean = {k: g.mean(0) for k, g in grads.items()}
+        moments = gradient_moments(grads, mean)
+        extra, penalty = grad_and_value(trainer.regularizer.outer)(params)
+        return MetaGradient({k: mean[k] + extra[k] for k in mean}, metrics, moments, penalty)
+
+    return trainer.placement.compiled(meta_gradient, params, trainer.settings.steps)
+
+
+def nonfinite_tasks(found: MetaGradient) -> list[int]:
+    """The tasks whose loss or meta-gradient is NaN or infinite."""
+    sound = found.moments.squared_norms.isfinite() & found.metrics["loss"].isfinite()
+    return [] if bool(sound.all()) else torch.nonzero(~sound).flatten().tolist()
+
+
+def refuse(trainer: Trainer, state: State, culprits: list[int], watcher: Watcher) -> None:
+    """Keep a non-finite step away from the meta-parameters: skip it, or stop the run."""
+    what = f"non-finite loss or meta-gradient at step {state.step}, task {culprits[0]}, seed {trainer.seed}"
+    if len(culprits) > 1:
+        what += f" (and {len(culprits) - 1} more of {trainer.settings.tasks} tasks)"
+    if trainer.settings.on_nonfinite == "stop":
+        raise NonFinite(what)
+    watcher.noted(f"skipped: {what}")
+
+
+def describe(trainer: Trainer, state: State, found: MetaGradient, tasks: Task) -> Values:
+    """The numbers of one step: task metrics averaged, and the free measures of convergence and stability."""
+    values = {name: float(v.double().mean()) for name, v in found.metrics.items()}
+    penalty = float(found.penalty)
+    if penalty:
+        values["penalty"] = penalty
+    if trainer.measures:
+        values |= gradient_measures(found.moments)
+        chunk = trainer.placement.chunk(trainer.spec, trainer.dataset.input_shape())
+        losses, _ = adaptation_curves(trainer.algorithm, state.params, tasks, 0, chunk)
+        if trainer.algorithm.test_inner_steps:
+            values["loss_before"] = float(losses.double().mean())
+    return values
+
+
+def update_ratio(before: Params, after: Params) -> float:
+    """|theta_{t+1} - theta_t| / |theta_t|."""
+    change = global_norm([after[k] - before[k] for k in before])
+    return float(change / global_norm(before.values()))
+
+
+def clone(params: Params) -> Params:
+    return {k: v.clone() for k, v in params.items()}
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Every so many steps, and at the last."""
+    return step % every == 0 or step == steps
+
+
+class Clock:
+    """Seconds of training: those of earlier sittings and of this one."""
+
+    def __init__(self, earlier: float) -> None:
+        self.earlier, self.start = earlier, time.monotonic()
+
+    def seconds(self) -> float:
+        return self.earlier + time.monotonic() - self.start

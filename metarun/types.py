@@ -1,0 +1,131 @@
+"""The vocabulary every other file shares: data that flows, and the three protocols it flows through.
+
+Dimension letters, used in every docstring and as suffixes of local names:
+
+    T  tasks in a meta-batch        N  ways (classes of a task)      K  shots (support examples per class)
+    Q  queries per class            S  support rows = N * K          M  query rows = N * Q
+    D  features
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+Params = dict[str, Tensor]
+"""Named tensors: meta-parameters, fast weights or a gradient. Never `requires_grad`."""
+
+Metrics = dict[str, Tensor]
+"""Named scalars of one task; `vmap` turns each into a tensor [T]."""
+
+Adapted = Any
+"""What adaptation leaves behind: fast weights, prototypes, a posterior. Any tree of tensors."""
+
+Kind = Literal["classification", "regression"]
+Split = Literal["train", "val", "test"]
+
+
+class Batch(NamedTuple):
+    x: Tensor  # [S, ...]
+    y: Tensor  # [S] labels, or [S, d_out] targets
+
+
+class Task(NamedTuple):
+    support: Batch
+    query: Batch
+
+
+class EpisodeSpec(NamedTuple):
+    """The size of an episode. Regression data sets have no classes and read `shots`, `queries` only."""
+
+    ways: int
+    shots: int
+    queries: int
+
+    def __str__(self) -> str:
+        return f"{self.ways}-way {self.shots}-shot {self.queries}-query"
+
+
+class Loss(Protocol):
+    """What a data set is scored by."""
+
+    name: ClassVar[str]  # of the loss
+    metric: ClassVar[str]  # of the figure that is reported
+    higher_is_better: ClassVar[bool]
+
+    def __call__(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """Mean over rows, a scalar."""
+
+    def score(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The reported figure, mean over rows, a scalar."""
+
+
+class Model(Protocol):
+    """A network as a frozen value; its weights are passed in."""
+
+    def init(self, seed: int) -> Params: ...
+
+    def apply(self, params: Params, x: Tensor, stats: Any = None) -> Tensor:
+        """[B, ...] -> [B, outputs]; `stats` replaces the normalisation statistics of the batch at hand."""
+
+    def query_stats(self, params: Params, support_x: Tensor) -> Any:
+        """The statistics that queries are to be normalised with, or None for those of their own batch."""
+
+    def calibrated(self, params: Params, x: Tensor) -> Model:
+        """The model to evaluate with: the same one, or one whose statistics are fixed to those of `x`."""
+
+
+class Algorithm(Protocol):
+    """A meta-learning algorithm: a frozen value with pure functions of ONE task; `vmap` adds the T axis."""
+
+    model: Model
+    loss: Loss
+    kinds: ClassVar[tuple[Kind, ...]]  # of data it can learn from
+    head: ClassVar[bool]  # whether the model ends in a layer with one output per class or target
+
+    def init(self, seed: int) -> Params:
+        """The meta-parameters theta."""
+
+    def adapt(self, params: Params, support: Batch) -> Adapted:
+        """theta, support set -> task-specific state, as during training."""
+
+    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Adapted]:
+        """The state after 0, 1, ... `steps` adaptation steps; a learner without steps yields one state."""
+
+    def predict(self, adapted: Adapted, x: Tensor) -> Tensor:
+        """[M, ...] -> logits [M, N] or means [M, d_out]."""
+
+    def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
+        """The meta-gradient of one task, and scalars worth logging (`loss` always)."""
+
+
+class Regularizer(Protocol):
+    """A penalty on the meta-parameters, added to the outer objective of any algorithm."""
+
+    def outer(self, params: Params) -> Tensor:
+        """theta -> a scalar."""
+
+
+class Dataset(Protocol):
+    """Episodes as a pure function of (split, seed, step, task index)."""
+
+    kind: ClassVar[Kind]
+
+    def input_shape(self) -> tuple[int, ...]: ...
+
+    def outputs(self, ways: int) -> int:
+        """How many numbers a model with a head predicts for one input."""
+
+    def check(self, split: Split, spec: EpisodeSpec) -> None:
+        """Raise `SettingError` when the split cannot supply such an episode."""
+
+    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        """The given tasks of the given step, each tensor with a leading T axis."""
+
+    def reference_inputs(self, count: int) -> Tensor:
+        """A fixed sample of training inputs [count, ...], for population statistics."""
+
+    def facts(self) -> dict[str, Any]:
+        """What belongs beside a number: the split's name and hash, and whatever else was decided."""

@@ -1,0 +1,58 @@
+"""Composition errors in one line with the key, the value and the nearest valid names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metarun.errors import UserError, nearest
+
+ADVICE = "HYDRA_FULL_ERROR=1 shows where"
+
+
+def one_line(error: BaseException) -> str | None:
+    """What to tell the user, or None when the error is not one of theirs."""
+    chain = list(_causes(error))
+    for link in chain:
+        if isinstance(link, UserError):
+            return str(link)
+    for link in chain:
+        if hasattr(link, "missing_cfg_file"):
+            return _missing_option(link)
+    for link in chain:
+        if isinstance(link, OmegaConfBaseException) and link.key is not None:
+            return _bad_key(link)
+    for link in chain:
+        if isinstance(link, OSError) and link.filename:
+            return f"{link.filename}: {link.strerror}"
+    hydra_made = type(error).__module__.startswith(("hydra.", "omegaconf."))
+    return " ".join(str(error).split()) if hydra_made else None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _missing_option(error: BaseException) -> str:
+    """An option of a group that has no file: `algo=mamll`."""
+    name = str(error.missing_cfg_file)
+    group, _, option = name.rpartition("/")
+    options = [o for o in (error.options or []) if not o.startswith("_")]
+    return f"{group}={option}: no such option, {nearest(option, options)}" if group else " ".join(str(error).split())
+
+
+def _bad_key(error: OmegaConfBaseException) -> str:
+    """A key that does not exist, or a value of the wrong type."""
+    key = error.full_key or str(error.key)
+    parent = error.parent_node
+    reason = " ".join(str(error.msg or error).split("\n")[0].split())
+    if re.search(r"not in struct|not in '|is not in", reason):
+        siblings = [] if parent is None else OmegaConf.to_container(parent, resolve=False, throw_on_missing=False)
+        return f"{key}: no such setting, {nearest(str(error.key), siblings)}"
+    value = "" if error.value is None else f"={error.value}"
+    return f"{key}{value}: {reason}"
