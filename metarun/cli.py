@@ -10,12 +10,13 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.catalogue import PACKAGED, conf_folder
@@ -27,6 +28,7 @@ from metarun.usage import one_line
 GROUPS = ("algo", "data", "model", "reg", "optim", "device", "logger", "diagnostics", "recipe", "experiment")
 CONFIG_PATH = "pkg://metarun.conf" if PACKAGED.is_dir() else str(conf_folder())
 INTERRUPTED = 130
+TRACEBACK = "METARUN_TRACEBACK"
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -59,14 +61,29 @@ OmegaConf.register_new_resolver(
 def job(composed: DictConfig) -> float:
     """Run one job; the number is for a sweeper to minimise."""
     runtime = HydraConfig.get()
-    typed = _typed(composed, runtime.runtime.choices)
-    config = reuse_settings(typed, list(runtime.overrides.task), compose)
-    from metarun.jobs import run
+    try:
+        typed = _typed(composed, runtime.runtime.choices)
+        config = reuse_settings(typed, list(runtime.overrides.task), compose)
+        from metarun.jobs import run
 
-    result = run(config, runtime.runtime.output_dir)
+        result = run(config, runtime.runtime.output_dir)
+    except UserError as error:
+        if runtime.mode == RunMode.MULTIRUN:  # the other jobs of the sweep go on
+            print(f"metarun: {error}", file=sys.stderr)
+            raise
+        leave(error)
     if result.status == "interrupted":
         sys.exit(INTERRUPTED)
     return result.objective
+
+
+def leave(error: Exception) -> NoReturn:
+    """End on a user's mistake: one line and exit code 2, or the traceback where that is asked for."""
+    message = one_line(error)
+    if message is None or os.environ.get(TRACEBACK):
+        raise error
+    print(f"metarun: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -95,21 +112,15 @@ def _typed(composed: DictConfig, choices: Any) -> Config:
 
 def main() -> None:
     """The console script: a user's mistake ends in one line on stderr and exit code 2."""
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself
+    if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", ""):
+        os.environ[TRACEBACK] = "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits itself
     try:
         job()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
-        message = one_line(error)
-        if wants_traceback or message is None:
-            raise
-        print(f"metarun: {message}", file=sys.stderr)
-        sys.exit(2)
-    finally:
-        if not wants_traceback:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
+        leave(error)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from metarun.config import DeviceConfig
 from metarun.errors import SettingError
 from metarun.types import Batch, EpisodeSpec, Params, Task
+
+PerTask = Callable[[Params, Task], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +71,27 @@ class Placement:
             log.warning("device.compile=%s: no C++ compiler found, running uncompiled", self.compile)
             return function
         return torch.compile(function, dynamic=False)
+
+
+def over_tasks(function: PerTask, count: int, chunk: int | None) -> PerTask:
+    """A function of (params, one task) as one of (params, `count` tasks), all its results with a leading T axis.
+
+    A single task is not batched by vmap at all: its convolutions then stay plain ones, two to four times as fast.
+    """
+    if count > 1:
+        return vmap(function, in_dims=(None, 0), chunk_size=chunk)
+
+    def one(params: Params, tasks: Task) -> Any:
+        task = Task(*(Batch(channels_last(b.x[0]), b.y[0]) for b in tasks))
+        first, second = function({k: channels_last(v) for k, v in params.items()}, task)
+        return tuple({k: v[None] for k, v in tree.items()} for tree in (first, second))
+
+    return one
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Images and convolution weights in the memory order that a CPU's convolutions are fastest in."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def place(settings: DeviceConfig) -> Placement:

@@ -44,7 +44,8 @@ def apply_update(optimizer: torch.optim.Optimizer, params: Params, gradient: Par
     for group in optimizer.param_groups:
         group["lr"] = lr
     for name, p in params.items():
-        p.grad = gradient[name]
+        # The fused kernels walk both memories in order, and a gradient may come out of a convolution in another one.
+        p.grad = gradient[name].contiguous()
     optimizer.step()
     optimizer.zero_grad()
 

@@ -9,10 +9,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import grad_and_value
 
 from metarun.config import OptimConfig, TrainConfig
-from metarun.device import Placement
+from metarun.device import Placement, over_tasks
 from metarun.diagnostics.gradients import GradientMoments, gradient_measures, gradient_moments
 from metarun.errors import NonFinite
 from metarun.evaluation import Evaluation, adaptation_curves
@@ -142,7 +142,7 @@ def stopped(state: State, watcher: Watcher, why: str) -> str:
 def compiled_meta_gradient(trainer: Trainer, params: Params) -> Callable[[Params, Task], MetaGradient]:
     """theta, tasks -> their meta-gradient, the task axis added by vmap."""
     chunk = trainer.placement.chunk(trainer.spec, trainer.dataset.input_shape())
-    per_task = vmap(trainer.algorithm.meta_grad, in_dims=(None, 0), chunk_size=chunk)
+    per_task = over_tasks(trainer.algorithm.meta_grad, trainer.settings.tasks, chunk)
 
     def meta_gradient(params: Params, tasks: Task) -> MetaGradient:
         grads, metrics = per_task(params, tasks)

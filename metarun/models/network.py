@@ -1,4 +1,4 @@
-"""A network as a frozen value: blocks of (linear map, normalisation, ReLU), a readout and an optional head.
+"""A network as a frozen value: blocks of (linear map, normalisation, pooling, ReLU), a readout and an optional head.
 
 `conv4.py` and `mlp.py` are functions that fill one in. Weights are passed to every call, so that `vmap` can give each
 task its own.
@@ -26,7 +26,7 @@ class Network:
     shapes: tuple[tuple[int, ...], ...]  # of the blocks' weights; the first axis is the output channel
     linear: Callable[[Tensor, Tensor], Tensor]  # x, weight -> the linear part of a block
     prepare: Callable[[Tensor], Tensor]  # the input
-    after: Callable[[Tensor], Tensor]  # each ReLU
+    after: Callable[[Tensor], Tensor]  # each normalisation, before the ReLU
     readout: Callable[[Tensor], Tensor]  # the last feature map -> [B, D]
     features: int  # D
     outputs: int | None  # of the head; None: the network ends in its features
@@ -78,4 +78,5 @@ class Network:
 
     def _normalise(self, params: Params, i: int, h: Tensor, given: Moments | None) -> Tensor:
         h = normalise(h, params.get(f"block{i}.gain"), params[f"block{i}.shift"], self.norm, given)
-        return self.after(relu(h))
+        # ReLU and max-pool commute; pooling first leaves ReLU a quarter of the work.
+        return relu(self.after(h))
