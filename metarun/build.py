@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -38,7 +38,7 @@ def build(group: str, node: Mapping[str, Any], trusted: Sequence[str] = (), **pr
         raise error.under(group) from error
 
 
-def locate(group: str, node: Mapping[str, Any], trusted: Sequence[str] = ()) -> Callable[..., Any]:
+def locate(group: str, node: Mapping[str, Any], trusted: Sequence[str] = ()) -> Any:
     """The class or function that `_target_` names, if its module is metarun's or declared as trusted."""
     path = node.get("_target_")
     key = f"{group}._target_"
@@ -75,7 +75,7 @@ def _typed(group: str, settings: Mapping[str, Any], hints: Mapping[str, Any]) ->
             checked = OmegaConf.merge(OmegaConf.structured(schema), {key: value})
         except OmegaConfBaseException as error:
             raise SettingError(f"{group}.{key}", value, f"must be of type {_name(hints[key])}") from error
-        plain = OmegaConf.to_container(checked)[key]
+        plain = getattr(OmegaConf.to_object(checked), key)
         typed[key] = tuple(plain) if isinstance(plain, list) else plain
     return typed
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from metarun.catalogue import PACKAGED, conf_folder
 from metarun.config import Config
 from metarun.errors import UserError
+from metarun.record import RunFolder
 from metarun.reuse import reuse_settings
 from metarun.usage import one_line
 
@@ -36,6 +37,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 def new_run_folder(resume: str | None, job: str, algo: str, data: str) -> str:
     """outputs/DATE/TIME-ALGO-DATA, made here so that no other process gets the same; the old folder for `resume`."""
     if resume:
+        RunFolder(Path(resume)).config()  # before Hydra writes anything there
         return resume
     now = datetime.now()
     what = f"{algo}-{data}" if job == "train" else job
@@ -52,9 +54,7 @@ def new_run_folder(resume: str | None, job: str, algo: str, data: str) -> str:
 
 
 OmegaConf.register_new_resolver("metarun.folder", new_run_folder, use_cache=True, replace=True)
-OmegaConf.register_new_resolver(
-    "metarun.subdir", lambda resume: ".hydra/resumed" if resume else ".hydra", replace=True
-)
+OmegaConf.register_new_resolver("metarun.subdir", lambda resume: ".hydra/resumed" if resume else ".hydra", replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="config")
@@ -105,7 +105,7 @@ def _compose(overrides: Sequence[str]) -> Config:
 
 
 def _typed(composed: DictConfig, choices: Any) -> Config:
-    config = OmegaConf.to_object(composed)
+    config: Any = OmegaConf.to_object(composed)
     config.choices = {group: choices[group] for group in GROUPS if choices.get(group)}
     return config
 

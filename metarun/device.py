@@ -37,8 +37,8 @@ class Placement:
 
     device: torch.device
     dtype: torch.dtype
-    chunk_size: int | str | None
-    compile: bool | str
+    chunk_size: Any  # auto, a number, None for all
+    compile: bool | str  # auto, True, False
 
     def params(self, params: Params) -> Params:
         return {k: self.inputs(v) for k, v in params.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metarun.device import Placement
-from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Split, Task
+from metarun.types import Algorithm, Dataset, EpisodeSpec, Model, Params, Split, Task
 
 EPISODE_SEED = 0
 """Validation and test episodes do not depend on the run's seed, so that runs are compared on the same tasks."""
@@ -104,9 +105,7 @@ def adaptation_curves(
     return losses.cpu(), scores.cpu()
 
 
-def _with_model(algorithm: Algorithm, model: Any) -> Algorithm:
-    import dataclasses
-
+def _with_model(algorithm: Any, model: Model) -> Algorithm:
     return algorithm if model is algorithm.model else dataclasses.replace(algorithm, model=model)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from metarun import catalogue
 from metarun.build import build, locate
@@ -13,7 +12,7 @@ from metarun.errors import SettingError, UserError
 from metarun.evaluation import Evaluator
 from metarun.losses import loss_for
 from metarun.trainer import Trainer
-from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Regularizer
+from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Regularizer, Split
 
 TRAINING_SIZE = ("train_ways", "train_shots")
 """Keys of `algo` that change the training episodes, not the algorithm."""
@@ -53,7 +52,7 @@ class Experiment:
         steps = max(self.config.test.steps, self.tested.test_inner_steps)
         return self.evaluator("test", self.config.test.tasks, steps)
 
-    def evaluator(self, split: Any, tasks: int, steps: int) -> Evaluator:
+    def evaluator(self, split: Split, tasks: int, steps: int) -> Evaluator:
         return Evaluator(self.dataset, split, self.test_spec, tasks, steps, self.placement)
 
     def initial_params(self) -> Params:
@@ -121,7 +120,9 @@ def refuse_senseless_pair(config: Config, dataset: Dataset) -> None:
 
 def refuse_impossible_episodes(config: Config, dataset: Dataset, train: EpisodeSpec, test: EpisodeSpec) -> None:
     trained = {k: f"algo.train_{k}" for k in ("ways", "shots") if config.algo.get(f"train_{k}")}
-    for split, spec, keys in (("train", train, trained), ("val", test, {}), ("test", test, {})):
+    checks: list[tuple[Split, EpisodeSpec, dict[str, str]]]
+    checks = [("train", train, trained), ("val", test, {}), ("test", test, {})]
+    for split, spec, keys in checks:
         names = {"ways": "data.ways", "shots": "data.shots"}
         names["queries"] = "data.queries" if split == "train" else "data.test_queries"
         try:

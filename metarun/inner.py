@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -55,6 +56,4 @@ def descend(objective: Objective, start: Params, rule: Rule, steps: int) -> Iter
 
 def final(states: Iterator[Params]) -> Params:
     """The last state of a descent, without keeping the others."""
-    for phi in states:
-        pass
-    return phi
+    return deque(states, maxlen=1).pop()

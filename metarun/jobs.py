@@ -73,7 +73,7 @@ def train_job(experiment: Experiment, record: RunFolder, state: State) -> Result
 def evaluate_job(experiment: Experiment, record: RunFolder, state: State) -> Result:
     """Test the best checkpoint of `config.run`, with whatever was changed on the command line."""
     if not experiment.config.run:
-        raise SettingError("run", None, "job=evaluate needs the folder of a run, as run=outputs/DATE/TIME-maml-sinusoid")
+        raise SettingError("run", None, "job=evaluate needs a run's folder, as run=outputs/DATE/TIME-maml-sinusoid")
     source = RunFolder(Path(experiment.config.run))
     checkpoint.restore(source.best if source.best.exists() else source.last, state)
     with open_run(experiment, record, state) as active:

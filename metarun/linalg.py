@@ -45,7 +45,7 @@ def hessian_product(objective: Callable[[Params], Tensor], at: Params) -> Callab
     H is symmetric, so the vector-Jacobian product of the gradient is H v. Its graph is recorded once
     and each product costs one backward pass through it.
     """
-    _, pullback = vjp(grad(objective), at)
+    pullback = vjp(grad(objective), at)[1]
     return lambda v: pullback(v)[0]
 
 
@@ -63,7 +63,8 @@ def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: in
     leave the minimiser for a saddle: the iterate is frozen there, and `min_curvature` tells. If that
     is the very first direction, x = b is returned (for iMAML the first-order meta-gradient) and not 0.
     """
-    x, r, p = scale(0.0, b), b, b
+    x = scale(0.0, b)
+    r = p = b
     rr = dot(r, r)
     tiny = torch.finfo(rr.dtype).tiny
     active = rr > tiny  # r = 0 means solved: dividing by it would give NaN

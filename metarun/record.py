@@ -1,11 +1,11 @@
 """The run folder: what a run leaves behind, and how another job reads it again.
 
-    config.yaml     all settings, resolved            split.json       the class names of each split
-    metrics.jsonl   every number of training and validation, the same bytes for the same settings and machine
-    timing.jsonl    what a clock or the memory said at the same steps (never the same twice)
-    test.json       each test task's figure after each adaptation step
-    summary.json    the result and all that belongs beside it; written at the start too, and when a run stops
-    checkpoints/    last.pt, best.pt, and their predecessors
+config.yaml     all settings, resolved            split.json       the class names of each split
+metrics.jsonl   every number of training and validation, the same bytes for the same settings and machine
+timing.jsonl    what a clock or the memory said at the same steps (never the same twice)
+test.json       each test task's figure after each adaptation step
+summary.json    the result and all that belongs beside it; written at the start too, and when a run stops
+checkpoints/    last.pt, best.pt, and their predecessors
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RunFolder:
             return {}
 
     def forget_after(self, step: int) -> None:
-        """Drop records of steps that will be done again, and a line that was cut off in writing."""
+        """Drop records of what will be done again (later steps, the test), and a line cut off in writing."""
         for name in ("metrics.jsonl", "timing.jsonl"):
             path = self.path / name
             if path.exists():
@@ -72,7 +72,8 @@ class RunFolder:
 
 def _kept(line: str, step: int) -> bool:
     try:
-        return line.endswith("\n") and json.loads(line)["step"] <= step
+        record = json.loads(line)
+        return line.endswith("\n") and record["step"] <= step and record["kind"] != "test"
     except (ValueError, KeyError, TypeError):
         return False
 

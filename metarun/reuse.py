@@ -29,8 +29,8 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
         return config
     stored = RunFolder(Path(source)).config()
     groups = [f"{group}={option}" for group, option in stored.get("choices", {}).items()]
-    typed = [o for o in overrides if o.partition("=")[0] not in CONTROL]
-    base, changed = (OmegaConf.structured(compose([*groups, *more])) for more in ([], typed))
+    asked = [o for o in overrides if o.partition("=")[0] not in CONTROL]
+    base, changed = (OmegaConf.structured(compose([*groups, *more])) for more in ([], asked))
     changes = differences(_plain(base), _plain(changed))
     if config.resume:
         _refuse_other_run(changes, config.resume)
@@ -38,15 +38,16 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     for key in CONTROL[:-1]:
         merged[key] = getattr(config, key)
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), merged))
+        typed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), merged))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{source}: its settings are not those of this version ({reason})") from error
+    return typed
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted key -> new value, where the two trees differ."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in new.items():
         before = old.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
@@ -70,5 +71,5 @@ def _merge(stored: dict[str, Any], changes: dict[str, Any]) -> Any:
     return merged
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def _plain(config: Any) -> Any:
     return OmegaConf.to_container(config)

@@ -99,9 +99,7 @@ def train(trainer: Trainer, state: State, watcher: Watcher) -> str:
     return "completed"
 
 
-def outer_step(
-    trainer: Trainer, state: State, meta_gradient: Callable[..., MetaGradient], watcher: Watcher
-) -> None:
+def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., MetaGradient], watcher: Watcher) -> None:
     """Draw tasks, differentiate, check, and only then move the meta-parameters."""
     tasks = trainer.tasks(state.step)
     found = meta_gradient(state.params, tasks)

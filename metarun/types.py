@@ -65,6 +65,10 @@ class Loss(Protocol):
 class Model(Protocol):
     """A network as a frozen value; its weights are passed in."""
 
+    @property
+    def features(self) -> int:
+        """D, the length of the vector before the head."""
+
     def init(self, seed: int) -> Params: ...
 
     def apply(self, params: Params, x: Tensor, stats: Any = None) -> Tensor:
@@ -80,10 +84,18 @@ class Model(Protocol):
 class Algorithm(Protocol):
     """A meta-learning algorithm: a frozen value with pure functions of ONE task; `vmap` adds the T axis."""
 
-    model: Model
-    loss: Loss
     kinds: ClassVar[tuple[Kind, ...]]  # of data it can learn from
     head: ClassVar[bool]  # whether the model ends in a layer with one output per class or target
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def loss(self) -> Loss: ...
+
+    @property
+    def test_inner_steps(self) -> int:
+        """The adaptation step whose figure is the result; 0 for a learner without steps."""
 
     def init(self, seed: int) -> Params:
         """The meta-parameters theta."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -38,7 +39,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _missing_option(error: BaseException) -> str:
+def _missing_option(error: Any) -> str:
     """An option of a group that has no file: `algo=mamll`."""
     name = str(error.missing_cfg_file)
     group, _, option = name.rpartition("/")
@@ -52,7 +53,7 @@ def _bad_key(error: OmegaConfBaseException) -> str:
     parent = error.parent_node
     reason = " ".join(str(error.msg or error).split("\n")[0].split())
     if re.search(r"not in struct|not in '|is not in", reason):
-        siblings = [] if parent is None else OmegaConf.to_container(parent, resolve=False, throw_on_missing=False)
+        siblings: Any = [] if parent is None else OmegaConf.to_container(parent, resolve=False)
         return f"{key}: no such setting, {nearest(str(error.key), siblings)}"
     value = "" if error.value is None else f"={error.value}"
     return f"{key}{value}: {reason}"

@@ -17,7 +17,7 @@ SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_kept_alive = []  # a library's definitions end with it
+_kept_alive: list[torch.library.Library] = []  # a library's definitions end with it
 
 
 def declare_missing_schemas() -> list[str]:

@@ -28,7 +28,11 @@ def fast_weights(model: Model, phi: Params, support: Batch) -> FastWeights:
 
 def batch_loss(model: Model, loss: Loss, batch: Batch) -> Objective:
     """phi -> mean loss of the batch; the step number of a descent is of no account."""
-    return lambda phi, _step=0: loss(model.apply(phi, batch.x), batch.y)
+
+    def objective(phi: Params, step: int = 0) -> Tensor:
+        return loss(model.apply(phi, batch.x), batch.y)
+
+    return objective
 
 
 def scored(algorithm: Algorithm, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:

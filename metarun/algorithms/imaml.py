@@ -9,7 +9,7 @@ differentiated, so memory does not grow with `inner_steps`.
 
 The formula holds at a minimiser, so how far from one the inner loop stopped is reported beside it:
 `stationarity` = |grad L^S(phi) + lambda (phi - theta)| / |grad L^S(theta)|, and for the solver `cg_residual` =
-|A x - b| / |b| and `cg_negative`, the share of tasks where a direction with p'Ap < 0 was met: phi is no minimiser there.
+|A x - b| / |b| and `cg_negative`, whether a direction with p'Ap < 0 was met: then phi is no minimiser.
 
 The released code differs from the paper (its prox term enters as one step after plain SGD, and its system is
 (1 + damping) I + H/(lambda + 10)); this file follows the paper.
@@ -73,7 +73,7 @@ class IMAML:
         phi = self.adapt(params, task.support).params
         b, metrics = common.query_gradient(self, phi, task)
         support_loss = common.batch_loss(self.model, self.loss, task.support)
-        hessian = hessian_product(support_loss, phi)
+        hessian = hessian_product(lambda phi: support_loss(phi, 0), phi)
 
         def product(v: Params) -> Params:
             return axpy(1 / self.prox, hessian(v), scale(1 + self.cg_damping, v))

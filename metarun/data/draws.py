@@ -26,12 +26,12 @@ def random_bits(split: Split, seed: int, step: int, tasks: range, words: int) ->
     return raw.reshape(len(tasks), -1)[:, :words]
 
 
-def uniform(bits: Bits, low: float, high: float) -> NDArray[np.float64]:
+def uniform(bits: Bits, low: float, high: float) -> NDArray[np.floating]:
     """Words -> float64 in [low, high)."""
     return low + (high - low) * ((bits >> np.uint64(11)) * 2.0**-53)
 
 
-def normal(bits_a: Bits, bits_b: Bits) -> NDArray[np.float64]:
+def normal(bits_a: Bits, bits_b: Bits) -> NDArray[np.floating]:
     """Two words each -> standard normals, by Box and Muller."""
     radius = np.sqrt(-2 * np.log1p(-uniform(bits_a, 0, 1)))
     return radius * np.cos(uniform(bits_b, 0, 2 * np.pi))

@@ -30,10 +30,10 @@ RESIZE = {"lanczos": Image.Resampling.LANCZOS, "area": Image.Resampling.BOX, "ne
 
 
 class Drawings(NamedTuple):
-    """Where the drawings are: `read` yields (name, PNG bytes) sorted by name, `count` of them."""
+    """Where the drawings are: `read` yields (name, PNG bytes) sorted by name, `total` of them."""
 
     fingerprint: str
-    count: int
+    total: int
     read: Callable[[], Iterator[tuple[str, bytes]]]
 
 
@@ -51,9 +51,11 @@ def find_drawings(root: str | None, download: bool) -> Drawings:
 
 def decode(drawings: Drawings, size: int, resize: str) -> ImageTable:
     """All drawings as one table [n, 1, size, size] sorted by character, ink = 255."""
-    images, names, counts = torch.empty(drawings.count, 1, size, size, dtype=torch.uint8), [], []
-    for i, (name, png) in enumerate(track(drawings.read(), drawings.count, "decoding Omniglot")):
-        character = DRAWING.search(name)[1]
+    images = torch.empty(drawings.total, 1, size, size, dtype=torch.uint8)
+    names: list[str] = []
+    counts: list[int] = []
+    for i, (name, png) in enumerate(track(drawings.read(), drawings.total, "decoding Omniglot")):
+        character = DRAWING.findall(name)[0]
         if not names or names[-1] != character:
             names.append(character)
             counts.append(0)

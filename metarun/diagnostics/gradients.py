@@ -1,10 +1,10 @@
 r"""What the per-task meta-gradients g_1 .. g_T of one step say.
 
-    gbar = (1/T) sum_i g_i
-    variance  tr Cov = (1/(T-1)) sum_i |g_i - gbar|^2
-    snr       (|gbar|^2 - tr Cov / T) / tr Cov       the debiased signal over the noise of one task; its inverse is the
-                                                     simple noise scale (McCandlish et al. 2018, arXiv 1812.06162)
-    cosine    mean over pairs i < j of cos(g_i, g_j)
+gbar = (1/T) sum_i g_i
+variance  tr Cov = (1/(T-1)) sum_i |g_i - gbar|^2
+snr       (|gbar|^2 - tr Cov / T) / tr Cov       the debiased signal over the noise of one task; its inverse is the
+                                                 simple noise scale (McCandlish et al. 2018, arXiv 1812.06162)
+cosine    mean over pairs i < j of cos(g_i, g_j)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metarun.linalg import dot
 from metarun.types import Params
 
 
@@ -27,11 +28,11 @@ class GradientMoments(NamedTuple):
 
 def gradient_moments(grads: Params, mean: Params) -> GradientMoments:
     """From per-task gradients [T, ...] and their mean over tasks."""
-    squared_norms_T = sum(g.flatten(1).square().sum(1) for g in grads.values())
+    squared_norms_T = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0)
     tiny = torch.finfo(squared_norms_T.dtype).tiny
     weights_T = squared_norms_T.clamp_min(tiny).rsqrt() / len(squared_norms_T)
-    unit_mean = sum((weights_T @ g.flatten(1)).square().sum() for g in grads.values())
-    return GradientMoments(squared_norms_T, sum(g.square().sum() for g in mean.values()), unit_mean)
+    unit_mean = torch.stack([(weights_T @ g.flatten(1)).square().sum() for g in grads.values()]).sum()
+    return GradientMoments(squared_norms_T, dot(mean, mean), unit_mean)
 
 
 def gradient_measures(moments: GradientMoments) -> dict[str, float]:

@@ -1,11 +1,11 @@
 """Normalisation without running statistics, which per-task weights under `vmap` could not own.
 
-    batch       the statistics of the batch at hand, at test too: queries of a task see each other (transductive)
-    support     queries are normalised with the support set's statistics (not transductive)
-    population  the batch's while training; at evaluation fixed ones, measured layer by layer on a sample of training images
-    group       8 groups of channels (or as many as divide them), per example
-    layer       all channels together, per example
-    none        only a learned shift
+batch       the statistics of the batch at hand, at test too: queries of a task see each other (transductive)
+support     queries are normalised with the support set's statistics (not transductive)
+population  the batch's while training; at evaluation fixed ones, measured layer by layer on a sample of training images
+group       8 groups of channels (or as many as divide them), per example
+layer       all channels together, per example
+none        only a learned shift
 """
 
 from __future__ import annotations
@@ -37,18 +37,17 @@ def moments(h: Tensor) -> Moments:
     return mean, variance
 
 
-def normalise(h: Tensor, weight: Tensor, bias: Tensor, norm: str, given: Moments | None) -> Tensor:
-    """h [B, C, ...] -> the same shape; `given` replaces the moments of the batch at hand."""
-    if norm == "none":
-        return h + _per_channel(bias, h)
-    if norm in BATCH_NORMS and given is None:
-        return F.batch_norm(h, None, None, weight, bias, training=True, eps=EPS)
-    if norm in BATCH_NORMS:
-        mean, variance = given
-        gain = weight * torch.rsqrt(variance + EPS)
-        return h * _per_channel(gain, h) + _per_channel(bias - mean * gain, h)
-    groups = 1 if norm == "layer" else math.gcd(8, h.shape[1])
-    return F.group_norm(h, groups, weight, bias, eps=EPS)
+def normalise(h: Tensor, gain: Tensor | None, shift: Tensor, norm: str, given: Moments | None) -> Tensor:
+    """h [B, C, ...] -> the same shape; `given` replaces the moments of the batch at hand. Only `none` has no gain."""
+    if norm == "none" or gain is None:
+        return h + _per_channel(shift, h)
+    if norm not in BATCH_NORMS:
+        return F.group_norm(h, 1 if norm == "layer" else math.gcd(8, h.shape[1]), gain, shift, eps=EPS)
+    if given is None:
+        return F.batch_norm(h, None, None, gain, shift, training=True, eps=EPS)
+    mean, variance = given
+    factor = gain * torch.rsqrt(variance + EPS)
+    return h * _per_channel(factor, h) + _per_channel(shift - mean * factor, h)
 
 
 def _per_channel(v_C: Tensor, h: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class JsonLines:
 
     def start(self, run: dict[str, Any]) -> None:
         for name in ("metrics", "timing"):
-            self.files[name] = open(self.folder / f"{name}.jsonl", "a", encoding="utf-8")
+            self.files[name] = (self.folder / f"{name}.jsonl").open("a", encoding="utf-8")
 
     def progress(self, step: int) -> None:
         """Nothing to write."""

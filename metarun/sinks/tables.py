@@ -94,7 +94,7 @@ def _ending(summary: dict[str, Any]) -> list[str]:
     lines = [f"{summary['status']}: {summary['steps_done']} steps, {clock(summary['seconds'])} of training"]
     if summary.get("reason"):
         lines.append(summary["reason"])
-    if summary.get("best_step"):
+    if summary.get("curve") and summary.get("best_step"):
         lines[0] += f", tested the checkpoint of step {summary['best_step']} (best validation)"
     lines.append(f"run folder: {summary['run_dir']}")
     if summary["status"] == "interrupted":

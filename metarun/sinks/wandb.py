@@ -17,7 +17,7 @@ class WandB:
     def start(self, run: dict[str, Any]) -> None:
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
         self.run = wandb.init(
             project=self.project,
             name=run["name"],

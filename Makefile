@@ -1,0 +1,43 @@
+# Everything runs in .venv, which the first target that needs it creates. `make help` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-fast lint types smoke omniglot clean
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+run: $(READY)  ## MAML on sinusoids, about two minutes; settings with ARGS="seed=1"
+	$(BIN)/metarun $(ARGS)
+
+test: lint types $(READY)  ## all that CI runs
+	$(BIN)/pytest -n 2 tests $(ARGS)
+
+test-fast: $(READY)  ## the tests of less than ten seconds each
+	$(BIN)/pytest -n 2 -m 'not slow' tests $(ARGS)
+
+lint: $(READY)  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy
+	$(BIN)/mypy
+
+smoke: $(READY)  ## every algorithm on sinusoids, a few steps
+	for algo in maml fomaml reptile imaml; do \
+	  $(BIN)/metarun algo=$$algo train.steps=20 test.tasks=20 val.tasks=20 device.compile=false || exit 1; done
+
+omniglot: $(READY)  ## ProtoNet on Omniglot, about a quarter of an hour; another algorithm with ARGS="algo=maml"
+	$(BIN)/metarun algo=protonet data=omniglot $(ARGS)
+
+clean:  ## remove the environment and caches; outputs stay
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

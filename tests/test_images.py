@@ -1,0 +1,251 @@
+"""Episodes of images, on tables whose pixels say which class and which image they are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from metarun.data.images import ImageEpisodes, ImageTable, members_sha256, with_rotations
+from metarun.errors import SettingError
+from metarun.types import Batch, EpisodeSpec, Task
+
+
+class Decoded(NamedTuple):
+    """What the pixels of a batch say, each [T, rows]."""
+
+    classes: np.ndarray
+    images: np.ndarray
+    turns: np.ndarray
+
+
+def table(counts: list[int]) -> ImageTable:
+    """Image i of class c is [[c, i], [0, 255]]: the corner with 255 tells how it was turned."""
+    images = [[[[c, i], [0, 255]]] for c, count in enumerate(counts) for i in range(count)]
+    counts_C = np.array(counts, dtype=np.intp)
+    names = tuple(f"class{c}" for c in range(len(counts)))
+    return ImageTable(torch.tensor(images, dtype=torch.uint8), names, np.cumsum(counts_C) - counts_C, counts_C)
+
+
+def decode(batch: Batch) -> Decoded:
+    assert batch.x.dtype == torch.float32
+    assert batch.x.min() >= 0
+    assert batch.x.max() == 1
+    pixels = np.rint(batch.x.numpy() * 255).astype(int)
+    found = np.full((3, *pixels.shape[:2]), -1)
+    for turns in range(4):
+        upright = np.rot90(pixels, -turns, axes=(3, 4))[:, :, 0]
+        here = (upright[:, :, 1, 1] == 255) & (upright[:, :, 1, 0] == 0)
+        found[:, here] = upright[here][:, 0, 0], upright[here][:, 0, 1], turns
+    assert found.min() >= 0
+    return Decoded(*found)
+
+
+def episodes(counts: list[int]) -> ImageEpisodes:
+    return ImageEpisodes(table(counts), np.arange(len(counts))[:, None])
+
+
+def turned_by_task(counts: list[int]) -> ImageEpisodes:
+    """Four variants of each class, of which an episode takes one."""
+    variants = np.add.outer(np.arange(len(counts)), np.arange(4) * len(counts))
+    return ImageEpisodes(with_rotations(table(counts)), variants)
+
+
+def draw(data: ImageEpisodes, tasks: int, spec: EpisodeSpec, seed: int = 0) -> Task:
+    return data.draw("train", seed, 0, range(tasks), spec)
+
+
+def assert_equally_often(outcomes: np.ndarray, kinds: int) -> None:
+    """Rows [n, ...] take `kinds` values equally often: Pearson's statistic has mean df and variance 2 df; five sd."""
+    _, seen = np.unique(outcomes.reshape(len(outcomes), -1), axis=0, return_counts=True)
+    assert len(seen) == kinds
+    expected = len(outcomes) / kinds
+    assert abs(((seen - expected) ** 2 / expected).sum() - (kinds - 1)) < 5 * np.sqrt(2 * (kinds - 1))
+
+
+def assert_same(a: Task, b: Task) -> None:
+    for one, other in zip([*a.support, *a.query], [*b.support, *b.query], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+SPEC = EpisodeSpec(ways=4, shots=3, queries=2)
+KINDS = pytest.mark.parametrize("kind", [episodes, turned_by_task])
+
+
+def test_shapes_and_types_are_those_of_the_protocol() -> None:
+    task = draw(episodes([6] * 7), 5, SPEC)
+    assert task.support.x.shape == (5, 12, 1, 2, 2)
+    assert task.query.x.shape == (5, 8, 1, 2, 2)
+    assert task.support.y.shape == (5, 12)
+    assert task.query.y.shape == (5, 8)
+    assert task.support.y.dtype == task.query.y.dtype == torch.int64
+
+
+@KINDS
+def test_support_and_query_never_share_an_image(kind: type) -> None:
+    """Five of six images are used, so that drawing the two sets apart would make them meet in nearly all tasks."""
+    task = draw(kind([6] * 7), 300, SPEC)
+    sets = [decode(batch) for batch in task]
+    for t in range(300):
+        images = [(c, i) for s in sets for c, i in zip(s.classes[t], s.images[t], strict=True)]
+        assert len(set(images)) == SPEC.ways * (SPEC.shots + SPEC.queries)
+
+
+@KINDS
+def test_row_k_n_plus_n_is_of_class_n_and_has_label_n(kind: type) -> None:
+    """Learners may reshape rows to [K, N]; a class has one label, one class and one variant in both sets."""
+    task = draw(kind([6] * 7), 100, SPEC)
+    support, query = (decode(batch) for batch in task)
+    for what in ("classes", "turns"):
+        of_class_TN = getattr(support, what)[:, : SPEC.ways]
+        np.testing.assert_array_equal(getattr(support, what), np.tile(of_class_TN, SPEC.shots))
+        np.testing.assert_array_equal(getattr(query, what), np.tile(of_class_TN, SPEC.queries))
+    for batch, each in zip(task, (SPEC.shots, SPEC.queries), strict=True):
+        assert (batch.y == torch.arange(SPEC.ways).repeat(each)).all()
+
+
+@KINDS
+def test_classes_of_an_episode_are_distinct(kind: type) -> None:
+    """With variants too: two turns of one class never meet, although each variant is a class of the table."""
+    support = decode(draw(kind([6] * 7), 500, SPEC).support)
+    assert all(len(set(row[: SPEC.ways])) == SPEC.ways for row in support.classes.tolist())
+
+
+def test_every_image_of_a_class_is_drawn_equally_often_in_each_place() -> None:
+    """First support row and last query row: 5 classes of 4 images, 20 equally likely outcomes each."""
+    task = draw(episodes([4] * 5), 4000, EpisodeSpec(ways=2, shots=1, queries=2))
+    for batch, row in ((task.support, 0), (task.query, -1)):
+        drawn = decode(batch)
+        assert_equally_often(np.stack([drawn.classes[:, row], drawn.images[:, row]], axis=1), 20)
+
+
+def test_labels_are_the_order_of_the_draw() -> None:
+    """Tasks must be mutually exclusive: a class must not betray its label. 4 x 3 ordered pairs, equally often."""
+    support = decode(draw(episodes([3] * 4), 6000, EpisodeSpec(ways=2, shots=1, queries=1)).support)
+    assert_equally_often(support.classes, 12)
+
+
+def test_each_class_of_an_episode_has_a_variant_of_its_own() -> None:
+    """Two classes, four turns each: 16 equally likely pairs; one turn per episode would give only 4."""
+    support = decode(draw(turned_by_task([3] * 4), 4000, EpisodeSpec(ways=2, shots=1, queries=1)).support)
+    assert_equally_often(support.turns, 16)
+
+
+def test_only_the_classes_of_the_split_are_drawn() -> None:
+    data = ImageEpisodes(table([4] * 6), np.array([[5], [1], [2]]))
+    drawn = decode(draw(data, 200, EpisodeSpec(ways=2, shots=1, queries=1)).support)
+    assert set(drawn.classes.ravel()) == {1, 2, 5}
+
+
+@KINDS
+def test_classes_with_fewer_images_never_yield_one_that_they_lack(kind: type) -> None:
+    """Counts 3, 9, 5, 4: the smallest class must give all it has, the largest must still use all of its nine."""
+    counts = [3, 9, 5, 4]
+    task = draw(kind(counts), 2000, EpisodeSpec(ways=3, shots=1, queries=2))
+    used = {(c, i) for b in map(decode, task) for c, i in zip(b.classes.ravel(), b.images.ravel(), strict=True)}
+    assert used == {(c, i) for c, count in enumerate(counts) for i in range(count)}
+
+
+def test_unequal_classes_are_drawn_equally_often() -> None:
+    support = decode(draw(episodes([3, 9, 5, 4]), 4000, EpisodeSpec(ways=2, shots=1, queries=1)).support)
+    assert_equally_often(support.classes, 12)
+
+
+def test_all_images_of_all_classes_can_be_asked_for() -> None:
+    spec = EpisodeSpec(ways=3, shots=2, queries=2)
+    data = episodes([4] * 3)
+    data.check(spec, "train")
+    support, query = (decode(batch) for batch in draw(data, 20, spec))
+    for t in range(20):
+        rows = [*zip(support.classes[t], support.images[t], strict=True)]
+        rows += zip(query.classes[t], query.images[t], strict=True)
+        assert sorted(rows) == [(c, i) for c in range(3) for i in range(4)]
+
+
+@KINDS
+def test_an_episode_is_the_same_whichever_tasks_are_drawn_beside_it(kind: type) -> None:
+    data = kind([6] * 7)
+    whole = data.draw("test", 3, 8, range(10), SPEC)
+    assert_same(data.draw("test", 3, 8, range(6, 9), SPEC), Task(*(Batch(b.x[6:9], b.y[6:9]) for b in whole)))
+
+
+def test_split_seed_step_and_task_each_give_another_episode() -> None:
+    """12 rows out of 7 x 30 images: that two of these eight tasks agree by chance has probability below 1e-20."""
+    data = episodes([30] * 7)
+    places = [("train", 0, 0), ("val", 0, 0), ("train", 1, 0), ("train", 0, 1)]
+    drawn = torch.cat([data.draw(split, seed, step, range(2), SPEC).support.x for split, seed, step in places])
+    assert len(drawn.flatten(1).unique(dim=0)) == 8
+
+
+@pytest.mark.parametrize(
+    ("spec", "key", "value", "limits"),
+    [
+        (EpisodeSpec(1, 1, 1), "ways", 1, "2 to 7"),
+        (EpisodeSpec(0, 1, 1), "ways", 0, "2 to 7"),
+        (EpisodeSpec(8, 1, 1), "ways", 8, "2 to 7"),
+        (EpisodeSpec(5, 0, 1), "shots", 0, "at least 1"),
+        (EpisodeSpec(5, 6, 1), "shots", 6, "below 6"),
+        (EpisodeSpec(5, 2, 5), "queries", 5, "1 to 4"),
+        (EpisodeSpec(5, 2, 0), "queries", 0, "1 to 4"),
+        (EpisodeSpec(5, 2, -1), "queries", -1, "1 to 4"),
+    ],
+)
+def test_impossible_episodes_are_refused_with_key_value_and_limits(
+    spec: EpisodeSpec, key: str, value: int, limits: str
+) -> None:
+    """Limits are those of the smallest class: 6 images here, and 9 elsewhere."""
+    with pytest.raises(SettingError) as caught:
+        episodes([9, 9, 6, 9, 9, 9, 9]).check(spec, "val")
+    assert (caught.value.key, caught.value.value) == (key, value)
+    assert limits in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", [EpisodeSpec(7, 1, 5), EpisodeSpec(2, 5, 1)])
+def test_the_largest_possible_episodes_pass_the_check_and_can_be_drawn(spec: EpisodeSpec) -> None:
+    data = episodes([9, 9, 6, 9, 9, 9, 9])
+    data.check(spec, "val")
+    assert draw(data, 2, spec).query.x.shape[:2] == (2, spec.ways * spec.queries)
+
+
+def test_rotations_are_those_of_numpy_for_every_image() -> None:
+    """Class c + r C is class c turned r times by 90 degrees, counter-clockwise, image by image and channel by channel."""
+    rng = np.random.default_rng(0)
+    counts = np.array([2, 4, 3])
+    images = rng.integers(0, 256, (9, 3, 5, 5), dtype=np.uint8)
+    plain = ImageTable(torch.from_numpy(images), ("a", "b", "c"), np.array([0, 2, 6]), counts)
+    turned = with_rotations(plain)
+    assert turned.images.shape == (36, 3, 5, 5)
+    assert turned.images.dtype == torch.uint8
+    for r in range(4):
+        for c in range(3):
+            start, count = turned.starts[c + 3 * r], turned.counts[c + 3 * r]
+            assert count == counts[c]
+            assert turned.names[c + 3 * r] == f"{'abc'[c]}/rot{90 * r:03d}"
+            for i in range(count):
+                expected = [np.rot90(channel, r) for channel in images[plain.starts[c] + i]]
+                np.testing.assert_array_equal(turned.images[start + i].numpy(), np.stack(expected))
+
+
+def test_the_hash_of_a_split_ignores_the_order_of_its_members() -> None:
+    one = {"train": ["a", "b", "c"], "test": ["d", "e"]}
+    other = {"test": ["e", "d"], "train": ["c", "a", "b"]}
+    assert members_sha256(one) == members_sha256(other)
+    assert len(members_sha256(one)) == 64
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"train": ["a", "b"], "test": ["c", "d", "e"]},
+        {"train": ["a", "b"], "test": ["d", "e"]},
+        {"train": ["a", "b", "x"], "test": ["d", "e"]},
+        {"train": ["d", "e"], "test": ["a", "b", "c"]},
+        {"train": ["a", "b", "c"], "val": ["d", "e"]},
+    ],
+    ids=["moved", "lost", "renamed", "swapped", "another part"],
+)
+def test_the_hash_of_a_split_changes_when_its_members_do(other: dict[str, list[str]]) -> None:
+    assert members_sha256(other) != members_sha256({"train": ["a", "b", "c"], "test": ["d", "e"]})
