@@ -30,7 +30,7 @@ def build(group: str, node: Mapping[str, Any], trusted: Sequence[str] = (), **pr
     accepted = inspect.signature(target).parameters
     _refuse_unknown(group, settings, [name for name in accepted if name not in provided])
     given = {k: v for k, v in provided.items() if k in accepted}
-    typed = _typed(group, settings, typing.get_type_hints(target))
+    typed = _typed(group, settings, _annotations(target))
     _refuse_missing(group, accepted, {*typed, *given})
     try:
         return target(**typed, **given)
@@ -70,14 +70,19 @@ def _typed(group: str, settings: Mapping[str, Any], hints: Mapping[str, Any]) ->
     """The settings converted to their annotated types by OmegaConf, or refused by it."""
     typed = {}
     for key, value in settings.items():
-        schema = dataclasses.make_dataclass("Schema", [(key, hints[key])])
+        schema = dataclasses.make_dataclass("Schema", [(key, hints.get(key, Any))])
         try:
             checked = OmegaConf.merge(OmegaConf.structured(schema), {key: value})
         except OmegaConfBaseException as error:
-            raise SettingError(f"{group}.{key}", value, f"must be of type {_name(hints[key])}") from error
+            raise SettingError(f"{group}.{key}", value, f"must be of type {_name(hints.get(key, Any))}") from error
         plain = getattr(OmegaConf.to_object(checked), key)
         typed[key] = tuple(plain) if isinstance(plain, list) else plain
     return typed
+
+
+def _annotations(target: Any) -> dict[str, Any]:
+    """The types of the parameters of a function, or of a class's constructor."""
+    return typing.get_type_hints(vars(target).get("__init__", target) if isinstance(target, type) else target)
 
 
 def _name(hint: Any) -> str:

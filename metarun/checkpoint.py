@@ -60,7 +60,8 @@ def load(path: Path) -> dict[str, Any]:
         except FileNotFoundError:
             reasons.append(f"{candidate.name} is missing")
         except Exception as error:  # torch raises many kinds for a damaged file
-            reasons.append(f"{candidate.name} is damaged ({str(error).splitlines()[0][:80]})")
+            what = (str(error) or type(error).__name__).splitlines()[0][:80]
+            reasons.append(f"{candidate.name} is damaged ({what})")
         else:
             if isinstance(stored, dict) and stored.get("format") == FORMAT:
                 return stored

@@ -31,7 +31,7 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     groups = [f"{group}={option}" for group, option in stored.get("choices", {}).items()]
     asked = [o for o in overrides if o.partition("=")[0] not in CONTROL]
     base, changed = (OmegaConf.structured(compose([*groups, *more])) for more in ([], asked))
-    changes = differences(_plain(base), _plain(changed))
+    changes = differences(_plain(base), _plain(changed)) | _named(asked, _plain(changed))
     if config.resume:
         _refuse_other_run(changes, config.resume)
     merged = _merge(stored, changes)
@@ -45,11 +45,18 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     return typed
 
 
+def _named(overrides: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """What the overrides set by name, also where that is the default: the stored run may have another value."""
+    flat = differences({}, settings)
+    names = {o.partition("=")[0].lstrip("+~") for o in overrides}
+    return {key: flat[key] for key in names if key in flat}
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted key -> new value, where the two trees differ."""
     found: dict[str, Any] = {}
     for key, value in new.items():
-        before = old.get(key)
+        before = old.get(key, {} if isinstance(value, dict) and value else None)
         if isinstance(value, dict) and isinstance(before, dict):
             found |= differences(before, value, f"{prefix}{key}.")
         elif value != before or key not in old:

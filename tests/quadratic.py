@@ -11,12 +11,12 @@ All in float64. `matrix` and `weights` go between the model's dictionary and w.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from metarun.types import Batch, Params, Task
+from metarun.types import Batch, EpisodeSpec, Kind, Params, Split, Task
 
 EXACT = 1e-9
 """Relative tolerance of a closed form in float64: sums of a few hundred terms round to about 1e-13."""
@@ -102,6 +102,35 @@ def random_task(model: LinearModel, seed: int, support: int = 9, query: int = 7)
 def stack_tasks(tasks: list[Task]) -> Task:
     """Tasks of one size -> one with a leading T axis."""
     return Task(*(Batch(*(torch.stack(leaf) for leaf in zip(*part, strict=True))) for part in zip(*tasks, strict=True)))
+
+
+@dataclass(frozen=True)
+class QuadraticTasks:
+    """A data set of them: task i of a step is a function of (split, seed, step, i)."""
+
+    model: LinearModel
+
+    kind: ClassVar[Kind] = "regression"
+
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.model.inputs,)
+
+    def outputs(self, ways: int) -> int:
+        return self.model.outputs
+
+    def check(self, split: Split, spec: EpisodeSpec) -> None:
+        """Any number of rows can be drawn."""
+
+    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        first = ((("train", "val", "test").index(split) * 100 + seed) * 1000 + step) * 1000
+        return stack_tasks([random_task(self.model, first + i, spec.shots, spec.queries) for i in tasks])
+
+    def reference_inputs(self, count: int) -> Tensor:
+        draw = torch.Generator().manual_seed(0)
+        return torch.randn(count, self.model.inputs, generator=draw, dtype=torch.float64)
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
 
 def assert_same(actual: Tensor | Params, expected: Tensor | Params, rtol: float = EXACT) -> None:

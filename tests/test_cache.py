@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import resource
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("save", [torch.save, lambda o, path: path.write_bytes(pickle.dumps(o))])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_malicious_pickle_is_not_executed_but_rebuilt(folder: Path, tmp_path: Path, save: Any) -> None:
     """A cache folder may be shared: reading from it must not run what another user put there."""
     cached_table("toy", "print", Builder())
@@ -163,7 +164,7 @@ def test_a_cache_below_a_regular_file_is_one_line_naming_the_variable(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(UserError, match="METARUN_CACHE=.*/file/cache: ") as caught:
+    with pytest.raises(UserError, match=r"METARUN_CACHE=.*/file/cache: ") as caught:
         cached_table("toy", "print", Builder())
     assert "\n" not in str(caught.value)
 
@@ -201,7 +202,7 @@ def test_a_failing_write_leaves_no_temporary_file(
 
 
 def test_a_disk_that_is_full_halfway_is_one_line(folder: Path) -> None:
-    """The limit on the size of a file fails a write of 1 MB in its middle, inside torch's writer, as a full disk does."""
+    """A limit on the size of files fails a write of 1 MB in its middle, inside torch's writer, as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     try:
@@ -229,39 +230,35 @@ def test_a_failed_rewrite_keeps_the_table_that_was_there(folder: Path, monkeypat
     assert stored(folder)
 
 
-BOTH = """
-import sys, time
-from pathlib import Path
-import numpy as np, torch
-from metarun.data.cache import cached_table
-from metarun.data.images import ImageTable
+def build_beside(here: Path, me: str, other: str, results: Any) -> None:
+    """One of two processes: waits in its builder until the other is there too, then both write the same file."""
 
-here, me, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    def build() -> ImageTable:
+        (here / me).touch()
+        late = time.monotonic() + 60
+        while not (here / other).exists() and time.monotonic() < late:
+            time.sleep(0.001)
+        return table(7, pixels=500)
 
-def build():
-    (here / me).touch()
-    late = time.monotonic() + 60
-    while not (here / other).exists() and time.monotonic() < late:
-        time.sleep(0.001)
-    images = torch.arange(2_000_000, dtype=torch.int64).remainder(251).to(torch.uint8).reshape(2, 1, 1000, 1000)
-    return ImageTable(images, ("a",), np.array([0]), np.array([2]))
-
-table = cached_table("toy", "print", build)
-print((here / other).exists(), int(table.images.sum(dtype=torch.int64)), table.names)
-"""
+    found = cached_table("toy", "print", build)
+    results.put(((here / other).exists(), int(found.images.sum(dtype=torch.int64)), found.names))
 
 
 def test_two_processes_that_build_at_once_both_get_the_table(folder: Path, tmp_path: Path) -> None:
-    """Each waits in its builder until the other is there too, then both write the same file."""
-    command = [sys.executable, "-c", BOTH, str(tmp_path)]
+    processes = multiprocessing.get_context("fork")
+    results = processes.Queue()
     pairs = [("one", "two"), ("two", "one")]
-    running = [subprocess.Popen([*command, *pair], stdout=subprocess.PIPE, text=True) for pair in pairs]
-    outputs = [process.communicate(timeout=120)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0]
-    total = int(np.remainder(np.arange(2_000_000), 251).sum())
-    assert outputs == [f"True {total} ('a',)\n"] * 2
-    read = cached_table("toy", "print", Builder())
-    assert int(read.images.sum(dtype=torch.int64)) == total
+    running = [processes.Process(target=build_beside, args=(tmp_path, *pair, results)) for pair in pairs]
+    for process in running:
+        process.start()
+    total = 7 * 5 * 500 * 500
+    assert [results.get(timeout=60) for _ in running] == [(True, total, ("a", "b/ü"))] * 2
+    for process in running:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    build = Builder()
+    assert_table(cached_table("toy", "print", build), table(7, pixels=500))
+    assert build.calls == 0
     assert stored(folder).suffix == ".pt"
 
 

@@ -69,7 +69,7 @@ def test_support_and_query_lie_on_one_curve_and_share_no_point() -> None:
 
 
 def test_amplitudes_and_phases_are_uniform_over_their_ranges() -> None:
-    """Recovered from 25 points a task. U[l, h] has mean (l + h) / 2 and variance (h - l)^2 / 12; five standard errors."""
+    """Recovered from 25 points a task. U[l, h] has mean (l + h) / 2, variance (h - l)^2 / 12; five standard errors."""
     n = 4000
     task = draw(PUBLISHED, n)
     a, b = fit(Batch(torch.cat([task.support.x, task.query.x], 1), torch.cat([task.support.y, task.query.y], 1))).T

@@ -1,0 +1,122 @@
+"""The rules that keep the code readable, checked on the source itself."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "metarun"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A file may import from its own level or from a lower one. What is not listed is level 2: components and their helpers.
+LEVELS = {
+    "errors": 0,
+    "progress": 0,
+    "config": 0,
+    "vision": 0,
+    "types": 0,
+    "linalg": 1,
+    "losses": 1,
+    "inner": 1,
+    "build": 1,
+    "record": 1,
+    "device": 1,
+    "outer": 1,
+    "diagnostics": 1,
+    "evaluation": 3,
+    "trainer": 4,
+    "checkpoint": 5,
+    "experiment": 5,
+    "session": 6,
+    "summary": 6,
+    "jobs": 7,
+    "usage": 7,
+    "reuse": 7,
+    "cli": 8,
+    "__main__": 9,
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "metarun":
+                yield from (f"metarun.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def part(module: str) -> str:
+    """metarun.algorithms.maml -> algorithms."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def module_of(path: Path) -> str:
+    return "metarun." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    own = part(module_of(path))
+    if own == "__init__":  # the package's front door imports lazily, from anywhere
+        return
+    for module in imports(path):
+        if module.startswith("metarun."):
+            assert LEVELS.get(part(module), 2) <= LEVELS.get(own, 2), f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_command_line_imports_hydra(path: Path) -> None:
+    if path.name != "cli.py":
+        assert not [m for m in imports(path) if m.split(".")[0] == "hydra"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_small_and_files_say_what_they_hold(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert text.count("\n") <= 250
+    assert ast.get_docstring(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 40, node.name
+
+
+def test_no_algorithm_imports_another() -> None:
+    algorithms = {yaml_target(p).rpartition(".")[0] for p in (ROOT / "conf/algo").glob("*.yaml")}
+    for module in algorithms:
+        path = ROOT / (module.replace(".", "/") + ".py")
+        assert not algorithms & (set(imports(path)) - {module})
+
+
+@pytest.mark.parametrize("name", ["trainer", "evaluation", "outer", "session", "jobs", "experiment"])
+def test_the_frame_names_no_component(name: str) -> None:
+    text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8").lower()
+    for group in ("algo", "data", "reg", "model"):
+        for option in (ROOT / "conf" / group).glob("*.yaml"):
+            if option.stem != "none":
+                assert f'"{option.stem}"' not in text
+                assert f"import {option.stem}" not in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/algo").glob("*.yaml")), ids=lambda p: p.stem)
+def test_each_algorithm_has_its_formula_and_reference(path: Path) -> None:
+    module = yaml_target(path).rpartition(".")[0]
+    docstring = ast.get_docstring(ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")))
+    assert docstring is not None
+    assert "arXiv" in docstring
+    assert "Symbols:" in docstring
+    assert "=" in docstring
+
+
+def yaml_target(path: Path) -> str:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["algo"]["_target_"]

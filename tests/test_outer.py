@@ -1,0 +1,426 @@
+"""The outer step: rates by hand, updates against torch, and what becomes of steps that are not finite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from quadratic import (
+    EXACT,
+    LinearModel,
+    QuadraticTasks,
+    assert_same,
+    hessian,
+    matrix,
+    minimiser,
+    weights,
+)
+from torch import Tensor
+
+from metarun.algorithms.reptile import Reptile
+from metarun.config import OptimConfig, TrainConfig
+from metarun.device import Placement
+from metarun.errors import NonFinite
+from metarun.evaluation import Evaluation
+from metarun.losses import MeanSquaredError
+from metarun.outer import apply_update, build_optimizer, clipped, global_norm, learning_rate
+from metarun.regularizers.l2 import L2
+from metarun.regularizers.none import NoPenalty
+from metarun.trainer import State, Trainer, compiled_meta_gradient, train
+from metarun.types import Batch, EpisodeSpec, Metrics, Params, Regularizer, Split, Task
+
+CPU = Placement(torch.device("cpu"), torch.float64, None, False)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# ---------------------------------------------------------------- learning rates
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (OptimConfig(lr=0.8, schedule="constant"), [0.8] * 8),
+        (OptimConfig(lr=0.8, schedule="linear"), [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
+        # (1 + cos(pi k / 8)) / 2, with cos(pi / 4) = sqrt(2) / 2, cos(pi / 8) = sqrt(2 + sqrt(2)) / 2, and so on.
+        (
+            OptimConfig(lr=0.8, schedule="cosine"),
+            [
+                0.8,
+                0.4 * (1 + (2 + 2**0.5) ** 0.5 / 2),
+                0.4 * (1 + 2**0.5 / 2),
+                0.4 * (1 + (2 - 2**0.5) ** 0.5 / 2),
+                0.4,
+                0.4 * (1 - (2 - 2**0.5) ** 0.5 / 2),
+                0.4 * (1 - 2**0.5 / 2),
+                0.4 * (1 - (2 + 2**0.5) ** 0.5 / 2),
+            ],
+        ),
+        (OptimConfig(lr=0.8, schedule="halving", halve_every=3), [0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.2]),
+    ],
+    ids=["constant", "linear", "cosine", "halving"],
+)
+def test_schedules_by_hand(settings: OptimConfig, expected: list[float]) -> None:
+    """Eight steps: step k of `steps` has progress k / 8, so that the first has the full rate and none has 0."""
+    assert [learning_rate(settings, k, 8) for k in range(8)] == pytest.approx(expected, rel=EXACT)
+
+
+# ---------------------------------------------------------------- one update
+
+
+def test_sgd_along_the_way_back_interpolates() -> None:
+    """theta - eps (theta - phi) = (1 - eps) theta + eps phi: Reptile's outer step, where eps = 1 lands on phi."""
+    for eps in (0.25, 1.0):
+        theta, phi = {"w": random(3, 2, seed=1)}, {"w": random(3, 2, seed=2)}
+        start = theta["w"].clone()
+        optimizer = build_optimizer(OptimConfig(name="sgd", lr=9.0), theta)
+        apply_update(optimizer, theta, {"w": theta["w"] - phi["w"]}, eps)  # the step's rate, not the optimizer's
+        assert_same(theta["w"], (1 - eps) * start + eps * phi["w"])
+
+
+def test_sgd_with_momentum_accumulates_gradients() -> None:
+    """m <- mu m + g, theta <- theta - lr m: with g = 1 three times and mu = 1/2 the steps are 1, 1.5, 1.75 times lr."""
+    theta = {"w": torch.zeros(1, dtype=torch.float64)}
+    optimizer = build_optimizer(OptimConfig(name="sgd", lr=0.1, momentum=0.5), theta)
+    for total in (1.0, 2.5, 4.25):
+        apply_update(optimizer, theta, {"w": torch.ones(1, dtype=torch.float64)}, 0.1)
+        assert float(theta["w"]) == pytest.approx(-0.1 * total, rel=EXACT)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_takes_its_textbook_steps_at_the_rate_of_each_step(name: str) -> None:
+    """m, v with betas 0.9, 0.999 and bias corrections; decay w enters adam's gradient as w theta (L2), and shrinks
+    adamw's theta by 1 - lr w before the step.
+    """
+    decay, eps = 0.1, 1e-8
+    theta = {"w": random(4, seed=3)}
+    optimizer = build_optimizer(OptimConfig(name=name, weight_decay=decay, eps=eps), theta)
+    x, m, v = theta["w"].clone(), torch.zeros(4).double(), torch.zeros(4).double()
+    for k, lr in enumerate((0.1, 0.05, 0.2), start=1):
+        g = random(4, seed=10 + k)
+        apply_update(optimizer, theta, {"w": g}, lr)
+        if name == "adamw":
+            x = x * (1 - lr * decay)
+        else:
+            g = g + decay * x
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        x = x - lr * (m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + eps)
+        assert_same(theta["w"], x)
+
+
+def test_sgd_weight_decay_is_a_gradient() -> None:
+    """theta - lr (g + w theta)."""
+    theta, g = {"w": random(4, seed=4)}, random(4, seed=5)
+    expected = theta["w"] - 0.1 * (g + 0.3 * theta["w"])
+    apply_update(build_optimizer(OptimConfig(name="sgd", weight_decay=0.3), theta), theta, {"w": g}, 0.1)
+    assert_same(theta["w"], expected)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_memory_order_of_a_gradient_does_not_matter(name: str, dtype: torch.dtype) -> None:
+    """A convolution run channels-last returns its weight's gradient in that order; fused Adam reads memory in order
+    and would step along a permuted gradient. Same numbers, two orders, same bits.
+    """
+    start = random(4, 3, 3, 3, seed=6).to(dtype)
+    ends = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        theta = {"w": start.clone()}
+        optimizer = build_optimizer(OptimConfig(name=name, momentum=0.5), theta)
+        for k in range(3):
+            g = random(4, 3, 3, 3, seed=20 + k).to(dtype).contiguous(memory_format=memory_format)
+            assert g.is_contiguous() == (memory_format == torch.contiguous_format)
+            apply_update(optimizer, theta, {"w": g}, 0.1)
+        ends.append(theta["w"])
+    assert torch.equal(*ends)
+
+
+def test_an_update_moves_the_tensors_in_place_and_leaves_no_gradient_behind() -> None:
+    """Whoever holds the dictionary sees the new values; a kept `.grad` would be memory for nothing."""
+    w = random(3, seed=7)
+    theta, before = {"w": w}, w.clone()
+    apply_update(build_optimizer(OptimConfig(), theta), theta, {"w": random(3, seed=8)}, 0.1)
+    assert theta["w"] is w
+    assert not torch.equal(w, before)
+    assert w.grad is None
+    assert not w.requires_grad
+
+
+# ---------------------------------------------------------------- clipping
+
+
+def test_clipping_scales_down_to_the_limit_and_never_up() -> None:
+    """|g| over all tensors is sqrt(3^2 + 4^2 + 12^2) = 13: a limit of 6.5 halves it, one of 20 leaves it."""
+    g = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([[12.0]])}
+    assert float(global_norm(g.values())) == 13
+    assert_same(clipped(g, 6.5), {k: v / 2 for k, v in g.items()}, rtol=1e-6)
+    assert_same(clipped(g, 20.0), g, rtol=0)
+    assert clipped(g, None) is g
+
+
+def test_clipping_a_zero_gradient_leaves_zero() -> None:
+    """limit / 0 is infinite, and its minimum with 1 is 1: no NaN."""
+    assert torch.equal(clipped({"w": torch.zeros(3)}, 1.0)["w"], torch.zeros(3))
+
+
+# ---------------------------------------------------------------- the loop
+
+MODEL = LinearModel(3, 1)
+DATA = QuadraticTasks(MODEL)
+SPEC = EpisodeSpec(1, 6, 5)
+
+
+@dataclass
+class Recorder:
+    """A watcher that writes everything down, and asks to stop after so many steps."""
+
+    stop_after: int | None = None
+    values: dict[int, dict[str, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    events: list[tuple[str, int]] = field(default_factory=list)
+
+    def stepped(self, state: State) -> None:
+        self.events.append(("step", state.step))
+
+    def trained(self, state: State, values: dict[str, float]) -> None:
+        self.values[state.step] = values
+
+    def validated(self, state: State, evaluation: Evaluation, improved: bool) -> None:
+        self.events.append(("improved" if improved else "validated", state.step))
+
+    def checkpoint(self, state: State) -> None:
+        self.events.append(("checkpoint", state.step))
+
+    def noted(self, message: str) -> None:
+        self.notes.append(message)
+
+    def stop_requested(self) -> bool:
+        return self.stop_after is not None and ("step", self.stop_after) in self.events
+
+
+def no_validation(params: Params) -> Evaluation:
+    ones = torch.ones(1, 2)
+    return Evaluation(ones, ones, 0, False, "")
+
+
+def trainer_of(
+    algorithm: Any,
+    dataset: Any = DATA,
+    settings: TrainConfig | None = None,
+    optim: OptimConfig | None = None,
+    regularizer: Regularizer | None = None,
+    seed: int = 0,
+    validate: Any = no_validation,
+) -> Trainer:
+    return Trainer(
+        algorithm=algorithm,
+        dataset=dataset,
+        spec=SPEC,
+        regularizer=regularizer or NoPenalty(),
+        settings=settings or TrainConfig(steps=4, tasks=3, log_every=1, eval_every=100, checkpoint_every=100),
+        optim=optim or OptimConfig(name="sgd", lr=1.0, schedule="linear"),
+        placement=CPU,
+        seed=seed,
+        validate=validate,
+    )
+
+
+def test_reptile_and_interpolation_follow_their_recursion() -> None:
+    """theta_{t+1} = theta_t + eps_t mean_i (phi_i - theta_t), eps_t = 1 - t/4, phi_i by the closed form on quadratics:
+    phi - w_i = (I - alpha H_i)^2 (theta - w_i). This is the whole loop: draws, vmap, mean, schedule, optimizer.
+    """
+    alpha = 0.1
+    trainer = trainer_of(Reptile(MODEL, MeanSquaredError(), "sgd", alpha, 2, 2, None))
+    state = trainer.start()
+    theta = matrix(state.params).clone()
+    for step in range(4):
+        moves = []
+        for i in range(3):
+            drawn = DATA.episodes("train", 0, step, range(i, i + 1), SPEC)
+            support = Batch(drawn.support.x[0], drawn.support.y[0])
+            contraction = torch.eye(3).double() - alpha * hessian(support, bias=False)
+            best = minimiser(support, bias=False)
+            moves.append(best + contraction @ contraction @ (theta - best) - theta)
+        theta = theta + (1 - step / 4) * sum(moves) / 3
+    recorder = Recorder()
+    assert train(trainer, state, recorder) == "completed"
+    assert_same(state.params, weights(theta, bias=False))
+    assert [v["lr"] for v in recorder.values.values()] == pytest.approx([1.0, 0.75, 0.5, 0.25], rel=EXACT)
+
+
+def test_the_regularizers_gradient_is_added_to_the_mean_over_tasks() -> None:
+    """(w / 2) |theta|^2 has gradient w theta and is reported as the penalty."""
+    algorithm = Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 2, 2, None)
+    plain, penalised = trainer_of(algorithm), trainer_of(algorithm, regularizer=L2(0.7))
+    params, tasks = plain.start().params, plain.tasks(0)
+    without = compiled_meta_gradient(plain, params)(params, tasks)
+    found = compiled_meta_gradient(penalised, params)(params, tasks)
+    assert_same(found.mean, {k: without.mean[k] + 0.7 * params[k] for k in params})
+    assert_same(found.penalty, 0.35 * matrix(params).square().sum())
+    assert float(without.penalty) == 0
+
+
+def test_the_update_ratio_is_the_move_over_the_place() -> None:
+    """|theta_1 - theta_0| / |theta_0|."""
+    trainer = trainer_of(
+        Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 2, 2, None),
+        settings=TrainConfig(steps=1, tasks=3, log_every=1, eval_every=100, checkpoint_every=100),
+    )
+    state, recorder = trainer.start(), Recorder()
+    before = matrix(state.params).clone()
+    train(trainer, state, recorder)
+    moved = float((matrix(state.params) - before).norm() / before.norm())
+    assert recorder.values[1]["update_ratio"] == pytest.approx(moved, rel=EXACT)
+
+
+def test_validation_checkpoints_and_logs_come_when_they_are_due_and_at_the_end() -> None:
+    """7 steps: logs every 2 (2 4 6 and the last), validation every 3 (3 6 7), checkpoints every 5 (5 7)."""
+    settings = TrainConfig(steps=7, tasks=2, log_every=2, eval_every=3, checkpoint_every=5)
+    trainer = trainer_of(Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 1, 1, None), settings=settings)
+    state, recorder = trainer.start(), Recorder()
+    train(trainer, state, recorder)
+    assert list(recorder.values) == [2, 4, 6, 7]
+    happened = {
+        kind: [step for event, step in recorder.events if event == kind]
+        for kind in ("step", "improved", "validated", "checkpoint")
+    }
+    # The fake validation is always 1: the first is better than none, later ones are not better than the first.
+    assert happened == {"step": [1, 2, 3, 4, 5, 6, 7], "improved": [3], "validated": [6, 7], "checkpoint": [5, 7]}
+    assert (state.best_error, state.best_step) == (1.0, 3)
+
+
+def test_a_request_to_stop_ends_after_the_step_at_hand_with_a_checkpoint() -> None:
+    trainer = trainer_of(Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 1, 1, None))
+    state, recorder = trainer.start(), Recorder(stop_after=2)
+    assert train(trainer, state, recorder) == "interrupted"
+    assert state.step == 2
+    assert recorder.events[-1] == ("checkpoint", 2)
+
+
+def test_two_sittings_end_in_the_bits_of_one() -> None:
+    """Tasks and rates are functions of the step, and the state holds the rest: stopping changes nothing."""
+    trainer = trainer_of(
+        Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 1, 1, None), optim=OptimConfig(lr=0.1, schedule="cosine")
+    )
+    whole, parts = trainer.start(), trainer.start()
+    train(trainer, whole, Recorder())
+    train(trainer, parts, Recorder(stop_after=2))
+    train(trainer, parts, Recorder())
+    assert whole.step == parts.step == 4
+    assert all(torch.equal(whole.params[k], parts.params[k]) for k in whole.params)
+
+
+# ---------------------------------------------------------------- steps that are not finite
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """A learner whose meta-gradient is the mean of the support inputs and whose loss is that of the query's."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("regression",)
+    head: ClassVar[bool] = True
+    test_inner_steps: ClassVar[int] = 0
+    model: LinearModel = MODEL
+    loss: MeanSquaredError = field(default_factory=MeanSquaredError)
+
+    def init(self, seed: int) -> Params:
+        return self.model.init(seed)
+
+    def adaptations(self, params: Params, support: Batch, steps: int) -> Any:
+        yield params
+
+    def predict(self, adapted: Params, x: Tensor) -> Tensor:
+        return self.model.apply(adapted, x)
+
+    def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
+        return {k: task.support.x.mean().expand_as(p) for k, p in params.items()}, {"loss": task.query.x.mean()}
+
+
+@dataclass(frozen=True)
+class Poisoned(QuadraticTasks):
+    """Puts a bad number into the support (hence the gradient) or the query inputs (hence the loss) of some tasks."""
+
+    part: str = "support"
+    value: float = float("nan")
+    step: int = 2
+    tasks: tuple[int, ...] = (1,)
+
+    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        drawn = super().episodes(split, seed, step, tasks, spec)
+        if step == self.step:
+            x = getattr(drawn, self.part).x.clone()
+            x[list(self.tasks), 0, 0] = self.value
+            drawn = drawn._replace(**{self.part: Batch(x, getattr(drawn, self.part).y)})
+        return drawn
+
+
+BAD = pytest.mark.parametrize(
+    ("part", "value"),
+    [("support", float("nan")), ("support", float("inf")), ("query", float("nan")), ("query", float("-inf"))],
+    ids=["gradient-nan", "gradient-inf", "loss-nan", "loss-inf"],
+)
+
+
+def reference_after(steps: tuple[int, ...], optim: OptimConfig, seed: int = 7) -> Params:
+    """The parameters of a clean run of four steps in which only the given ones are taken, at their own rates."""
+    trainer = trainer_of(Averaging(), optim=optim, seed=seed)
+    state = trainer.start()
+    for step in steps:
+        mean = trainer.tasks(step).support.x.mean()
+        gradient = {k: mean.expand_as(p) for k, p in state.params.items()}
+        apply_update(state.optimizer, state.params, gradient, learning_rate(optim, step, 4))
+    return state.params
+
+
+@BAD
+def test_a_non_finite_step_stops_the_run_before_the_parameters_move(part: str, value: float) -> None:
+    """Step 2 of 0 .. 3 is bad in task 1 of 3: steps 0 and 1 were taken, and nothing after."""
+    optim = OptimConfig(lr=0.1, schedule="linear")
+    trainer = trainer_of(Averaging(), Poisoned(MODEL, part, value), optim=optim, seed=7)
+    state, recorder = trainer.start(), Recorder()
+    with pytest.raises(NonFinite, match=r"step 2, task 1, seed 7$"):
+        train(trainer, state, recorder)
+    assert state.step == 2
+    assert_same(state.params, reference_after((0, 1), optim))
+    assert list(recorder.values) == [1, 2]
+
+
+@BAD
+def test_a_non_finite_step_is_skipped_and_counted_on_request(part: str, value: float) -> None:
+    """Policy skip: the parameters are those of a run that never took step 2, and all four steps are counted."""
+    optim = OptimConfig(lr=0.1, schedule="linear")
+    settings = TrainConfig(4, 3, log_every=1, eval_every=100, checkpoint_every=100, on_nonfinite="skip")
+    trainer = trainer_of(Averaging(), Poisoned(MODEL, part, value), settings, optim, seed=7)
+    state, recorder = trainer.start(), Recorder()
+    assert train(trainer, state, recorder) == "completed"
+    assert state.step == 4
+    assert_same(state.params, reference_after((0, 1, 3), optim))
+    assert [step for event, step in recorder.events if event == "step"] == [1, 2, 3, 4]
+    assert list(recorder.values) == [1, 2, 4]  # there is nothing to log of a step that was not taken
+    assert recorder.notes == ["skipped: non-finite loss or meta-gradient at step 2, task 1, seed 7"]
+
+
+def test_the_message_counts_the_other_culprits() -> None:
+    dataset = Poisoned(MODEL, tasks=(0, 2))
+    with pytest.raises(NonFinite, match=r"step 2, task 0, seed 0 \(and 1 more of 3 tasks\)$"):
+        train(trainer_of(Averaging(), dataset), trainer_of(Averaging()).start(), Recorder())
+
+
+def test_a_non_finite_regularizer_is_refused_too() -> None:
+    """The optimizer may only move along a finite gradient, whichever term of it overflowed."""
+
+    @dataclass(frozen=True)
+    class Infinite:
+        def outer(self, params: Params) -> Tensor:
+            return matrix(params).sum() * float("inf")
+
+    trainer = trainer_of(Averaging(), regularizer=Infinite())
+    state = trainer.start()
+    before = {k: p.clone() for k, p in state.params.items()}
+    with pytest.raises(NonFinite):
+        train(trainer, state, Recorder())
+    assert_same(state.params, before, rtol=0)
