@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 
@@ -161,11 +160,32 @@ def test_the_episode_hash_is_of_the_episodes_and_of_nothing_else() -> None:
     assert len({reference, *hashes}) == 1 + len(hashes)
 
 
-def test_the_episode_hash_is_the_sha256_of_inputs_and_targets_in_order() -> None:
-    """Support inputs, support targets, query inputs, query targets of a draw, as they lie in memory."""
-    tasks = DATA.episodes("test", evaluation.EPISODE_SEED, 0, range(12), SPEC)
-    content = b"".join(t.numpy().tobytes() for t in (*tasks.support, *tasks.query))
-    assert evaluator()(ALGORITHM, PARAMS).episodes_sha256 == hashlib.sha256(content).hexdigest()
+@dataclass(frozen=True)
+class Edited(QuadraticTasks):
+    """The same tasks, but for one number of one of the four tensors."""
+
+    part: str = "support"
+    tensor: str = "x"
+
+    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        drawn = super().episodes(split, seed, step, tasks, spec)
+        getattr(getattr(drawn, self.part), self.tensor)[-1, -1, -1] += 1e-6
+        return drawn
+
+
+@pytest.mark.parametrize("part", ["support", "query"])
+@pytest.mark.parametrize("tensor", ["x", "y"])
+def test_the_episode_hash_sees_every_number_of_the_episodes(part: str, tensor: str) -> None:
+    """Inputs and targets of support and query: a millionth in the last entry of the last task is another episode."""
+    same, edited = evaluator(), replace(evaluator(), dataset=Edited(MODEL, part, tensor))
+    assert same(ALGORITHM, PARAMS).episodes_sha256 != edited(ALGORITHM, PARAMS).episodes_sha256
+
+
+def test_the_episode_hash_does_not_depend_on_how_many_tasks_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TASKS_PER_DRAW is a matter of memory: tuning it must not make the same episodes look like others."""
+    whole = evaluator()(ALGORITHM, PARAMS).episodes_sha256
+    monkeypatch.setattr(evaluation, "TASKS_PER_DRAW", 5)
+    assert evaluator()(ALGORITHM, PARAMS).episodes_sha256 == whole
 
 
 # ---------------------------------------------------------------- population statistics

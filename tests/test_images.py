@@ -240,13 +240,18 @@ def test_the_hash_of_a_split_ignores_the_order_of_its_members() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"train": ["a", "b"], "test": ["c", "d", "e"]},
+        {"train": ["a", "b", "c", "d"], "test": ["e"]},
+        {"train": ["b", "c", "e"], "test": ["a", "d"]},
         {"train": ["a", "b"], "test": ["d", "e"]},
         {"train": ["a", "b", "x"], "test": ["d", "e"]},
         {"train": ["d", "e"], "test": ["a", "b", "c"]},
         {"train": ["a", "b", "c"], "val": ["d", "e"]},
+        {"test": ["a", "b", "c", "d", "e"]},
     ],
-    ids=["moved", "lost", "renamed", "swapped", "another part"],
+    ids=["moved", "exchanged", "lost", "renamed", "swapped", "another part", "all in one"],
 )
 def test_the_hash_of_a_split_changes_when_its_members_do(other: dict[str, list[str]]) -> None:
+    """Also when the members in their order stay the same, and only the border between the parts moves."""
     assert members_sha256(other) != members_sha256({"train": ["a", "b", "c"], "test": ["d", "e"]})
+    border = {"train": ["d", "e"], "test": ["a", "b", "c"]}, {"train": ["c", "d", "e"], "test": ["a", "b"]}
+    assert members_sha256(border[0]) != members_sha256(border[1])

@@ -81,6 +81,26 @@ def test_amplitudes_and_phases_are_uniform_over_their_ranges() -> None:
     assert abs(np.corrcoef(np.hypot(a, b), np.arctan2(-b, a))[0, 1]) < 5 / np.sqrt(n)
 
 
+def test_the_place_of_a_point_tells_nothing_about_its_task() -> None:
+    """Nor about its noise: each number has words of its own. 25 places and noises are uncorrelated with amplitude and
+    phase (n independent pairs: standard error 1 / sqrt(n)), and noise has mean 0 and mean square 1 in each tenth of
+    the range of x (m points there: standard errors 1 / sqrt(m) and sqrt(2 / m))."""
+    n = 4000
+    clean, noisy = draw(PUBLISHED, n), draw(dataclasses.replace(PUBLISHED, noise=1.0), n)
+    x = torch.cat([clean.support.x, clean.query.x], 1)
+    y = torch.cat([clean.support.y, clean.query.y], 1)
+    noise = (torch.cat([noisy.support.y, noisy.query.y], 1) - y)[..., 0].numpy()
+    a, b = fit(Batch(x, y)).T
+    of_task = np.stack([np.hypot(a, b), np.arctan2(-b, a)])
+    for of_points in (x[..., 0].numpy(), noise, noise**2):
+        between = np.corrcoef(of_task, of_points.T)[:2, 2:]
+        assert abs(between).max() < 5 / np.sqrt(n)
+    tenth = np.digitize(x.numpy().ravel(), np.linspace(-5, 5, 11)[1:-1])
+    for part in (noise.ravel()[tenth == t] for t in range(10)):
+        assert abs(part.mean()) < 5 / np.sqrt(len(part))
+        assert abs((part**2).mean() - 1) < 5 * np.sqrt(2 / len(part))
+
+
 def test_inputs_are_uniform_over_their_range() -> None:
     data = dataclasses.replace(PUBLISHED, x_range=(-1.0, 3.0))
     x = draw(data, 4000).query.x.double()

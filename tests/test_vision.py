@@ -69,6 +69,7 @@ class Broken(MetaPathFinder):
 @pytest.mark.parametrize("error", [RuntimeError("compiled with another CUDA"), ImportError("no torchvision")])
 def test_other_reasons_for_a_failing_import_are_not_hidden(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.setattr("metarun.vision.declare_missing_schemas", lambda: pytest.fail("took it for missing schemas"))
     monkeypatch.setattr(sys, "meta_path", [Broken(error), *sys.meta_path])
     with pytest.raises(type(error), match=str(error)):
         load_torchvision.__wrapped__()

@@ -1,0 +1,131 @@
+"""What the user sees."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from metarun.diagnostics.doubts import doubts
+from metarun.sinks import Record
+from metarun.sinks.console import LiveConsole, PlainConsole
+from metarun.sinks.tables import clock, figure, metrics_line, result_table
+
+RUN = {"steps": 100, "step": 0, "metric": "accuracy", "title": "metarun: maml on omniglot", "folder": "outputs/x"}
+SUMMARY: dict[str, Any] = {
+    "status": "completed",
+    "reason": "",
+    "metric": "accuracy",
+    "kind": "classification",
+    "algo": "maml",
+    "data": "omniglot",
+    "ways": 5,
+    "shots": 1,
+    "test_queries": 15,
+    "split": "vinyals",
+    "norm": "batch",
+    "episodes_sha256": "0123456789abcdef",
+    "mean": 0.975,
+    "ci95": 0.003,
+    "n_tasks": 600,
+    "headline_step": 3,
+    "curve": [{"step": k, "mean": 0.2 + 0.05 * k, "ci95": 0.003, "loss": 1.6 - 0.1 * k} for k in range(11)],
+    "steps_done": 100,
+    "seconds": 61.0,
+    "best_step": 80,
+    "run_dir": "outputs/x",
+}
+
+
+def printed(summary: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(result_table(summary))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("metric", "mean", "ci95", "text"),
+    [
+        ("accuracy", 0.9771, 0.0027, "97.71 +- 0.27 %"),
+        ("accuracy", 0.5, None, "50.00 %"),
+        ("mse", 0.25, 0.05, "0.2500 +- 0.0500"),
+        ("mse", None, None, "not finite"),
+    ],
+)
+def test_accuracies_are_printed_in_per_cent_and_errors_as_they_are(
+    metric: str, mean: float, ci95: float | None, text: str
+) -> None:
+    assert figure(metric, mean, ci95) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.9, "1:01"), (3723, "1:02:03")])
+def test_times_are_printed_as_a_clock_shows_them(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_a_training_line_names_its_numbers() -> None:
+    record = Record("train", 5, {"loss": 0.5, "grad_norm": 2.0}, {"tasks_per_second": 100.0, "seconds_left": 65.0})
+    assert metrics_line(record, "mse") == "loss 0.5  grad_norm 2  100 tasks/s  1:05 left"
+
+
+def test_the_table_shows_each_step_and_what_the_figure_was_measured_on() -> None:
+    text = printed(SUMMARY)
+    assert "test accuracy: 97.50 +- 0.30 % (95 % interval, 600 tasks) after 3 adaptation steps" in text
+    for part in ("5-way 1-shot, 15 queries a class", "split vinyals", "norm batch", "episodes 0123456789ab"):
+        assert part in text.replace("\n", " ")
+    assert [line.split()[0] for line in text.splitlines() if line.strip()[:1].isdigit()] == [str(k) for k in range(11)]
+
+
+def test_a_long_curve_is_thinned_but_keeps_its_ends_and_its_headline() -> None:
+    curve = [{"step": k, "mean": 0.5, "ci95": 0.1, "loss": 1.0} for k in range(51)]
+    text = printed({**SUMMARY, "curve": curve, "headline_step": 47})
+    steps = [line.split()[0] for line in text.splitlines() if line.strip()[:1].isdigit()]
+    assert {"0", "47", "50"} <= set(steps)
+    assert len(steps) <= 13
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_claims_no_test() -> None:
+    text = printed({**SUMMARY, "status": "interrupted", "curve": None})
+    assert "continue with: metarun resume=outputs/x" in text
+    assert "test" not in text
+
+
+def test_figures_that_are_not_finite_are_said_to_be() -> None:
+    curve = [{"step": 0, "mean": None, "ci95": None, "loss": None}]
+    assert "not finite" in printed({**SUMMARY, "curve": curve, "mean": None, "ci95": None, "headline_step": 0})
+
+
+def test_a_pipe_gets_plain_lines() -> None:
+    console = Console(file=io.StringIO(), width=40)
+    sink = PlainConsole(console, every=0)
+    sink.start(RUN)
+    sink.log(Record("train", 10, {"loss": 0.5}, {"seconds": 1.0}))
+    sink.log(Record("val", 10, {"mean": 0.9, "ci95": 0.01, "improved": True}, {}))
+    sink.finish(SUMMARY)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b" not in text
+    assert "step 10/100  loss 0.5\n" in text
+    assert "step 10/100  val accuracy 90.00 +- 1.00 %  (best so far)\n" in text
+
+
+def test_a_terminal_gets_a_live_view_that_ends_in_the_table() -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    sink = LiveConsole(console)
+    sink.start(RUN)
+    sink.log(Record("train", 10, {"loss": 0.5}, {"seconds": 1.0}))
+    sink.progress(10)
+    sink.note("warning: something")
+    sink.finish(SUMMARY)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[" in text
+    assert "warning: something" in text
+    assert "95 % interval" in text
+
+
+def test_doubts_are_raised_by_rule() -> None:
+    assert doubts({"cg_negative": 0.0, "cg_residual": 0.5, "loss": 9.0}) == {}
+    found = doubts({"cg_negative": 0.25, "cg_residual": 2.0})
+    assert set(found) == {"cg_negative", "cg_residual"}
+    assert "25% of this step's tasks" in found["cg_negative"]
