@@ -109,6 +109,8 @@ def _with_model(algorithm: Any, model: Model) -> Algorithm:
     return algorithm if model is algorithm.model else dataclasses.replace(algorithm, model=model)
 
 
-def _update(digest: Any, task: Task) -> None:
-    for tensor in (*task.support, *task.query):
-        digest.update(tensor.contiguous().numpy().tobytes())
+def _update(digest: Any, tasks: Task) -> None:
+    """Task by task, so that the hash does not depend on how many are drawn at once."""
+    for parts in zip(*tasks.support, *tasks.query, strict=True):
+        for tensor in parts:
+            digest.update(tensor.contiguous().numpy().tobytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -73,6 +74,9 @@ class Session:
                 raise KeyboardInterrupt
             self.signal = number
 
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
+            yield
+            return
         before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield

@@ -29,6 +29,7 @@ class MetaGradient(NamedTuple):
     metrics: Metrics  # each [T]
     moments: GradientMoments
     penalty: Tensor
+    finite: Tensor  # whether all of `mean` is
 
 
 @dataclass
@@ -103,9 +104,9 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Meta
     """Draw tasks, differentiate, check, and only then move the meta-parameters."""
     tasks = trainer.tasks(state.step)
     found = meta_gradient(state.params, tasks)
-    culprits = nonfinite_tasks(found)
-    if culprits:
-        refuse(trainer, state, culprits, watcher)
+    culprit, others = nonfinite_part(found)
+    if culprit:
+        refuse(trainer, f"at step {state.step}, {culprit}, seed {trainer.seed}{others}", watcher)
         state.step += 1
         return
     logged = due(state.step + 1, trainer.settings.log_every, trainer.settings.steps)
@@ -147,22 +148,26 @@ def compiled_meta_gradient(trainer: Trainer, params: Params) -> Callable[[Params
         mean = {k: g.mean(0) for k, g in grads.items()}
         moments = gradient_moments(grads, mean)
         extra, penalty = grad_and_value(trainer.regularizer.outer)(params)
-        return MetaGradient({k: mean[k] + extra[k] for k in mean}, metrics, moments, penalty)
+        total = {k: mean[k] + extra[k] for k in mean}
+        finite = torch.stack([g.isfinite().all() for g in total.values()]).all()
+        return MetaGradient(total, metrics, moments, penalty, finite)
 
     return trainer.placement.compiled(meta_gradient, params, trainer.settings.steps)
 
 
-def nonfinite_tasks(found: MetaGradient) -> list[int]:
-    """The tasks whose loss or meta-gradient is NaN or infinite."""
+def nonfinite_part(found: MetaGradient) -> tuple[str, str]:
+    """Where a NaN or an infinity came from, and who else had one; empty when all is finite."""
     sound = found.moments.squared_norms.isfinite() & found.metrics["loss"].isfinite()
-    return [] if bool(sound.all()) else torch.nonzero(~sound).flatten().tolist()
+    tasks = torch.nonzero(~sound).flatten().tolist()
+    if tasks:
+        others = f" (and {len(tasks) - 1} more of {len(sound)} tasks)" if len(tasks) > 1 else ""
+        return f"task {tasks[0]}", others
+    return ("" if bool(found.finite) else "the regularizer"), ""
 
 
-def refuse(trainer: Trainer, state: State, culprits: list[int], watcher: Watcher) -> None:
+def refuse(trainer: Trainer, where: str, watcher: Watcher) -> None:
     """Keep a non-finite step away from the meta-parameters: skip it, or stop the run."""
-    what = f"non-finite loss or meta-gradient at step {state.step}, task {culprits[0]}, seed {trainer.seed}"
-    if len(culprits) > 1:
-        what += f" (and {len(culprits) - 1} more of {trainer.settings.tasks} tasks)"
+    what = f"non-finite loss or meta-gradient {where}"
     if trainer.settings.on_nonfinite == "stop":
         raise NonFinite(what)
     watcher.noted(f"skipped: {what}")

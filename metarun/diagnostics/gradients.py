@@ -23,15 +23,16 @@ class GradientMoments(NamedTuple):
 
     squared_norms: Tensor  # |g_i|^2, [T]
     mean_squared_norm: Tensor  # |gbar|^2
-    unit_mean_squared_norm: Tensor  # |(1/T) sum_i g_i / |g_i||^2
+    unit_mean_squared_norm: Tensor  # |(1/T) sum_i g_i / |g_i||^2, a zero gradient pointing nowhere
 
 
 def gradient_moments(grads: Params, mean: Params) -> GradientMoments:
     """From per-task gradients [T, ...] and their mean over tasks."""
-    squared_norms_T = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0)
+    rows = [g.reshape(len(g), -1) for g in grads.values()]
+    squared_norms_T = torch.stack([g.square().sum(1) for g in rows]).sum(0)
     tiny = torch.finfo(squared_norms_T.dtype).tiny
     weights_T = squared_norms_T.clamp_min(tiny).rsqrt() / len(squared_norms_T)
-    unit_mean = torch.stack([(weights_T @ g.flatten(1)).square().sum() for g in grads.values()]).sum()
+    unit_mean = torch.stack([(weights_T @ g).square().sum() for g in rows]).sum()
     return GradientMoments(squared_norms_T, dot(mean, mean), unit_mean)
 
 
@@ -46,5 +47,8 @@ def gradient_measures(moments: GradientMoments) -> dict[str, float]:
         variance = max(variance, 0.0)
         measures["grad_variance"] = variance
         measures["grad_snr"] = (norm2 - variance / tasks) / variance if variance > 0 else float("inf")
-        measures["grad_cosine"] = (tasks * float(moments.unit_mean_squared_norm) - 1) / (tasks - 1)
+        # |sum_i u_i|^2 = (number of unit vectors) + sum over ordered pairs of their cosines.
+        units = int((moments.squared_norms > 0).sum())
+        pairs = tasks * (tasks - 1)
+        measures["grad_cosine"] = (tasks**2 * float(moments.unit_mean_squared_norm) - units) / pairs
     return measures

@@ -1,0 +1,83 @@
+"""Draw the figures of README.md and docs/results.md from run folders.
+
+python docs/figures.py sinusoid RUN [NAME=RUN ...]     one panel of learning, one of adaptation
+python docs/figures.py omniglot NAME=RUN [NAME=RUN ...]  validation accuracy against minutes of training
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+IMAGES = Path(__file__).parent / "img"
+# Okabe and Ito's colours, told apart by colour-blind readers; markers tell the lines apart in print.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+MARKERS = "osD^vP"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def named(arguments: list[str]) -> dict[str, Path]:
+    """NAME=RUN, or RUN alone under its own name."""
+    pairs = [a.rpartition("=") for a in arguments]
+    return {name or Path(run).name: Path(run) for name, _, run in pairs}
+
+
+def adaptation(axes: Axes, runs: dict[str, Path]) -> None:
+    """Test error after each adaptation step, with its interval."""
+    for (name, run), colour, marker in zip(runs.items(), COLOURS, MARKERS, strict=False):
+        curve = json.loads((run / "summary.json").read_text(encoding="utf-8"))["curve"]
+        steps, means = [r["step"] for r in curve], [r["mean"] for r in curve]
+        axes.errorbar(steps, means, [r["ci95"] for r in curve], color=colour, marker=marker, label=name, capsize=2)
+    axes.set(xlabel="adaptation steps", ylabel="test MSE", ylim=(0, None), title="600 unseen tasks, 95 % intervals")
+    axes.legend(frameon=False)
+
+
+def learning(axes: Axes, run: Path) -> None:
+    """Validation error against outer steps."""
+    points = [r for r in lines(run / "metrics.jsonl") if r["kind"] == "val"]
+    axes.errorbar(
+        [p["step"] for p in points], [p["mean"] for p in points], [p["ci95"] for p in points],
+        color=COLOURS[0], marker="o", capsize=2,
+    )  # fmt: skip
+    axes.set(xlabel="outer steps", ylabel="validation MSE after adaptation", yscale="log", title="learning")
+
+
+def sinusoid(runs: dict[str, Path]) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    learning(left, next(iter(runs.values())))
+    adaptation(right, runs)
+    save(figure, "sinusoid.png")
+
+
+def omniglot(runs: dict[str, Path]) -> None:
+    figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    for (name, run), colour, marker in zip(runs.items(), COLOURS, MARKERS, strict=False):
+        times = {r["step"]: r["seconds"] / 60 for r in lines(run / "timing.jsonl") if r["kind"] == "val"}
+        points = [r for r in lines(run / "metrics.jsonl") if r["kind"] == "val"]
+        minutes, accuracy = [times[p["step"]] for p in points], [100 * p["mean"] for p in points]
+        axes.plot(minutes, accuracy, color=colour, marker=marker, label=name)
+    axes.set(xlabel="minutes of training", ylabel="validation accuracy, %", title="Omniglot, 5-way 1-shot")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    save(figure, "omniglot.png")
+
+
+def save(figure: Any, name: str) -> None:
+    IMAGES.mkdir(exist_ok=True)
+    figure.savefig(IMAGES / name, dpi=130)
+    print(IMAGES / name)
+
+
+if __name__ == "__main__":
+    {"sinusoid": sinusoid, "omniglot": omniglot}[sys.argv[1]](named(sys.argv[2:]))
