@@ -74,6 +74,8 @@ def job(composed: DictConfig) -> float:
         leave(error)
     if result.status == "interrupted":
         sys.exit(INTERRUPTED)
+    if result.status == "diverged" and runtime.mode == RunMode.RUN:  # a sweep goes on with the worst number
+        leave(UserError(f"diverged: {result.summary['reason']}"))
     return result.objective
 
 

@@ -58,6 +58,12 @@ class Placement:
         rows = spec.ways * (spec.shots + spec.queries)
         return max(1, CPU_ROWS_PER_CHUNK // rows)
 
+    def evaluation_chunk(self, spec: EpisodeSpec, input_shape: tuple[int, ...]) -> int | None:
+        """The same where no gradient of the queries is needed: one task at a time is best for many images on a CPU."""
+        chunk = self.chunk(spec, input_shape)
+        many = chunk is not None and spec.ways * (spec.shots + spec.queries) >= 40
+        return 1 if many and self.chunk_size == "auto" else chunk
+
     def compiled(self, function: Callable[..., Any], params: Params, steps: int) -> Callable[..., Any]:
         """The function, compiled if the settings or the size of the work ask for it.
 
@@ -76,17 +82,20 @@ class Placement:
 def over_tasks(function: PerTask, count: int, chunk: int | None) -> PerTask:
     """A function of (params, one task) as one of (params, `count` tasks), all its results with a leading T axis.
 
-    A single task is not batched by vmap at all: its convolutions then stay plain ones, two to four times as fast.
+    With chunks of one task nothing is batched by vmap: convolutions then stay plain ones, which on a CPU are two to
+    five times as fast when a task has many images.
     """
-    if count > 1:
+    if count > 1 and chunk != 1:
         return vmap(function, in_dims=(None, 0), chunk_size=chunk)
 
-    def one(params: Params, tasks: Task) -> Any:
-        task = Task(*(Batch(channels_last(b.x[0]), b.y[0]) for b in tasks))
-        first, second = function({k: channels_last(v) for k, v in params.items()}, task)
-        return tuple({k: v[None] for k, v in tree.items()} for tree in (first, second))
+    def one_by_one(params: Params, tasks: Task) -> Any:
+        params = {k: channels_last(v) for k, v in params.items()}
+        done = [function(params, Task(*(Batch(channels_last(b.x[i]), b.y[i]) for b in tasks))) for i in range(count)]
+        return tuple(
+            {k: torch.stack([tree[k] for tree in trees]) for k in trees[0]} for trees in zip(*done, strict=True)
+        )
 
-    return one
+    return one_by_one
 
 
 def channels_last(x: Tensor) -> Tensor:

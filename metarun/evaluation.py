@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
-from metarun.device import Placement
-from metarun.types import Algorithm, Dataset, EpisodeSpec, Model, Params, Split, Task
+from metarun.device import Placement, over_tasks
+from metarun.types import Algorithm, Dataset, EpisodeSpec, Metrics, Model, Params, Split, Task
 
 EPISODE_SEED = 0
 """Validation and test episodes do not depend on the run's seed, so that runs are compared on the same tasks."""
@@ -31,13 +31,13 @@ class Evaluator:
     split: Split
     spec: EpisodeSpec
     tasks: int
-    steps: int  # adaptation steps to report
+    steps: tuple[int, ...]  # adaptation steps to report, ascending
     placement: Placement
 
     def __call__(self, algorithm: Algorithm, params: Params) -> Evaluation:
         reference = self.placement.inputs(self.dataset.reference_inputs(REFERENCE_INPUTS))
         calibrated = _with_model(algorithm, algorithm.model.calibrated(params, reference))
-        chunk = self.placement.chunk(self.spec, self.dataset.input_shape())
+        chunk = self.placement.evaluation_chunk(self.spec, self.dataset.input_shape())
         digest, parts = hashlib.sha256(), []
         for start in range(0, self.tasks, TASKS_PER_DRAW):
             indices = range(start, min(start + TASKS_PER_DRAW, self.tasks))
@@ -45,16 +45,18 @@ class Evaluator:
             _update(digest, drawn)
             parts.append(adaptation_curves(calibrated, params, self.placement.task(drawn), self.steps, chunk))
         losses, scores = (torch.cat(p).T for p in zip(*parts, strict=True))
-        headline = min(algorithm.test_inner_steps, len(scores) - 1)
-        return Evaluation(losses, scores, headline, algorithm.loss.higher_is_better, digest.hexdigest())
+        steps = self.steps[: len(scores)]  # a learner without steps reports one state
+        headline = steps.index(min(algorithm.test_inner_steps, steps[-1]))
+        return Evaluation(steps, losses, scores, headline, algorithm.loss.higher_is_better, digest.hexdigest())
 
 
 class Evaluation(NamedTuple):
-    """The result of an evaluator; rows are adaptation steps 0, 1, ..., columns tasks."""
+    """The result of an evaluator; rows are the reported adaptation steps, columns tasks."""
 
+    steps: tuple[int, ...]
     losses: Tensor
     scores: Tensor
-    headline: int  # the adaptation step whose figure is the result
+    headline: int  # the row whose figure is the result
     higher_is_better: bool
     episodes_sha256: str
 
@@ -74,7 +76,7 @@ class Evaluation(NamedTuple):
     def curve(self) -> list[dict[str, Any]]:
         """Mean and interval of the reported figure, and the mean loss, after every step."""
         rows = []
-        for step, (scores, losses) in enumerate(zip(self.scores, self.losses, strict=True)):
+        for step, scores, losses in zip(self.steps, self.scores, self.losses, strict=True):
             mean, ci95 = mean_and_interval(scores)
             rows.append({"step": step, "mean": mean, "ci95": ci95, "loss": float(losses.double().mean())})
         return rows
@@ -88,21 +90,22 @@ def mean_and_interval(values: Tensor) -> tuple[float, float]:
 
 
 def adaptation_curves(
-    algorithm: Algorithm, params: Params, tasks: Task, steps: int, chunk: int | None
+    algorithm: Algorithm, params: Params, tasks: Task, steps: Sequence[int], chunk: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Query losses and scores of each task [T, steps + 1] after 0 .. steps adaptation steps ([T, 1] without steps)."""
+    """Query losses and scores of each task [T, R] after the R adaptation steps named ([T, 1] for a learner without)."""
 
-    def one(task: Task) -> tuple[Tensor, Tensor]:
+    def one(params: Params, task: Task) -> tuple[Metrics, Metrics]:
         losses, scores = [], []
-        for adapted in algorithm.adaptations(params, task.support, steps):
-            prediction = algorithm.predict(adapted, task.query.x)
-            losses.append(algorithm.loss(prediction, task.query.y))
-            scores.append(algorithm.loss.score(prediction, task.query.y))
-        return torch.stack(losses), torch.stack(scores)
+        for step, adapted in enumerate(algorithm.adaptations(params, task.support, max(steps))):
+            if step in steps:
+                prediction = algorithm.predict(adapted, task.query.x)
+                losses.append(algorithm.loss(prediction, task.query.y))
+                scores.append(algorithm.loss.score(prediction, task.query.y))
+        return {"": torch.stack(losses)}, {"": torch.stack(scores)}
 
     with torch.no_grad():
-        losses, scores = vmap(one, chunk_size=chunk)(tasks)
-    return losses.cpu(), scores.cpu()
+        losses, scores = over_tasks(one, len(tasks.support.x), chunk)(params, tasks)
+    return losses[""].cpu(), scores[""].cpu()
 
 
 def _with_model(algorithm: Any, model: Model) -> Algorithm:

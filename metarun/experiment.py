@@ -34,7 +34,7 @@ class Experiment:
 
     def trainer(self) -> Trainer:
         config = self.config
-        validator = self.evaluator("val", config.val.tasks, self.tested.test_inner_steps)
+        validator = self.evaluator("val", config.val.tasks, (self.tested.test_inner_steps,))
         return Trainer(
             algorithm=self.algorithm,
             dataset=self.dataset,
@@ -49,10 +49,11 @@ class Experiment:
         )
 
     def tester(self) -> Evaluator:
-        steps = max(self.config.test.steps, self.tested.test_inner_steps)
-        return self.evaluator("test", self.config.test.tasks, steps)
+        """Reports every step up to `test.steps`, and the one whose figure is the result."""
+        steps = {*range(self.config.test.steps + 1), self.tested.test_inner_steps}
+        return self.evaluator("test", self.config.test.tasks, tuple(sorted(steps)))
 
-    def evaluator(self, split: Split, tasks: int, steps: int) -> Evaluator:
+    def evaluator(self, split: Split, tasks: int, steps: tuple[int, ...]) -> Evaluator:
         return Evaluator(self.dataset, split, self.test_spec, tasks, steps, self.placement)
 
     def initial_params(self) -> Params:

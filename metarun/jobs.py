@@ -12,7 +12,7 @@ from typing import Any
 
 from metarun import checkpoint
 from metarun.config import Config
-from metarun.errors import NonFinite, SettingError, UserError
+from metarun.errors import NonFinite, SettingError
 from metarun.experiment import Experiment, assemble
 from metarun.record import RunFolder
 from metarun.session import Session
@@ -26,14 +26,14 @@ from metarun.types import Params
 log = logging.getLogger(__name__)
 
 WORST = 1e9
-"""What a sweeper is told of a run without a finite validation figure: finite, and worse than any."""
+"""What a sweeper is told of a run that diverged or was never validated: finite, and worse than any figure."""
 
 
 @dataclass(frozen=True)
 class Result:
     """What a job ends with: the summary that is also in summary.json, and the objects to go on with."""
 
-    status: str  # completed, time is up, interrupted
+    status: str  # completed, time is up, interrupted, diverged
     summary: dict[str, Any]
     folder: Path
     params: Params = field(repr=False)
@@ -42,7 +42,7 @@ class Result:
     @property
     def objective(self) -> float:
         """For a sweeper to minimise: the best validation error (1 - accuracy, or the MSE); always finite."""
-        return min(self.summary["val_error"], WORST)
+        return WORST if self.status == "diverged" else min(self.summary["val_error"], WORST)
 
 
 def run(config: Config, folder: str | Path) -> Result:
@@ -66,7 +66,7 @@ def train_job(experiment: Experiment, record: RunFolder, state: State) -> Result
         if active.status != "interrupted":
             if record.best.exists():
                 checkpoint.restore_params(record.best, state.params)
-            test(active, state.params)
+            test(active, state)
     return Result(active.status, active.summary, record.path, state.params, experiment)
 
 
@@ -78,7 +78,7 @@ def evaluate_job(experiment: Experiment, record: RunFolder, state: State) -> Res
     checkpoint.restore(source.best if source.best.exists() else source.last, state)
     with open_run(experiment, record, state) as active:
         active.summary["evaluated_run"] = str(source.path)
-        test(active, state.params)
+        test(active, state)
         active.status = "completed"
     return Result(active.status, active.summary, record.path, state.params, experiment)
 
@@ -97,7 +97,10 @@ class ActiveRun:
 
 @contextlib.contextmanager
 def open_run(experiment: Experiment, record: RunFolder, state: State) -> Iterator[ActiveRun]:
-    """Write the folder's first files, start the sinks; at the end, however it comes, complete summary and sinks."""
+    """Write the folder's first files, start the sinks; at the end, however it comes, complete summary and sinks.
+
+    A `NonFinite` inside ends the block: the run's status is then "diverged", and the reason is in the summary.
+    """
     config = experiment.config
     record.create(dataclasses.asdict(config))
     members = getattr(experiment.dataset, "members", None)
@@ -115,9 +118,8 @@ def open_run(experiment: Experiment, record: RunFolder, state: State) -> Iterato
     try:
         yield active
     except NonFinite as error:
-        active.status, active.reason = "diverged", str(error)
         kept = f"; the last good checkpoint is {record.last}" if record.last.exists() else ""
-        raise UserError(f"diverged: {error}{kept}") from error
+        active.status, active.reason = "diverged", f"{error}{kept}"
     finally:
         summary |= describe_end(state, config.train.tasks, active.status, active.reason)
         record.write_json("summary.json", summary)
@@ -125,15 +127,15 @@ def open_run(experiment: Experiment, record: RunFolder, state: State) -> Iterato
             sink.finish(summary)
 
 
-def test(active: ActiveRun, params: Params) -> None:
+def test(active: ActiveRun, state: State) -> None:
     """Score the meta-parameters on the fixed test episodes."""
     tester = active.experiment.tester()
     active.session.noted(f"testing on {tester.tasks} tasks ...")
-    evaluation = tester(active.experiment.tested, params)
-    active.summary |= describe_test(evaluation, params)
+    evaluation = tester(active.experiment.tested, state.params)
+    active.summary |= describe_test(evaluation, state.params)
     per_task = {"episodes_sha256": evaluation.episodes_sha256, "scores": evaluation.scores.tolist()}
     active.record.write_json("test.json", per_task)
-    active.session.tested(evaluation, step=active.summary.get("best_step", 0))
+    active.session.tested(evaluation, step=state.best_step)
 
 
 def build_sinks(config: Config, folder: Path) -> list[Sink]:

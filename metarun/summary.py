@@ -47,7 +47,7 @@ def describe_test(evaluation: Evaluation, params: Params) -> dict[str, Any]:
         "mean": evaluation.mean,
         "ci95": evaluation.ci95,
         "n_tasks": evaluation.scores.shape[1],
-        "headline_step": evaluation.headline,
+        "headline_step": evaluation.steps[evaluation.headline],
         "curve": evaluation.curve(),
         "episodes_sha256": evaluation.episodes_sha256,
         "params_sha256": params_sha256(params),

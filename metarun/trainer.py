@@ -182,7 +182,7 @@ def describe(trainer: Trainer, state: State, found: MetaGradient, tasks: Task) -
     if trainer.measures:
         values |= gradient_measures(found.moments)
         chunk = trainer.placement.chunk(trainer.spec, trainer.dataset.input_shape())
-        losses, _ = adaptation_curves(trainer.algorithm, state.params, tasks, 0, chunk)
+        losses, _ = adaptation_curves(trainer.algorithm, state.params, tasks, (0,), chunk)
         if trainer.algorithm.test_inner_steps:
             values["loss_before"] = float(losses.double().mean())
     return values

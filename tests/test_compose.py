@@ -60,7 +60,16 @@ def test_each_algorithm_trains_two_steps_on_sinusoids_or_says_why_not(algo: str,
     result = metarun.run(config, tmp_path)
     assert result.status == "completed"
     assert result.objective == pytest.approx(result.summary["val_error"])
-    assert len(result.summary["curve"]) == max(2, config.algo["test_inner_steps"]) + 1
+    steps = {0, 1, 2, config.algo["test_inner_steps"]}
+    assert [row["step"] for row in result.summary["curve"]] == sorted(steps)
+
+
+def test_a_diverged_run_is_a_result_with_a_finite_objective_worse_than_any(tmp_path: Path) -> None:
+    config = metarun.compose([*TINY, "optim=sgd", "optim.lr=1e30", "train.steps=5", "train.eval_every=1"])
+    result = metarun.run(config, tmp_path)
+    assert result.status == "diverged"
+    assert result.objective == 1e9
+    assert "at step 1, task 0, seed 0" in result.summary["reason"]
 
 
 def test_a_recipe_belongs_to_a_pair_and_the_command_line_wins() -> None:

@@ -390,7 +390,7 @@ def test_sixty_steps_halve_the_validation_error_of_an_easy_task(case: Case) -> N
     overrides = HASTE.get(case.algo, ("optim.lr=0.01",))
     config = composed(f"algo={case.algo}", "model=mlp", "model.hidden=[20,20]", *overrides)
     algorithm = build_learner(config, dataset, spec.ways)
-    validator = Evaluator(dataset, "val", spec, 40, algorithm.test_inner_steps, placed(torch.float32))
+    validator = Evaluator(dataset, "val", spec, 40, (algorithm.test_inner_steps,), placed(torch.float32))
     rare = 1000
     trainer = Trainer(
         algorithm=algorithm,

@@ -35,7 +35,7 @@ def placement(chunk: int | None = None) -> Placement:
 def evaluator(
     tasks: int = 12, steps: int = 3, spec: EpisodeSpec = SPEC, split: Split = "test", chunk: int | None = None
 ) -> Evaluator:
-    return Evaluator(DATA, split, spec, tasks, steps, placement(chunk))
+    return Evaluator(DATA, split, spec, tasks, tuple(range(steps + 1)), placement(chunk))
 
 
 def single(tasks: Task, i: int) -> Task:
@@ -62,7 +62,7 @@ def test_a_single_task_has_no_interval() -> None:
 def test_adaptation_curves_equal_a_loop_over_tasks_and_steps() -> None:
     """Row i, column k: loss and score on task i's queries after k gradient steps on its support set."""
     tasks = DATA.episodes("train", 0, 0, range(4), SPEC)
-    losses, scores = adaptation_curves(ALGORITHM, PARAMS, tasks, 3, None)
+    losses, scores = adaptation_curves(ALGORITHM, PARAMS, tasks, range(4), None)
     assert losses.shape == scores.shape == (4, 4)
     for i in range(4):
         task = single(tasks, i)
@@ -81,8 +81,8 @@ def test_adaptation_curves_equal_a_loop_over_tasks_and_steps() -> None:
 @pytest.mark.parametrize("chunk", [1, 3, 4])
 def test_adaptation_curves_do_not_depend_on_the_chunk_size(chunk: int) -> None:
     tasks = DATA.episodes("train", 0, 0, range(4), SPEC)
-    whole = adaptation_curves(ALGORITHM, PARAMS, tasks, 2, None)
-    for found, expected in zip(adaptation_curves(ALGORITHM, PARAMS, tasks, 2, chunk), whole, strict=True):
+    whole = adaptation_curves(ALGORITHM, PARAMS, tasks, range(3), None)
+    for found, expected in zip(adaptation_curves(ALGORITHM, PARAMS, tasks, range(3), chunk), whole, strict=True):
         assert_same(found, expected)
 
 
@@ -91,7 +91,7 @@ def test_an_evaluation_has_steps_by_rows_and_tasks_by_columns() -> None:
     found = evaluator(tasks=5, steps=3)(ALGORITHM, PARAMS)
     assert found.losses.shape == found.scores.shape == (4, 5)
     tasks = DATA.episodes("test", evaluation.EPISODE_SEED, 0, range(5), SPEC)
-    losses, scores = adaptation_curves(ALGORITHM, PARAMS, tasks, 3, None)
+    losses, scores = adaptation_curves(ALGORITHM, PARAMS, tasks, range(4), None)
     assert_same(found.losses, losses.T)
     assert_same(found.scores, scores.T)
 
@@ -115,8 +115,8 @@ def test_the_result_is_the_figure_at_the_algorithms_own_number_of_steps(
 def test_the_error_of_an_accuracy_is_what_is_missing_to_one() -> None:
     """Lower is better for whoever selects: 1 - accuracy."""
     scores = torch.tensor([[0.5, 0.7]])
-    assert Evaluation(scores, scores, 0, True, "").error == pytest.approx(1 - 0.6, rel=1e-6)
-    assert Evaluation(scores, scores, 0, False, "").error == pytest.approx(0.6, rel=1e-6)
+    assert Evaluation((0,), scores, scores, 0, True, "").error == pytest.approx(1 - 0.6, rel=1e-6)
+    assert Evaluation((0,), scores, scores, 0, False, "").error == pytest.approx(0.6, rel=1e-6)
 
 
 @pytest.mark.parametrize("per_draw", [1, 5, 12, 50])
@@ -212,7 +212,7 @@ def losses_of(norm: str, kept: tuple[int, int]) -> Tensor:
     """The query loss of each of four tasks, [T], as an evaluator with that norm and those queries reports it."""
     learner = ProtoNet(mlp((3,), None, (6, 4), norm), CrossEntropy(), 2, "euclidean", 1.0)
     params = {k: p.double() for k, p in learner.init(0).items()}
-    found = Evaluator(Blobs(MODEL, kept=kept), "test", EpisodeSpec(2, 6, 4), 4, 0, placement())(learner, params)
+    found = Evaluator(Blobs(MODEL, kept=kept), "test", EpisodeSpec(2, 6, 4), 4, (0,), placement())(learner, params)
     assert found.losses.shape == (1, 4)  # a learner without steps has one row
     return found.losses[0]
 
@@ -239,8 +239,8 @@ def test_population_statistics_are_those_of_the_reference_inputs() -> None:
     reference = data.reference_inputs(evaluation.REFERENCE_INPUTS)
     calibrated = replace(learner, model=learner.model.calibrated(params, reference))
     tasks = data.episodes("test", evaluation.EPISODE_SEED, 0, range(4), spec)
-    losses, scores = adaptation_curves(calibrated, params, tasks, 0, None)
-    found = Evaluator(data, "test", spec, 4, 0, placement())(learner, params)
+    losses, scores = adaptation_curves(calibrated, params, tasks, range(1), None)
+    found = Evaluator(data, "test", spec, 4, (0,), placement())(learner, params)
     assert_same(found.losses, losses.T)
     assert_same(found.scores, scores.T)
     assert learner.model.fixed is None  # training goes on with the batch's statistics

@@ -17,7 +17,7 @@ from metarun.types import Params
 
 def init(features: int, seed: int) -> Params:
     """Weights of the two directions over the support set and of the query's reader, uniform +-1/sqrt(D)."""
-    generator = torch.Generator().manual_seed(seed + 2**32)  # not the stream that the embedding's weights are from
+    generator = torch.Generator().manual_seed(seed ^ 0x5EED0FCE)  # not the stream that the embedding's weights are from
     # The reader's recurrent input is [h, r], so it is twice as wide.
     recurrent = {"fce.forward": features, "fce.backward": features, "fce.reader": 2 * features}
     params = {}

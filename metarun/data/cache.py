@@ -41,9 +41,9 @@ def _read(path: Path) -> ImageTable | None:
         stored = torch.load(path, weights_only=True)
         images, names = stored["images"], tuple(stored["names"])
         starts, counts = (np.asarray(stored[k].numpy(), dtype=np.intp) for k in ("starts", "counts"))
+        whole = images.dtype == torch.uint8 and len(images) == int(counts.sum()) and len(names) == len(counts)
     except Exception:  # whatever is wrong with a cache file, its source is still there
         return None
-    whole = images.dtype == torch.uint8 and len(images) == int(counts.sum()) and len(names) == len(counts)
     return ImageTable(images, names, starts, counts) if whole else None
 
 
@@ -62,5 +62,5 @@ def _write(path: Path, table: ImageTable) -> None:
             except BaseException:
                 os.unlink(file.name)
                 raise
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer on a full disk
         raise UserError(f"METARUN_CACHE={path.parent}: the decoded images cannot be stored there ({error})") from error

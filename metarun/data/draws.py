@@ -23,7 +23,7 @@ def random_bits(split: Split, seed: int, step: int, tasks: range, words: int) ->
     blocks = -(-words // WORDS_PER_BLOCK)
     counter = [tasks.start * blocks, step, SPLITS.index(split), 0]
     raw = np.random.Philox(key=seed, counter=counter).random_raw(len(tasks) * blocks * WORDS_PER_BLOCK)
-    return raw.reshape(len(tasks), -1)[:, :words]
+    return raw.reshape(len(tasks), blocks * WORDS_PER_BLOCK)[:, :words]
 
 
 def uniform(bits: Bits, low: float, high: float) -> NDArray[np.floating]:

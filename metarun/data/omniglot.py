@@ -53,6 +53,7 @@ class Omniglot:
         for name, choices in (("split", SPLITS), ("rotations", ROTATIONS), ("resize", tuple(RESIZE))):
             value = getattr(self, name)
             require(value in choices, name, value, "choices: " + ", ".join(choices))
+        require(0 <= self.split_seed < 2**63, "split_seed", self.split_seed, "must be at least 0")
         require(8 <= self.image_size <= 105, "image_size", self.image_size, "must be 8 to 105")
 
     def input_shape(self) -> tuple[int, ...]:

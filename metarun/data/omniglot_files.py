@@ -10,13 +10,15 @@ import io
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from metarun.data.cache import cache_folder
 from metarun.data.images import ImageTable
@@ -25,6 +27,7 @@ from metarun.progress import track
 
 PARTS = ("images_background", "images_evaluation")
 DRAWING = re.compile(r"(?:^|/)(images_(?:background|evaluation)/[^/]+/character\d+)/\d+_\d+\.png$")
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)  # NotImplementedError is a RuntimeError
 LARGEST = 1 << 20  # bytes of one drawing's file; the real ones have about 300
 RESIZE = {"lanczos": Image.Resampling.LANCZOS, "area": Image.Resampling.BOX, "nearest": Image.Resampling.NEAREST}
 
@@ -40,7 +43,7 @@ class Drawings(NamedTuple):
 def find_drawings(root: str | None, download: bool) -> Drawings:
     """Look below data.root, METARUN_DATA or metarun's own data folder; fetch them there if that is allowed."""
     folder = Path(root or os.environ.get("METARUN_DATA") or cache_folder() / "data").expanduser()
-    found = _look(folder)
+    found = _look(folder, download)
     if found is None and download:
         _fetch(folder)
         found = _look(folder)
@@ -67,20 +70,22 @@ def decode(drawings: Drawings, size: int, resize: str) -> ImageTable:
 
 def _pixels(name: str, png: bytes, size: int, resize: str) -> np.ndarray:
     try:
-        image = Image.open(io.BytesIO(png)).convert("L").resize((size, size), RESIZE[resize])
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        image = Image.open(io.BytesIO(png), formats=["PNG"]).convert("L").resize((size, size), RESIZE[resize])
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"data=omniglot: {name} is not a readable image ({error})") from error
     return 255 - np.asarray(image)
 
 
-def _look(folder: Path) -> Drawings | None:
+def _look(folder: Path, download: bool = False) -> Drawings | None:
     """Both parts as folders or archives, in the folder itself or in the places where people keep them."""
     for place in (folder, folder / "omniglot", folder / "omniglot-py"):
+        archives = [place / f"{part}.zip" for part in PARTS]
+        if all(zipfile.is_zipfile(a) for a in archives):
+            return _from_archives(archives)
         if all((place / part).is_dir() for part in PARTS):
             return _from_folders([place / part for part in PARTS])
-        archives = [place / f"{part}.zip" for part in PARTS]
-        if all(a.is_file() for a in archives):
-            return _from_archives(archives)
+        if all(a.is_file() for a in archives) and not download:
+            return _from_archives(archives)  # which says what is wrong with them
     return None
 
 
@@ -100,7 +105,7 @@ def _from_folders(folders: list[Path]) -> Drawings:
 def _from_archives(paths: list[Path]) -> Drawings:
     try:
         members = [(p, info) for p in paths for info in zipfile.ZipFile(p).infolist() if DRAWING.search(info.filename)]
-    except (zipfile.BadZipFile, OSError) as error:
+    except (*DAMAGED, OSError) as error:
         raise UserError(f"data.root={paths[0].parent}: not two readable zip archives ({error})") from error
     members = sorted((m for m in members if m[1].file_size <= LARGEST), key=lambda m: m[1].filename)
     _check_count(len(members), paths[0].parent)
@@ -110,7 +115,7 @@ def _from_archives(paths: list[Path]) -> Drawings:
         for path, info in members:
             try:
                 yield info.filename, archives[path].read(info)
-            except (zipfile.BadZipFile, OSError, EOFError) as error:
+            except (*DAMAGED, OSError) as error:
                 raise UserError(f"data=omniglot: {path} is damaged at {info.filename} ({error})") from error
 
     return Drawings(_sha256([f"{i.filename} {i.CRC}" for _, i in members]), len(members), read)
@@ -128,7 +133,7 @@ def _fetch(folder: Path) -> None:
     try:
         for background in (True, False):
             load_torchvision().datasets.Omniglot(str(folder), background=background, download=True)
-    except (OSError, RuntimeError) as error:  # no network, no disk, or a wrong checksum
+    except (OSError, RuntimeError, HTTPException) as error:  # no network, no disk, or a wrong checksum
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(_missing(folder, f"downloading failed: {reason}")) from error
 

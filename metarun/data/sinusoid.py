@@ -7,6 +7,7 @@ adapt, -(2/pi) 2.55 cos x, scores 3.006: less than that before adaptation means 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,9 +31,10 @@ class Sinusoid:
 
     def __post_init__(self) -> None:
         for name in ("amplitude", "phase", "x_range"):
-            low, high = getattr(self, name)
-            require(low <= high, name, [low, high], "must be [low, high] with low <= high")
-        require(self.noise >= 0, "noise", self.noise, "must be at least 0")
+            ends = getattr(self, name)
+            ordered = len(ends) == 2 and -math.inf < ends[0] <= ends[1] < math.inf
+            require(ordered, name, list(ends), "must be [low, high], finite, with low <= high")
+        require(0 <= self.noise < math.inf, "noise", self.noise, "must be at least 0 and finite")
 
     def input_shape(self) -> tuple[int, ...]:
         return (1,)

@@ -87,7 +87,7 @@ def _some(curve: list[dict[str, Any]], headline: int) -> list[dict[str, Any]]:
     if len(curve) <= MAX_ROWS:
         return curve
     every = -(-len(curve) // (MAX_ROWS - 2))
-    return [r for r in curve if r["step"] % every == 0 or r["step"] in (headline, len(curve) - 1)]
+    return [r for r in curve if r["step"] % every == 0 or r["step"] in (headline, curve[-1]["step"])]
 
 
 def _ending(summary: dict[str, Any]) -> list[str]:
