@@ -64,19 +64,19 @@ class Placement:
         many = chunk is not None and spec.ways * (spec.shots + spec.queries) >= 40
         return 1 if many and self.chunk_size == "auto" else chunk
 
-    def compiled(self, function: Callable[..., Any], params: Params, steps: int) -> Callable[..., Any]:
-        """The function, compiled if the settings or the size of the work ask for it.
+    def compiles(self, params: Params, steps: int) -> bool:
+        """Whether to compile the outer step: the settings or the size of the work ask for it, and a compiler is there.
 
-        The decision depends on settings only, never on a clock: a resumed run must take the same one.
+        Decided by settings only, never by a clock: a resumed run must come to the same answer.
         """
         small = sum(p.numel() for p in params.values()) < SMALL_MODEL
         pays = small and steps >= COMPILE_PAYS_AFTER and self.device.type == "cpu"
         if self.compile is False or (self.compile == "auto" and not pays):
-            return function
+            return False
         if self.device.type == "cpu" and not any(shutil.which(c) for c in ("g++", "clang++", "cl")):
             log.warning("device.compile=%s: no C++ compiler found, running uncompiled", self.compile)
-            return function
-        return torch.compile(function, dynamic=False)
+            return False
+        return True
 
 
 def over_tasks(function: PerTask, count: int, chunk: int | None) -> PerTask:

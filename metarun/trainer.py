@@ -86,7 +86,10 @@ class Trainer:
 
 def train(trainer: Trainer, state: State, watcher: Watcher) -> str:
     """Run outer steps until all are done, time is up or a stop is requested; returns which ("completed", ...)."""
-    meta_gradient = compiled_meta_gradient(trainer, state.params)
+    meta_gradient = batched_meta_gradient(trainer)
+    if trainer.placement.compiles(state.params, trainer.settings.steps):
+        watcher.noted("compiling the outer step first, which takes about a minute (device.compile=false goes without)")
+        meta_gradient = torch.compile(meta_gradient, dynamic=False)
     sitting = Clock(state.seconds)
     while state.step < trainer.settings.steps:
         outer_step(trainer, state, meta_gradient, watcher)
@@ -138,7 +141,7 @@ def stopped(state: State, watcher: Watcher, why: str) -> str:
     return why
 
 
-def compiled_meta_gradient(trainer: Trainer, params: Params) -> Callable[[Params, Task], MetaGradient]:
+def batched_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGradient]:
     """theta, tasks -> their meta-gradient, the task axis added by vmap."""
     chunk = trainer.placement.chunk(trainer.spec, trainer.dataset.input_shape())
     per_task = over_tasks(trainer.algorithm.meta_grad, trainer.settings.tasks, chunk)
@@ -152,7 +155,7 @@ def compiled_meta_gradient(trainer: Trainer, params: Params) -> Callable[[Params
         finite = torch.stack([g.isfinite().all() for g in total.values()]).all()
         return MetaGradient(total, metrics, moments, penalty, finite)
 
-    return trainer.placement.compiled(meta_gradient, params, trainer.settings.steps)
+    return meta_gradient
 
 
 def nonfinite_part(found: MetaGradient) -> tuple[str, str]:

@@ -28,7 +28,7 @@ from metarun.losses import MeanSquaredError
 from metarun.outer import apply_update, build_optimizer, clipped, global_norm, learning_rate
 from metarun.regularizers.l2 import L2
 from metarun.regularizers.none import NoPenalty
-from metarun.trainer import State, Trainer, compiled_meta_gradient, train
+from metarun.trainer import State, Trainer, batched_meta_gradient, train
 from metarun.types import Batch, EpisodeSpec, Metrics, Params, Regularizer, Split, Task
 
 CPU = Placement(torch.device("cpu"), torch.float64, None, False)
@@ -257,8 +257,8 @@ def test_the_regularizers_gradient_is_added_to_the_mean_over_tasks() -> None:
     algorithm = Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 2, 2, None)
     plain, penalised = trainer_of(algorithm), trainer_of(algorithm, regularizer=L2(0.7))
     params, tasks = plain.start().params, plain.tasks(0)
-    without = compiled_meta_gradient(plain, params)(params, tasks)
-    found = compiled_meta_gradient(penalised, params)(params, tasks)
+    without = batched_meta_gradient(plain)(params, tasks)
+    found = batched_meta_gradient(penalised)(params, tasks)
     assert_same(found.mean, {k: without.mean[k] + 0.7 * params[k] for k in params})
     assert_same(found.penalty, 0.35 * matrix(params).square().sum())
     assert float(without.penalty) == 0
