@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from metarun.errors import UserError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from metarun.types import Algorithm
 
 __version__ = "0.1.0"
+__all__ = ["UserError", "build_algorithm", "compose", "run"]
 
 
 def compose(overrides: list[str] | None = None) -> Config:
