@@ -133,7 +133,8 @@ def test(active: ActiveRun, state: State) -> None:
     active.session.noted(f"testing on {tester.tasks} tasks ...")
     evaluation = tester(active.experiment.tested, state.params)
     active.summary |= describe_test(evaluation, state.params)
-    per_task = {"episodes_sha256": evaluation.episodes_sha256, "scores": evaluation.scores.tolist()}
+    per_task = {"episodes_sha256": evaluation.episodes_sha256, "steps": evaluation.steps}
+    per_task |= {"scores": evaluation.scores.tolist()}
     active.record.write_json("test.json", per_task)
     active.session.tested(evaluation, step=state.best_step)
 
