@@ -52,6 +52,8 @@ def printed(summary: dict[str, Any]) -> str:
         ("accuracy", 0.5, None, "50.00 %"),
         ("mse", 0.25, 0.05, "0.2500 +- 0.0500"),
         ("mse", None, None, "not finite"),
+        ("mse", float("nan"), float("nan"), "not finite"),
+        ("mse", 2.8e14, 5.5e14, "2.8e+14 +- 5.5e+14"),
     ],
 )
 def test_accuracies_are_printed_in_per_cent_and_errors_as_they_are(

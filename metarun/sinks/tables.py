@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich import box
@@ -29,11 +30,16 @@ def metrics_line(record: Record, metric: str) -> str:
 
 def figure(metric: str, mean: float, ci95: float | None) -> str:
     """An accuracy in per cent, another figure as it is, with its interval."""
-    if mean is None:
+    if mean is None or not math.isfinite(mean):
         return "not finite"
     scale, unit, digits = (100, " %", 2) if metric == "accuracy" else (1, "", 4)
-    interval = "" if ci95 is None else f" +- {scale * ci95:.{digits}f}"
-    return f"{scale * mean:.{digits}f}{interval}{unit}"
+    interval = "" if ci95 is None else f" +- {_number(scale * ci95, digits)}"
+    return f"{_number(scale * mean, digits)}{interval}{unit}"
+
+
+def _number(value: float, digits: int) -> str:
+    """With so many digits after the point, or in powers of ten once it is huge."""
+    return f"{value:.{digits}f}" if abs(value) < 1e4 else f"{value:.1e}"
 
 
 def clock(seconds: float) -> str:
@@ -75,8 +81,8 @@ def _curve(summary: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for row in _some(curve, summary["headline_step"]):
         mean = figure(metric, row["mean"], None)
-        ci95 = "+- " + figure(metric, row["ci95"], None) if row["ci95"] is not None else ""
-        loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
+        ci95 = "+- " + figure(metric, row["ci95"], None)
+        loss = figure("loss", row["loss"], None)
         style = "bold" if row["step"] == summary["headline_step"] else ""
         table.add_row(str(row["step"]), mean, ci95, loss, style=style)
     return table
