@@ -50,7 +50,7 @@ def learning(axes: Axes, run: Path) -> None:
         [p["step"] for p in points], [p["mean"] for p in points], [p["ci95"] for p in points],
         color=COLOURS[0], marker="o", capsize=2,
     )  # fmt: skip
-    axes.set(xlabel="outer steps", ylabel="validation MSE after adaptation", yscale="log", title="learning")
+    axes.set(xlabel="outer steps", ylabel="validation MSE after adaptation", ylim=(0, None), title="learning")
 
 
 def sinusoid(runs: dict[str, Path]) -> None:
