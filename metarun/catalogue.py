@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ def algorithms_for(kind: str) -> list[str]:
 
 
 def datasets_of(kind: str) -> list[str]:
-    return [name for name in options("data") if _target("data", name).kind == kind]
+    return [name for name in options("data") if made_by(_target("data", name)).kind == kind]
+
+
+def made_by(target: Any) -> Any:
+    """The class of what a target makes: a class makes itself, a function what it says it returns."""
+    return target if isinstance(target, type) else typing.get_type_hints(target)["return"]
 
 
 @functools.cache

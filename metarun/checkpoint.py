@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from metarun.errors import UserError
+from metarun.record import RunFolder
 from metarun.trainer import State
 from metarun.types import Params
 
@@ -67,6 +68,11 @@ def load(path: Path) -> dict[str, Any]:
                 return stored
             reasons.append(f"{candidate.name} has another format")
     raise UserError(f"{path.parent}: no checkpoint to read: {', '.join(reasons)}")
+
+
+def best_of(run: RunFolder) -> Path:
+    """The best checkpoint of a run, or the last of one that was never validated."""
+    return run.best if run.best.exists() else run.last
 
 
 def previous(path: Path) -> Path:

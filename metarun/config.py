@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from metarun.errors import SettingError
 
-JOBS = ("train", "evaluate")
+JOBS = ("train", "evaluate", "predict", "data")
 SCHEDULES = ("constant", "linear", "cosine", "halving")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -85,10 +85,18 @@ class DiagnosticsConfig:
 
 
 @dataclass
+class PredictConfig:
+    """Of job=predict."""
+
+    support: Optional[str] = None  # a folder with a folder of labelled images per class
+    query: Optional[str] = None  # a folder of images, or one image
+
+
+@dataclass
 class Config:
     job: str = "train"
     seed: int = 0
-    run: Optional[str] = None  # a finished or stopped run's folder, for job=evaluate
+    run: Optional[str] = None  # a finished or stopped run's folder, for job=evaluate and job=predict
     resume: Optional[str] = None  # a stopped run's folder
     trusted_modules: list[str] = field(default_factory=list)  # packages of yours that _target_ may name
     choices: dict[str, str] = field(default_factory=dict)  # the option taken of each group; filled in by compose
@@ -103,6 +111,7 @@ class Config:
     device: DeviceConfig = field(default_factory=DeviceConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
 
 
 def check(config: Config) -> None:

@@ -35,6 +35,12 @@ def require(holds: bool, key: str, value: object, expected: str) -> None:
         raise SettingError(key, value, expected)
 
 
+def one_line(error: object) -> str:
+    """What an error (or a name in a file) says, on one line and without control characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Say which valid names are close to `name`, or list them all when none is."""
     valid = sorted(str(v) for v in valid)

@@ -36,7 +36,7 @@ class Evaluator:
 
     def __call__(self, algorithm: Algorithm, params: Params) -> Evaluation:
         reference = self.placement.inputs(self.dataset.reference_inputs(REFERENCE_INPUTS))
-        calibrated = _with_model(algorithm, algorithm.model.calibrated(params, reference))
+        calibrated = with_model(algorithm, algorithm.model.calibrated(params, reference))
         chunk = self.placement.evaluation_chunk(self.spec, self.dataset.input_shape())
         digest, parts = hashlib.sha256(), []
         for start in range(0, self.tasks, TASKS_PER_DRAW):
@@ -108,7 +108,8 @@ def adaptation_curves(
     return losses[""].cpu(), scores[""].cpu()
 
 
-def _with_model(algorithm: Any, model: Model) -> Algorithm:
+def with_model(algorithm: Any, model: Model) -> Algorithm:
+    """The same learner with another network, as one whose statistics are fixed."""
     return algorithm if model is algorithm.model else dataclasses.replace(algorithm, model=model)
 
 

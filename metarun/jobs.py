@@ -1,4 +1,4 @@
-"""The jobs of the command line: train (then test), and evaluate a run that was trained before."""
+"""The jobs of the command line; this file has those that train and test."""
 
 from __future__ import annotations
 
@@ -6,57 +6,39 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metarun import checkpoint
-from metarun.config import Config
-from metarun.errors import NonFinite, SettingError
+from metarun.config import Config, check
+from metarun.errors import NonFinite
 from metarun.experiment import Experiment, assemble
-from metarun.record import RunFolder
+from metarun.predict import predict_job
+from metarun.prepare import data_job
+from metarun.record import RunFolder, source_run
+from metarun.result import Result
 from metarun.session import Session
 from metarun.sinks import Sink
 from metarun.sinks.console import console_sink
 from metarun.sinks.jsonl import JsonLines
 from metarun.summary import describe_end, describe_run, describe_test, title
 from metarun.trainer import State, train
-from metarun.types import Params
 
 log = logging.getLogger(__name__)
-
-WORST = 1e9
-"""What a sweeper is told of a run that diverged or was never validated: finite, and worse than any figure."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a job ends with: the summary that is also in summary.json, and the objects to go on with."""
-
-    status: str  # completed, time is up, interrupted, diverged
-    summary: dict[str, Any]
-    folder: Path
-    params: Params = field(repr=False)
-    experiment: Experiment = field(repr=False)
-
-    @property
-    def objective(self) -> float:
-        """For a sweeper to minimise: the best validation error (1 - accuracy, or the MSE); always finite."""
-        return WORST if self.status == "diverged" else min(self.summary["val_error"], WORST)
 
 
 def run(config: Config, folder: str | Path) -> Result:
     """Do `config.job`, leaving its record in `folder`."""
-    experiment = assemble(config)
-    record = RunFolder(Path(folder))
-    state = experiment.trainer().start()
-    if config.job == "evaluate":
-        return evaluate_job(experiment, record, state)
-    return train_job(experiment, record, state)
+    check(config)
+    jobs = {"train": train_job, "evaluate": evaluate_job, "data": data_job, "predict": predict_job}
+    return jobs[config.job](config, RunFolder(Path(folder)))
 
 
-def train_job(experiment: Experiment, record: RunFolder, state: State) -> Result:
+def train_job(config: Config, record: RunFolder) -> Result:
     """Train, from the start or from where a run stopped, then test the best checkpoint."""
+    experiment = assemble(config)
+    state = experiment.trainer().start()
     if experiment.config.resume:
         checkpoint.restore(record.last, state)
         record.forget_after(state.step)
@@ -70,12 +52,12 @@ def train_job(experiment: Experiment, record: RunFolder, state: State) -> Result
     return Result(active.status, active.summary, record.path, state.params, experiment)
 
 
-def evaluate_job(experiment: Experiment, record: RunFolder, state: State) -> Result:
+def evaluate_job(config: Config, record: RunFolder) -> Result:
     """Test the best checkpoint of `config.run`, with whatever was changed on the command line."""
-    if not experiment.config.run:
-        raise SettingError("run", None, "job=evaluate needs a run's folder, as run=outputs/DATE/TIME-maml-sinusoid")
-    source = RunFolder(Path(experiment.config.run))
-    checkpoint.restore(source.best if source.best.exists() else source.last, state)
+    source = source_run(config)
+    experiment = assemble(config)
+    state = experiment.trainer().start()
+    checkpoint.restore(checkpoint.best_of(source), state)
     with open_run(experiment, record, state) as active:
         active.summary["evaluated_run"] = str(source.path)
         test(active, state)

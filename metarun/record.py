@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from metarun.errors import UserError
+from metarun.config import Config
+from metarun.errors import SettingError, UserError
 
 
 class RunFolder:
@@ -68,6 +69,15 @@ class RunFolder:
         temporary = self.path / (name + ".tmp")
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, self.path / name)
+
+
+def source_run(config: Config) -> RunFolder:
+    """The run that `run=` names; `SettingError` when there is none."""
+    if not config.run:
+        raise SettingError(
+            "run", None, f"job={config.job} needs a run's folder, as run=outputs/DATE/TIME-maml-sinusoid"
+        )
+    return RunFolder(Path(config.run))
 
 
 def _kept(line: str, step: int) -> bool:

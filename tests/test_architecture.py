@@ -32,8 +32,11 @@ LEVELS = {
     "trainer": 4,
     "checkpoint": 5,
     "experiment": 5,
+    "result": 6,
     "session": 6,
     "summary": 6,
+    "predict": 7,
+    "prepare": 7,
     "jobs": 7,
     "usage": 7,
     "reuse": 7,
@@ -98,12 +101,16 @@ def test_no_algorithm_imports_another() -> None:
         assert not algorithms & (set(imports(path)) - {module})
 
 
-@pytest.mark.parametrize("name", ["trainer", "evaluation", "outer", "session", "jobs", "experiment"])
+FRAME = ("trainer", "evaluation", "outer", "session", "jobs", "experiment", "predict", "prepare")
+ORDINARY = ("none", "folder")  # options whose names are ordinary words
+
+
+@pytest.mark.parametrize("name", FRAME)
 def test_the_frame_names_no_component(name: str) -> None:
     text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8").lower()
     for group in ("algo", "data", "reg", "model"):
         for option in (ROOT / "conf" / group).glob("*.yaml"):
-            if option.stem != "none":
+            if option.stem not in ORDINARY:
                 assert f'"{option.stem}"' not in text
                 assert f"import {option.stem}" not in text
 

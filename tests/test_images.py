@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from metarun.data.images import ImageEpisodes, ImageTable, members_sha256, with_rotations
+from metarun.data.images import ImageEpisodes, ImageTable, members_sha256, variants
 from metarun.errors import SettingError
 from metarun.types import Batch, EpisodeSpec, Task
 
@@ -30,10 +30,8 @@ def table(counts: list[int]) -> ImageTable:
 
 
 def decode(batch: Batch) -> Decoded:
-    assert batch.x.dtype == torch.float32
-    assert batch.x.min() >= 0
-    assert batch.x.max() == 1
-    pixels = np.rint(batch.x.numpy() * 255).astype(int)
+    assert batch.x.dtype == torch.uint8
+    pixels = batch.x.numpy().astype(int)
     found = np.full((3, *pixels.shape[:2]), -1)
     for turns in range(4):
         upright = np.rot90(pixels, -turns, axes=(3, 4))[:, :, 0]
@@ -50,8 +48,12 @@ def episodes(counts: list[int]) -> ImageEpisodes:
 
 def turned_by_task(counts: list[int]) -> ImageEpisodes:
     """Four variants of each class, of which an episode takes one."""
-    variants = np.add.outer(np.arange(len(counts)), np.arange(4) * len(counts))
-    return ImageEpisodes(with_rotations(table(counts)), variants)
+    return ImageEpisodes(table(counts), variants(np.arange(len(counts)), len(counts), "task"))
+
+
+def turned_classes(counts: list[int]) -> ImageEpisodes:
+    """Four classes of each class."""
+    return ImageEpisodes(table(counts), variants(np.arange(len(counts)), len(counts), "classes"))
 
 
 def draw(data: ImageEpisodes, tasks: int, spec: EpisodeSpec, seed: int = 0) -> Task:
@@ -73,6 +75,7 @@ def assert_same(a: Task, b: Task) -> None:
 
 SPEC = EpisodeSpec(ways=4, shots=3, queries=2)
 KINDS = pytest.mark.parametrize("kind", [episodes, turned_by_task])
+ALL_KINDS = pytest.mark.parametrize("kind", [episodes, turned_by_task, turned_classes])
 
 
 def test_shapes_and_types_are_those_of_the_protocol() -> None:
@@ -82,19 +85,22 @@ def test_shapes_and_types_are_those_of_the_protocol() -> None:
     assert task.support.y.shape == (5, 12)
     assert task.query.y.shape == (5, 8)
     assert task.support.y.dtype == task.query.y.dtype == torch.int64
+    assert task.support.x.dtype == task.query.x.dtype == torch.uint8
 
 
-@KINDS
+@ALL_KINDS
 def test_support_and_query_never_share_an_image(kind: type) -> None:
-    """Five of six images are used, so that drawing the two sets apart would make them meet in nearly all tasks."""
+    """Five of six images are used, so that drawing the two sets apart would make them meet in nearly all tasks. An
+    image turned another way is of another class, and so another image, where rotations are classes."""
     task = draw(kind([6] * 7), 300, SPEC)
     sets = [decode(batch) for batch in task]
     for t in range(300):
-        images = [(c, i) for s in sets for c, i in zip(s.classes[t], s.images[t], strict=True)]
+        images = [image for s in sets for image in zip(s.classes[t], s.turns[t], s.images[t], strict=True)]
+        images = images if kind is turned_classes else [(c, i) for c, _, i in images]
         assert len(set(images)) == SPEC.ways * (SPEC.shots + SPEC.queries)
 
 
-@KINDS
+@ALL_KINDS
 def test_row_k_n_plus_n_is_of_class_n_and_has_label_n(kind: type) -> None:
     """Learners may reshape rows to [K, N]; a class has one label, one class and one variant in both sets."""
     task = draw(kind([6] * 7), 100, SPEC)
@@ -109,9 +115,16 @@ def test_row_k_n_plus_n_is_of_class_n_and_has_label_n(kind: type) -> None:
 
 @KINDS
 def test_classes_of_an_episode_are_distinct(kind: type) -> None:
-    """With variants too: two turns of one class never meet, although each variant is a class of the table."""
+    """With variants too: two turns of one class never meet."""
     support = decode(draw(kind([6] * 7), 500, SPEC).support)
     assert all(len(set(row[: SPEC.ways])) == SPEC.ways for row in support.classes.tolist())
+
+
+def test_turned_classes_of_an_episode_are_distinct_and_equally_often_drawn() -> None:
+    """3 classes in 4 turns: 12 x 11 ordered pairs, among them those of one class in two turns."""
+    spec = EpisodeSpec(ways=2, shots=1, queries=1)
+    support = decode(draw(turned_classes([3] * 3), 12_000, spec).support)
+    assert_equally_often(support.classes * 4 + support.turns, 12 * 11)
 
 
 def test_every_image_of_a_class_is_drawn_equally_often_in_each_place() -> None:
@@ -134,13 +147,15 @@ def test_each_class_of_an_episode_has_a_variant_of_its_own() -> None:
     assert_equally_often(support.turns, 16)
 
 
-def test_only_the_classes_of_the_split_are_drawn() -> None:
-    data = ImageEpisodes(table([4] * 6), np.array([[5], [1], [2]]))
+@pytest.mark.parametrize("rotations", ["none", "task", "classes"])
+def test_only_the_classes_of_the_split_are_drawn(rotations: str) -> None:
+    data = ImageEpisodes(table([4] * 6), variants(np.array([5, 1, 2]), 6, rotations))
     drawn = decode(draw(data, 200, EpisodeSpec(ways=2, shots=1, queries=1)).support)
     assert set(drawn.classes.ravel()) == {1, 2, 5}
+    assert set(drawn.turns.ravel()) == ({0} if rotations == "none" else {0, 1, 2, 3})
 
 
-@KINDS
+@ALL_KINDS
 def test_classes_with_fewer_images_never_yield_one_that_they_lack(kind: type) -> None:
     """Counts 3, 9, 5, 4: the smallest class must give all it has, the largest must still use all of its nine."""
     counts = [3, 9, 5, 4]
@@ -165,7 +180,7 @@ def test_all_images_of_all_classes_can_be_asked_for() -> None:
         assert sorted(rows) == [(c, i) for c in range(3) for i in range(4)]
 
 
-@KINDS
+@ALL_KINDS
 def test_an_episode_is_the_same_whichever_tasks_are_drawn_beside_it(kind: type) -> None:
     data = kind([6] * 7)
     whole = data.draw("test", 3, 8, range(10), SPEC)
@@ -211,23 +226,55 @@ def test_the_largest_possible_episodes_pass_the_check_and_can_be_drawn(spec: Epi
     assert draw(data, 2, spec).query.x.shape[:2] == (2, spec.ways * spec.queries)
 
 
+@pytest.mark.parametrize(("split", "name", "images"), [([0, 1, 3, 4], "class3", 5), ([1, 4, 2, 0], "class2", 3)])
+@pytest.mark.parametrize("rotations", ["none", "task", "classes"])
+def test_the_smallest_class_of_the_split_sets_the_limit_and_is_named(
+    split: list[int], name: str, images: int, rotations: str
+) -> None:
+    """Not the smallest of the table, which may be of another split; by its own name, however it is turned."""
+    data = ImageEpisodes(table([9, 7, 3, 5, 8]), variants(np.array(split), 5, rotations))
+    assert data.fewest() == images
+    data.check(EpisodeSpec(2, 1, images - 1), "val")
+    with pytest.raises(SettingError, match=f"must be below {images}, the images of class {name}$"):
+        data.check(EpisodeSpec(2, images, 1), "val")
+    with pytest.raises(SettingError, match=f"must be 1 to {images - 1}: class {name} has {images} images"):
+        data.check(EpisodeSpec(2, 1, images), "val")
+
+
+@pytest.mark.parametrize(("rotations", "classes"), [("none", 3), ("task", 3), ("classes", 12)])
+def test_ways_are_limited_by_the_classes_with_their_turns(rotations: str, classes: int) -> None:
+    data = ImageEpisodes(table([2] * 3), variants(np.arange(3), 3, rotations))
+    data.check(EpisodeSpec(classes, 1, 1), "test")
+    with pytest.raises(SettingError, match=f"must be 2 to {classes}, the classes of the test split"):
+        data.check(EpisodeSpec(classes + 1, 1, 1), "test")
+
+
+def test_variants_are_one_four_of_a_class_or_four_classes() -> None:
+    """Variant c + r C is class c turned r times; C counts the classes of all splits."""
+    classes = np.array([4, 0])
+    np.testing.assert_array_equal(variants(classes, 5, "none"), [[4], [0]])
+    np.testing.assert_array_equal(variants(classes, 5, "task"), [[4, 9, 14, 19], [0, 5, 10, 15]])
+    as_classes = variants(classes, 5, "classes")
+    assert as_classes.shape == (8, 1)
+    assert sorted(as_classes.ravel()) == [0, 4, 5, 9, 10, 14, 15, 19]
+
+
 def test_rotations_are_those_of_numpy_for_every_image() -> None:
     """Class c + r C is class c turned r times by 90 degrees, counter-clockwise, in each channel."""
     rng = np.random.default_rng(0)
     counts = np.array([2, 4, 3])
     images = rng.integers(0, 256, (9, 3, 5, 5), dtype=np.uint8)
-    plain = ImageTable(torch.from_numpy(images), ("a", "b", "c"), np.array([0, 2, 6]), counts)
-    turned = with_rotations(plain)
-    assert turned.images.shape == (36, 3, 5, 5)
-    assert turned.images.dtype == torch.uint8
+    plain = ImageTable(torch.from_numpy(images.copy()), ("a", "b", "c"), np.array([0, 2, 6]), counts)
     for r in range(4):
         for c in range(3):
-            start, count = turned.starts[c + 3 * r], turned.counts[c + 3 * r]
-            assert count == counts[c]
-            assert turned.names[c + 3 * r] == f"{'abc'[c]}/rot{90 * r:03d}"
-            for i in range(count):
-                expected = [np.rot90(channel, r) for channel in images[plain.starts[c] + i]]
-                np.testing.assert_array_equal(turned.images[start + i].numpy(), np.stack(expected))
+            start, count = plain.starts[c], counts[c]
+            task = draw(ImageEpisodes(plain, np.array([[c + 3 * r]])), 1, EpisodeSpec(1, count - 1, 1))
+            turned = torch.cat([task.support.x[0], task.query.x[0]])
+            assert turned.shape == (count, 3, 5, 5)
+            assert turned.dtype == torch.uint8
+            expected = [np.stack([np.rot90(channel, r) for channel in i]) for i in images[start : start + count]]
+            assert sorted(i.tobytes() for i in turned.numpy()) == sorted(i.tobytes() for i in expected)
+    np.testing.assert_array_equal(plain.images.numpy(), images)  # turning is done on copies
 
 
 def test_the_hash_of_a_split_ignores_the_order_of_its_members() -> None:

@@ -12,6 +12,8 @@ import io
 import socket
 import threading
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,9 +24,15 @@ import pytest
 import torch
 from PIL import Image
 
+import metarun
 from metarun.data import omniglot_files
+from metarun.data.decoding import write_images
+from metarun.data.files import LARGEST
+from metarun.data.image_data import ImageData
 from metarun.data.images import members_sha256
-from metarun.data.omniglot import TEST_ALPHABETS, TEST_CHARACTERS, VAL_ALPHABETS, Omniglot
+from metarun.data.omniglot import TEST_ALPHABETS, TEST_CHARACTERS, VAL_ALPHABETS
+from metarun.data.omniglot import omniglot as from_settings
+from metarun.data.pixels import Pixels
 from metarun.errors import SettingError, UserError
 from metarun.types import Batch, EpisodeSpec, Task
 from metarun.vision import load_torchvision
@@ -123,13 +131,13 @@ def as_folders(folder: Path, files: Files | None = None) -> Path:
     return folder
 
 
-def omniglot(root: Path | None = None, **settings: Any) -> Omniglot:
-    defaults: dict[str, Any] = {"download": False, "split": "vinyals", "split_seed": 0, "rotations": "none"}
+def omniglot(root: Path | None = None, **settings: Any) -> ImageData:
+    defaults: dict[str, Any] = {"download": False, "urls": [], "split": "vinyals", "split_seed": 0, "rotations": "none"}
     defaults |= {"image_size": 15, "resize": "nearest", "root": None if root is None else str(root)}
-    return Omniglot(**defaults | settings)
+    return from_settings(**defaults | settings)
 
 
-def draw(data: Omniglot, split: Any = "train", tasks: int = 4, spec: EpisodeSpec = SPEC) -> Task:
+def draw(data: ImageData, split: Any = "train", tasks: int = 4, spec: EpisodeSpec = SPEC) -> Task:
     return data.episodes(split, 0, 0, range(tasks), spec)
 
 
@@ -161,8 +169,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the miniature pass for a complete copy."""
-    real = omniglot_files._check_count
-    monkeypatch.setattr(omniglot_files, "_check_count", lambda n, place: real(n - len(miniature()) + 32460, place))
+    monkeypatch.setattr(omniglot_files, "COUNT", len(miniature()))
 
 
 # Finding it
@@ -249,11 +256,14 @@ def test_without_both_parts_and_without_download_one_line_names_three_ways(
 
 
 @pytest.mark.parametrize("kind", [as_archives, as_folders])
-def test_an_incomplete_copy_is_refused_with_both_counts(tmp_path: Path, kind: Callable[[Path], Path]) -> None:
+def test_an_incomplete_copy_is_refused_with_both_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Callable[[Path], Path]
+) -> None:
     """Before anything is decoded or cached: a class with a missing drawing would change every episode."""
+    monkeypatch.setattr(Pixels, "decode", None)
     message = refusal(lambda: omniglot(kind(tmp_path / "data")).members)
     assert message == f"data.root={tmp_path / 'data'}: holds 220 Omniglot drawings, not 32460; the copy is incomplete"
-    assert not (tmp_path / "cache").exists()
+    assert not list(tmp_path.glob("cache/[!.]*"))
 
 
 def cut(whole: bytes) -> bytes:
@@ -311,7 +321,7 @@ def test_a_damaged_member_is_named_with_its_archive(tmp_path: Path, damage: str)
     message = refusal(lambda: draw(omniglot(data)))
     assert str(data / "images_evaluation.zip") in message
     assert member in message
-    assert not list(tmp_path.glob("cache/*"))
+    assert not list(tmp_path.glob("cache/[!.]*"))
 
 
 def data_shortened(whole: bytes) -> bytes:
@@ -329,6 +339,7 @@ def bomb(_: bytes) -> bytes:
     """A header that claims 60000 x 60000 pixels, beyond what PIL allows."""
     whole = bytearray(png(np.zeros((8, 8), dtype=bool)))
     whole[16:24] = (60_000).to_bytes(4, "big") * 2
+    whole[29:33] = zlib.crc32(whole[12:29]).to_bytes(4, "big")
     return bytes(whole)
 
 
@@ -351,7 +362,7 @@ def test_a_drawing_that_is_no_image_is_named(
 
 @pytest.mark.usefixtures("small")
 def test_other_members_of_an_archive_are_ignored(tmp_path: Path) -> None:
-    """Among them what macOS adds, thumbnails, and a member that unpacks to more than a drawing can have."""
+    """Among them what macOS adds, and thumbnails."""
     more = {
         "images_background/README.txt": b"hello",
         "images_background/Hebrew/character01/Thumbs.db": b"hello",
@@ -359,7 +370,6 @@ def test_other_members_of_an_archive_are_ignored(tmp_path: Path) -> None:
         "images_background/Hebrew/0004_01.png": b"hello",
         "images_background/Hebrew/character01/extra/0004_21.png": b"hello",
         "__MACOSX/images_background/Hebrew/character01/._0004_01.png": b"hello",
-        "images_background/Hebrew/character01/0004_21.png": b"\0" * (1 << 20) + b"\0",
         "images_background/Hebrew/character99/": b"",
     }
     data = as_archives(tmp_path / "more", {**more, **miniature()}, zipfile.ZIP_DEFLATED)
@@ -367,18 +377,28 @@ def test_other_members_of_an_archive_are_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_a_drawing_that_unpacks_to_more_than_an_image_has_is_refused_by_its_name(tmp_path: Path) -> None:
+    """64 MB of zeros are 64 kB in an archive; a thousand such members would fill the memory."""
+    name = "images_background/Hebrew/character01/0004_11.png"
+    files = {**miniature(), name: b"\0" * (LARGEST + 1)}
+    data = as_archives(tmp_path / "data", files, zipfile.ZIP_DEFLATED)
+    message = refusal(lambda: draw(omniglot(data)))
+    assert str(data / "images_background.zip") in message
+    assert f"{name} has {LARGEST + 1} bytes" in message
+    assert not list(tmp_path.glob("cache/[!.]*"))
+
+
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("drawing", ["evil.png", "images_background/Evil/character01/0001_01.png"])
 def test_no_name_in_an_archive_can_write_anywhere(tmp_path: Path, drawing: str) -> None:
-    """Archives are read in place. A name that looks like a drawing's is counted and so refused; others are ignored."""
+    """Archives are read in place. A name that leads out of its archive is left out, also when it is a drawing's."""
     root = as_archives(tmp_path / "a/b/data")
+    plain = draw(omniglot(as_archives(tmp_path / "plain")))
     with zipfile.ZipFile(root / "images_background.zip", "a") as archive:
         for place in ("../", "../../", f"{tmp_path}/a/", "/"):
             archive.writestr(place + drawing, miniature()["images_background/Hebrew/character01/0004_01.png"])
     before = everything(tmp_path)
-    if drawing == "evil.png":
-        draw(omniglot(root))
-    else:
-        assert "32464" in refusal(lambda: draw(omniglot(root)))
+    assert_same(draw(omniglot(root)), plain)
     assert {p for p in everything(tmp_path) - before if tmp_path / "cache" not in (p, *p.parents)} == set()
     assert not Path("/evil.png").exists()
     assert not Path("/images_background").exists()
@@ -391,7 +411,7 @@ def test_no_name_in_an_archive_can_write_anywhere(tmp_path: Path, drawing: str) 
 def test_ink_is_one_and_paper_is_zero_as_drawn(tmp_path: Path) -> None:
     """At full size every way of resizing gives the drawing itself, bit for bit."""
     data = as_archives(tmp_path)
-    for resize in ("lanczos", "area", "nearest"):
+    for resize in ("lanczos", "bicubic", "bilinear", "area", "nearest"):
         task = draw(omniglot(data, image_size=105, resize=resize), "test", 1)
         small = decode(draw(omniglot(data), "test", 1).support)
         for image, (character, drawing, _) in zip(task.support.x[0, :, 0].numpy(), small[0], strict=True):
@@ -413,7 +433,7 @@ def test_area_is_the_mean_of_the_pixels_below_and_nearest_one_of_them(tmp_path: 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("size", [8, 28, 84])
-@pytest.mark.parametrize("resize", ["lanczos", "area", "nearest"])
+@pytest.mark.parametrize("resize", ["lanczos", "bicubic", "bilinear", "area", "nearest"])
 def test_every_size_and_resize_gives_that_shape_in_zero_to_one(tmp_path: Path, size: int, resize: str) -> None:
     """Ink is kept on average; only nearest, which takes single pixels, stays without greys."""
     data = omniglot(as_archives(tmp_path), image_size=size, resize=resize)
@@ -432,13 +452,12 @@ def test_every_size_and_resize_gives_that_shape_in_zero_to_one(tmp_path: Path, s
 def test_decoded_drawings_are_cached_by_source_size_and_resize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = as_archives(tmp_path / "data")
     decoded = []
-    real = omniglot_files.decode
 
-    def counting(drawings: Any, size: int, resize: str) -> Any:
-        decoded.append((size, resize))
-        return real(drawings, size, resize)
+    def counting(file: Any, entries: Any, read: Any, pixels: Pixels) -> Any:
+        decoded.append((pixels.size, pixels.resize))
+        return write_images(file, entries, read, pixels)
 
-    monkeypatch.setattr("metarun.data.omniglot.decode", counting)
+    monkeypatch.setattr("metarun.data.omniglot.write_images", counting)
     first = draw(omniglot(data))
     assert_same(draw(omniglot(data, split="vinyals", rotations="none", split_seed=3)), first)
     assert decoded == [(15, "nearest")]
@@ -454,7 +473,7 @@ def test_decoded_drawings_are_cached_by_source_size_and_resize(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[("split", "Vinyals"), ("rotations", "rotate"), ("rotations", True), ("resize", "bilinear")],
+        *[("split", "Vinyals"), ("rotations", "rotate"), ("rotations", True), ("resize", "hamming")],
         *[("image_size", 7), ("image_size", 106), ("image_size", 0), ("split_seed", -1)],
     ],
 )
@@ -468,7 +487,7 @@ def test_settings_that_cannot_work_are_refused_by_their_name(name: str, value: o
 # Rotations, with drawings that say how they are turned
 
 
-def drawn(data: Omniglot, split: str, spec: EpisodeSpec = SPEC, tasks: int = 200) -> np.ndarray:
+def drawn(data: ImageData, split: str, spec: EpisodeSpec = SPEC, tasks: int = 200) -> np.ndarray:
     """[T, rows, 3] of support and query together: character, drawing, turns."""
     return np.concatenate([decode(batch) for batch in draw(data, split, tasks, spec)], axis=1)
 
@@ -526,13 +545,19 @@ def test_check_counts_classes_with_their_rotations(tmp_path: Path, rotations: st
 
 @pytest.mark.usefixtures("small")
 def test_reference_inputs_are_fixed_training_drawings_apart_from_all_steps(tmp_path: Path) -> None:
-    """One of each class while there are classes; what statistics of the population are measured on."""
+    """One of each class while there are classes, several when there are none left, no drawing twice; what statistics
+    of the population are measured on."""
     data = omniglot(as_archives(tmp_path))
     x = data.reference_inputs(4)
     assert x.shape == (4, 1, 15, 15)
     torch.testing.assert_close(x, data.reference_inputs(4), rtol=0, atol=0)
-    everyone = decode(Batch(data.reference_inputs(100)[None], torch.empty(0)))[0]
-    assert sorted(MINIATURE[c] for c in everyone[:, 0]) == sorted(data.members["train"])
+    for count, least, most in [(4, 0, 1), (5, 1, 1), (7, 1, 2), (95, 19, 19)]:
+        found = decode(Batch(data.reference_inputs(count)[None], torch.empty(0)))[0]
+        assert len({*map(tuple, found.tolist())}) == len(found) == count
+        drawings = Counter(MINIATURE[c] for c in found[:, 0])
+        assert set(drawings) <= set(data.members["train"])
+        assert {drawings[name] for name in data.members["train"]} == set(range(least, most + 1))
+    assert torch.equal(data.reference_inputs(1000), data.reference_inputs(100))  # there are no more
     spec = EpisodeSpec(5, 1, 1)
     assert not torch.equal(data.reference_inputs(5), data.episodes("train", 0, 0, range(1), spec).support.x[0])
 
@@ -541,7 +566,7 @@ def test_reference_inputs_are_fixed_training_drawings_apart_from_all_steps(tmp_p
 
 
 @pytest.fixture(scope="session")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Omniglot]:
+def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ImageData]:
     """Data sets on 1623 x 20 drawings in two archives, looked at and decoded to 8 x 8 pixels once."""
     folder = tmp_path_factory.mktemp("full")
     some = [code(i % 16, i) for i in range(23)]
@@ -557,13 +582,15 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Omniglot]:
         zipped(folder / f"{part}.zip", files)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("METARUN_CACHE", str(folder / "cache"))
-        once = functools.cache(functools.partial(omniglot_files._pixels, "one of few"))
-        patched.setattr(omniglot_files, "_pixels", lambda name, *rest: once(*rest))
-        found = omniglot(folder, image_size=8)._table
+        patched.setattr(Pixels, "decode", functools.cache(Pixels.decode))
+        assert len(omniglot(folder, image_size=8).source.table.images) == 32460
 
-    def make(**settings: Any) -> Omniglot:
+    def make(**settings: Any) -> ImageData:
         data = omniglot(folder, image_size=8, **settings)
-        data.__dict__["_table"] = found  # where functools.cached_property keeps it
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("METARUN_CACHE", str(folder / "cache"))
+            patched.setattr(Pixels, "decode", None)  # it is not called a second time
+            assert data.source
         return data
 
     return make
@@ -589,7 +616,7 @@ SIZES = {
 
 @pytest.mark.parametrize("split", SIZES)
 def test_splits_have_the_published_sizes_and_are_disjoint_and_complete(
-    full: Callable[..., Omniglot], split: str
+    full: Callable[..., ImageData], split: str
 ) -> None:
     members = full(split=split).members
     assert {part: len(names) for part, names in members.items()} == SIZES[split]
@@ -598,7 +625,7 @@ def test_splits_have_the_published_sizes_and_are_disjoint_and_complete(
     assert set(everyone) == ALL
 
 
-def test_the_vinyals_split_is_by_alphabet_but_for_gurmukhi(full: Callable[..., Omniglot]) -> None:
+def test_the_vinyals_split_is_by_alphabet_but_for_gurmukhi(full: Callable[..., ImageData]) -> None:
     members = {split: short(names) for split, names in full(split="vinyals").members.items()}
     whole = {**BACKGROUND, **EVALUATION}
     listed = {a: {f"{a}/character{i:02d}" for i in range(1, whole[a] + 1)} for a in (*VAL_ALPHABETS, *TEST_ALPHABETS)}
@@ -609,7 +636,7 @@ def test_the_vinyals_split_is_by_alphabet_but_for_gurmukhi(full: Callable[..., O
     }
 
 
-def test_the_background_split_is_lakes_with_its_last_five_alphabets_held_out(full: Callable[..., Omniglot]) -> None:
+def test_the_background_split_is_lakes_with_its_last_five_alphabets_held_out(full: Callable[..., ImageData]) -> None:
     members = full(split="background").members
     assert set(members["test"]) == {name for name in ALL if name.startswith("images_evaluation/")}
     held_out = {name.split("/")[1] for name in members["val"]}
@@ -617,7 +644,7 @@ def test_the_background_split_is_lakes_with_its_last_five_alphabets_held_out(ful
     assert len(members["val"]) == sum(BACKGROUND[a] for a in held_out)
 
 
-def test_the_random_split_is_a_function_of_its_seed(full: Callable[..., Omniglot]) -> None:
+def test_the_random_split_is_a_function_of_its_seed(full: Callable[..., ImageData]) -> None:
     """Of 1623 characters 423 are tests, so that two seeds share about 423^2 / 1623 = 110 of them; the background part
     has 964 / 1623 of them, 251 with a standard deviation below sqrt(423 / 4) = 10."""
     first, again, other = (full(split="random1200", split_seed=seed) for seed in (0, 0, 1))
@@ -628,27 +655,31 @@ def test_the_random_split_is_a_function_of_its_seed(full: Callable[..., Omniglot
     assert abs(sum(m.startswith("images_background") for m in first.members["test"]) - 251) < 50
 
 
-def test_other_splits_ignore_the_split_seed(full: Callable[..., Omniglot]) -> None:
+def test_other_splits_ignore_the_split_seed(full: Callable[..., ImageData]) -> None:
     for split in ("vinyals", "background"):
         assert full(split=split, split_seed=5).members == full(split=split).members
 
 
 @pytest.mark.parametrize(("rotations", "turns"), [("classes", 4), ("task", 1), ("none", 1)])
-def test_facts_say_what_was_decided(full: Callable[..., Omniglot], rotations: str, turns: int) -> None:
+def test_facts_say_what_was_decided(full: Callable[..., ImageData], rotations: str, turns: int) -> None:
     """The hash is that of the characters: it is the same whatever becomes of them."""
     data = full(rotations=rotations)
     assert data.facts() == {
         "split": "vinyals",
         "split_sha256": members_sha256(data.members),
         "classes": {split: turns * count for split, count in SIZES["vinyals"].items()},
+        "images_are": str(data.pixels),
         "rotations": rotations,
         "image_size": 8,
+        "channels": 1,
         "resize": "nearest",
+        "fit": "stretch",
+        "normalize": "none",
     }
     assert data.facts()["split_sha256"] == full().facts()["split_sha256"]
 
 
-def test_splits_differ_in_their_hash(full: Callable[..., Omniglot]) -> None:
+def test_splits_differ_in_their_hash(full: Callable[..., ImageData]) -> None:
     assert len({full(split=split).facts()["split_sha256"] for split in SIZES}) == 3
 
 
@@ -669,16 +700,23 @@ class Rude(BaseHTTPRequestHandler):
 
 
 class Shop:
-    """A local stand-in for the authors' site: what it serves, and the sums that torchvision expects."""
+    """A local stand-in for the authors' site: what it serves, and the setting `urls` that leads there."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = as_archives(folder)
-        self.monkeypatch = monkeypatch
-        self.omniglot = load_torchvision().datasets.Omniglot
-        sums = {p: hashlib.md5((folder / f"{p}.zip").read_bytes(), usedforsecurity=False).hexdigest() for p in PARTS}
-        monkeypatch.setattr(self.omniglot, "zips_md5", sums)
+        self.sums = {p: hashlib.md5((folder / f"{p}.zip").read_bytes(), usedforsecurity=False) for p in PARTS}
         self.servers: list[ThreadingHTTPServer] = []
         self.open(functools.partial(Quiet, directory=str(folder)))
+
+    @property
+    def urls(self) -> list[dict[str, Any]]:
+        return [
+            {"file": f"{p}.zip", "checksum": f"md5:{sum.hexdigest()}", "urls": [f"{self.address}/{p}.zip"]}
+            for p, sum in self.sums.items()
+        ]
+
+    def omniglot(self, root: Path | None = None) -> ImageData:
+        return omniglot(root, download=True, urls=self.urls)
 
     def open(self, handler: Any) -> None:
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -687,39 +725,49 @@ class Shop:
         self.move(server.server_port)
 
     def move(self, port: int) -> None:
-        self.monkeypatch.setattr(self.omniglot, "download_url_prefix", f"http://127.0.0.1:{port}")
+        self.address = f"http://127.0.0.1:{port}"
 
     def close(self) -> None:
         for server in self.servers:
             server.shutdown()
             server.server_close()
+        self.servers.clear()
 
 
 @pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None) -> Iterator[Shop]:
-    shop = Shop(monkeypatch, tmp_path / "site")
+def shop(tmp_path: Path, small: None) -> Iterator[Shop]:
+    shop = Shop(tmp_path / "site")
     yield shop
     shop.close()
 
 
-def test_what_torchvision_downloads_can_be_drawn_from_at_once_and_later(tmp_path: Path, shop: Shop) -> None:
+def test_what_is_downloaded_can_be_drawn_from_at_once_and_later(tmp_path: Path, shop: Shop) -> None:
     """Into metarun's own data folder; afterwards no server is needed."""
-    episodes = draw(omniglot(download=True))
+    episodes = draw(shop.omniglot())
     assert_same(episodes, draw(omniglot(shop.folder)))
-    assert (tmp_path / "cache/data/omniglot-py/images_background.zip").is_file()
+    folder = tmp_path / "cache/data/omniglot"
+    assert {p.name for p in folder.iterdir()} == {f"{part}.zip" for part in PARTS}
     shop.close()
-    shop.servers.clear()
     assert_same(draw(omniglot()), episodes)
-    assert_same(draw(omniglot(download=True)), episodes)
+    assert_same(draw(shop.omniglot()), episodes)
 
 
 def test_nothing_is_downloaded_when_the_data_are_there(tmp_path: Path, shop: Shop) -> None:
     shop.close()
-    shop.servers.clear()
     root = as_archives(tmp_path / "data")
     before = everything(root)
-    draw(omniglot(root, download=True))
+    draw(shop.omniglot(root))
     assert everything(root) == before
+
+
+@pytest.mark.parametrize("there", PARTS)
+def test_only_the_part_that_is_missing_is_downloaded(tmp_path: Path, shop: Shop, there: str) -> None:
+    """After a download that was interrupted between the two."""
+    part = tmp_path / "data/omniglot" / f"{there}.zip"
+    part.parent.mkdir(parents=True)
+    part.write_bytes((shop.folder / part.name).read_bytes())
+    (shop.folder / part.name).unlink()
+    draw(shop.omniglot(tmp_path / "data"))
 
 
 def wrong_sum(shop: Shop) -> None:
@@ -744,59 +792,80 @@ def not_http(shop: Shop) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(wrong_sum, "corrupted"), (not_found, "404"), (refused, "refused"), (not_http, "welcome to the mail server")],
+    [(wrong_sum, "md5 is wrong"), (not_found, "404"), (refused, "refused"), (not_http, "welcome to the mail server")],
 )
 def test_a_failed_download_is_one_line_with_the_reason_and_three_ways(
     tmp_path: Path, shop: Shop, spoil: Callable[[Shop], None], reason: str
 ) -> None:
     spoil(shop)
-    message = refusal(lambda: draw(omniglot(tmp_path / "data", download=True)))
+    message = refusal(lambda: draw(shop.omniglot(tmp_path / "data")))
     assert f"no Omniglot below {tmp_path / 'data'} (downloading failed: " in message
     assert reason in message
+    assert shop.address in message
     assert_three_ways(message)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, shop: Shop) -> None:
     (tmp_path / "file").write_text("in the way")
-    message = refusal(lambda: draw(omniglot(tmp_path / "file/data", download=True)))
+    message = refusal(lambda: draw(shop.omniglot(tmp_path / "file/data")))
     assert "downloading failed: " in message
     assert_three_ways(message)
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_failed_download_can_be_repeated(tmp_path: Path, shop: Shop, part: str) -> None:
-    """torchvision leaves a file with a wrong sum where it is; it must not count as the data from then on."""
+    """A file with a wrong sum must not count as the data from then on, nor as the beginning of them."""
     path = shop.folder / f"{part}.zip"
     sound = path.read_bytes()
     path.write_bytes(b"<html>Sign in to the network</html>")
-    refusal(lambda: draw(omniglot(tmp_path / "data", download=True)))
+    refusal(lambda: draw(shop.omniglot(tmp_path / "data")))
     path.write_bytes(sound)
-    assert_same(draw(omniglot(tmp_path / "data", download=True)), draw(omniglot(shop.folder)))
+    assert_same(draw(shop.omniglot(tmp_path / "data")), draw(omniglot(shop.folder)))
+
+
+@pytest.mark.parametrize("urls", [[], ["images_background.zip"]])
+def test_addresses_that_do_not_give_both_parts_are_not_called_downloading_is_off(
+    tmp_path: Path, shop: Shop, urls: list[str]
+) -> None:
+    """Whoever allowed the download must not be told to allow it."""
+    some = [entry for entry in shop.urls if entry["file"] in urls]
+    message = refusal(lambda: draw(omniglot(tmp_path / "data", download=True, urls=some)))
+    assert f"no Omniglot below {tmp_path / 'data'} " in message
+    assert "downloading is off" not in message
+
+
+def test_the_addresses_of_the_configuration_have_the_sums_that_torchvision_expects() -> None:
+    """So that its copies and metarun's are the same."""
+    urls = metarun.compose(["data=omniglot"]).data["urls"]
+    sums = {f"{part}.zip": f"md5:{sum}" for part, sum in load_torchvision().datasets.Omniglot.zips_md5.items()}
+    assert {entry["file"]: entry["checksum"] for entry in urls} == sums
+    assert all(entry["urls"] for entry in urls)
+    assert all(address.endswith(f"/{entry['file']}") for entry in urls for address in entry["urls"])
 
 
 # The real data
 
 
 @pytest.fixture(scope="session")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Omniglot:
+def real(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
     if not all((SHARED / f"{part}.zip").is_file() for part in PARTS):
         pytest.skip(f"no real Omniglot at {SHARED}")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("real")))
         data = omniglot(SHARED, image_size=28, resize="lanczos", rotations="classes")
         assert data.input_shape() == data.reference_inputs(1).shape[1:]
-        patched.setattr("metarun.data.omniglot.decode", None)  # it is not called a second time
+        patched.setattr(Pixels, "decode", None)  # it is not called a second time
         again = omniglot(SHARED, image_size=28, resize="lanczos", rotations="classes")
         assert_same(draw(data), draw(again))
     return again
 
 
 @pytest.mark.slow
-def test_the_real_data_have_1623_characters_of_20_drawings_in_the_published_split(real: Omniglot) -> None:
+def test_the_real_data_have_1623_characters_of_20_drawings_in_the_published_split(real: ImageData) -> None:
     """The lists name each rotation of a character, as alphabet/character/rotXXX: 4112, 688 and 1692 lines."""
-    assert len(real._table.names) == 1623
-    assert set(real._table.counts) == {20}
-    assert set(real._table.names) == ALL
+    assert len(real.source.table.names) == 1623
+    assert set(real.source.table.counts) == {20}
+    assert set(real.source.table.names) == ALL
     for split, lines in (("train", 4112), ("val", 688), ("test", 1692)):
         published = (SHARED / f"vinyals_{split}.txt").read_text().split()
         assert len(published) == lines
@@ -805,7 +874,7 @@ def test_the_real_data_have_1623_characters_of_20_drawings_in_the_published_spli
 
 
 @pytest.mark.slow
-def test_real_episodes_are_thin_bright_strokes_on_a_dark_ground(real: Omniglot) -> None:
+def test_real_episodes_are_thin_bright_strokes_on_a_dark_ground(real: ImageData) -> None:
     """Ink covers some 8 % of a drawing; inverted images would have a mean above 0.8."""
     task = draw(real, "test", 50, EpisodeSpec(5, 1, 15))
     assert task.query.x.shape == (50, 75, 1, 28, 28)

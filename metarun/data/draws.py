@@ -2,7 +2,8 @@
 
 NumPy's Philox is counter-based: its state is a key and a 256-bit counter, and the stream is fixed across versions.
 With key = seed and counter = (word, step, split, 0), task i of a step owns the words i W .. (i+1) W - 1. So episode
-(seed, split, step, i) is the same whichever tasks are drawn beside it, by whom and in which order.
+(seed, split, step, i) is the same whichever tasks are drawn beside it, by whom and in which order. The last place of
+the counter is 1 for words that change images (augmentation), so that these change no episode.
 """
 
 from __future__ import annotations
@@ -20,8 +21,17 @@ Bits = NDArray[np.uint64]
 
 def random_bits(split: Split, seed: int, step: int, tasks: range, words: int) -> Bits:
     """64-bit words [T, words] of the given tasks."""
+    return _words(seed, step, tasks, words, [SPLITS.index(split), 0])
+
+
+def augmentation_bits(seed: int, step: int, tasks: range, part: int, words: int) -> Bits:
+    """64-bit words [T, words] for changing the images of training episodes; `part` is 0 for support, 1 for query."""
+    return _words(seed, step, tasks, words, [part, 1])
+
+
+def _words(seed: int, step: int, tasks: range, words: int, stream: list[int]) -> Bits:
     blocks = -(-words // WORDS_PER_BLOCK)
-    counter = [tasks.start * blocks, step, SPLITS.index(split), 0]
+    counter = [tasks.start * blocks, step, *stream]
     raw = np.random.Philox(key=seed, counter=counter).random_raw(len(tasks) * blocks * WORDS_PER_BLOCK)
     return raw.reshape(len(tasks), blocks * WORDS_PER_BLOCK)[:, :words]
 

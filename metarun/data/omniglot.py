@@ -12,22 +12,24 @@ published code does).
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, BinaryIO
 
 import numpy as np
-from torch import Tensor
 
-from metarun.data.cache import cached_table
-from metarun.data.draws import choose, random_bits
-from metarun.data.images import ImageEpisodes, ImageTable, members_sha256, with_rotations
-from metarun.data.omniglot_files import RESIZE, decode, find_drawings
-from metarun.errors import require
-from metarun.types import EpisodeSpec, Kind, Split, Task
+from metarun.data.augment import Augmentation
+from metarun.data.cache import Decoded, cached_images
+from metarun.data.decoding import Unreadable, write_images
+from metarun.data.draws import SPLITS, choose, random_bits
+from metarun.data.fetch import as_downloads
+from metarun.data.files import fingerprint
+from metarun.data.image_data import ImageData, Source
+from metarun.data.images import Index
+from metarun.data.omniglot_files import find_parts, open_drawings
+from metarun.data.pixels import Pixels
+from metarun.errors import UserError, require
+from metarun.types import Split
 
-SPLITS = ("vinyals", "random1200", "background")
-ROTATIONS = ("classes", "task", "none")
+KINDS = ("vinyals", "random1200", "background")
 
 VAL_ALPHABETS = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 TEST_ALPHABETS = (
@@ -37,83 +39,48 @@ TEST_ALPHABETS = (
 TEST_CHARACTERS = tuple(f"Gurmukhi/character{i}" for i in range(42, 46))  # the one alphabet in both train and test
 
 
-@dataclass(frozen=True)
-class Omniglot:
-    root: str | None
-    download: bool
-    split: str
-    split_seed: int
-    rotations: str
-    image_size: int
-    resize: str
+def omniglot(
+    root: str | None,
+    download: bool,
+    urls: list[Any],
+    split: str,
+    split_seed: int,
+    rotations: str,
+    image_size: int,
+    resize: str,
+) -> ImageData:
+    """The data set of these settings; conf/data/omniglot.yaml says what each means."""
+    require(split in KINDS, "split", split, "choices: " + ", ".join(KINDS))
+    require(0 <= split_seed < 2**63, "split_seed", split_seed, "must be at least 0")
+    require(8 <= image_size <= 105, "image_size", image_size, "must be 8 to 105")
+    pixels = Pixels(image_size, 1, resize, ink=True)
+    downloads = as_downloads(urls)
 
-    kind: ClassVar[Kind] = "classification"
+    def load(verify: bool) -> Source:
+        parts = find_parts(root, download, downloads)
+        key = f"{' '.join(fingerprint(p) for p in parts)} {image_size} {resize}"
 
-    def __post_init__(self) -> None:
-        for name, choices in (("split", SPLITS), ("rotations", ROTATIONS), ("resize", tuple(RESIZE))):
-            value = getattr(self, name)
-            require(value in choices, name, value, "choices: " + ", ".join(choices))
-        require(0 <= self.split_seed < 2**63, "split_seed", self.split_seed, "must be at least 0")
-        require(8 <= self.image_size <= 105, "image_size", self.image_size, "must be 8 to 105")
+        def decode(file: BinaryIO) -> Decoded:
+            drawings = open_drawings(parts)
+            try:
+                return write_images(file, drawings.entries, drawings.read, pixels)
+            except Unreadable as error:
+                raise UserError(f"data.root={parts[0].parent}: {error}") from error
 
-    def input_shape(self) -> tuple[int, ...]:
-        return (1, self.image_size, self.image_size)
+        cached = cached_images("omniglot", key, decode, verify)
+        return Source(cached.table, characters(cached.table.names, split, split_seed), split, {}, cached.path)
 
-    def outputs(self, ways: int) -> int:
-        return ways
+    return ImageData(pixels, rotations, Augmentation(), load)
 
-    def check(self, split: Split, spec: EpisodeSpec) -> None:
-        self._episodes[split].check(spec, split)
 
-    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
-        return self._episodes[split].draw(split, seed, step, tasks, spec)
-
-    def reference_inputs(self, count: int) -> Tensor:
-        """One drawing of each of `count` training classes, drawn with seed 0 apart from every training episode."""
-        ways = min(count, len(self._episodes["train"].classes))
-        spec = EpisodeSpec(ways, shots=1, queries=1)
-        return self.episodes("train", seed=0, step=2**63, tasks=range(1), spec=spec).support.x[0]
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "split": self.split,
-            "split_sha256": members_sha256(self.members),
-            "classes": {split: len(e.classes) for split, e in self._episodes.items()},
-            "rotations": self.rotations,
-            "image_size": self.image_size,
-            "resize": self.resize,
-        }
-
-    @functools.cached_property
-    def members(self) -> dict[str, list[str]]:
-        """The characters of each split, as folder/alphabet/character."""
-        return {split: [self._table.names[i] for i in ids] for split, ids in self._characters().items()}
-
-    @functools.cached_property
-    def _table(self) -> ImageTable:
-        drawings = find_drawings(self.root, self.download)
-        fingerprint = f"{drawings.fingerprint} {self.image_size} {self.resize}"
-        return cached_table("omniglot", fingerprint, lambda: decode(drawings, self.image_size, self.resize))
-
-    @functools.cached_property
-    def _episodes(self) -> dict[str, ImageEpisodes]:
-        total = len(self._table.names)
-        table = self._table if self.rotations == "none" else with_rotations(self._table)
-        turns = 1 if self.rotations == "none" else 4
-        classes = {s: np.add.outer(ids, np.arange(turns) * total) for s, ids in self._characters().items()}
-        if self.rotations == "classes":
-            classes = {s: ids.reshape(-1, 1) for s, ids in classes.items()}
-        return {s: ImageEpisodes(table, ids) for s, ids in classes.items()}
-
-    def _characters(self) -> dict[str, np.ndarray]:
-        """Table classes of each split."""
-        if self.split == "random1200":
-            bits = random_bits("train", self.split_seed, 0, range(1), len(self._table.names))
-            order = choose(bits[0], len(self._table.names))
-            return {"train": order[:1100], "val": order[1100:1200], "test": order[1200:]}
-        part = _vinyals if self.split == "vinyals" else _lake(self._table.names)
-        parts = np.array([part(name) for name in self._table.names])
-        return {split: np.flatnonzero(parts == split) for split in ("train", "val", "test")}
+def characters(names: tuple[str, ...], split: str, seed: int) -> dict[Split, Index]:
+    """The characters of each part of the split, as numbers."""
+    if split == "random1200":
+        order = choose(random_bits("train", seed, 0, range(1), len(names))[0], len(names))
+        return {"train": order[:1100], "val": order[1100:1200], "test": order[1200:]}
+    part = _vinyals if split == "vinyals" else _lake(names)
+    parts = np.array([part(name) for name in names])
+    return {s: np.flatnonzero(parts == s) for s in SPLITS}
 
 
 def _vinyals(name: str) -> str:

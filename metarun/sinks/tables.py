@@ -53,7 +53,9 @@ def result_table(summary: dict[str, Any]) -> Group:
     """The test figure after each adaptation step, under what it was measured on, above the run folder."""
     parts: list[Any] = [Text("")]
     if summary.get("curve"):
-        parts += [Text(headline(summary), style="bold"), Text(conditions(summary)), _curve(summary)]
+        parts += [Text(headline(summary), style="bold"), Text(conditions(summary))]
+        parts += [Text(f"note: {summary['caveat']}")] if summary.get("caveat") else []
+        parts += [_curve(summary)]
     parts += [Text(line) for line in _ending(summary)]
     return Group(*parts)
 
@@ -68,9 +70,10 @@ def conditions(summary: dict[str, Any]) -> str:
     """What a figure must be read with."""
     size = f"{summary['ways']}-way " if summary["kind"] == "classification" else ""
     hashes = f"episodes {summary['episodes_sha256'][:12]}"
+    images = f"images {summary['images_are']}, " if "images_are" in summary else ""
     return (
         f"{summary['algo']} on {summary['data']}, {size}{summary['shots']}-shot, {summary['test_queries']} queries"
-        f"{' a class' if size else ''}, split {summary['split']}, norm {summary['norm']}, {hashes}"
+        f"{' a class' if size else ''}, split {summary['split']}, {images}norm {summary['norm']}, {hashes}"
     )
 
 

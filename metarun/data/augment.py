@@ -1,0 +1,76 @@
+"""Random changes to training images: shifted crop, mirror image, colours. Off by default, as the papers published.
+
+Every image has words of its own, a function of (seed, step, task, row), in a stream apart from the one that draws the
+episodes: switching augmentation on changes no episode, and a resumed run sees the same images.
+
+crop    the image is padded by `crop` pixels (reflected) and a window of its old size is cut at a random place
+flip    every second image is mirrored left to right
+jitter  brightness, contrast and saturation are multiplied by factors uniform in [1 - jitter, 1 + jitter]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from metarun.data.draws import augmentation_bits, uniform
+from metarun.errors import require
+
+WORDS = 6  # of an image: mirror, row, column, brightness, contrast, saturation
+GREY = (0.299, 0.587, 0.114)  # luma of RGB (ITU-R BT.601)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    crop: int = 0
+    flip: bool = False
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.crop >= 0, "crop", self.crop, "must be at least 0 (pixels of padding)")
+        require(0 <= self.jitter < 1, "jitter", self.jitter, "must be at least 0 and below 1")
+
+    @property
+    def active(self) -> bool:
+        return bool(self.crop or self.flip or self.jitter)
+
+    def __call__(self, images: Tensor, seed: int, step: int, tasks: range, part: int) -> Tensor:
+        """Images [T, rows, C, H, W] in [0, 1] -> the same shape; `part` tells support from query."""
+        words = augmentation_bits(seed, step, tasks, part, images.shape[1] * WORDS)
+        draws = torch.from_numpy(uniform(words, 0, 1)).view(-1, WORDS).to(images.device)
+        flat = images.flatten(0, 1)
+        if self.flip:
+            flat = torch.where(draws[:, 0].view(-1, 1, 1, 1) < 0.5, flat.flip(-1), flat)
+        if self.crop:
+            flat = self._cropped(flat, draws[:, 1:3])
+        if self.jitter:
+            flat = self._jittered(flat, draws[:, 3:])
+        return flat.view_as(images)
+
+    def _cropped(self, images: Tensor, draws: Tensor) -> Tensor:
+        """[B, C, H, W]; row and column offsets are 0 .. 2 crop."""
+        _, _, height, width = images.shape
+        padded = pad(images, (self.crop,) * 4, mode="reflect")
+        offsets = (draws * (2 * self.crop + 1)).long()  # in float64: float32 makes 1 of the largest words
+        rows = offsets[:, :1] + torch.arange(height, device=images.device)
+        columns = offsets[:, 1:] + torch.arange(width, device=images.device)
+        batch = torch.arange(len(images), device=images.device).view(-1, 1, 1)
+        return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+    def _jittered(self, images: Tensor, draws: Tensor) -> Tensor:
+        factors = (1 + self.jitter * (2 * draws - 1)).to(images.dtype)
+        brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1).unbind(1)
+        images = (images * brightness).clamp(0, 1)
+        middle = luma(images).mean((1, 2, 3), keepdim=True)
+        images = torch.lerp(middle, images, contrast).clamp(0, 1)
+        return torch.lerp(luma(images), images, saturation).clamp(0, 1)
+
+
+def luma(images: Tensor) -> Tensor:
+    """[B, C, H, W] -> the grey image [B, 1, H, W]."""
+    if images.shape[1] == 1:
+        return images
+    return (images * torch.tensor(GREY, device=images.device).view(3, 1, 1)).sum(1, keepdim=True)

@@ -1,0 +1,160 @@
+"""miniImageNet's pickles, read without executing anything in them.
+
+mini-imagenet-cache-{train,val,test}.pkl hold `image_data`, uint8 [n, H, W, 3], and `class_dict`, class -> row numbers.
+A pickle may name any function to be called; the reader here admits those that make NumPy arrays and plain containers,
+and refuses the file at the first other name.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from operator import index
+from typing import Any, cast
+
+import numpy as np
+
+from metarun.data.draws import SPLITS
+from metarun.data.files import Files
+from metarun.data.layouts import Entry, Layout, as_layout
+from metarun.errors import UserError, one_line
+from metarun.types import Split
+
+NAME = "mini-imagenet-cache-{}.pkl"
+LARGEST = 1 << 34  # bytes; miniImageNet's largest has 8e8
+CODES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8", "b1")  # of numbers that an array may have
+
+
+def pickled(files: Files) -> tuple[Layout, Callable[[Iterable[Entry]], Iterator[np.ndarray]]] | None:
+    """The three pickles as a layout and a reader of its entries, or None where they are not there."""
+    names = {split: next((n for n in files.names if n.endswith(NAME.format(split))), None) for split in SPLITS}
+    if None in names.values():
+        return None
+    parts = {split: _load(files, str(name)) for split, name in names.items()}
+    entries = [
+        Entry(label, f"{split}/{row:08d}", split)
+        for split, (_, rows_of) in parts.items()
+        for label, rows in rows_of.items()
+        for row in rows
+    ]
+
+    def read(wanted: Iterable[Entry]) -> Iterator[np.ndarray]:
+        for entry in wanted:
+            split, row = entry.name.split("/")
+            yield parts[cast(Split, split)][0][int(row)]
+
+    return as_layout("pickles", entries), read
+
+
+def _load(files: Files, name: str) -> tuple[np.ndarray, dict[str, list[int]]]:
+    """`image_data` and `class_dict` of one pickle, checked."""
+    where = files.place / name
+    try:
+        stored = HarmlessUnpickler(io.BytesIO(next(files.read([name], LARGEST))), encoding="latin1").load()
+        images = _as_array(stored["image_data"])
+        rows_of = {
+            _text(n): [index(row) for row in _as_array(rows).tolist()] for n, rows in stored["class_dict"].items()
+        }
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(
+            f"{where}: not a readable pickle of images ({type(error).__name__}: {one_line(error)})"
+        ) from error
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise UserError(f"{where}: image_data is {images.dtype} {list(images.shape)}, not uint8 [n, H, W, 3]")
+    beyond = [row for rows in rows_of.values() for row in rows if not 0 <= row < len(images)]
+    if beyond:
+        raise UserError(f"{where}: class_dict names row {beyond[0]}, image_data has {len(images)}")
+    return images, rows_of
+
+
+class HarmlessUnpickler(pickle.Unpickler):
+    """Builds plain containers and records of arrays, and nothing else.
+
+    NumPy's own unpickling believes what a pickle says of types and sizes, down to addresses; the stand-ins below only
+    note it, and `Array.value` makes an array of the bytes that are there.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = STAND_INS.get((module.replace("._core.", ".core."), name))
+        if found is None:
+            named = one_line(f"{module}.{name}")
+            raise pickle.UnpicklingError(f"it names {named}, and only arrays and plain containers are admitted")
+        return found
+
+
+class Type:
+    """Stands for numpy.dtype."""
+
+    def __init__(self, code: Any = "", *_: Any) -> None:
+        self.code, self.order = code, "|"
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = state[1]
+
+    def checked(self) -> np.dtype:
+        if self.code not in CODES or self.order not in ("|", "<", ">", "="):
+            raise pickle.UnpicklingError(f"its numbers are of type {self.code!r}, not {', '.join(CODES)}")
+        return np.dtype(self.code).newbyteorder("<" if self.order == "|" else self.order)
+
+
+class Array:
+    """Stands for numpy.ndarray."""
+
+    value: np.ndarray
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, by_columns, raw = state
+        self.value = _numbers_in(raw, kind).reshape(shape, order="F" if by_columns else "C")
+
+
+def _reconstruct(*_: Any) -> Array:
+    return Array()
+
+
+def _frombuffer(raw: Any, kind: Type, shape: Any, order: Any) -> Array:
+    array = Array()
+    array.value = _numbers_in(raw, kind).reshape(shape, order=order)
+    return array
+
+
+def _scalar(kind: Type, raw: Any) -> int:
+    return int(_numbers_in(raw, kind)[0])
+
+
+def _numbers_in(raw: Any, kind: Type) -> np.ndarray:
+    """Python 2 wrote bytes as text."""
+    content = raw.encode("latin1") if isinstance(raw, str) else raw
+    if not isinstance(content, (bytes, bytearray)):
+        raise pickle.UnpicklingError("its arrays are not of numbers")
+    return np.frombuffer(content, kind.checked())
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    """How protocols 0 to 2 store bytes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
+    return text.encode("latin1")
+
+
+def _text(label: Any) -> str:
+    return label.decode() if isinstance(label, bytes) else str(label)
+
+
+def _as_array(stored: Any) -> np.ndarray:
+    """An array, or a list of arrays or numbers."""
+    if isinstance(stored, Array):
+        return stored.value
+    return np.asarray([item.value if isinstance(item, Array) else item for item in stored])
+
+
+STAND_INS: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): Array,
+    ("numpy", "dtype"): Type,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _latin1,
+}

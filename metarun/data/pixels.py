@@ -1,0 +1,129 @@
+"""How an image file becomes numbers: decoded as people see it, resized to a square of bytes; later scaled to floats.
+
+Every mode that Pillow knows is brought to grey or RGB: palettes and CMYK are converted, 16 bits are scaled to 8,
+transparency is laid over white, the first frame of an animation is taken, and the camera's orientation is applied.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from metarun.errors import one_line, require
+
+RESIZE = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "area": Image.Resampling.BOX,
+    "nearest": Image.Resampling.NEAREST,
+}
+FITS = ("stretch", "crop")
+NORMALIZE = {
+    "none": ((0.0,), (1.0,)),
+    "centred": ((0.5,), (0.5,)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and standard deviation per channel, of values in [0, 1]."""
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError)
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged and of large files: what matters is raised
+
+
+class CorruptImage(Exception):
+    """A file that is no readable image; the message says why."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The settings that decide an image's numbers."""
+
+    size: int  # of the square, in pixels
+    channels: int  # 1 grey, 3 RGB
+    resize: str  # the filter
+    fit: str = "stretch"  # or crop: the middle square of a picture that is not one
+    normalize: str = "none"
+    ink: bool = False  # dark strokes on white become 1 on 0
+
+    def __post_init__(self) -> None:
+        require(8 <= self.size <= 1024, "image_size", self.size, "must be 8 to 1024")
+        require(self.channels in (1, 3), "channels", self.channels, "choices: 1 (grey), 3 (colour)")
+        for name, choices in (("resize", RESIZE), ("fit", FITS), ("normalize", NORMALIZE)):
+            value = getattr(self, name)
+            require(value in choices, name, value, "choices: " + ", ".join(choices))
+        wrong = self.normalize == "imagenet" and self.channels != 3
+        require(not wrong, "normalize", self.normalize, "is for 3 channels; choices: none, centred")
+
+    def __str__(self) -> str:
+        colour = "grey" if self.channels == 1 else "colour"
+        return f"{self.size}x{self.size} {colour} ({self.resize}, {self.fit}, normalize {self.normalize})"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.channels, self.size, self.size)
+
+    def decode(self, content: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """An image file (or an array [H, W, channels]) as bytes [C, size, size]; `CorruptImage` when it is none."""
+        try:
+            image = self._square(self._open(content))
+        except UnidentifiedImageError as error:
+            raise CorruptImage("no image format that is known") from error
+        except UNREADABLE as error:
+            raise CorruptImage(one_line(error)) from error
+        pixels = np.asarray(image).reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
+        return 255 - pixels if self.ink else pixels
+
+    def to_inputs(self, images: Tensor) -> Tensor:
+        """Bytes [..., C, H, W] -> float32, scaled to [0, 1] and normalised."""
+        return self.normalised(images.to(torch.float32).div_(255))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """[..., C, H, W] in [0, 1] -> mean subtracted and divided by the deviation, as `normalize` says."""
+        if self.normalize == "none":
+            return images
+        mean, deviation = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in NORMALIZE[self.normalize])
+        return (images - mean) / deviation
+
+    def to_bytes(self, inputs: Tensor) -> Tensor:
+        """The inverse of `to_inputs`, for showing."""
+        mean, deviation = (torch.tensor(v).view(-1, 1, 1) for v in NORMALIZE[self.normalize])
+        return ((inputs.cpu() * deviation + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def _open(self, content: bytes | NDArray[np.uint8]) -> Image.Image:
+        if not isinstance(content, bytes):
+            image = Image.fromarray(content.squeeze(-1) if content.shape[-1] == 1 else content)
+        else:
+            image = Image.open(io.BytesIO(content))
+            ImageOps.exif_transpose(image, in_place=True)
+        return as_seen(image).convert("L" if self.channels == 1 else "RGB")
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        wanted = (self.size, self.size)
+        if image.size == wanted:
+            return image
+        if self.fit == "crop":
+            return ImageOps.fit(image, wanted, RESIZE[self.resize])
+        return image.resize(wanted, RESIZE[self.resize])
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """16 bits scaled to 8, and transparency laid over white: conversions that `Image.convert` gets wrong."""
+    if image.mode.startswith("I"):  # 16 bits, or 32 that hold 16
+        values = np.asarray(image).astype(np.int64)
+        scaled = (values >> 8).clip(0, 255)
+        if "transparency" in image.info:
+            scaled[values == image.info["transparency"]] = 255
+        return Image.fromarray(scaled.astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("images of floating-point numbers have no agreed range")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image

@@ -1,0 +1,121 @@
+"""Which classes are for training, validation and test.
+
+given   what the layout says: its csv files, a csv's column `split`, or its folders train, val, test
+ravi    miniImageNet's 64 / 16 / 20 classes (Ravi and Larochelle 2017), by their ImageNet ids
+ratio   a seeded shuffle of the class names, cut at data.ratios
+auto    given where the layout says so, else ravi for those hundred classes, else ratio
+PATH    split.json as in a run folder, or a folder with train.txt, val.txt, test.txt: a class name a line
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from metarun.data.draws import SPLITS, choose, random_bits
+from metarun.data.files import user_path
+from metarun.data.images import Index
+from metarun.data.ravi import RAVI
+from metarun.errors import SettingError, UserError, one_line, require
+from metarun.types import Split
+
+NAMED = ("auto", "given", "ravi", "ratio")
+
+Members = Mapping[Split, Sequence[str]]
+"""The class names of each split."""
+
+
+class SplitSettings(NamedTuple):
+    split: str
+    split_seed: int  # of ratio
+    ratios: tuple[float, ...]
+
+
+def check_split(settings: SplitSettings) -> None:
+    require(
+        settings.split in NAMED or _exists(settings.split),
+        "split",
+        settings.split,
+        f"choices: {', '.join(NAMED)}, or a split.json or folder that exists",
+    )
+    require(0 <= settings.split_seed < 2**63, "split_seed", settings.split_seed, "must be at least 0")
+    ratios = settings.ratios
+    sound = len(ratios) == 3 and all(r > 0 for r in ratios) and abs(sum(ratios) - 1) < 1e-6
+    require(sound, "ratios", list(ratios), "must be three numbers above 0 that sum to 1: train, val, test")
+
+
+def split_classes(
+    names: Sequence[str], given: Mapping[str, Split | None], settings: SplitSettings
+) -> tuple[str, dict[Split, Index]]:
+    """The split's name, and the numbers of the classes of each part; no part may be empty."""
+    kind = settings.split if settings.split != "auto" else automatic(names, given)
+    members = _members(kind, names, given, settings)
+    numbers = {name: i for i, name in enumerate(names)}
+    _refuse_wrong(kind, members, numbers)
+    parts = {s: np.array(sorted({numbers[n] for n in members[s]}), dtype=np.intp) for s in SPLITS}
+    for split, classes in parts.items():
+        require(len(classes) > 0, "split", settings.split, f"leaves no class for {split} ({len(names)} classes in all)")
+    return _label(kind, members), parts
+
+
+def automatic(names: Sequence[str], given: Mapping[str, Split | None]) -> str:
+    if all(given.values()):
+        return "given"
+    return "ravi" if set(names) == {n for part in RAVI.values() for n in part} else "ratio"
+
+
+def _members(kind: str, names: Sequence[str], given: Mapping[str, Split | None], settings: SplitSettings) -> Members:
+    if kind == "given":
+        require(all(given.values()), "split", "given", "these files say nothing of a split; choices: ratio, ravi, PATH")
+        return {s: [n for n in names if given[n] == s] for s in SPLITS}
+    if kind == "ravi":
+        return RAVI
+    if kind == "ratio":
+        names = sorted(names)
+        order = choose(random_bits("train", settings.split_seed, 0, range(1), len(names))[0], len(names))
+        cuts = np.rint(np.cumsum(settings.ratios[:2]) * len(names)).astype(int)
+        return {s: [names[i] for i in part] for s, part in zip(SPLITS, np.split(order, cuts), strict=True)}
+    return _from_path(user_path(kind))
+
+
+def _from_path(path: Path) -> Members:
+    try:
+        if path.is_dir():
+            lines = {s: (path / f"{s}.txt").read_text(encoding="utf-8-sig").splitlines() for s in SPLITS}
+            return {s: [line.strip() for line in part if line.strip()] for s, part in lines.items()}
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {s: [str(name) for name in stored[s]] for s in SPLITS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        expected = f"must be a split.json or a folder with train.txt, val.txt, test.txt ({one_line(error)})"
+        raise SettingError("split", path, expected) from error
+
+
+def _refuse_wrong(kind: str, members: Members, numbers: Mapping[str, int]) -> None:
+    """Every class that the split names must be there, in one part; classes that it does not name are left out."""
+    for one, other in combinations(SPLITS, 2):
+        both = sorted({*members[one]} & {*members[other]})
+        if both:
+            raise UserError(f"data.split={kind}: class {both[0]} is in both {one} and {other}")
+    missing = [n for s in SPLITS for n in members[s] if n not in numbers]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"data.split={kind}: names class {missing[0]}{more}, which the images do not have")
+
+
+def _exists(path: str) -> bool:
+    try:
+        return bool(path) and user_path(path).exists()
+    except OSError:  # too long for a name
+        return False
+
+
+def _label(kind: str, members: Members) -> str:
+    """Results say `ravi` for that split wherever it came from."""
+    if all(set(members[s]) == set(RAVI[s]) for s in SPLITS):
+        return "ravi"
+    return kind if kind in NAMED else Path(kind).name

@@ -1,0 +1,29 @@
+"""What a job ends with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metarun.experiment import Experiment
+from metarun.types import Params
+
+WORST = 1e9
+"""What a sweeper is told of a run that diverged or was never validated: finite, and worse than any figure."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The summary that is also in summary.json, and the objects to go on with (of jobs that train or test)."""
+
+    status: str  # completed, time is up, interrupted, diverged
+    summary: dict[str, Any]
+    folder: Path
+    params: Params = field(default_factory=dict, repr=False)
+    experiment: Experiment | None = field(default=None, repr=False)
+
+    @property
+    def objective(self) -> float:
+        """For a sweeper to minimise: the best validation error (1 - accuracy, or the MSE); always finite."""
+        return WORST if self.status == "diverged" else min(self.summary.get("val_error", WORST), WORST)
