@@ -15,6 +15,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -75,7 +76,7 @@ def open_files(place: Path) -> Files:
 
 def fingerprint(place: Path) -> str:
     """Changes when a file of the folder (or the archive itself) is added, removed, renamed or written."""
-    stats = [("", place.stat())] if place.is_file() else [(n, s) for n, s in _walk(place)]
+    stats = [("", place.stat())] if place.is_file() else list(_walk(place))
     lines = (f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in sorted(stats))
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -143,6 +144,8 @@ def _from_tar(place: Path) -> Files:
             infos = {m.name: m for m in archive.getmembers() if m.isreg()}  # tarfile's own search reads all names
             yield lambda raw: archive.extractfile(infos[raw]).read()  # type: ignore[union-attr]
 
+    if plain is not None:
+        weakref.finalize(reader, plain.close)
     with opened() as archive:
         members = [(m.name, m.size) for m in archive.getmembers() if m.isreg()]
         _refuse_open_end(archive)
@@ -164,7 +167,7 @@ def _uncompressed(place: Path) -> IO[bytes] | None:
         with opener(place) as source, contextlib.ExitStack() as on_failure:
             plain = on_failure.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(source, plain)
-            on_failure.pop_all()  # it closes when the last that can read it is gone
+            on_failure.pop_all()
             return plain
     raise reasons[0]
 
