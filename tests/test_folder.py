@@ -55,18 +55,7 @@ from metarun.types import EpisodeSpec, Split
 PHOTOS = Path(__file__).resolve().parents[2] / "shared/data/photos"
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the data or the cache of whoever runs it, nor a proxy."""
-    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("METARUN_DATA", raising=False)
-    monkeypatch.setenv("no_proxy", "*")
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """train, val, test with class folders."""
-    return as_folder(tmp_path / "place", FOLDERS)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture(scope="module")

@@ -26,19 +26,7 @@ from image_files import KINDS, as_folder, as_tar, as_zip, attempt, refusal
 from metarun.errors import SettingError
 from metarun.types import EpisodeSpec, Split
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the data or the cache of whoever runs it, nor a proxy."""
-    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("METARUN_DATA", raising=False)
-    monkeypatch.setenv("no_proxy", "*")
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """train, val, test with class folders."""
-    return as_folder(tmp_path / "place", FOLDERS)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 # Images that cannot be decoded

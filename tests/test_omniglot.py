@@ -158,12 +158,7 @@ def everything(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the data or the cache of whoever runs it, nor a proxy."""
-    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("METARUN_DATA", raising=False)
-    monkeypatch.setenv("no_proxy", "*")
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture

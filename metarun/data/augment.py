@@ -1,7 +1,8 @@
 """Random changes to training images: shifted crop, mirror image, colours. Off by default, as the papers published.
 
-Every image has words of its own, a function of (seed, step, task, row), in a stream apart from the one that draws the
-episodes: switching augmentation on changes no episode, and a resumed run sees the same images.
+Every image has words of its own, a function of (seed, step, task, row) and of the episodes' size, in a stream apart
+from the one that draws the episodes: switching augmentation on changes no episode, and a resumed run sees the same
+images.
 
 crop    the image is padded by `crop` pixels (reflected) and a window of its old size is cut at a random place
 flip    every second image is mirrored left to right

@@ -92,28 +92,25 @@ class ImageFiles:
         key = f"{fingerprint(place)} {decoding}"
         cached = cached_images(self.benchmark or "folder", key, lambda file: self._decode(place, file), verify)
         names, given = cached.table.names, cached.notes["given"]
-        if self.benchmark and self.split.split == "auto" and automatic(names, given) == "ratio":
-            raise UserError(
-                f"data.root={place}: has no split, and its classes are not those of miniImageNet; data=folder takes any"
-            )
+        known = not (self.benchmark and self.split.split == "auto" and automatic(names, given) == "ratio")
+        others = f"has no split, and its classes are not those of {self.benchmark}; data=folder takes any"
+        require(known, "root", place, others)
         split, splits = split_classes(names, given, self.split)
-        skipped = cached.notes["skipped"]
-        notes = {"layout": cached.notes["layout"], "images": int(cached.table.counts.sum()), "skipped": len(skipped)}
-        caveat = self._caveat(names, split)
-        return Source(cached.table, splits, split, notes | ({"caveat": caveat} if caveat else {}), cached.path)
+        notes = {"layout": cached.notes["layout"], "images": int(cached.table.counts.sum())}
+        notes |= {"skipped": len(cached.notes["skipped"])} | self._caveat(names, split)
+        return Source(cached.table, splits, split, notes, cached.path)
 
     def _place(self) -> Path:
         """The folder or archive; files that can be downloaded are fetched into it first."""
         root = self.root or (os.environ.get("METARUN_DATA") if self.benchmark else None)
-        if root is None and not self.downloads:
-            raise SettingError("root", root, f"give the place of the images. {self._ways()}")
+        known = root is not None or bool(self.downloads)
+        require(known, "root", root, f"give the place of the images. {self._ways()}")
         folder = user_path(root) if root else cache_folder() / "data" / self._download_name()
         if self.downloads:
             fetch(self.downloads, folder)
         below = [folder / name for name in BENCHMARKS.get(self.benchmark or "", ())]
         place = next((p for p in below if p.is_dir()), folder)
-        if not place.exists():
-            raise UserError(f"data.root={folder}: there is no such folder or archive. {self._ways()}")
+        require(place.exists(), "root", folder, f"there is no such folder or archive. {self._ways()}")
         return place
 
     def _download_name(self) -> str:
@@ -123,11 +120,11 @@ class ImageFiles:
 
     def _decode(self, place: Path, file: BinaryIO) -> Decoded:
         found = self._find(place)
+        skip = self.on_corrupt == "skip"
         try:
-            skip = self.on_corrupt == "skip"
             decoded = write_images(file, found.layout.entries, found.read, self.pixels, skip)
         except Unreadable as error:
-            raise UserError(f"data.root={place}: {error}; data.on_corrupt=skip leaves such images out") from error
+            raise SettingError("root", place, f"{error}; data.on_corrupt=skip leaves such images out") from error
         given = {entry.label: entry.split for entry in found.layout.entries}
         return decoded._replace(notes=decoded.notes | {"layout": found.layout.name, "given": given})
 
@@ -140,7 +137,7 @@ class ImageFiles:
         except UserError as error:
             raise SettingError("root", place, str(error)) from error
         if found is None:
-            raise UserError(f"data.root={place}: holds none of the layouts that are read. {self._ways()}")
+            raise SettingError("root", place, f"holds none of the layouts that are read. {self._ways()}")
         return found
 
     def _recognise(self, files: Files) -> Found | None:
@@ -153,13 +150,13 @@ class ImageFiles:
     def _ways(self) -> str:
         return (f"{NO_COPY}. " if self.benchmark else "") + f"Layouts that are read: {LAYOUTS}"
 
-    def _caveat(self, names: tuple[str, ...], split: str) -> str | None:
-        """What a figure must not be compared with."""
+    def _caveat(self, names: tuple[str, ...], split: str) -> dict[str, str]:
+        """What figures must not be compared with, if there is something."""
         if self.benchmark is None or split == "ravi":
-            return None
+            return {}
         known = {n for part in RAVI.values() for n in part}
         what = "in a split that is not Ravi's" if set(names) == known else "of other classes"
-        return f"not the published {self.benchmark}: images {what}, figures cannot be compared with papers"
+        return {"caveat": f"not the published {self.benchmark}: images {what}, figures cannot be compared with papers"}
 
 
 def _opened(place: Path) -> Files:

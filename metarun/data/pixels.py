@@ -25,6 +25,17 @@ RESIZE = {
     "area": Image.Resampling.BOX,
     "nearest": Image.Resampling.NEAREST,
 }
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientation -> what brings the picture upright."""
+
 FITS = ("stretch", "crop")
 NORMALIZE = {
     "none": ((0.0,), (1.0,)),
@@ -33,7 +44,6 @@ NORMALIZE = {
 }
 """Mean and standard deviation per channel, of values in [0, 1]."""
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError)
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged and of large files: what matters is raised
 
 
@@ -75,7 +85,9 @@ class Pixels:
             image = self._square(self._open(content))
         except UnidentifiedImageError as error:
             raise CorruptImage("no image format that is known") from error
-        except UNREADABLE as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises many kinds
             raise CorruptImage(one_line(error)) from error
         pixels = np.asarray(image).reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
         return 255 - pixels if self.ink else pixels
@@ -101,7 +113,8 @@ class Pixels:
             image = Image.fromarray(content.squeeze(-1) if content.shape[-1] == 1 else content)
         else:
             image = Image.open(io.BytesIO(content))
-            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+            image = image if image.format == "TIFF" else upright(image)  # Pillow turns TIFFs itself
         return as_seen(image).convert("L" if self.channels == 1 else "RGB")
 
     def _square(self, image: Image.Image) -> Image.Image:
@@ -111,6 +124,15 @@ class Pixels:
         if self.fit == "crop":
             return ImageOps.fit(image, wanted, RESIZE[self.resize])
         return image.resize(wanted, RESIZE[self.resize])
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says, if that can be read; `ImageOps.exif_transpose` fails at whatever else is wrong in it."""
+    try:
+        turn = TURNS.get(image.getexif().get(0x0112, 1))
+    except Exception:  # of a damaged EXIF, which says nothing about the picture
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def as_seen(image: Image.Image) -> Image.Image:
