@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from metarun.data import cache
 from metarun.data.cache import Cached, Decoded, cache_folder, cached_images
 from metarun.data.images import ImageTable
 from metarun.errors import UserError
@@ -585,3 +587,17 @@ def test_the_cache_folder_is_the_variable_or_in_the_users_cache(monkeypatch: pyt
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", "/home/someone")
     assert cache_folder() == Path("/home/someone/.cache/metarun")
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="this system has no such advice")
+def test_pages_are_given_back_after_so_many_bytes_and_come_back_from_the_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this process had written into its own copy of a page is gone with it: so the page was given back."""
+    monkeypatch.setattr(cache, "KEPT", 100)
+    found = cached_images("toy", "print", Builder()).table
+    found.images[0, 0, 0, 0] = 99
+    found.forget(60)
+    assert found.images[0, 0, 0, 0] == 99
+    found.forget(60)
+    assert_table(found, table())

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import math
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from metarun.data.locks import alone
 from metarun.errors import UserError
 from metarun.progress import tell
 
+KEPT = 1 << 28  # bytes of a mapped file that a process keeps resident
 FORMAT = 2  # raise it when what is stored changes its meaning
 
 
@@ -80,11 +82,31 @@ def _read(path: Path, verify: bool) -> Cached | None:
             return None
         if touched:  # the bytes are what they were: the next start need not sum them
             os.utime(path, ns=(stat.st_atime_ns, stored["mtime_ns"]))
-        images = torch.from_file(str(path), shared=False, size=stat.st_size, dtype=torch.uint8).view(shape)
+        with open(path, "rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written stays in this process
+        images = torch.frombuffer(mapping, dtype=torch.uint8).view(shape)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):  # the source is still there
         return None
     starts, counts = (np.array(stored[k], dtype=np.intp) for k in ("starts", "counts"))
-    return Cached(ImageTable(images, tuple(stored["names"]), starts, counts), stored["notes"], path)
+    table = ImageTable(images, tuple(stored["names"]), starts, counts, _forgetting(mapping))
+    return Cached(table, stored["notes"], path)
+
+
+def _forgetting(mapping: mmap.mmap) -> Callable[[int], None]:
+    """After so many bytes read, tell the system that this process can do without the pages it has mapped.
+
+    They stay in the system's cache, so that mapping them again costs little, but no longer count as the process's.
+    """
+    read = 0
+
+    def forget(count: int) -> None:
+        nonlocal read
+        read += count
+        if read > KEPT and hasattr(mmap, "MADV_DONTNEED"):
+            mapping.madvise(mmap.MADV_DONTNEED)
+            read = 0
+
+    return forget
 
 
 def _build_alone(path: Path, build: Build, verify: bool) -> Cached | None:

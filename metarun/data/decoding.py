@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import chain, islice
 from typing import Any, BinaryIO
 
@@ -31,14 +32,15 @@ def write_images(file: BinaryIO, entries: Sequence[Entry], read: Read, pixels: P
     """Decode the entries (sorted by class) into `file`; notes name those that are no images, if allowed."""
     skipped: list[str] = []
     counts: dict[str, int] = {}
-    images = chain.from_iterable(_decoded_groups(read(entries), pixels))
-    for entry, image in track(zip(entries, images, strict=True), len(entries), "decoding images"):
-        counts.setdefault(entry.label, 0)
-        if isinstance(image, CorruptImage):
-            _skip(entry.name, image, skip, skipped)
-        else:
-            file.write(image.tobytes())
-            counts[entry.label] += 1
+    with closing(_decoded_groups(read(entries), pixels)) as groups:  # its threads end here, also after an error
+        images = zip(entries, chain.from_iterable(groups), strict=True)
+        for entry, image in track(images, len(entries), "decoding images"):
+            counts.setdefault(entry.label, 0)
+            if isinstance(image, CorruptImage):
+                _skip(entry.name, image, skip, skipped)
+            else:
+                file.write(image.tobytes())
+                counts[entry.label] += 1
     empty = [label for label, count in counts.items() if count == 0]
     if empty:
         raise UserError(f"class {empty[0]} has no image that can be decoded")
@@ -47,7 +49,9 @@ def write_images(file: BinaryIO, entries: Sequence[Entry], read: Read, pixels: P
     return Decoded((sum(sizes), *pixels.shape), tuple(counts), starts, sizes, {"skipped": skipped})
 
 
-def _decoded_groups(contents: Iterator[Any], pixels: Pixels) -> Iterator[list[NDArray[np.uint8] | CorruptImage]]:
+def _decoded_groups(
+    contents: Iterator[Any], pixels: Pixels
+) -> Generator[list[NDArray[np.uint8] | CorruptImage], None, None]:
     """The images in order; a few groups are read and decoded ahead of the one that is handed out."""
     with ThreadPoolExecutor() as pool:
         groups = iter(lambda: list(islice(contents, TOGETHER)), [])

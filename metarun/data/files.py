@@ -110,11 +110,13 @@ def _walk(place: Path) -> Iterator[tuple[str, os.stat_result]]:
         for entry in entries:
             if not _is_shown(entry.name):
                 continue
-            with contextlib.suppress(OSError):  # a link that leads nowhere
+            try:
                 if entry.is_dir():
                     pending.append(below + entry.name + "/")
                 elif entry.is_file():
                     yield below + entry.name, entry.stat()
+            except OSError:  # a link that leads nowhere
+                continue
 
 
 def _from_zip(place: Path) -> Files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ class ImageTable(NamedTuple):
     names: tuple[str, ...]  # of the classes
     starts: Index
     counts: Index
+    forget: Callable[[int], None] = lambda count: None  # told how many bytes were read; gives mapped pages back
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class ImageEpisodes:
         tasks, ways, each = rows_TNE.shape
         rows = torch.from_numpy(np.ascontiguousarray(rows_TNE.transpose(0, 2, 1)).reshape(-1))
         images = torch.index_select(self.table.images, 0, rows.to(self.table.images.device))
+        self.table.forget(images.numel())
         turns = torch.from_numpy(np.repeat(turns_TN[:, None], each, axis=1).reshape(-1))
         for quarter in (1, 2, 3):
             turned = (turns == quarter).nonzero().flatten().to(images.device)
