@@ -595,9 +595,9 @@ def test_pages_are_given_back_after_so_many_bytes_and_come_back_from_the_file(
 ) -> None:
     """What this process had written into its own copy of a page is gone with it: so the page was given back."""
     monkeypatch.setattr(cache, "KEPT", 100)
-    found = cached_images("toy", "print", Builder()).table
-    found.images[0, 0, 0, 0] = 99
-    found.forget(60)
-    assert found.images[0, 0, 0, 0] == 99
-    found.forget(60)
+    found = cached_images("toy", "print", Builder())
+    found.table.images[0, 0, 0, 0] = 99
+    found.table.forget(60)
+    assert found.table.images[0, 0, 0, 0] == 99
+    found.table.forget(60)
     assert_table(found, table())
