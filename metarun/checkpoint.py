@@ -26,6 +26,7 @@ def save(path: Path, state: State) -> None:
         "best_error": state.best_error,
         "best_step": state.best_step,
         "seconds": state.seconds,
+        "spent": state.spent,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -43,7 +44,7 @@ def restore(path: Path, state: State) -> None:
     stored = load(path)
     _copy(stored["params"], state.params, path)
     state.optimizer.load_state_dict(stored["optimizer"])
-    state.step, state.seconds = stored["step"], stored["seconds"]
+    state.step, state.seconds, state.spent = stored["step"], stored["seconds"], stored.get("spent", {})
     state.best_error, state.best_step = stored["best_error"], stored["best_step"]
 
 

@@ -18,6 +18,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("float32", "float64")
 POLICIES = ("stop", "skip")
+LEVELS = ("off", "basic", "full")  # of diagnostics
 LOGGERS = ("none", "wandb", "tensorboard")
 
 
@@ -80,8 +81,29 @@ class LoggerConfig:
 
 
 @dataclass
+class AlarmConfig:
+    """The thresholds of the alarms; docs/diagnostics.md has each rule."""
+
+    window: int = 20  # training records that a spike or a trend is judged against
+    spike: float = 5.0  # deviations (median absolute, of the window) above its median
+    diverged: float = 3.0  # times the first loss
+    patience: int = 5  # records or validations in a row before a slow alarm is raised
+    no_gain: float = 0.01  # of the loss before adaptation
+    overfit: float = 0.1  # of the lowest query loss along the inner loop
+    memorised: float = 0.1  # of the loss before adaptation on training tasks, against validation
+    cg_residual: float = 1.0  # of the right-hand side
+
+
+@dataclass
 class DiagnosticsConfig:
-    level: str = "basic"  # off, basic
+    level: str = "basic"  # off, basic, full
+    tasks: int = 8  # of a logged step, whose inner loop is followed
+    every: int = 1000  # outer steps between probes; level=full
+    probe_tasks: int = 16
+    lanczos_steps: int = 20
+    unroll_steps: int = 100  # inner steps that an implicit meta-gradient is held against
+    radius: float = 0.05  # of the ball for sharpness and smoothness
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
 
 
 @dataclass
@@ -124,7 +146,7 @@ def check(config: Config) -> None:
         "device.name": DEVICES,
         "device.precision": PRECISIONS,
         "logger.name": LOGGERS,
-        "diagnostics.level": ("off", "basic"),
+        "diagnostics.level": LEVELS,
     }.items():
         _one_of(config, key, choices)
     for key in ("train.steps", "train.tasks", "train.log_every", "train.eval_every", "train.checkpoint_every"):
@@ -133,8 +155,12 @@ def check(config: Config) -> None:
         _at_least(config, key, 1)
     for key in ("seed", "test.steps", "optim.weight_decay", "optim.momentum"):
         _at_least(config, key, 0)
-    for key in ("optim.lr", "optim.eps", "optim.clip", "train.max_minutes"):
+    for key in ("optim.lr", "optim.eps", "optim.clip", "train.max_minutes", "diagnostics.radius"):
         _positive(config, key)
+    for key in ("tasks", "every", "probe_tasks", "lanczos_steps", "unroll_steps", "alarms.window", "alarms.patience"):
+        _at_least(config, f"diagnostics.{key}", 1)
+    for key in ("spike", "diverged", "no_gain", "overfit", "memorised", "cg_residual"):
+        _positive(config, f"diagnostics.alarms.{key}")
     _check_device_choices(config.device)
 
 

@@ -8,6 +8,7 @@ from metarun import catalogue
 from metarun.build import build, locate
 from metarun.config import Config, check
 from metarun.device import Placement, place
+from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError
 from metarun.evaluation import Evaluator
 from metarun.losses import loss_for
@@ -45,8 +46,12 @@ class Experiment:
             placement=self.placement,
             seed=config.seed,
             validate=lambda params: validator(self.tested, params),
-            measures=config.diagnostics.level != "off",
+            measures=self.measures() if config.diagnostics.level != "off" else None,
         )
+
+    def measures(self) -> StepMeasures:
+        chunk = self.placement.evaluation_chunk(self.train_spec, self.dataset.input_shape())
+        return StepMeasures(self.algorithm, self.config.diagnostics.tasks, chunk)
 
     def tester(self) -> Evaluator:
         """Reports every step up to `test.steps`, and the one whose figure is the result."""

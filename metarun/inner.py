@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-from torch import Tensor
 from torch.func import grad
 
 from metarun.linalg import axpy, scale
-from metarun.types import Params
-
-Objective = Callable[[Params, int], Tensor]
-"""phi, step number -> a scalar; the number lets an objective use another mini-batch at each step."""
-
-
-class Rule(NamedTuple):
-    """How a gradient becomes a step: pure functions of the gradient and a carried state."""
-
-    init: Callable[[Params], Any]
-    step: Callable[[Params, Any], tuple[Params, Any]]
+from metarun.types import Objective, Params, Rule
 
 
 def sgd(lr: float) -> Rule:

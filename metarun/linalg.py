@@ -34,6 +34,14 @@ def norm(x: Params) -> Tensor:
     return dot(x, x).sqrt()
 
 
+def layer_norms(x: Params) -> dict[str, float]:
+    """|x| of each layer: of the tensors `LAYER.weight`, `LAYER.bias`, ... together, by the layer's name."""
+    layers: dict[str, Params] = {}
+    for name, value in x.items():
+        layers.setdefault(name.rpartition(".")[0] or name, {})[name] = value
+    return {layer: float(norm(part)) for layer, part in layers.items()}
+
+
 def select(mask: Tensor, x: Params, y: Params) -> Params:
     """x where the scalar boolean holds, else y; `vmap` knows no `if`."""
     return {k: torch.where(mask, x[k], y[k]) for k in x}

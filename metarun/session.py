@@ -43,6 +43,10 @@ class Session:
                 self.doubted.add(metric)
                 self.noted(message)
 
+    def probed(self, state: State, values: Values) -> None:
+        self._log(Record("probe", state.step, values, {"seconds": state.seconds}))
+        self.marked = None
+
     def validated(self, state: State, evaluation: Evaluation, improved: bool) -> None:
         values = {"mean": evaluation.mean, "ci95": evaluation.ci95, "improved": improved}
         self._log(Record("val", state.step, values, {"seconds": state.seconds}))

@@ -65,9 +65,17 @@ def describe_end(state: State, tasks: int, status: str, reason: str) -> dict[str
         "best_step": state.best_step,
         "val_error": state.best_error,
         "seconds": state.seconds,
+        "seconds_spent": dict(state.spent),
+        "measures_share": measures_share(state),
         "tasks_per_second": state.step * tasks / state.seconds if state.seconds else None,
         "peak_memory_mb": peak_memory_mb(),
     }
+
+
+def measures_share(state: State) -> float | None:
+    """Of the time of training without validation and probes, how much went into the measures of each record."""
+    rest = state.seconds - state.spent.get("validation", 0.0) - state.spent.get("probes", 0.0)
+    return state.spent.get("measures", 0.0) / rest if rest > 0 else None
 
 
 def params_sha256(params: Params) -> str:

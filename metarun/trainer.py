@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -13,21 +14,19 @@ from torch.func import grad_and_value
 
 from metarun.config import OptimConfig, TrainConfig
 from metarun.device import Placement, over_tasks
-from metarun.diagnostics.gradients import GradientMoments, gradient_measures, gradient_moments
+from metarun.diagnostics.step import StepMeasures, Values, update_measures
 from metarun.errors import NonFinite
-from metarun.evaluation import Evaluation, adaptation_curves
-from metarun.outer import apply_update, build_optimizer, clipped, global_norm, learning_rate
+from metarun.evaluation import Evaluation
+from metarun.outer import apply_update, build_optimizer, clipped, learning_rate
 from metarun.types import Algorithm, Dataset, EpisodeSpec, Metrics, Params, Regularizer, Task
-
-Values = dict[str, float]
 
 
 class MetaGradient(NamedTuple):
     """One outer step's gradient, and what there is to say of it."""
 
     mean: Params  # of the tasks' meta-gradients, plus the regularizer's gradient
+    grads: Params  # each task's own, [T, ...]
     metrics: Metrics  # each [T]
-    moments: GradientMoments
     penalty: Tensor
     finite: Tensor  # whether all of `mean` is
 
@@ -42,6 +41,7 @@ class State:
     best_error: float = float("inf")
     best_step: int = 0
     seconds: float = 0.0  # of training, over all sittings
+    spent: dict[str, float] = field(default_factory=dict)  # seconds of these on validation, measures, probes
 
 
 class Watcher(Protocol):
@@ -50,6 +50,8 @@ class Watcher(Protocol):
     def stepped(self, state: State) -> None: ...
 
     def trained(self, state: State, values: Values) -> None: ...
+
+    def probed(self, state: State, values: Values) -> None: ...
 
     def validated(self, state: State, evaluation: Evaluation, improved: bool) -> None: ...
 
@@ -73,7 +75,9 @@ class Trainer:
     placement: Placement
     seed: int
     validate: Callable[[Params], Evaluation]
-    measures: bool = True
+    measures: StepMeasures | None = None
+    probe: Callable[[Params], Values] | None = None
+    probe_every: int = 1
 
     def start(self) -> State:
         params = self.placement.params(self.algorithm.init(self.seed))
@@ -113,13 +117,13 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Meta
         state.step += 1
         return
     logged = due(state.step + 1, trainer.settings.log_every, trainer.settings.steps)
+    values = described(trainer, state, found, tasks) if logged else {}
     before = clone(state.params) if logged and trainer.measures else None
-    values = describe(trainer, state, found, tasks) if logged else {}
     lr = learning_rate(trainer.optim, state.step, trainer.settings.steps)
     apply_update(state.optimizer, state.params, clipped(found.mean, trainer.optim.clip), lr)
     state.step += 1
     if logged:
-        moved = {"update_ratio": update_ratio(before, state.params)} if before else {}
+        moved = update_measures(before, state.params) if before else {}
         watcher.trained(state, values | moved | {"lr": lr})
 
 
@@ -127,11 +131,16 @@ def after_step(trainer: Trainer, state: State, watcher: Watcher) -> None:
     """Validation and checkpoint, when they are due."""
     watcher.stepped(state)
     if due(state.step, trainer.settings.eval_every, trainer.settings.steps):
-        evaluation = trainer.validate(state.params)
+        with timed(state, "validation"):
+            evaluation = trainer.validate(state.params)
         improved = evaluation.error < state.best_error
         if improved:
             state.best_error, state.best_step = evaluation.error, state.step
         watcher.validated(state, evaluation, improved)
+    if trainer.probe and due(state.step, trainer.probe_every, trainer.settings.steps):
+        with timed(state, "probes"):
+            values = trainer.probe(state.params)
+        watcher.probed(state, values)
     if due(state.step, trainer.settings.checkpoint_every, trainer.settings.steps):
         watcher.checkpoint(state)
 
@@ -149,23 +158,25 @@ def batched_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGrad
     def meta_gradient(params: Params, tasks: Task) -> MetaGradient:
         grads, metrics = per_task(params, tasks)
         mean = {k: g.mean(0) for k, g in grads.items()}
-        moments = gradient_moments(grads, mean)
         extra, penalty = grad_and_value(trainer.regularizer.outer)(params)
         total = {k: mean[k] + extra[k] for k in mean}
-        finite = torch.stack([g.isfinite().all() for g in total.values()]).all()
-        return MetaGradient(total, metrics, moments, penalty, finite)
+        finite = torch.stack([v.isfinite().all() for v in (*total.values(), metrics["loss"])]).all()
+        return MetaGradient(total, grads, metrics, penalty, finite)
 
     return meta_gradient
 
 
 def nonfinite_part(found: MetaGradient) -> tuple[str, str]:
     """Where a NaN or an infinity came from, and who else had one; empty when all is finite."""
-    sound = found.moments.squared_norms.isfinite() & found.metrics["loss"].isfinite()
+    if found.finite:
+        return "", ""
+    rows = [g.flatten(1) if g.ndim > 1 else g[:, None] for g in (*found.grads.values(), found.metrics["loss"])]
+    sound = torch.stack([r.isfinite().all(1) for r in rows]).all(0)
     tasks = torch.nonzero(~sound).flatten().tolist()
     if tasks:
         others = f" (and {len(tasks) - 1} more of {len(sound)} tasks)" if len(tasks) > 1 else ""
         return f"task {tasks[0]}", others
-    return ("" if bool(found.finite) else "the regularizer"), ""
+    return "the regularizer or the mean over tasks", ""
 
 
 def refuse(trainer: Trainer, where: str, watcher: Watcher) -> None:
@@ -176,25 +187,27 @@ def refuse(trainer: Trainer, where: str, watcher: Watcher) -> None:
     watcher.noted(f"skipped: {what}")
 
 
-def describe(trainer: Trainer, state: State, found: MetaGradient, tasks: Task) -> Values:
-    """The numbers of one step: task metrics averaged, and the free measures of convergence and stability."""
-    values = {name: float(v.double().mean()) for name, v in found.metrics.items()}
-    penalty = float(found.penalty)
-    if penalty:
-        values["penalty"] = penalty
+def described(trainer: Trainer, state: State, found: MetaGradient, tasks: Task) -> Values:
+    """The numbers of one step, its measures of convergence and stability with them."""
+    values = describe(found)
     if trainer.measures:
-        values |= gradient_measures(found.moments)
-        chunk = trainer.placement.chunk(trainer.spec, trainer.dataset.input_shape())
-        losses, _ = adaptation_curves(trainer.algorithm, state.params, tasks, (0,), chunk)
-        if trainer.algorithm.test_inner_steps:
-            values["loss_before"] = float(losses.double().mean())
+        with timed(state, "measures"):
+            values |= trainer.measures(state.params, found.grads, tasks)
     return values
 
 
-def update_ratio(before: Params, after: Params) -> float:
-    """|theta_{t+1} - theta_t| / |theta_t|."""
-    change = global_norm([after[k] - before[k] for k in before])
-    return float(change / global_norm(before.values()))
+def describe(found: MetaGradient) -> Values:
+    """The tasks' own metrics, averaged, and the regularizer's value."""
+    values = {name: float(v.double().mean()) for name, v in found.metrics.items()}
+    penalty = float(found.penalty)
+    return values | {"penalty": penalty} if penalty else values
+
+
+@contextlib.contextmanager
+def timed(state: State, what: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    state.spent[what] = state.spent.get(what, 0.0) + time.monotonic() - start
 
 
 def clone(params: Params) -> Params:

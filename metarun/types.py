@@ -9,8 +9,8 @@ Dimension letters, used in every docstring and as suffixes of local names:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -22,6 +22,9 @@ Metrics = dict[str, Tensor]
 
 Adapted = Any
 """What adaptation leaves behind: fast weights, prototypes, a posterior. Any tree of tensors."""
+
+Objective = Callable[[Params, int], Tensor]
+"""phi, step number -> a scalar; the number lets an objective use another mini-batch at each step."""
 
 Kind = Literal["classification", "regression"]
 Split = Literal["train", "val", "test"]
@@ -35,6 +38,13 @@ class Batch(NamedTuple):
 class Task(NamedTuple):
     support: Batch
     query: Batch
+
+
+class Rule(NamedTuple):
+    """How a gradient becomes a step: pure functions of the gradient and a carried state."""
+
+    init: Callable[[Params], Any]
+    step: Callable[[Params, Any], tuple[Params, Any]]
 
 
 class EpisodeSpec(NamedTuple):
@@ -63,7 +73,7 @@ class Loss(Protocol):
 
 
 class Model(Protocol):
-    """A network as a frozen value; its weights are passed in."""
+    """A network as a frozen value; its weights are passed in. Those of a head are named `head.*`."""
 
     @property
     def features(self) -> int:
@@ -73,6 +83,9 @@ class Model(Protocol):
 
     def apply(self, params: Params, x: Tensor, stats: Any = None) -> Tensor:
         """[B, ...] -> [B, outputs]; `stats` replaces the normalisation statistics of the batch at hand."""
+
+    def activations(self, params: Params, x: Tensor, stats: Any = None) -> dict[str, Tensor]:
+        """What each layer before the head puts out, by the layer's name, first to last: [B, D of the layer]."""
 
     def query_stats(self, params: Params, support_x: Tensor) -> Any:
         """The statistics that queries are to be normalised with, or None for those of their own batch."""
@@ -111,6 +124,33 @@ class Algorithm(Protocol):
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         """The meta-gradient of one task, and scalars worth logging (`loss` always)."""
+
+
+@runtime_checkable
+class GradientLearner(Algorithm, Protocol):
+    """An algorithm that adapts by descending an objective; what the measures of the inner loop need to know of it."""
+
+    @property
+    def inner_lr(self) -> float: ...
+
+    @property
+    def inner_steps(self) -> int: ...
+
+    @property
+    def inner_rule(self) -> Rule:
+        """How a gradient of the objective becomes a step."""
+
+    def inner_objective(self, params: Params, support: Batch) -> Objective:
+        """What adaptation from theta = `params` descends, any proximal term included."""
+
+
+@runtime_checkable
+class ProximalLearner(GradientLearner, Protocol):
+    """One whose meta-gradient assumes that adaptation reached the minimiser of a proximal objective."""
+
+    @property
+    def prox(self) -> float:
+        """lambda of (lambda/2) |phi - theta|^2."""
 
 
 class Regularizer(Protocol):

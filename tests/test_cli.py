@@ -58,9 +58,8 @@ def test_the_summary_holds_what_must_stand_beside_a_number(tmp_path: Path) -> No
     assert (summary["algo"], summary["data"], summary["seed"]) == ("imaml", "sinusoid", 0)
     assert summary["tasks_seen"] == 240
     records = read_lines(folder / "metrics.jsonl")
-    assert {"loss", "loss_before", "grad_norm", "grad_variance", "grad_snr", "grad_cosine", "distance"} <= set(
-        records[0]
-    )
+    measures = {"adaptation_gain", "query_loss/1", "grad_norm", "grad_variance", "grad_snr", "grad_cosine"}
+    assert {"loss", "distance", *measures} <= set(records[0])
     assert {"update_ratio", "stationarity", "cg_residual", "cg_negative", "lr"} <= set(records[0])
     test = json.loads((folder / "test.json").read_text())
     mean = sum(test["scores"][test["steps"].index(summary["headline_step"])]) / 5

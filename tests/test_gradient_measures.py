@@ -10,7 +10,7 @@ import torch
 from quadratic import EXACT
 from torch import Tensor
 
-from metarun.diagnostics.gradients import gradient_measures, gradient_moments
+from metarun.diagnostics.gradients import gradient_measures as measures
 from metarun.types import Params
 
 
@@ -19,10 +19,6 @@ def random_gradients(tasks: int, seed: int = 0, offset: float = 0.3) -> Params:
     draw = torch.Generator().manual_seed(seed)
     shapes = {"weight": (3, 2, 2), "bias": (3,)}
     return {k: torch.randn(tasks, *shape, generator=draw, dtype=torch.float64) + offset for k, shape in shapes.items()}
-
-
-def measures(grads: Params) -> dict[str, float]:
-    return gradient_measures(gradient_moments(grads, {k: g.mean(0) for k, g in grads.items()}))
 
 
 def rows(grads: Params) -> Tensor:
@@ -50,7 +46,20 @@ def test_measures_equal_their_definitions_over_the_gradient_matrix(tasks: int) -
         mean = g.mean(0)
         variance = float((g - mean).square().sum()) / (tasks - 1)
         found = measures(grads)
-        assert set(found) == {"grad_norm", "grad_variance", "grad_snr", "grad_cosine"}
+        layers = {"grad_norm/weight", "grad_norm/bias"}
+        assert set(found) == layers | {
+            "grad_norm",
+            "grad_norm_debiased",
+            "grad_variance",
+            "grad_snr",
+            "grad_cosine",
+            "grad_conflict",
+        }
+        signal = float(mean @ mean) - variance / tasks
+        assert found["grad_norm_debiased"] == pytest.approx(max(signal, 0) ** 0.5, rel=EXACT)
+        assert found["grad_norm/bias"] == pytest.approx(float(mean[-3:].norm()), rel=EXACT)
+        conflicts = [cosine(g[i], g[j]) < 0 for i, j in combinations(range(tasks), 2)]
+        assert found["grad_conflict"] == sum(conflicts) / len(conflicts)
         assert found["grad_norm"] == pytest.approx(float(mean.norm()), rel=EXACT)
         assert found["grad_variance"] == pytest.approx(variance, rel=EXACT)
         snr = (float(mean @ mean) - variance / tasks) / variance
@@ -58,22 +67,11 @@ def test_measures_equal_their_definitions_over_the_gradient_matrix(tasks: int) -
         assert found["grad_cosine"] == pytest.approx(mean_cosine(g), rel=EXACT, abs=EXACT)
 
 
-def test_moments_are_the_squared_norms_of_rows_mean_and_mean_direction() -> None:
-    """|g_i|^2, |gbar|^2 and |(1/T) sum_i g_i / |g_i||^2."""
-    grads = random_gradients(5, seed=4)
-    g = rows(grads)
-    moments = gradient_moments(grads, {k: v.mean(0) for k, v in grads.items()})
-    torch.testing.assert_close(moments.squared_norms, g.square().sum(1), rtol=EXACT, atol=0.0)
-    torch.testing.assert_close(moments.mean_squared_norm, g.mean(0).square().sum(), rtol=EXACT, atol=0.0)
-    directions = g / g.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(moments.unit_mean_squared_norm, directions.mean(0).square().sum(), rtol=EXACT, atol=0.0)
-
-
 def test_a_single_task_has_a_norm_and_nothing_else() -> None:
     """With T = 1 there is no spread and no pair."""
     grads = random_gradients(1)
     found = measures(grads)
-    assert set(found) == {"grad_norm"}
+    assert set(found) == {"grad_norm", "grad_norm/weight", "grad_norm/bias"}
     assert found["grad_norm"] == pytest.approx(float(rows(grads).norm()), rel=EXACT)
 
 
@@ -115,10 +113,7 @@ def test_zero_gradients_give_no_nan() -> None:
 
 @pytest.mark.parametrize("zeros", [1, 2, 4], ids=["one-of-four", "two-of-four", "all-four"])
 def test_a_zero_gradient_counts_as_orthogonal_to_the_others(zeros: int) -> None:
-    """The mean over pairs, with cosine 0 where a vector is zero: sum_{i != j} cos_ij / (T (T - 1)).
-
-    In |(1/T) sum_i g_i / |g_i||^2 the diagonal then holds T - Z ones and not T.
-    """
+    """The mean over pairs, with cosine 0 where a vector is zero: sum_{i < j} cos_ij / (T (T - 1) / 2)."""
     grads = random_gradients(4, seed=6)
     for g in grads.values():
         g[:zeros] = 0
@@ -130,6 +125,12 @@ def test_a_scalar_parameter_is_one_more_column() -> None:
     grads = random_gradients(3, seed=8) | {"scale": torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)}
     as_column = {k: g.view(3, -1) for k, g in grads.items()}
     assert measures(grads) == pytest.approx(measures(as_column), rel=EXACT)
+
+
+def test_a_layer_is_what_stands_before_the_last_dot_of_a_name() -> None:
+    """head.weight and head.bias together: |(3, 4, 12)| = 13."""
+    grads = {"head.weight": torch.tensor([[3.0, 4.0]] * 2), "head.bias": torch.tensor([[12.0]] * 2)}
+    assert measures(grads)["grad_norm/head"] == pytest.approx(13)
 
 
 def test_the_signal_is_debiased() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from metarun.errors import require
-from metarun.inner import Objective
+from metarun.inner import descend, final
 from metarun.linalg import norm, sub
-from metarun.types import Algorithm, Batch, Loss, Metrics, Model, Params, Task
+from metarun.types import Algorithm, Batch, GradientLearner, Loss, Metrics, Model, Objective, Params, Task
 
 
 class FastWeights(NamedTuple):
@@ -24,6 +24,21 @@ class FastWeights(NamedTuple):
 
 def fast_weights(model: Model, phi: Params, support: Batch) -> FastWeights:
     return FastWeights(phi, model.query_stats(phi, support.x))
+
+
+def descent(learner: GradientLearner, theta: Params, support: Batch, steps: int) -> Iterator[Params]:
+    """phi_0 = theta, phi_1, ... phi_steps of the learner's inner loop."""
+    return descend(learner.inner_objective(theta, support), theta, learner.inner_rule, steps)
+
+
+def adapt(learner: GradientLearner, theta: Params, support: Batch) -> FastWeights:
+    """The inner loop as in training."""
+    return fast_weights(learner.model, final(descent(learner, theta, support, learner.inner_steps)), support)
+
+
+def adaptations(learner: GradientLearner, theta: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
+    for phi in descent(learner, theta, support, steps):
+        yield fast_weights(learner.model, phi, support)
 
 
 def batch_loss(model: Model, loss: Loss, batch: Batch) -> Objective:

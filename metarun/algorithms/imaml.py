@@ -28,9 +28,9 @@ from torch.func import grad
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
 from metarun.errors import require
-from metarun.inner import descend, final, sgd
+from metarun.inner import sgd
 from metarun.linalg import axpy, conjugate_gradient, dot, hessian_product, norm, scale, sub
-from metarun.types import Batch, Kind, Loss, Metrics, Model, Params, Task
+from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,10 @@ class IMAML:
         return self.model.init(seed)
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
-        phi = final(self._descend(params, support, self.inner_steps))
-        return common.fast_weights(self.model, phi, support)
+        return common.adapt(self, params, support)
 
     def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
-        for phi in self._descend(params, support, steps):
-            yield common.fast_weights(self.model, phi, support)
+        return common.adaptations(self, params, support, steps)
 
     def predict(self, adapted: FastWeights, x: Tensor) -> Tensor:
         return self.model.apply(adapted.params, x, adapted.stats)
@@ -86,14 +84,18 @@ class IMAML:
             "cg_negative": (solution.min_curvature < 0).to(solution.residual.dtype),
         }
 
-    def _descend(self, theta: Params, support: Batch, steps: int) -> Iterator[Params]:
+    @property
+    def inner_rule(self) -> Rule:
+        return sgd(self.inner_lr)
+
+    def inner_objective(self, params: Params, support: Batch) -> Objective:
         support_loss = common.batch_loss(self.model, self.loss, support)
 
         def objective(phi: Params, step: int) -> Tensor:
-            away = sub(phi, theta)
+            away = sub(phi, params)
             return support_loss(phi, step) + self.prox / 2 * dot(away, away)
 
-        return descend(objective, theta, sgd(self.inner_lr), steps)
+        return objective
 
     def _stationarity(self, theta: Params, phi: Params, support: Batch) -> Tensor:
         gradient = grad(common.batch_loss(self.model, self.loss, support))

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
-from metarun.inner import descend, final, sgd
-from metarun.types import Batch, Kind, Loss, Metrics, Model, Params, Task
+from metarun.inner import sgd
+from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,10 @@ class MAML:
         return self.model.init(seed)
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
-        phi = final(self._descend(params, support, self.inner_steps))
-        return common.fast_weights(self.model, phi, support)
+        return common.adapt(self, params, support)
 
     def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
-        for phi in self._descend(params, support, steps):
-            yield common.fast_weights(self.model, phi, support)
+        return common.adaptations(self, params, support, steps)
 
     def predict(self, adapted: FastWeights, x: Tensor) -> Tensor:
         return self.model.apply(adapted.params, x, adapted.stats)
@@ -69,5 +67,9 @@ class MAML:
 
         return common.gradient(outer, params)
 
-    def _descend(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
-        return descend(common.batch_loss(self.model, self.loss, support), params, sgd(self.inner_lr), steps)
+    @property
+    def inner_rule(self) -> Rule:
+        return sgd(self.inner_lr)
+
+    def inner_objective(self, params: Params, support: Batch) -> Objective:
+        return common.batch_loss(self.model, self.loss, support)

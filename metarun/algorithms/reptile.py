@@ -23,9 +23,9 @@ from torch import Tensor
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
 from metarun.errors import require
-from metarun.inner import adam, descend, final, sgd
+from metarun.inner import adam, sgd
 from metarun.linalg import sub
-from metarun.types import Batch, Kind, Loss, Metrics, Model, Params, Task
+from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
 
 RULES = {"sgd": sgd, "adam": adam}
 
@@ -56,12 +56,10 @@ class Reptile:
         return self.model.init(seed)
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
-        phi = final(self._descend(params, support, self.inner_steps))
-        return common.fast_weights(self.model, phi, support)
+        return common.adapt(self, params, support)
 
     def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
-        for phi in self._descend(params, support, steps):
-            yield common.fast_weights(self.model, phi, support)
+        return common.adaptations(self, params, support, steps)
 
     def predict(self, adapted: FastWeights, x: Tensor) -> Tensor:
         return self.model.apply(adapted.params, x, adapted.stats)
@@ -72,12 +70,16 @@ class Reptile:
         distance = common.distance(adapted.params, params)
         return sub(params, adapted.params), metrics | {"distance": distance}
 
-    def _descend(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
+    @property
+    def inner_rule(self) -> Rule:
+        return RULES[self.inner_optimizer](self.inner_lr)
+
+    def inner_objective(self, params: Params, support: Batch) -> Objective:
         def objective(phi: Params, step: int) -> Tensor:
             batch = self._mini_batch(support, step)
             return self.loss(self.model.apply(phi, batch.x), batch.y)
 
-        return descend(objective, params, RULES[self.inner_optimizer](self.inner_lr), steps)
+        return objective
 
     def _mini_batch(self, support: Batch, step: int) -> Batch:
         rows, size = len(support.x), self.inner_batch

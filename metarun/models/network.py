@@ -6,7 +6,7 @@ task its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,13 +53,24 @@ class Network:
 
     def apply(self, params: Params, x: Tensor, stats: Stats | None = None) -> Tensor:
         """[B, ...] -> [B, outputs], or [B, D] without a head; `stats` replace the batch's own moments."""
+        *_, h = self._layers(params, x, stats)
+        h = self.readout(h)
+        return h if self.outputs is None else linear(h, params["head.weight"], params["head.bias"])
+
+    def activations(self, params: Params, x: Tensor, stats: Stats | None = None) -> dict[str, Tensor]:
+        """Each block's output, flattened, and `features`, what the head would be given."""
+        layers = list(self._layers(params, x, stats))
+        blocks = {f"block{i}": h.flatten(1) for i, h in enumerate(layers)}
+        return blocks | {"features": self.readout(layers[-1])}
+
+    def _layers(self, params: Params, x: Tensor, stats: Stats | None) -> Iterator[Tensor]:
+        """The output of each block."""
         h = self.prepare(x)
         given = stats if stats is not None else self.fixed
         for i in range(len(self.shapes)):
             h = self.linear(h, params[f"block{i}.weight"])
             h = self._normalise(params, i, h, given[i] if given else None)
-        h = self.readout(h)
-        return h if self.outputs is None else linear(h, params["head.weight"], params["head.bias"])
+            yield h
 
     def query_stats(self, params: Params, support_x: Tensor) -> Stats | None:
         return self.measure(params, support_x) if self.norm == "support" else None

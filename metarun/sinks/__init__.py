@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 class Record(NamedTuple):
     """Numbers of one kind at one outer step."""
 
-    kind: str  # train, val, test
+    kind: str  # train, probe, val, test
     step: int
     values: dict[str, float]  # a function of the settings
     timing: dict[str, float]  # of the clock and the machine

@@ -14,6 +14,7 @@ from metarun.sinks import Record
 from metarun.sinks.tables import metrics_line, result_table
 
 REFRESH_SECONDS = 0.25
+UNSEEN = ("test", "probe")  # the table at the end and the report have these
 
 
 class PlainConsole:
@@ -32,7 +33,7 @@ class PlainConsole:
         """Lines come with records."""
 
     def log(self, record: Record) -> None:
-        if record.kind == "test":  # the table at the end says it
+        if record.kind in UNSEEN:
             return
         if record.kind == "train":
             if time.monotonic() - self.printed < self.every and record.step < self.steps:
@@ -77,7 +78,7 @@ class LiveConsole:
             self._draw()
 
     def log(self, record: Record) -> None:
-        if record.kind == "test":  # the table at the end says it
+        if record.kind in UNSEEN:
             return
         style = "green" if record.kind == "val" else ""
         self.lines[record.kind] = Text(f"step {record.step}  {metrics_line(record, self.metric)}", style=style)

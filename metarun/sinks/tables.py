@@ -12,12 +12,12 @@ from rich.text import Text
 
 from metarun.sinks import Record
 
-SHOWN = ("loss", "loss_before", "accuracy", "grad_norm", "cg_residual")
+SHOWN = ("loss", "adaptation_gain", "accuracy", "grad_norm", "cg_residual")
 MAX_ROWS = 12
 
 
 def metrics_line(record: Record, metric: str) -> str:
-    """`loss 0.31  loss_before 3.0  ...  590 tasks/s`, or `val mse 0.25 +- 0.05`."""
+    """`loss 0.31  adaptation_gain 2.7  ...  590 tasks/s`, or `val mse 0.25 +- 0.05`."""
     values, timing = record.values, record.timing
     if record.kind != "train":
         best = "  (best so far)" if values.get("improved") else ""
