@@ -26,7 +26,19 @@ from metarun.record import RunFolder
 from metarun.reuse import reuse_settings
 from metarun.usage import one_line
 
-GROUPS = ("algo", "data", "model", "reg", "optim", "device", "logger", "diagnostics", "recipe", "experiment")
+GROUPS = (
+    "algo",
+    "data",
+    "model",
+    "reg",
+    "optim",
+    "device",
+    "logger",
+    "diagnostics",
+    "analysis",
+    "recipe",
+    "experiment",
+)
 CONFIG_PATH = "pkg://metarun.conf" if PACKAGED.is_dir() else str(conf_folder())
 INTERRUPTED = 130
 TRACEBACK = "METARUN_TRACEBACK"
@@ -34,11 +46,13 @@ TRACEBACK = "METARUN_TRACEBACK"
 ConfigStore.instance().store(name="schema", node=Config)
 
 
-def new_run_folder(resume: str | None, job: str, algo: str, data: str) -> str:
-    """outputs/DATE/TIME-ALGO-DATA, made here so that no other process gets the same; the old folder for `resume`."""
-    if resume:
-        RunFolder(Path(resume)).config()  # before Hydra writes anything there
-        return resume
+def new_run_folder(resume: str | None, job: str, algo: str, data: str, run: str | None, analysis: str | None) -> str:
+    """outputs/DATE/TIME-ALGO-DATA, made here so that no other process gets the same; the old folder for `resume`, one
+    inside of the run for its analysis."""
+    analysed = run if job == "analyze" and analysis else None
+    if resume or analysed:
+        RunFolder(Path(resume or analysed or "")).config()  # before Hydra writes anything there
+        return resume or f"{analysed}/analyses/{analysis}"
     now = datetime.now()
     what = f"{algo}-{data}" if job == "train" else job
     parent = Path("outputs") / f"{now:%Y-%m-%d}"

@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from metarun.errors import SettingError
 
-JOBS = ("train", "evaluate", "predict", "data")
+JOBS = ("train", "evaluate", "analyze", "predict", "data")
 SCHEDULES = ("constant", "linear", "cosine", "halving")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -33,6 +33,9 @@ class TrainConfig:
     checkpoint_every: int = 100
     max_minutes: Optional[float] = None  # of training; then the run stops cleanly and tests
     on_nonfinite: str = "stop"
+    pool: Optional[int] = None  # train on so many fixed tasks only; null: new tasks at every step
+    pool_seed: int = 0
+    pool_replaced: Optional[int] = None  # exchange this task of the pool for another
 
 
 @dataclass
@@ -84,13 +87,15 @@ class LoggerConfig:
 class AlarmConfig:
     """The thresholds of the alarms; docs/diagnostics.md has each rule."""
 
-    window: int = 20  # training records that a spike or a trend is judged against
-    spike: float = 5.0  # deviations (median absolute, of the window) above its median
-    diverged: float = 3.0  # times the first loss
+    window: int = 20  # training records that a spike is judged against
     patience: int = 5  # records or validations in a row before a slow alarm is raised
-    no_gain: float = 0.01  # of the loss before adaptation
+    diverged: float = 3.0  # times the first loss, or the loss of chance where that is higher
+    spike: float = 10.0  # deviations (median absolute, of the window) above its median
+    chance: float = 0.01  # better than chance: points of an accuracy, the share of an error
+    no_gain: float = 0.01  # of the query loss before adaptation
     overfit: float = 0.1  # of the lowest query loss along the inner loop
-    memorised: float = 0.1  # of the loss before adaptation on training tasks, against validation
+    memorised: float = 0.1  # of the loss of chance, before adaptation
+    rises: float = 0.5  # share of the inner steps after which the support loss is higher
     cg_residual: float = 1.0  # of the right-hand side
 
 
@@ -126,6 +131,7 @@ class Config:
     data: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     reg: dict[str, Any] = field(default_factory=dict)
+    analysis: dict[str, Any] = field(default_factory=dict)  # of job=analyze
     train: TrainConfig = field(default_factory=TrainConfig)
     val: ValConfig = field(default_factory=ValConfig)
     test: TestConfig = field(default_factory=TestConfig)
@@ -151,15 +157,15 @@ def check(config: Config) -> None:
         _one_of(config, key, choices)
     for key in ("train.steps", "train.tasks", "train.log_every", "train.eval_every", "train.checkpoint_every"):
         _at_least(config, key, 1)
-    for key in ("val.tasks", "test.tasks", "optim.halve_every", "device.threads"):
+    for key in ("train.pool", "val.tasks", "test.tasks", "optim.halve_every", "device.threads"):
         _at_least(config, key, 1)
-    for key in ("seed", "test.steps", "optim.weight_decay", "optim.momentum"):
+    for key in ("seed", "train.pool_seed", "train.pool_replaced", "test.steps", "optim.weight_decay", "optim.momentum"):
         _at_least(config, key, 0)
     for key in ("optim.lr", "optim.eps", "optim.clip", "train.max_minutes", "diagnostics.radius"):
         _positive(config, key)
     for key in ("tasks", "every", "probe_tasks", "lanczos_steps", "unroll_steps", "alarms.window", "alarms.patience"):
         _at_least(config, f"diagnostics.{key}", 1)
-    for key in ("spike", "diverged", "no_gain", "overfit", "memorised", "cg_residual"):
+    for key in ("diverged", "spike", "chance", "no_gain", "overfit", "memorised", "rises", "cg_residual"):
         _positive(config, f"diagnostics.alarms.{key}")
     _check_device_choices(config.device)
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from metarun import catalogue
 from metarun.build import build, locate
-from metarun.config import Config, check
+from metarun.config import Config, TrainConfig, check
+from metarun.data.pool import TaskPool
 from metarun.device import Placement, place
+from metarun.diagnostics.probes import Probe
 from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError
 from metarun.evaluation import Evaluator
@@ -47,11 +49,16 @@ class Experiment:
             seed=config.seed,
             validate=lambda params: validator(self.tested, params),
             measures=self.measures() if config.diagnostics.level != "off" else None,
+            probe=self.probe() if config.diagnostics.level == "full" else None,
+            probe_every=config.diagnostics.every,
         )
 
     def measures(self) -> StepMeasures:
         chunk = self.placement.evaluation_chunk(self.train_spec, self.dataset.input_shape())
         return StepMeasures(self.algorithm, self.config.diagnostics.tasks, chunk)
+
+    def probe(self) -> Probe:
+        return Probe(self.algorithm, self.dataset, self.train_spec, self.placement, self.config.diagnostics)
 
     def tester(self) -> Evaluator:
         """Reports every step up to `test.steps`, and the one whose figure is the result."""
@@ -69,7 +76,7 @@ def assemble(config: Config) -> Experiment:
     """Check everything that can be checked before the first step, then build."""
     check(config)
     placement = place(config.device)
-    dataset = build_dataset(config)
+    dataset = limited(build_dataset(config), config.train)
     refuse_senseless_pair(config, dataset)
     train_spec, test_spec = episode_sizes(config)
     refuse_impossible_episodes(config, dataset, train_spec, test_spec)
@@ -85,6 +92,13 @@ def assemble(config: Config) -> Experiment:
 def build_dataset(config: Config) -> Dataset:
     node = {k: v for k, v in config.data.items() if k not in EPISODE_SIZE}
     return build("data", node, config.trusted_modules)
+
+
+def limited(dataset: Dataset, settings: TrainConfig) -> Dataset:
+    """The data set, or the part of it that `train.pool` leaves to train on."""
+    if settings.pool is None:
+        return dataset
+    return TaskPool(dataset, settings.pool, settings.pool_seed, settings.pool_replaced)
 
 
 def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.func import grad
 
 from metarun.linalg import axpy, scale
 from metarun.types import Objective, Params, Rule
+
+State = TypeVar("State")
 
 
 def sgd(lr: float) -> Rule:
@@ -43,6 +45,6 @@ def descend(objective: Objective, start: Params, rule: Rule, steps: int) -> Iter
         yield phi
 
 
-def final(states: Iterator[Params]) -> Params:
+def final(states: Iterator[State]) -> State:
     """The last state of a descent, without keeping the others."""
     return deque(states, maxlen=1).pop()

@@ -1,134 +1,27 @@
-"""The jobs of the command line; this file has those that train and test."""
+"""The jobs of the command line."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from metarun import checkpoint
+from metarun.analyses.job import analyze_job
 from metarun.config import Config, check
-from metarun.errors import NonFinite
-from metarun.experiment import Experiment, assemble
 from metarun.predict import predict_job
 from metarun.prepare import data_job
-from metarun.record import RunFolder, source_run
+from metarun.record import RunFolder
 from metarun.result import Result
-from metarun.session import Session
-from metarun.sinks import Sink
-from metarun.sinks.console import console_sink
-from metarun.sinks.jsonl import JsonLines
-from metarun.summary import describe_end, describe_run, describe_test, title
-from metarun.trainer import State, train
+from metarun.training import evaluate_job, train_job
 
-log = logging.getLogger(__name__)
+JOBS = {
+    "train": train_job,
+    "evaluate": evaluate_job,
+    "predict": predict_job,
+    "data": data_job,
+    "analyze": analyze_job,
+}
 
 
 def run(config: Config, folder: str | Path) -> Result:
     """Do `config.job`, leaving its record in `folder`."""
     check(config)
-    jobs = {"train": train_job, "evaluate": evaluate_job, "data": data_job, "predict": predict_job}
-    return jobs[config.job](config, RunFolder(Path(folder)))
-
-
-def train_job(config: Config, record: RunFolder) -> Result:
-    """Train, from the start or from where a run stopped, then test the best checkpoint."""
-    experiment = assemble(config)
-    state = experiment.trainer().start()
-    if experiment.config.resume:
-        checkpoint.restore(record.last, state)
-        record.forget_after(state.step)
-    with open_run(experiment, record, state) as active:
-        with active.session.signals():
-            active.status = train(experiment.trainer(), state, active.session)
-        if active.status != "interrupted":
-            if record.best.exists():
-                checkpoint.restore_params(record.best, state.params)
-            test(active, state)
-    return Result(active.status, active.summary, record.path, state.params, experiment)
-
-
-def evaluate_job(config: Config, record: RunFolder) -> Result:
-    """Test the best checkpoint of `config.run`, with whatever was changed on the command line."""
-    source = source_run(config)
-    experiment = assemble(config)
-    state = experiment.trainer().start()
-    checkpoint.restore(checkpoint.best_of(source), state)
-    with open_run(experiment, record, state) as active:
-        active.summary["evaluated_run"] = str(source.path)
-        test(active, state)
-        active.status = "completed"
-    return Result(active.status, active.summary, record.path, state.params, experiment)
-
-
-@dataclass
-class ActiveRun:
-    """A run whose folder and sinks are open."""
-
-    experiment: Experiment
-    record: RunFolder
-    session: Session
-    summary: dict[str, Any]
-    status: str = "failed"
-    reason: str = ""
-
-
-@contextlib.contextmanager
-def open_run(experiment: Experiment, record: RunFolder, state: State) -> Iterator[ActiveRun]:
-    """Write the folder's first files, start the sinks; at the end, however it comes, complete summary and sinks.
-
-    A `NonFinite` inside ends the block: the run's status is then "diverged", and the reason is in the summary.
-    """
-    config = experiment.config
-    record.create(dataclasses.asdict(config))
-    members = getattr(experiment.dataset, "members", None)
-    if members:
-        record.write_json("split.json", members)
-    sinks = build_sinks(config, record.path)
-    summary = describe_run(experiment, str(record.path))
-    record.write_json("summary.json", summary)
-    session = Session(record, sinks, config.train.steps, config.train.tasks)
-    active = ActiveRun(experiment, record, session, summary)
-    run_facts = {"name": record.path.name, "folder": str(record.path), "title": title(summary), "step": state.step}
-    run_facts |= {"steps": config.train.steps, "metric": summary["metric"], "config": dataclasses.asdict(config)}
-    for sink in sinks:
-        sink.start(run_facts)
-    try:
-        yield active
-    except NonFinite as error:
-        kept = f"; the last good checkpoint is {record.last}" if record.last.exists() else ""
-        active.status, active.reason = "diverged", f"{error}{kept}"
-    finally:
-        summary |= describe_end(state, config.train.tasks, active.status, active.reason)
-        record.write_json("summary.json", summary)
-        for sink in sinks:
-            sink.finish(summary)
-
-
-def test(active: ActiveRun, state: State) -> None:
-    """Score the meta-parameters on the fixed test episodes."""
-    tester = active.experiment.tester()
-    active.session.noted(f"testing on {tester.tasks} tasks ...")
-    evaluation = tester(active.experiment.tested, state.params)
-    active.summary |= describe_test(evaluation, state.params)
-    per_task = {"episodes_sha256": evaluation.episodes_sha256, "steps": evaluation.steps}
-    per_task |= {"scores": evaluation.scores.tolist()}
-    active.record.write_json("test.json", per_task)
-    active.session.tested(evaluation, step=state.best_step)
-
-
-def build_sinks(config: Config, folder: Path) -> list[Sink]:
-    sinks: list[Sink] = [JsonLines(folder), console_sink()]
-    if config.logger.name == "wandb":
-        from metarun.sinks.wandb import WandB
-
-        sinks.append(WandB(folder, config.logger.project))
-    if config.logger.name == "tensorboard":
-        from metarun.sinks.tensorboard import TensorBoard
-
-        sinks.append(TensorBoard(folder))
-    return sinks
+    return JOBS[config.job](config, RunFolder(Path(folder)))

@@ -57,6 +57,11 @@ class RunFolder:
         except (OSError, ValueError):
             return {}
 
+    def read_records(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, once `forget_after` has dropped those that are none."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
     def forget_after(self, step: int) -> None:
         """Drop records of what will be done again (later steps, the test), and a line cut off in writing."""
         for name in ("metrics.jsonl", "timing.jsonl"):

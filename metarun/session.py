@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from metarun import checkpoint
-from metarun.diagnostics.doubts import doubts
+from metarun.diagnostics.alarms import Alarms
 from metarun.evaluation import Evaluation
 from metarun.record import RunFolder
 from metarun.sinks import Record, Sink
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 class Session:
     """The `Watcher` of a run with a folder."""
 
-    def __init__(self, folder: RunFolder, sinks: Sequence[Sink], steps: int, tasks: int) -> None:
+    def __init__(self, folder: RunFolder, sinks: Sequence[Sink], steps: int, tasks: int, alarms: Alarms | None) -> None:
         self.folder, self.sinks = folder, sinks
         self.steps, self.tasks = steps, tasks
+        self.alarms = alarms
         self.signal: int | None = None
-        self.doubted: set[str] = set()  # each doubt is told once
         self.marked: tuple[int, float] | None = None  # step and time of the last training record
 
     def stepped(self, state: State) -> None:
@@ -38,10 +38,6 @@ class Session:
 
     def trained(self, state: State, values: Values) -> None:
         self._log(Record("train", state.step, values, self._speed(state) | {"seconds": state.seconds}))
-        for metric, message in doubts(values).items():
-            if metric not in self.doubted:
-                self.doubted.add(metric)
-                self.noted(message)
 
     def probed(self, state: State, values: Values) -> None:
         self._log(Record("probe", state.step, values, {"seconds": state.seconds}))
@@ -60,6 +56,10 @@ class Session:
     def checkpoint(self, state: State) -> None:
         checkpoint.save(self.folder.last, state)
         self.marked = None
+
+    def diverged(self, step: int, reason: str) -> None:
+        if self.alarms:
+            self._tell(self.alarms.stopped(step, reason))
 
     def noted(self, message: str) -> None:
         log.warning(message)
@@ -91,6 +91,12 @@ class Session:
     def _log(self, record: Record) -> None:
         for sink in self.sinks:
             sink.log(record)
+        if self.alarms:
+            self._tell(self.alarms.observe(record.kind, record.step, record.values))
+
+    def _tell(self, lines: list[str]) -> None:
+        for line in lines:
+            self.noted(line)
 
     def _speed(self, state: State) -> dict[str, float]:
         """Tasks per second since the last record, and the time that the remaining steps will take at that rate."""

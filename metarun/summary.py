@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from metarun.diagnostics.alarms import Alarms
 from metarun.evaluation import Evaluation
 from metarun.experiment import Experiment, name_of
 from metarun.trainer import State
@@ -54,8 +55,8 @@ def describe_test(evaluation: Evaluation, params: Params) -> dict[str, Any]:
     }
 
 
-def describe_end(state: State, tasks: int, status: str, reason: str) -> dict[str, Any]:
-    """How far the run came, and how it ended."""
+def describe_end(state: State, tasks: int, status: str, reason: str, alarms: Alarms | None) -> dict[str, Any]:
+    """How far the run came, how it ended, and its alarms if it trained."""
     return {
         "status": status,
         "reason": reason,
@@ -69,6 +70,7 @@ def describe_end(state: State, tasks: int, status: str, reason: str) -> dict[str
         "measures_share": measures_share(state),
         "tasks_per_second": state.step * tasks / state.seconds if state.seconds else None,
         "peak_memory_mb": peak_memory_mb(),
+        **({"alarms": alarms.summary()} if alarms else {}),
     }
 
 

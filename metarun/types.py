@@ -163,7 +163,8 @@ class Regularizer(Protocol):
 class Dataset(Protocol):
     """Episodes as a pure function of (split, seed, step, task index)."""
 
-    kind: ClassVar[Kind]
+    @property
+    def kind(self) -> Kind: ...
 
     def input_shape(self) -> tuple[int, ...]: ...
 

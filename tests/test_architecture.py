@@ -28,6 +28,8 @@ LEVELS = {
     "device": 1,
     "outer": 1,
     "diagnostics": 1,
+    "statistics": 1,
+    "report": 2,
     "evaluation": 3,
     "trainer": 4,
     "checkpoint": 5,
@@ -37,11 +39,13 @@ LEVELS = {
     "summary": 6,
     "predict": 7,
     "prepare": 7,
-    "jobs": 7,
+    "training": 7,
+    "analyses": 8,
+    "jobs": 8,
     "usage": 7,
     "reuse": 7,
-    "cli": 8,
-    "__main__": 9,
+    "cli": 9,
+    "__main__": 10,
 }
 
 

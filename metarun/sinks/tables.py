@@ -105,7 +105,19 @@ def _ending(summary: dict[str, Any]) -> list[str]:
         lines.append(summary["reason"])
     if summary.get("curve") and summary.get("best_step"):
         lines[0] += f", tested the checkpoint of step {summary['best_step']} (best validation)"
+    lines += alarm_lines(summary.get("alarms") or {})
     lines.append(f"run folder: {summary['run_dir']}")
     if summary["status"] == "interrupted":
         lines.append(f"continue with: metarun resume={summary['run_dir']}")
     return lines
+
+
+def alarm_lines(alarms: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each alarm that was raised: how often and when."""
+    return [f"alarm {name}: {_times(alarm)}" for name, alarm in alarms.items()]
+
+
+def _times(alarm: dict[str, Any]) -> str:
+    if alarm["count"] == 1:
+        return f"once at step {alarm['first']}"
+    return f"{alarm['count']} times, steps {alarm['first']} to {alarm['last']}"

@@ -1,0 +1,97 @@
+"""What an analysis works with: the run in question, the same under other settings, and more runs like it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metarun import checkpoint
+from metarun.config import Config, check
+from metarun.errors import SettingError, UserError
+from metarun.evaluation import Evaluation
+from metarun.experiment import Experiment, assemble
+from metarun.record import RunFolder
+from metarun.training import train_job
+from metarun.types import Params
+
+DONE = ("completed", "time is up", "diverged")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that an analysis asked for."""
+
+    summary: dict[str, Any]
+    folder: RunFolder
+
+    @property
+    def diverged(self) -> bool:
+        return self.summary["status"] == "diverged"
+
+
+@dataclass(frozen=True)
+class Context:
+    config: Config
+    source: RunFolder | None  # of the run in question; None where the settings alone are
+    folder: Path  # of the analysis
+
+    def changed(self, changes: Mapping[str, Any]) -> Config:
+        """The settings with `changes`, dotted key -> value."""
+        config = copy.deepcopy(self.config)
+        config.analysis, config.run, config.resume, config.job = {}, None, None, "train"
+        for key, value in changes.items():
+            _set(config, key, value)
+        check(config)
+        return config
+
+    def experiment(self, changes: Mapping[str, Any] | None = None) -> Experiment:
+        return assemble(self.changed(changes or {}))
+
+    def params(self, experiment: Experiment) -> Params:
+        """The best checkpoint of the run in question."""
+        if self.source is None:
+            raise SettingError("run", None, "this analysis needs a trained run, as run=outputs/DATE/TIME-maml-sinusoid")
+        return restored(self.source, experiment)
+
+    def evaluate(self, changes: Mapping[str, Any] | None = None) -> Evaluation:
+        """The run in question on its test episodes, under changed settings."""
+        experiment = self.experiment(changes)
+        return experiment.tester()(experiment.tested, self.params(experiment))
+
+    def train(self, name: str, changes: Mapping[str, Any]) -> Trained:
+        """A run with changed settings in runs/NAME: done now, continued, or found done. It trains from the start,
+        not from the run in question."""
+        record = RunFolder(self.folder / "runs" / name)
+        config = self.changed(changes)
+        found = record.read_summary()
+        if found.get("status") not in DONE:
+            config.resume = str(record.path) if record.last.exists() else None
+            result = train_job(config, record, quiet=True)
+            if result.status == "interrupted":
+                raise KeyboardInterrupt
+            found = result.summary
+        return Trained(found, record)
+
+
+def restored(run: RunFolder, experiment: Experiment) -> Params:
+    """The best checkpoint of a run, on the experiment's device."""
+    params = experiment.initial_params()
+    checkpoint.restore_params(checkpoint.best_of(run), params)
+    return params
+
+
+def _set(config: Config, key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    node: Any = config
+    for part in path:
+        node = node[part] if isinstance(node, dict) else getattr(node, part, None)
+    if isinstance(node, dict) and (last in node or path == ["data"]):
+        node[last] = value
+    elif dataclasses.is_dataclass(node) and hasattr(node, last):
+        setattr(node, last, value)
+    else:
+        raise UserError(f"{key}={value}: this run has no such setting")

@@ -1,0 +1,34 @@
+"""What a run would score without learning anything: the level that alarms compare with.
+
+Classification of N ways   accuracy 1/N, loss log N (a uniform guess)
+Regression                 a constant per task, the mean of its K support targets: error (1/M) sum_m |ybar - y_m|^2 over the
+                           M query rows, averaged over the validation tasks
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from metarun.types import Dataset, EpisodeSpec, Loss, Task
+
+
+class Chance(NamedTuple):
+    """The figure of validation tasks, and the query loss of training tasks."""
+
+    figure: float
+    loss: float
+
+
+def chance_of(dataset: Dataset, loss: Loss, train: EpisodeSpec, val: EpisodeSpec, tasks: int, seed: int) -> Chance:
+    """`tasks` and `seed` name the validation episodes, which only a regression data set is asked for."""
+    if dataset.kind == "classification":
+        return Chance(1 / val.ways, math.log(train.ways))
+    return constant_guess(dataset.episodes("val", seed, 0, range(tasks), val), loss)
+
+
+def constant_guess(tasks: Task, loss: Loss) -> Chance:
+    """Each task's queries predicted by the mean of its support targets, over tasks with a leading T axis."""
+    targets = tasks.query.y.flatten(0, 1).double()
+    guesses = tasks.support.y.double().mean(1, keepdim=True).expand_as(tasks.query.y).flatten(0, 1)
+    return Chance(float(loss.score(guesses, targets)), float(loss(guesses, targets)))

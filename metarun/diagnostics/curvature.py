@@ -1,0 +1,89 @@
+r"""Curvature of the inner problem at its start and at its end, on probe tasks.
+
+hessian_max_theta, hessian_min_theta, hessian_max_phi, hessian_min_phi
+                    extreme eigenvalues of the Hessian of L^S, the mean loss of the whole support set, at theta and at
+                    phi after `inner_steps`; mean over tasks. Unit: loss per squared weight
+hessian_residual_*  |H v - h v| of that Ritz pair over the larger modulus of both ends, of the worst task: an
+                    eigenvalue lies within that share. Both ends are found from inside (lanczos.py)
+rate_curvature      inner_lr * (largest eigenvalue of the inner objective's Hessian at theta), mean over tasks, and
+                    rate_curvature_max of the worst. Beyond 2 gradient descent on a quadratic diverges (Cohen et al.
+                    2021, arXiv 2103.00065). The objective is the learner's own at step 0: with its proximal term
+                    and its mini-batch. Left out for inner rules that are not plain gradient descent
+prox_margin         lambda + (smallest eigenvalue of L^S at phi), of the worst task, for proximal learners. Above 0
+                    the inner problem is strongly convex there, which the implicit gradient of arXiv 1909.04630 needs
+
+Networks with ReLU or max-pooling have no second derivative at kinks and ties: this is the curvature of their smooth
+pieces. Batch statistics are those of the support set, as in adaptation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metarun.diagnostics.lanczos import Ritz, directions, extremes
+from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
+from metarun.linalg import hessian_product
+from metarun.types import Batch, GradientLearner, Metrics, Params, ProximalLearner, Task
+
+SEED = 0
+"""Of Lanczos' first vector, the same for every task, probe and run."""
+
+
+def curvature_measures(learner: GradientLearner, params: Params, tasks: ProbeTasks, steps: int) -> dict[str, float]:
+    """The measures by name, each spectrum from `steps` Hessian-vector products."""
+    start = directions(params, 1, SEED)[0]
+
+    def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+        return spectra(learner, theta, task.support, start, steps), {}
+
+    found = {name: v.double() for name, v in tasks.each(one, params)[0].items()}
+    values = _ends(found, "theta") | _ends(found, "phi")
+    if descends_gradient(learner, params):
+        rates_T = learner.inner_lr * found["max_objective"]
+        values |= {"rate_curvature": float(rates_T.mean()), "rate_curvature_max": float(rates_T.max())}
+    if isinstance(learner, ProximalLearner):
+        values["prox_margin"] = learner.prox + float(found["min_phi"].min())
+    return values
+
+
+def spectra(learner: GradientLearner, theta: Params, support: Batch, start: Params, steps: int) -> Metrics:
+    """Of one task: both ends of the Hessian of L^S at theta and phi, and the upper end of the inner objective's."""
+
+    def support_loss(at: Params) -> Tensor:
+        return learner.loss(learner.model.apply(at, support.x), support.y)
+
+    objective = learner.inner_objective(theta, support)
+    phi = adapted_weights(learner, theta, support)
+    at_theta = extremes(hessian_product(support_loss, theta), start, steps)
+    at_phi = extremes(hessian_product(support_loss, phi), start, steps)
+    of_objective = extremes(hessian_product(lambda at: objective(at, 0), theta), start, steps)
+    return _named(at_theta, "theta") | _named(at_phi, "phi") | {"max_objective": of_objective.largest}
+
+
+def descends_gradient(learner: GradientLearner, like: Params) -> bool:
+    """Whether the inner rule's step is inner_lr times the gradient, also the second time: no momentum, no scaling."""
+    rule = learner.inner_rule
+    state = rule.init(like)
+    for g in directions(like, 2, SEED):
+        step, state = rule.step(g, state)
+        if not all(torch.allclose(step[k], learner.inner_lr * g[k]) for k in g):
+            return False
+    return True
+
+
+def _named(ritz: Ritz, where: str) -> Metrics:
+    size = ritz.size.clamp_min(torch.finfo(ritz.size.dtype).tiny)
+    return {
+        f"max_{where}": ritz.largest,
+        f"min_{where}": ritz.smallest,
+        f"residual_max_{where}": ritz.residual_largest / size,
+        f"residual_min_{where}": ritz.residual_smallest / size,
+    }
+
+
+def _ends(found: Metrics, where: str) -> dict[str, float]:
+    values = {f"hessian_{end}_{where}": float(found[f"{end}_{where}"].mean()) for end in ("max", "min")}
+    return values | {
+        f"hessian_residual_{end}_{where}": float(found[f"residual_{end}_{where}"].max()) for end in ("max", "min")
+    }

@@ -1,0 +1,56 @@
+r"""How adaptation stretches a change of the meta-parameters: J = d phi_K / d theta, K = `inner_steps`, on probe tasks.
+
+    gradient descent   J = prod_k (I - alpha H(phi_k)), whose transpose every meta-gradient multiplies grad L^Q by
+
+jacobian_growth   mean of log |J^T v| over tasks and a few random unit vectors v, the same every time. 0: lengths are
+                  kept. Growing in proportion to K it means chaos, and meta-gradients that are noise (arXiv 2111.05803)
+jacobian_norm     |J|_2, mean over tasks: the root of the largest eigenvalue of J^T J by Lanczos, so from below. A
+                  random v has about 1 / sqrt(D) of its length along the worst of the D directions, hence this one
+                  too. For networks of less than 20 000 weights: a product costs as much as two meta-gradients
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+
+from metarun.device import SMALL_MODEL
+from metarun.diagnostics.lanczos import directions, extremes
+from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
+from metarun.linalg import norm
+from metarun.types import Batch, GradientLearner, Metrics, Params, Task
+
+VECTORS = 4
+SEED = 1
+"""Of the random vectors, the same for every task, probe and run."""
+
+
+def jacobian_measures(learner: GradientLearner, params: Params, tasks: ProbeTasks, steps: int) -> dict[str, float]:
+    """The measures by name; the norm from `steps` products with J^T J."""
+    start, *vectors = directions(params, 1 + VECTORS, SEED)
+    small = sum(p.numel() for p in params.values()) < SMALL_MODEL
+
+    def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+        found = {"jacobian_growth": growth(learner, theta, task.support, vectors)}
+        if small:
+            found["jacobian_norm"] = spectral_norm(learner, theta, task.support, start, steps)
+        return found, {}
+
+    return tasks.mean(one, params)
+
+
+def growth(learner: GradientLearner, theta: Params, support: Batch, vectors: list[Params]) -> Tensor:
+    """Mean of log |J^T v| over unit vectors, of one task."""
+    pullback = vjp(lambda at: adapted_weights(learner, at, support), theta)[1]
+    return torch.stack([norm(pullback(v)[0]).log() for v in vectors]).mean()
+
+
+def spectral_norm(learner: GradientLearner, theta: Params, support: Batch, start: Params, steps: int) -> Tensor:
+    """|J|_2 of one task."""
+
+    pullback = vjp(lambda at: adapted_weights(learner, at, support), theta)[1]
+    # u -> J^T u is linear, so its own pullback, taken anywhere, is v -> J v. Forward mode fails on some of vmap's zeros.
+    push = vjp(lambda u: pullback(u)[0], theta)[1]
+    square = extremes(lambda v: pullback(push(v)[0])[0], start, steps).largest
+    return square.clamp_min(0).sqrt()

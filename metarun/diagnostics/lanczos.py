@@ -1,0 +1,108 @@
+r"""The ends of the spectrum of a symmetric map of parameter space, by Lanczos with full reorthogonalisation.
+
+    q_1 = start / |start|;   b_j q_{j+1} = A q_j - a_j q_j - b_{j-1} q_{j-1},   a_j = <q_j, A q_j>
+    T_m = tridiag(b, a, b),  T_m s = h s   ->   Ritz value h, unit Ritz vector v = [q_1 .. q_m] s
+    residual  |A v - h v| = b_m |s_m|: an eigenvalue of A lies within that distance of h
+
+Both ends are found from inside: the largest Ritz value never exceeds the largest eigenvalue, the smallest is never
+below the smallest one. The number of steps m is fixed, because `vmap` allows no data-dependent stop. Where A q_j lies
+within the span of what came before (b_j is 0 up to rounding), that span is invariant and its Ritz values are
+eigenvalues. The rows that the remaining steps add to T are then cut off from the others and hold a_1, which lies
+between the extreme Ritz values and so changes neither.
+
+Source: Lanczos 1950; for networks PyHessian (Yao et al. 2020, arXiv 1912.07145). Vectors here are flat, [D], with D the
+number of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarun.types import Params
+
+ROUNDING = 10.0
+"""Multiples of the machine's precision, relative to the map's norm, below which a new direction is rounding error."""
+
+
+class Ritz(NamedTuple):
+    """Both ends of a spectrum, each with |A v - h v| of its unit Ritz vector v."""
+
+    largest: Tensor
+    smallest: Tensor
+    residual_largest: Tensor
+    residual_smallest: Tensor
+
+    @property
+    def size(self) -> Tensor:
+        """The larger modulus: an estimate of |A|_2, from below."""
+        return torch.maximum(self.largest.abs(), self.smallest.abs())
+
+
+def extremes(product: Callable[[Params], Params], start: Params, steps: int) -> Ritz:
+    """Of v -> A v on dictionaries, from `start` (any vector but 0); min(steps, D) products."""
+    return lanczos(lambda q: flat(product(unflat(q, start))), flat(start), steps)
+
+
+def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Ritz:
+    """The same for a map of flat vectors [D]."""
+    q = start / start.norm()
+    basis = [q]
+    a: list[Tensor] = []
+    b: list[Tensor] = []
+    dropped: list[Tensor] = []
+    size, intact = torch.zeros_like(q[0]), torch.ones_like(q[0])  # |A| so far; 0 after a breakdown
+    count = min(steps, len(start))
+    for j in range(count):
+        w = product(q)
+        size = torch.maximum(size, w.norm())
+        a.append(torch.where(intact > 0, q @ w, a[0]) if j else q @ w)
+        w = orthogonal(orthogonal(w, basis), basis)  # twice is enough (Giraud, Langou, Rozloznik 2005)
+        length = w.norm()
+        kept = intact * (length > ROUNDING * torch.finfo(w.dtype).eps * size) * (j < count - 1)
+        dropped.append((intact - kept) * length)
+        intact = kept
+        b.append(intact * length)
+        q = orthogonal(intact * w / torch.where(length > 0, length, 1.0), basis)
+        basis.append(q)
+    return ends(torch.stack(a), torch.stack(b)[:-1], torch.stack(dropped))
+
+
+def ends(a: Tensor, b: Tensor, dropped: Tensor) -> Ritz:
+    """Of T, with diagonal [m] and off-diagonal [m - 1]; NaN where it is not finite. `dropped` [m] is the length of
+    what each A q_j has outside of the basis."""
+    t = torch.diag(a) + torch.diag(b, 1) + torch.diag(b, -1)
+    sound = t.isfinite().all()
+    values, vectors = torch.linalg.eigh(torch.where(sound, t, 0.0))  # raises where it meets a NaN
+    residuals = (dropped[:, None] * vectors).norm(dim=0)
+    found = (values[-1], values[0], residuals[-1], residuals[0])
+    return Ritz(*(torch.where(sound, v, torch.nan) for v in found))
+
+
+def orthogonal(w: Tensor, basis: list[Tensor]) -> Tensor:
+    """w without its part in the span of an orthonormal basis."""
+    rows = torch.stack(basis)
+    return w - rows.T @ (rows @ w)
+
+
+def flat(x: Params) -> Tensor:
+    return torch.cat([v.reshape(-1) for v in x.values()])
+
+
+def unflat(x: Tensor, like: Params) -> Params:
+    parts = x.split([v.numel() for v in like.values()])
+    return {k: p.reshape(v.shape) for (k, v), p in zip(like.items(), parts, strict=True)}
+
+
+def directions(like: Params, count: int, seed: int) -> list[Params]:
+    """Random unit vectors, the same for the same seed wherever they are used."""
+    draw = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        drawn = {k: torch.randn(v.shape, generator=draw, dtype=torch.float64) for k, v in like.items()}
+        length = flat(drawn).norm()
+        found.append({k: (v / length).to(like[k]) for k, v in drawn.items()})
+    return found

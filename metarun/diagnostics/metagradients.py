@@ -1,0 +1,129 @@
+r"""Meta-gradients on probe tasks: of the true objective, what a cheaper one leaves out, and how rough the objective is.
+
+    F(theta) = mean over the T probe tasks of L^Q(phi_K(theta)), K = `inner_steps`;   g_i its gradients, gbar their mean
+
+For a learner that descends an objective, g_i is differentiated through all K steps, whatever it steps along itself; for
+any other it is the learner's own meta-gradient, and F its `loss`. The regularizer is no part of F.
+
+probe_loss           F(theta)
+true_grad_norm2_raw  |gbar|^2
+true_grad_norm2      |gbar|^2 - tr Cov / T, unbiased for the squared gradient of the expected loss over all tasks (so it
+                     may be below 0), tr Cov = (1/(T-1)) sum_i |g_i - gbar|^2
+first_order_cosine, first_order_ratio
+                     cos(f, gbar) and |f| / |gbar|, f the mean of grad L^Q at phi_K: what first-order learners leave out
+                     (arXiv 1908.10400)
+meta_grad_cosine, meta_grad_ratio, meta_grad_error
+                     cos(m, gbar), |m| / |gbar| and |m - gbar| / |gbar|, m the mean of the learner's own meta-gradients:
+                     1, 1, 0 where it is the gradient of F. Reptile's is theta - phi, of which only the direction counts
+sharpness            F(theta + r gbar / |gbar|) - F(theta), r = `radius` (Sharp-MAML, arXiv 2206.03996)
+smoothness           |grad F(theta + r gbar / |gbar|) - gbar| / r, to be read against |gbar|, with which it may grow
+                     (arXiv 2409.03682)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import grad, grad_and_value
+
+from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
+from metarun.inner import final
+from metarun.linalg import axpy, dot, norm, scale, sub
+from metarun.types import Algorithm, GradientLearner, Metrics, Params, Task
+
+
+def unrolled_gradient(learner: GradientLearner, theta: Params, task: Task, steps: int) -> tuple[Params, Tensor]:
+    """d/dtheta L^Q(phi_steps(theta)) of one task, through all steps, and that loss."""
+
+    def outer(theta: Params) -> Tensor:
+        adapted = final(learner.adaptations(theta, task.support, steps))
+        return learner.loss(learner.predict(adapted, task.query.x), task.query.y)
+
+    return grad_and_value(outer)(theta)
+
+
+def first_order_gradient(learner: GradientLearner, theta: Params, task: Task) -> Params:
+    """grad L^Q of one task at phi, as if phi were theta plus a constant."""
+
+    def outer(phi: Params) -> Tensor:
+        stats = learner.model.query_stats(phi, task.support.x)
+        return learner.loss(learner.model.apply(phi, task.query.x, stats), task.query.y)
+
+    return grad(outer)(adapted_weights(learner, theta, task.support))
+
+
+def true_gradients(algorithm: Algorithm, params: Params, tasks: ProbeTasks) -> tuple[Params, Tensor]:
+    """g_i [T, ...] and the losses [T] whose mean is F."""
+
+    def one(theta: Params, task: Task) -> tuple[Params, Metrics]:
+        if isinstance(algorithm, GradientLearner):
+            g, loss = unrolled_gradient(algorithm, theta, task, algorithm.inner_steps)
+            return g, {"loss": loss}
+        g, metrics = algorithm.meta_grad(theta, task)
+        return g, {"loss": metrics["loss"]}
+
+    grads, metrics = tasks.each(one, params)
+    return grads, metrics["loss"].double()
+
+
+def objective_measures(
+    algorithm: Algorithm, params: Params, tasks: ProbeTasks, radius: float
+) -> tuple[dict[str, float], Params]:
+    """F, the norm of its gradient, its sharpness and smoothness; and gbar."""
+    grads, losses_T = true_gradients(algorithm, params, tasks)
+    gbar = mean(grads)
+    uphill = scale(1 / norm(gbar).clamp_min(tiny(gbar)), gbar)
+    beyond, risen_T = true_gradients(algorithm, axpy(radius, uphill, params), tasks)
+    values = {"probe_loss": float(losses_T.mean()), **squared_norms(grads)}
+    values["sharpness"] = float((risen_T - losses_T).mean())
+    values["smoothness"] = float(norm(sub(mean(beyond), gbar))) / radius
+    return values, gbar
+
+
+def squared_norms(grads: Params) -> dict[str, float]:
+    """|gbar|^2, debiased (of two tasks or more) and raw."""
+    gbar = mean(grads)
+    raw = float(dot(gbar, gbar))
+    tasks = len(next(iter(grads.values())))
+    if tasks == 1:
+        return {"true_grad_norm2_raw": raw}
+    away = sub(grads, gbar)
+    variance = float(dot(away, away)) / (tasks - 1)
+    return {"true_grad_norm2": raw - variance / tasks, "true_grad_norm2_raw": raw}
+
+
+def bias_measures(learner: GradientLearner, params: Params, tasks: ProbeTasks, gbar: Params) -> dict[str, float]:
+    """First-order and the learner's own meta-gradients against gbar."""
+
+    def first_order(theta: Params, task: Task) -> tuple[Params, Metrics]:
+        return first_order_gradient(learner, theta, task), {}
+
+    first = mean(tasks.each(first_order, params)[0])
+    own = mean(tasks.each(learner.meta_grad, params)[0])
+    return {
+        "first_order_cosine": float(cosine(first, gbar)),
+        "first_order_ratio": float(relative(first, gbar)),
+        "meta_grad_cosine": float(cosine(own, gbar)),
+        "meta_grad_ratio": float(relative(own, gbar)),
+        "meta_grad_error": float(relative(sub(own, gbar), gbar)),
+    }
+
+
+def mean(grads: Params) -> Params:
+    return {k: g.mean(0) for k, g in grads.items()}
+
+
+def cosine(x: Params, y: Params) -> Tensor:
+    """cos(x, y); 0 where one of them is 0."""
+    unit_x, unit_y = (scale(1 / norm(v).clamp_min(tiny(v)), v) for v in (x, y))
+    return dot(unit_x, unit_y).clamp(-1, 1)
+
+
+def relative(x: Params, y: Params) -> Tensor:
+    """|x| / |y|."""
+    return norm(x) / norm(y).clamp_min(tiny(y))
+
+
+def tiny(x: Params) -> float:
+    """The least positive number of its precision, to divide by where a length is 0."""
+    return torch.finfo(next(iter(x.values())).dtype).tiny

@@ -1,0 +1,30 @@
+"""The fixed tasks that probes are taken on, and what every probe does with them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from metarun.device import PerTask, over_tasks
+from metarun.inner import final
+from metarun.types import Batch, GradientLearner, Metrics, Params, Task
+
+
+class ProbeTasks(NamedTuple):
+    drawn: Task  # with a leading T axis
+    chunk: int | None  # of these that vmap handles at once
+
+    def each(self, one: PerTask, params: Params) -> tuple[Metrics, Metrics]:
+        """Both results of (theta, task), with a leading T axis; no gradient flows."""
+        with torch.no_grad():
+            return over_tasks(one, len(self.drawn.support.x), self.chunk)(params, self.drawn)
+
+    def mean(self, one: PerTask, params: Params) -> dict[str, float]:
+        """Mean over tasks of the scalars that come first."""
+        return {name: float(v.double().mean()) for name, v in self.each(one, params)[0].items()}
+
+
+def adapted_weights(learner: GradientLearner, theta: Params, support: Batch) -> Params:
+    """phi after `inner_steps` of one task."""
+    return final(learner.adaptations(theta, support, learner.inner_steps)).params

@@ -1,0 +1,64 @@
+"""The probe of diagnostics=full: every measure of this package that needs work of its own, on fixed training tasks.
+
+The tasks are those of step 2^40 of the training split with seed 0, sized and augmented as in training: tasks that no
+run trains on, of classes that it does train on, and the same for all seeds. So curves show progress and not which
+tasks were drawn; validation, not this, measures generalisation. A probe is a function of theta alone, hence the same
+after an interruption. What does not exist for a learner, a network or a kind of data is left out; what is not finite
+stays so.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from metarun.config import DiagnosticsConfig
+from metarun.device import Placement
+from metarun.diagnostics.curvature import curvature_measures
+from metarun.diagnostics.implicit import implicit_measures
+from metarun.diagnostics.jacobian import jacobian_measures
+from metarun.diagnostics.metagradients import bias_measures, objective_measures
+from metarun.diagnostics.probe_tasks import ProbeTasks
+from metarun.diagnostics.representation import class_measures, similarity_measures
+from metarun.diagnostics.variants import head_only_measures
+from metarun.types import Algorithm, Dataset, EpisodeSpec, GradientLearner, Params, ProximalLearner
+
+SEED = 0
+STEP = 2**40
+"""Beyond every outer step."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """theta -> the measures by name."""
+
+    algorithm: Algorithm  # sized for training episodes
+    dataset: Dataset
+    spec: EpisodeSpec  # of training episodes
+    placement: Placement
+    settings: DiagnosticsConfig
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        values, gbar = objective_measures(self.algorithm, params, self.tasks, self.settings.radius)
+        if isinstance(self.algorithm, GradientLearner):
+            values |= self._of_adaptation(self.algorithm, params, gbar)
+        if self.dataset.kind == "classification":
+            values |= class_measures(self.algorithm, params, self.tasks, self.spec.ways)
+        return values
+
+    @functools.cached_property
+    def tasks(self) -> ProbeTasks:
+        """Drawn at the first probe."""
+        drawn = self.dataset.episodes("train", SEED, STEP, range(self.settings.probe_tasks), self.spec)
+        chunk = self.placement.evaluation_chunk(self.spec, self.dataset.input_shape())
+        return ProbeTasks(self.placement.task(drawn), chunk)
+
+    def _of_adaptation(self, learner: GradientLearner, params: Params, gbar: Params) -> dict[str, float]:
+        settings, tasks = self.settings, self.tasks
+        values = bias_measures(learner, params, tasks, gbar)
+        if isinstance(learner, ProximalLearner):
+            values |= implicit_measures(learner, params, tasks, settings.unroll_steps)
+        values |= curvature_measures(learner, params, tasks, settings.lanczos_steps)
+        values |= jacobian_measures(learner, params, tasks, settings.lanczos_steps)
+        values |= similarity_measures(learner, params, tasks)
+        return values | head_only_measures(learner, params, tasks)

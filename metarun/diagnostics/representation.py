@@ -1,0 +1,92 @@
+r"""What adaptation does to the features, and how well these separate classes, on probe tasks.
+
+cka/LAYER         linear CKA (Kornblith et al. 2019, arXiv 1905.00414) between the activations X, Y [M, p] of the query
+                  inputs with theta and with phi, mean over tasks: |Y'X|^2 / (|X'X| |Y'Y|) in Frobenius norms, X and Y
+                  less the mean of their rows. 1: the layer is reused up to a rotation and a scale (arXiv 1909.09157).
+                  With fewer rows than columns it is biased towards 1: compare only layers and runs of the same M
+nil_accuracy      at theta, share of queries whose features have the largest cosine with the mean support features of
+                  their own class: no inner loop, no head (after NIL of arXiv 1909.09157); for learners with a loop
+class_separation  s_within / s_between of the features of all R images of a task at theta, low where classes are tight
+                  and far apart (Goldblum et al. 2020, arXiv 2002.06753, up to a factor):
+                  s_within = (1/(R-N)) sum_r |z_r - mu_(y_r)|^2,  s_between = (1/(N-1)) sum_n |mu_n - mean of the mu|^2
+
+The last two are for classification. Queries are normalised as in prediction, the images of `class_separation` in one
+batch. The network is the one that is trained: with `norm=population` its statistics are those of the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
+from metarun.types import Algorithm, GradientLearner, Metrics, Model, Params, Task
+
+
+def similarity_measures(learner: GradientLearner, params: Params, tasks: ProbeTasks) -> dict[str, float]:
+    """CKA of each layer before and after adaptation."""
+
+    def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+        phi = adapted_weights(learner, theta, task.support)
+        before, after = (query_activations(learner.model, weights, task) for weights in (theta, phi))
+        return {f"cka/{layer}": linear_cka(before[layer], after[layer]) for layer in before}, {}
+
+    return tasks.mean(one, params)
+
+
+def class_measures(algorithm: Algorithm, params: Params, tasks: ProbeTasks, ways: int) -> dict[str, float]:
+    """Class separation, and for learners with an inner loop the accuracy without it."""
+
+    def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+        found = {"class_separation": separation(*episode_features(algorithm.model, theta, task), ways)}
+        if isinstance(algorithm, GradientLearner):
+            found["nil_accuracy"] = nil_accuracy(algorithm.model, theta, task, ways)
+        return found, {}
+
+    return tasks.mean(one, params)
+
+
+def linear_cka(x: Tensor, y: Tensor) -> Tensor:
+    """[M, p], [M, q] -> a scalar in [0, 1]; NaN where all rows of one are the same."""
+    # |Y'X|^2 = <XX', YY'>: Gram matrices of the M rows are small however wide a layer is.
+    gram_x, gram_y = (centred @ centred.T for centred in (x - x.mean(0), y - y.mean(0)))
+    return (gram_x * gram_y).sum() / (gram_x.norm() * gram_y.norm())
+
+
+def nil_accuracy(model: Model, theta: Params, task: Task, ways: int) -> Tensor:
+    """Of one task."""
+    z_SD = model.activations(theta, task.support.x)["features"]
+    z_MD = query_activations(model, theta, task)["features"]
+    mu_ND = class_means(z_SD, task.support.y, ways)
+    cosine_MN = normalize(z_MD, dim=1) @ normalize(mu_ND, dim=1).T
+    return (cosine_MN.argmax(1) == task.query.y).to(z_MD.dtype).mean()
+
+
+def separation(z_RD: Tensor, y_R: Tensor, ways: int) -> Tensor:
+    """s_within / s_between."""
+    mu_ND = class_means(z_RD, y_R, ways)
+    within = (z_RD - membership(y_R, ways, z_RD) @ mu_ND).square().sum() / (len(z_RD) - ways)
+    return within / ((mu_ND - mu_ND.mean(0)).square().sum() / (ways - 1))
+
+
+def query_activations(model: Model, weights: Params, task: Task) -> dict[str, Tensor]:
+    """Of the query inputs, normalised as in prediction."""
+    return model.activations(weights, task.query.x, model.query_stats(weights, task.support.x))
+
+
+def episode_features(model: Model, theta: Params, task: Task) -> tuple[Tensor, Tensor]:
+    """Features [S + M, D] and labels of support and query in one batch."""
+    x = torch.cat([task.support.x, task.query.x])
+    return model.activations(theta, x)["features"], torch.cat([task.support.y, task.query.y])
+
+
+def class_means(z_RD: Tensor, y_R: Tensor, ways: int) -> Tensor:
+    """[N, D]."""
+    members_RN = membership(y_R, ways, z_RD)
+    return members_RN.T @ z_RD / members_RN.sum(0)[:, None]
+
+
+def membership(y_R: Tensor, ways: int, like: Tensor) -> Tensor:
+    """Labels -> [R, N] of ones and zeros; by comparison, which `vmap` can batch."""
+    return (y_R[:, None] == torch.arange(ways, device=y_R.device)).to(like.dtype)

@@ -1,0 +1,136 @@
+"""The files of a run folder, read without trust: a value, and a sentence where there is none to be had."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metarun.report.text import is_number
+
+Record = dict[str, Any]
+"""One line of metrics.jsonl: `kind`, `step`, and numbers."""
+
+MAX_ROWS = 200  # of an analysis that are kept
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What `job=analyze` left in analyses/NAME."""
+
+    name: str
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    more: int  # rows that are only in the file
+    results: Mapping[str, Any]
+    figure: bytes  # a PNG, or nothing
+
+
+def json_file(path: Path, kind: type) -> tuple[Any, str]:
+    """The value of a JSON file, or None and what is wrong with it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None, f"{path.name} is missing."
+    except OSError as error:
+        return None, f"{path.name} cannot be read ({error.strerror})."
+    except (ValueError, RecursionError):
+        return None, f"{path.name} is damaged: it is not JSON."
+    return (value, "") if isinstance(value, kind) else (None, f"{path.name} is not of the expected form.")
+
+
+def mapping(path: Path) -> tuple[dict[str, Any], str]:
+    """The settings in a YAML file, or none and what is wrong with it."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, f"{path.name} is missing: the settings are unknown."
+    except OSError as error:
+        return {}, f"{path.name} cannot be read ({error.strerror}): the settings are unknown."
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return {}, f"{path.name} is damaged: the settings are unknown."
+    return (value, "") if isinstance(value, dict) else ({}, f"{path.name} holds no settings.")
+
+
+def records(path: Path) -> tuple[list[Record], list[str]]:
+    """The lines of a .jsonl file that are records, and a sentence for those that are not."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return [], [f"{path.name} is missing."]
+    parsed = [_record(line) for line in lines if line.strip()]
+    good = [record for record in parsed if record is not None]
+    if not parsed:
+        return good, [f"{path.name} is empty."]
+    bad = [at for at, record in enumerate(parsed, 1) if record is None]
+    return good, [_bad_lines(path.name, bad, len(parsed))] if bad else []
+
+
+def _record(line: str) -> Record | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not is_number(record.get("step")) or not isinstance(record.get("kind"), str):
+        return None
+    flat = {"kind": record["kind"], "step": int(record["step"])}
+    for key, value in record.items():
+        flat |= _flat(str(key), value) if key not in flat else {}
+    return flat
+
+
+def _flat(key: str, value: Any) -> Record:
+    """A list or a table inside a record as key/0, key/1 ... or key/name; one level."""
+    if isinstance(value, dict):
+        return {f"{key}/{name}": v for name, v in value.items()}
+    if isinstance(value, list):
+        return {f"{key}/{at}": v for at, v in enumerate(value)}
+    return {key: value}
+
+
+def _bad_lines(name: str, bad: list[int], total: int) -> str:
+    if bad == [total]:
+        return f"{name}: its last line is cut off and was left out."
+    which = f"line {bad[0]} is" if len(bad) == 1 else f"{len(bad)} of {total} lines (the first is line {bad[0]}) are"
+    return f"{name}: {which} no record of metarun and left out."
+
+
+def analyses(folder: Path) -> tuple[list[Analysis], list[str]]:
+    """All analyses of a run, by name; an unfinished one has what it has."""
+    try:
+        folders = sorted(p for p in folder.iterdir() if p.is_dir())
+    except OSError:
+        return [], []
+    found = [_analysis(path) for path in folders]
+    empty = [a.name for a in found if not (a.rows or a.results or a.figure)]
+    return found, [f"The analysis {name} has no results yet." for name in empty]
+
+
+def _analysis(path: Path) -> Analysis:
+    columns, rows, more = table(path / "results.csv")
+    results, _ = json_file(path / "results.json", dict)
+    try:
+        figure = (path / "figure.png").read_bytes()
+    except OSError:
+        figure = b""
+    return Analysis(path.name, path, columns, rows, more, results or {}, figure if figure.startswith(PNG) else b"")
+
+
+def table(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], int]:
+    """Head and rows of a csv file, and how many rows were left out."""
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            lines = [tuple(line) for line in csv.reader(file) if line]
+    except (OSError, csv.Error):
+        return (), (), 0
+    if not lines:
+        return (), (), 0
+    rows = [(*line, *[""] * len(lines[0]))[: len(lines[0])] for line in lines[1:]]
+    return lines[0], tuple(rows[:MAX_ROWS]), max(0, len(rows) - MAX_ROWS)

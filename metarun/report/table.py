@@ -1,0 +1,104 @@
+"""A table of text, and how it is written for a README, a spreadsheet or a paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "\N{EN DASH}": "--",
+    "\N{MINUS SIGN}": "$-$",
+    "…": r"\ldots{}",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text; columns named in `left` hold words, the others numbers. `strong` cells are set in bold."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    left: tuple[int, ...] = (0,)
+    strong: frozenset[tuple[int, int]] = frozenset()  # (row, column)
+
+
+def to_markdown(table: Table) -> str:
+    """A table of GitHub's Markdown under its title."""
+    rule = [":--" if at in table.left else "--:" for at in range(len(table.columns))]
+    lines = [_markdown_row([_markdown(c) for c in table.columns]), _markdown_row(rule)]
+    for at, row in enumerate(table.rows):
+        cells = [_markdown(cell) for cell in row]
+        lines.append(_markdown_row([f"**{c}**" if (at, k) in table.strong else c for k, c in enumerate(cells)]))
+    note = f"\n{_markdown(table.note)}\n" if table.note else ""
+    return f"### {_markdown(table.title)}\n\n" + "\n".join(lines) + f"\n{note}"
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _markdown(text: str) -> str:
+    """On one line, with nothing that a Markdown reader takes for a mark or for HTML."""
+    text = " ".join(text.split()).replace("\\", "\\\\")
+    for sign in "|*_`[]":
+        text = text.replace(sign, "\\" + sign)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def to_csv(table: Table) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(table.rows)
+    return buffer.getvalue()
+
+
+def to_latex(table: Table, label: str) -> str:
+    """A table float with booktabs' rules."""
+    columns = "".join("l" if at in table.left else "r" for at in range(len(table.columns)))
+    head = " & ".join(latex(c) for c in table.columns) + r" \\"
+    rows = [[_latex_cell(table, at, k, c) for k, c in enumerate(row)] for at, row in enumerate(table.rows)]
+    body = [" & ".join(row) + r" \\" for row in rows]
+    caption = latex(f"{table.title}. {table.note}".strip())
+    return "\n".join(
+        [
+            r"\begin{table}[t]",
+            r"  \centering",
+            f"  \\caption{{{caption}}}",
+            f"  \\label{{tab:{label}}}",
+            f"  \\begin{{tabular}}{{{columns}}}",
+            r"    \toprule",
+            f"    {head}",
+            r"    \midrule",
+            *[f"    {line}" for line in body],
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _latex_cell(table: Table, row: int, column: int, text: str) -> str:
+    return f"\\textbf{{{latex(text)}}}" if (row, column) in table.strong else latex(text)
+
+
+def latex(text: str) -> str:
+    """Text as LaTeX's text mode shows it."""
+    return "".join(LATEX.get(sign, sign) for sign in " ".join(text.split()))

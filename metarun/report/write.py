@@ -1,0 +1,69 @@
+"""From run folders to a report file, in the format that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from metarun.errors import SettingError, UserError
+from metarun.report.read import Run, find_runs, read_run
+
+ENDINGS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex", "png": "-figures"}
+FORMATS = tuple(ENDINGS)
+
+
+def write_report(folders: Sequence[Path | str], output: Path | str | None = None, format: str = "html") -> Path:
+    """Write the report of these run folders (or folders of runs); the path of what was written.
+
+    Without `output`: report.html (.md, .csv, .tex, or the folder report-figures) in the folder if it is one, else in
+    the current folder. `UserError` where there is no run or the file cannot be written; runs that are damaged or
+    unfinished are shown as far as they go.
+    """
+    if format not in ENDINGS:
+        raise SettingError("--format", format, f"choices: {', '.join(FORMATS)}")
+    if not folders:
+        raise UserError("a report needs at least one run folder")
+    paths = [found for folder in folders for found in find_runs(Path(folder))]
+    runs = [read_run(path) for path in dict.fromkeys(paths)]
+    target = Path(output) if output else _default(folders, format)
+    try:
+        _writers()[format](runs, target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+    return target
+
+
+def _default(folders: Sequence[Path | str], format: str) -> Path:
+    parent = Path(folders[0]) if len(folders) == 1 else Path()
+    return parent / f"report{ENDINGS[format]}"
+
+
+def _writers() -> dict[str, Callable[[list[Run], Path], None]]:
+    """Imported when needed: tables do without matplotlib."""
+    from metarun.report import texts
+
+    return {"html": _html, "png": _png, "md": texts.markdown, "csv": texts.comma_separated, "latex": texts.latex}
+
+
+def _html(runs: list[Run], target: Path) -> None:
+    from metarun.report.drawing import style
+    from metarun.report.page import render
+
+    with style():
+        page = render(runs)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(target)
+
+
+def _png(runs: list[Run], target: Path) -> None:
+    from metarun.report.compare import of_runs
+    from metarun.report.drawing import save_png, style
+    from metarun.report.sections import of_run
+
+    target.mkdir(parents=True, exist_ok=True)
+    with style():
+        for section in of_run(runs[0]) if len(runs) == 1 else of_runs(runs):
+            for drawing in section.drawings:
+                save_png(drawing, target)

@@ -1,0 +1,1 @@
+"""Statistics of runs and of test tasks: intervals, variance components, paired differences, convergence. NumPy only."""
