@@ -57,9 +57,9 @@ class RunFolder:
         except (OSError, ValueError):
             return {}
 
-    def read_records(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, once `forget_after` has dropped those that are none."""
-        path = self.path / "metrics.jsonl"
+    def read_records(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """The lines of a record file, once `forget_after` has dropped those that are none."""
+        path = self.path / name
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
     def forget_after(self, step: int) -> None:

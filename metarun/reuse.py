@@ -14,7 +14,7 @@ from metarun.errors import UserError
 from metarun.record import RunFolder
 
 CONTROL = ("resume", "run", "job", "choices")
-RESUMABLE = ("train.steps", "train.max_minutes", "train.checkpoint_every", "test", "logger", "device.threads")
+RESUMABLE = ("train.steps", "train.max_minutes", "train.checkpoint_every", "test", "logger", "device.threads", "report")
 """What a resumed run may change; anything else would make it another run."""
 
 

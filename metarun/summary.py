@@ -13,8 +13,10 @@ from typing import Any
 from metarun.diagnostics.alarms import Alarms
 from metarun.evaluation import Evaluation
 from metarun.experiment import Experiment, name_of
+from metarun.record import RunFolder
+from metarun.statistics.convergence import convergence_summary
 from metarun.trainer import State
-from metarun.types import Params
+from metarun.types import GradientLearner, Params
 
 
 def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
@@ -72,6 +74,20 @@ def describe_end(state: State, tasks: int, status: str, reason: str, alarms: Ala
         "peak_memory_mb": peak_memory_mb(),
         **({"alarms": alarms.summary()} if alarms else {}),
     }
+
+
+def describe_convergence(experiment: Experiment, record: RunFolder) -> dict[str, Any]:
+    """Costs to thresholds, areas and rates, from the numbers that were logged."""
+    algorithm, dataset = experiment.algorithm, experiment.dataset
+    classes = experiment.test_spec.ways if dataset.kind == "classification" else None
+    return convergence_summary(
+        record.read_records(),
+        record.read_records("timing.jsonl"),
+        tasks_per_step=experiment.config.train.tasks,
+        gradients_per_task=algorithm.inner_steps if isinstance(algorithm, GradientLearner) else 0,
+        higher_is_better=algorithm.loss.higher_is_better,
+        chance=1 / classes if classes else None,
+    )
 
 
 def measures_share(state: State) -> float | None:

@@ -19,12 +19,13 @@ from metarun.errors import NonFinite
 from metarun.evaluation import EPISODE_SEED
 from metarun.experiment import Experiment, assemble
 from metarun.record import RunFolder, source_run
+from metarun.report import write_report
 from metarun.result import Result
 from metarun.session import Session
 from metarun.sinks import Sink
 from metarun.sinks.console import console_sink
 from metarun.sinks.jsonl import JsonLines
-from metarun.summary import describe_end, describe_run, describe_test, title
+from metarun.summary import describe_convergence, describe_end, describe_run, describe_test, title
 from metarun.trainer import State, train
 
 log = logging.getLogger(__name__)
@@ -102,9 +103,21 @@ def open_run(
         session.diverged(state.step, str(error))
     finally:
         summary |= describe_end(state, config.train.tasks, active.status, active.reason, alarms)
+        if config.job == "train":
+            summary["convergence"] = describe_convergence(experiment, record)
         record.write_json("summary.json", summary)
+        if config.report and not quiet:
+            leave_report(record, summary)
         for sink in sinks:
             sink.finish(summary)
+
+
+def leave_report(record: RunFolder, summary: dict[str, Any]) -> None:
+    """report.html in the run folder. A run is not lost for a page that could not be made of it: the log has why."""
+    try:
+        summary["report"] = str(write_report([record.path]))
+    except Exception:
+        log.exception("the report could not be written; metarun-report %s tries again", record.path)
 
 
 def watched(experiment: Experiment, record: RunFolder) -> Alarms:

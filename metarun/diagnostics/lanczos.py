@@ -49,25 +49,25 @@ def extremes(product: Callable[[Params], Params], start: Params, steps: int) -> 
 
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Ritz:
     """The same for a map of flat vectors [D]."""
-    q = start / start.norm()
-    basis = [q]
+    basis = (start / start.norm())[None]  # rows
     a: list[Tensor] = []
     b: list[Tensor] = []
     dropped: list[Tensor] = []
-    size, intact = torch.zeros_like(q[0]), torch.ones_like(q[0])  # |A| so far; 0 after a breakdown
+    size, intact = torch.zeros_like(basis[0, 0]), torch.ones_like(basis[0, 0])  # |A| so far; 0 after a breakdown
     count = min(steps, len(start))
     for j in range(count):
+        q = basis[-1]
         w = product(q)
         size = torch.maximum(size, w.norm())
         a.append(torch.where(intact > 0, q @ w, a[0]) if j else q @ w)
-        w = orthogonal(orthogonal(w, basis), basis)  # twice is enough (Giraud, Langou, Rozloznik 2005)
+        w = orthogonal(orthogonal(w, basis), basis)  # once leaves rounding errors, twice is enough (Giraud et al. 2005)
         length = w.norm()
         kept = intact * (length > ROUNDING * torch.finfo(w.dtype).eps * size) * (j < count - 1)
         dropped.append((intact - kept) * length)
         intact = kept
         b.append(intact * length)
-        q = orthogonal(intact * w / torch.where(length > 0, length, 1.0), basis)
-        basis.append(q)
+        if j < count - 1:
+            basis = torch.cat([basis, (intact / torch.where(length > 0, length, 1.0) * w)[None]])
     return ends(torch.stack(a), torch.stack(b)[:-1], torch.stack(dropped))
 
 
@@ -82,10 +82,9 @@ def ends(a: Tensor, b: Tensor, dropped: Tensor) -> Ritz:
     return Ritz(*(torch.where(sound, v, torch.nan) for v in found))
 
 
-def orthogonal(w: Tensor, basis: list[Tensor]) -> Tensor:
-    """w without its part in the span of an orthonormal basis."""
-    rows = torch.stack(basis)
-    return w - rows.T @ (rows @ w)
+def orthogonal(w: Tensor, basis: Tensor) -> Tensor:
+    """w without its part in the span of the orthonormal rows of a basis."""
+    return w - (basis @ w) @ basis
 
 
 def flat(x: Params) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from metarun.report import charts, convergence, measures
+from metarun.report import charts, convergence, measures, names
 from metarun.report.drawing import Drawing
 from metarun.report.facts import adaptation, keys, metric_of
 from metarun.report.files import Analysis
@@ -83,19 +83,19 @@ def adaptation_table(run: Run) -> Table:
 
 
 def gradients(run: Run) -> Section:
-    drawing = measures.draw_panels("gradients", run.of("train"), measures.GRADIENTS)
+    drawing = measures.draw_panels("gradients", run.of("train"), names.GRADIENTS)
     missing = "No measures of the meta-gradient were logged (diagnostics=off, or no training)."
     return _drawn("Meta-gradient", drawing, missing)
 
 
 def inner_loop(run: Run) -> Section:
     train = run.of("train")
-    if not [k for k in keys(train) if k in measures.known([measures.INNER]) and k != "loss"]:
+    if not [k for k in keys(train) if k in names.known(names.INNER) and k != "loss"]:
         missing = (
             "Nothing was logged of an inner loop: the learner has none, diagnostics=off, or there was no training."
         )
         return Section("Inner loop", missing=missing)
-    panels = measures.draw_panels("inner_loop", train, measures.INNER)
+    panels = measures.draw_panels("inner_loop", train, names.INNER)
     profiles = measures.draw_profiles("along_inner_loop", train)
     return Section("Inner loop", drawings=tuple(d for d in (panels, profiles) if d))
 
@@ -104,9 +104,10 @@ def probes(run: Run) -> Section:
     records = run.of("probe")
     if not records:
         return Section("Probes", missing="No probes on fixed tasks were logged; diagnostics=full takes them.")
-    own = measures.own_panels(keys(records))
+    listed = names.known(names.PROBES)
+    own = names.own_panels([key for key in keys(records) if key not in listed])
     found = (
-        measures.draw_panels("probes", records, own),
+        measures.draw_panels("probes", records, [*names.PROBES, *own]),
         measures.draw_profiles("probe_profiles", records),
         measures.draw_layers("probe_layers", records),
     )
@@ -120,8 +121,8 @@ def layers(run: Run) -> Section:
 
 def others(run: Run) -> Section:
     """Numbers of training that no panel above shows, all settings and the whole summary."""
-    covered = measures.known([measures.GRADIENTS, measures.INNER]) | set(measures.LEARNING) | {metric_of(run)}
-    own = measures.own_panels([k for k in keys(run.of("train")) if k not in covered])
+    covered = names.known(names.GRADIENTS, names.INNER) | set(names.LEARNING) | {metric_of(run)}
+    own = names.own_panels([k for k in keys(run.of("train")) if k not in covered])
     drawing = measures.draw_panels("others", run.of("train"), own)
     texts = {"All settings (config.yaml)": run.config_text, "The whole summary (summary.json)": _json(run.summary)}
     details = tuple((name, text) for name, text in texts.items() if text)

@@ -25,8 +25,8 @@ PAIR_NOTE = (
     "number of pairs."
 )
 BUDGET_NOTE = (
-    "Best validation within the smallest amount that a run of this benchmark spent; a dash: it spends none of it, or "
-    "was not validated within it. ± is Student's t over seeds. A best of several validations flatters, and flatters all."
+    "Best validation within the smallest amount that a run of this benchmark spent; a dash: it spends none of it, "
+    "or was not validated within it. ± is Student's t over seeds. A best of several validations flatters, and flatters all."
 )
 RAW_RESULT = (
     "algorithm", "benchmark", "metric", "runs", "tested", "diverged", "mean", "half", "interval_over", "iqm", "iqm_low",

@@ -17,7 +17,8 @@ from metarun.report.drawing import GREY, Drawing, Look, finish, legend_below, lo
 from metarun.report.facts import adaptation, keys, validations, values
 from metarun.report.groups import Group, by_benchmark
 from metarun.report.lines import running_mean, thinned, with_band
-from metarun.report.measures import COMPARED, GRADIENTS, INNER, Curve, described
+from metarun.report.measures import Curve, described
+from metarun.report.names import COMPARED, GRADIENTS, INNER
 from metarun.report.read import Run
 from metarun.report.text import with_unit
 

@@ -107,6 +107,7 @@ def _ending(summary: dict[str, Any]) -> list[str]:
         lines[0] += f", tested the checkpoint of step {summary['best_step']} (best validation)"
     lines += alarm_lines(summary.get("alarms") or {})
     lines.append(f"run folder: {summary['run_dir']}")
+    lines += [f"report: {summary['report']}"] if summary.get("report") else []
     if summary["status"] == "interrupted":
         lines.append(f"continue with: metarun resume={summary['run_dir']}")
     return lines
