@@ -16,6 +16,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -41,6 +42,7 @@ GROUPS = (
 )
 CONFIG_PATH = "pkg://metarun.conf" if PACKAGED.is_dir() else str(conf_folder())
 INTERRUPTED = 130
+CLOSED_PIPE = 141
 TRACEBACK = "METARUN_TRACEBACK"
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -93,6 +95,21 @@ def job(composed: DictConfig) -> float:
     return result.objective
 
 
+class SweepReport(Callback):
+    """At the end of a sweep, a page that compares its runs."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        if not config.get("report", True):
+            return
+        from metarun.report import write_report
+
+        try:
+            print(f"report of the sweep: {write_report([folder])}")
+        except UserError as error:  # no job came as far as having a folder
+            print(f"metarun: no report of the sweep: {error}", file=sys.stderr)
+
+
 def leave(error: Exception) -> NoReturn:
     """End on a user's mistake: one line and exit code 2, or the traceback where that is asked for."""
     message = one_line(error)
@@ -135,6 +152,9 @@ def main() -> None:
         job()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # whoever read the output has seen enough, as `metarun --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLOSED_PIPE)
     except Exception as error:
         leave(error)
 

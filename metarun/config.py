@@ -90,11 +90,12 @@ class AlarmConfig:
     window: int = 20  # training records that a spike is judged against
     patience: int = 5  # records or validations in a row before a slow alarm is raised
     diverged: float = 3.0  # times the first loss, or the loss of chance where that is higher
-    spike: float = 10.0  # deviations (median absolute, of the window) above its median
-    chance: float = 0.01  # better than chance: points of an accuracy, the share of an error
+    spike: float = 8.0  # deviations (median absolute, of the logarithms in the window) above their median
+    chance: float = 0.01  # of the error of chance, by which a validation has to be better
     no_gain: float = 0.01  # of the query loss before adaptation
     overfit: float = 0.1  # of the lowest query loss along the inner loop
-    memorised: float = 0.1  # of the loss of chance, before adaptation
+    memorised: float = 0.1  # of the loss of chance: a training loss below it means solved tasks
+    unsolved: float = 0.3  # of the error of chance: a validation error above it means that new tasks are not
     rises: float = 0.5  # share of the inner steps after which the support loss is higher
     cg_residual: float = 1.0  # of the right-hand side
 
@@ -166,7 +167,7 @@ def check(config: Config) -> None:
         _positive(config, key)
     for key in ("tasks", "every", "probe_tasks", "lanczos_steps", "unroll_steps", "alarms.window", "alarms.patience"):
         _at_least(config, f"diagnostics.{key}", 1)
-    for key in ("diverged", "spike", "chance", "no_gain", "overfit", "memorised", "rises", "cg_residual"):
+    for key in ("diverged", "spike", "chance", "no_gain", "overfit", "memorised", "unsolved", "rises", "cg_residual"):
         _positive(config, f"diagnostics.alarms.{key}")
     _check_device_choices(config.device)
 

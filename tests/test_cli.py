@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 TINY = ["train.steps=60", "train.tasks=4", "train.log_every=5", "train.eval_every=10", "train.checkpoint_every=10"]
-TINY += ["val.tasks=4", "test.tasks=5", "test.steps=3", "device.compile=false", "device.threads=1"]
+TINY += ["val.tasks=4", "test.tasks=5", "test.steps=3", "device.compile=false", "device.threads=1", "report=false"]
 MODULE = [sys.executable, "-m", "metarun"]
 
 
@@ -32,7 +32,7 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def test_a_run_prints_plain_lines_and_leaves_its_folder(tmp_path: Path) -> None:
-    done = metarun(*TINY, "seed=3", cwd=tmp_path)
+    done = metarun(*TINY, "seed=3", "report=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
@@ -40,6 +40,8 @@ def test_a_run_prints_plain_lines_and_leaves_its_folder(tmp_path: Path) -> None:
     assert "95 % interval" in done.stdout
     folder = only_run(tmp_path)
     assert f"run folder: {folder}" in done.stdout
+    assert f"report: {folder}/report.html" in done.stdout
+    assert "maml on sinusoid" in (folder / "report.html").read_text()
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert {"config.yaml", "metrics.jsonl", "timing.jsonl", "summary.json", "test.json", "metarun.log"} <= names
     assert {"checkpoints/last.pt", "checkpoints/best.pt", ".hydra/config.yaml", ".hydra/overrides.yaml"} <= names
@@ -148,8 +150,12 @@ def test_a_damaged_checkpoint_gives_way_to_its_predecessor(tmp_path: Path) -> No
 
 
 def test_a_sweep_runs_every_job_and_returns_finite_numbers(tmp_path: Path) -> None:
-    done = metarun("-m", *TINY, "train.steps=10", "algo=maml,reptile", "seed=0,1", cwd=tmp_path)
+    more = ["train.steps=10", "algo=maml,reptile", "seed=0,1", "report=true"]
+    done = metarun("-m", *TINY, *more, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    (page,) = (tmp_path / "multirun").glob("*/*/report.html")
+    assert f"report of the sweep: {page.relative_to(tmp_path)}" in done.stdout
+    assert "Comparison of 4 runs" in page.read_text()
     summaries = [json.loads(p.read_text()) for p in (tmp_path / "multirun").rglob("summary.json")]
     assert {(s["algo"], s["seed"]) for s in summaries} == {("maml", 0), ("maml", 1), ("reptile", 0), ("reptile", 1)}
     assert len({s["episodes_sha256"] for s in summaries}) == 1

@@ -19,7 +19,15 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("algo", "data", "model", "reg", "optim", "device", "logger", "diagnostics", "experiment")
 OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((CONF / g).glob("*.yaml"))]
 ALGOS = catalogue.options("algo")
-TINY = ["train.steps=2", "train.tasks=3", "val.tasks=2", "test.tasks=3", "test.steps=2", "device.compile=false"]
+TINY = [
+    "train.steps=2",
+    "train.tasks=3",
+    "val.tasks=2",
+    "test.tasks=3",
+    "test.steps=2",
+    "device.compile=false",
+    "report=false",
+]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from metarun.diagnostics.doubts import doubts
 from metarun.sinks import Record
 from metarun.sinks.console import LiveConsole, PlainConsole
 from metarun.sinks.tables import clock, figure, metrics_line, result_table
@@ -126,8 +125,11 @@ def test_a_terminal_gets_a_live_view_that_ends_in_the_table() -> None:
     assert "95 % interval" in text
 
 
-def test_doubts_are_raised_by_rule() -> None:
-    assert doubts({"cg_negative": 0.0, "cg_residual": 0.5, "loss": 9.0}) == {}
-    found = doubts({"cg_negative": 0.25, "cg_residual": 2.0})
-    assert set(found) == {"cg_negative", "cg_residual"}
-    assert "25% of this step's tasks" in found["cg_negative"]
+def test_the_end_says_which_alarms_were_raised_and_how_often() -> None:
+    once = {"count": 1, "first": 400, "last": 400, "message": "the loss jumped"}
+    often = {"count": 12, "first": 10, "last": 90, "message": "steps [grow]"}
+    text = printed({**SUMMARY, "alarms": {"loss_spike": once, "unstable_inner_rate": often}})
+    assert "alarm loss_spike: once, at step 400\n" in text
+    assert "alarm unstable_inner_rate: 12 times, steps 10 to 90\n" in text
+    assert "alarm" not in printed({**SUMMARY, "alarms": {}})
+    assert "alarm" not in printed(SUMMARY)

@@ -11,7 +11,15 @@ import metarun
 from metarun import catalogue
 
 REAL = Path(__file__).resolve().parents[2] / "shared/data/photos"
-TINY = ["train.steps=2", "train.tasks=2", "val.tasks=2", "test.tasks=3", "test.steps=1", "device.compile=false"]
+TINY = [
+    "train.steps=2",
+    "train.tasks=2",
+    "val.tasks=2",
+    "test.tasks=3",
+    "test.steps=1",
+    "device.compile=false",
+    "report=false",
+]
 SMALL = ["data.image_size=16", "data.ways=3", "data.queries=2", "data.test_queries=2", "model.filters=4"]
 REPTILE = {"reptile": ["algo.train_shots=3", "algo.inner_batch=9", "algo.test_inner_steps=3"]}
 

@@ -11,7 +11,7 @@ import metarun
 from metarun import catalogue
 
 REAL = Path(__file__).resolve().parents[2] / "shared/data/omniglot"
-TINY = ["train.steps=2", "train.tasks=2", "val.tasks=2", "test.tasks=3", "test.steps=1"]
+TINY = ["train.steps=2", "train.tasks=2", "val.tasks=2", "test.tasks=3", "test.steps=1", "report=false"]
 
 pytestmark = [
     pytest.mark.slow,

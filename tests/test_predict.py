@@ -21,7 +21,15 @@ from metarun.result import Result
 CLASSES = [f"colour{i:02d}" for i in range(15)]
 NEW = ["ochre", "violet", "teal"]
 TINY = ["data.image_size=16", "data.ways=3", "data.shots=2", "data.queries=2", "data.test_queries=2"]
-SHORT = ["train.steps=30", "train.tasks=2", "train.eval_every=30", "val.tasks=5", "test.tasks=5", "test.steps=1"]
+SHORT = [
+    "train.steps=30",
+    "train.tasks=2",
+    "train.eval_every=30",
+    "val.tasks=5",
+    "test.tasks=5",
+    "test.steps=1",
+    "report=false",
+]
 PIXELS = Pixels(SIDE, 3, "lanczos")
 
 

@@ -51,6 +51,7 @@ def test_an_installed_wheel_runs_from_another_folder(wheel: Path, tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     assert list((elsewhere / "outputs").glob("*/*/summary.json"))
+    assert list((elsewhere / "outputs").glob("*/*/report.html"))  # its template is in the wheel
     where = [binaries / "python", "-c", "import metarun; print(metarun.__file__)"]
     found = subprocess.run(where, cwd=elsewhere, env=env, capture_output=True, text=True, check=True)
     assert found.stdout.startswith(str(site))

@@ -120,5 +120,5 @@ def alarm_lines(alarms: dict[str, dict[str, Any]]) -> list[str]:
 
 def _times(alarm: dict[str, Any]) -> str:
     if alarm["count"] == 1:
-        return f"once at step {alarm['first']}"
+        return f"once, at step {alarm['first']}"
     return f"{alarm['count']} times, steps {alarm['first']} to {alarm['last']}"
