@@ -1,9 +1,12 @@
 """The report of a run, and the comparison of several: one page, or tables and figures for a paper.
 
-read, files     run folders as they are found          groups, results   seeds together, differences, equal compute
-facts, card     what a run is, reached and cost        table, tables     cells to read; Markdown, csv, LaTeX
-drawing, lines  how figures look                       charts, measures, versus, points   the figures
-sections, convergence, compare, page                   what stands on the page
+read, files              run folders as they are found
+facts, card              what a run is, what it reached and what it cost
+groups, results, several seeds together, their intervals, paired differences, equal compute
+text, table, tables      numbers as they are read; tables as cells, Markdown, csv and LaTeX (texts)
+drawing, lines, names    how figures look, and what panels are called
+charts, measures         figures of one run; versus, points: of several
+sections, convergence    what stands on the page of one run; compare: of several; page, write: the file
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from metarun.report.facts import component, episode_size, inner_gradients, metric_of, setting
 from metarun.report.read import Run
-from metarun.report.text import NOTHING, count, duration, figure, higher_is_better, is_number, number
+from metarun.report.text import NOTHING, count, duration, figure, higher_is_better, is_number, metric_name, number
 
 HASH = 12  # hexadecimal digits that are shown
 
@@ -49,7 +49,7 @@ def headline(run: Run) -> tuple[str, str]:
         return "no test result", "the run was not tested, or the test gave no finite figure"
     after = f" after {number(summary.get('headline_step'))} adaptation steps" if _adapts(run) else ""
     half = "95 % interval over" if is_number(summary.get("ci95")) else "mean over"
-    reading = f"test {metric}{after}, {half} {count(summary.get('n_tasks'))} tasks"
+    reading = f"test {metric_name(metric)}{after}, {half} {count(summary.get('n_tasks'))} tasks"
     return figure(metric, summary["mean"], summary.get("ci95")), reading
 
 
@@ -62,14 +62,14 @@ def _protocol(run: Run) -> list[Fact]:
     summary = run.summary
     queries = f"{number(summary.get('test_queries'))} queries{' a class' if _classes(run) else ''} at test"
     trained = f"trained on {episode_size(run, 'train_')}" if "train_shots" in summary else ""
-    split = f"{summary.get('split') or NOTHING}"
+    split, digits = str(summary.get("split") or NOTHING), _digits(summary.get("episodes_sha256"))
     norm = summary.get("norm") or setting(run, "model.norm")
     return [
         Fact("algorithm", component(run, "algo"), "first-order" if summary.get("first_order") else ""),
         Fact("data", component(run, "data"), str(summary.get("caveat") or "")),
         Fact("episodes", f"{episode_size(run)}, {queries}", trained),
         Fact("split", split, _hash("classes", summary.get("split_sha256"))),
-        Fact("test episodes", _digits(summary.get("episodes_sha256")), "the same digits: the same tasks"),
+        Fact("test episodes", digits, "" if digits == NOTHING else "the same digits: the same tasks"),
         Fact("network", component(run, "model"), f"normalisation: {norm or 'unknown'}"),
         Fact("regularizer", component(run, "reg")),
         Fact("seed", number(summary.get("seed", setting(run, "seed")))),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from metarun.errors import UserError, one_line
 from metarun.report import FORMATS, write_report
-from metarun.report.texts import pairs_beside
+from metarun.report.files import pairs_beside
 
 EPILOG = """\
 examples:

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 from metarun.report import points, versus
-from metarun.report.groups import Group, by_benchmark, group_runs
+from metarun.report.drawing import Drawing
 from metarun.report.read import Run
-from metarun.report.results import Pair, Result, device_of, equal_compute, pairs, result
-from metarun.report.sections import Section
-from metarun.report.tables import budget_table, matrix_table, pair_table, result_table
-
-
-def all_pairs(groups: Sequence[Group]) -> list[Pair]:
-    """Of each benchmark; runs on different benchmarks are never paired."""
-    return [pair for members in by_benchmark(groups).values() for pair in pairs(members)]
-
-
-def of_runs(runs: Sequence[Run]) -> list[Section]:
-    """What the runs show together; cards and warnings of each are on the page besides."""
-    groups = group_runs(runs)
-    if not groups:
-        return [Section("Comparison", missing="None of the runs trained or tested: there is nothing to compare.")]
-    results, looks = [result(g) for g in groups], versus.looks_of(groups)
-    return [
-        _results(results, groups),
-        _curves("Learning curves", versus.learning_curves(groups, looks), LEARNING, "No run was validated."),
-        _curves("Adaptation at test", versus.adaptation_curves(groups, looks), ADAPTATION, "No run was tested."),
-        _paired(groups),
-        _compute(results, groups, looks),
-        _curves("Measures of training", versus.measure_curves(groups, looks), MEASURES, "No measures were logged."),
-    ]
-
+from metarun.report.results import device_of
+from metarun.report.sections import Section, titled
+from metarun.report.several import Several, all_pairs, budget_tables, pair_tables, result_tables, several
 
 LEARNING = (
     "Left: the mean over seeds at the validations that all seeds reached, in a band from the lowest to the highest "
@@ -40,42 +19,70 @@ LEARNING = (
 ADAPTATION = "Bands: lowest to highest seed, or for a single seed the 95 % interval over test tasks."
 MEASURES = "Means over seeds, smoothed. Algorithms differ in what a meta-gradient is: norms compare within one only."
 COST = "Inner gradients are those of the support loss that training took; a learner without an inner loop takes none."
+DIFFERENCES = "Dark: paired, task by task. Light: had the two been tested on different tasks."
 
 
-def _curves(title: str, drawing: versus.Drawing | None, text: str, missing: str) -> Section:
-    return Section(title, (text,), (drawing,)) if drawing else Section(title, missing=missing)
+def of_runs(runs: Sequence[Run]) -> list[Section]:
+    """What the runs show together; cards and warnings of each are on the page besides."""
+    shown = several(runs)
+    if not shown.groups:
+        return [Section(missing="None of the runs trained or tested: nothing to compare.", title="Comparison")]
+    parts: dict[str, Callable[[Several], Section]] = {
+        "Results": results,
+        "Learning curves": learning,
+        "Adaptation at test": adapting,
+        "Paired comparison": paired,
+        "Cost": cost,
+        "Measures of training": measures,
+    }
+    return titled({title: functools.partial(part, shown) for title, part in parts.items()})
 
 
-def _results(results: Sequence[Result], groups: Sequence[Group]) -> Section:
+def results(shown: Several) -> Section:
     text = ["Runs that differ in nothing but their seed are one group."]
-    repeated = sum(g.repeated for g in groups)
+    repeated = sum(g.repeated for g in shown.groups)
     if repeated:
         text.append(f"{repeated} runs repeat a seed of their group and are left out here.")
-    matrix = matrix_table(results)
-    return Section("Results", tuple(text), tables=(*([matrix] if matrix else []), result_table(results)))
+    return Section(tuple(text), tables=result_tables(shown))
 
 
-def _paired(groups: Sequence[Group]) -> Section:
-    found = all_pairs(groups)
+def learning(shown: Several) -> Section:
+    return _curves(
+        versus.learning_curves(shown.groups, versus.looks_of(shown.groups)), LEARNING, "No run was validated."
+    )
+
+
+def adapting(shown: Several) -> Section:
+    return _curves(
+        versus.adaptation_curves(shown.groups, versus.looks_of(shown.groups)), ADAPTATION, "No run was tested."
+    )
+
+
+def measures(shown: Several) -> Section:
+    return _curves(
+        versus.measure_curves(shown.groups, versus.looks_of(shown.groups)), MEASURES, "No measures were logged."
+    )
+
+
+def _curves(drawing: Drawing | None, text: str, missing: str) -> Section:
+    return Section((text,), (drawing,)) if drawing else Section(missing=missing)
+
+
+def paired(shown: Several) -> Section:
+    found = all_pairs(shown.groups)
     if not found:
-        missing = "There is one group on each benchmark: a pair needs two on the same."
-        return Section("Paired comparison", missing=missing)
-    drawing = points.differences(found)
-    text = () if drawing else ("No two groups were tested on the same episodes.",)
-    return Section("Paired comparison", text, (drawing,) if drawing else (), (pair_table(found),))
+        return Section(missing="There is one group on each benchmark: a pair needs two on the same.")
+    drawings = tuple(d for d in map(points.differences, found) if d)
+    text = DIFFERENCES if drawings else "No two groups were tested on the same episodes."
+    return Section((text,), drawings, pair_tables(found))
 
 
-def _compute(results: Sequence[Result], groups: Sequence[Group], looks: versus.Looks) -> Section:
-    drawing = points.cost_and_figure(results, looks)
-    tables = [
-        budget_table(budgets, members)
-        for members in by_benchmark(groups).values()
-        if len(members) > 1 and (budgets := equal_compute(members))
-    ]
+def cost(shown: Several) -> Section:
+    drawing, tables = points.cost_and_figure(shown.results, versus.looks_of(shown.groups)), budget_tables(shown.groups)
     if not drawing and not tables:
-        return Section("Cost", missing="No run has both a figure and a cost.")
-    devices = {d for g in groups for d in device_of(g)}
+        return Section(missing="No run has both a figure and a cost.")
+    devices = {d for g in shown.groups for d in device_of(g)}
     text = [COST]
     if len(devices) > 1:
         text.append(f"The runs were made on {', '.join(sorted(devices))}: their seconds do not compare.")
-    return Section("Cost", tuple(text), (drawing,) if drawing else (), tuple(tables))
+    return Section(tuple(text), (drawing,) if drawing else (), tables)

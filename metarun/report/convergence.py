@@ -12,23 +12,36 @@ from metarun.report.text import NOTHING, count, duration, figure, is_number, num
 
 COSTS = ("steps", "tasks", "inner_gradients", "seconds")
 HEADS = ("outer steps", "tasks", "inner gradients", "time")
-KNOWN = ("thresholds", "area", "budget", "trend", "rate", "stationarity")
+ELSEWHERE = ("thresholds", "area", "budget", "smooth", "hold")
+WORDS = {
+    "evaluations": "validations with a finite figure",
+    "missing": "validations without one",
+    "trend": "trend of the last validations",
+    "rate": "rate of the best squared gradient norm so far",
+}
 
 
-def described(run: Run) -> dict[str, Any]:
-    """The parts of a section."""
+def tables(run: Run) -> tuple[Table, ...]:
+    """Those of the tables that have rows; none where the summary has no such figures."""
     found = run.summary.get("convergence")
-    if not isinstance(found, Mapping) or not found:
-        return {"missing": "The summary holds no convergence figures (they are added when a run ends)."}
-    tables = (_thresholds(found, metric_of(run)), _areas(found, metric_of(run)), _rest(found, metric_of(run)))
-    return {"tables": tuple(t for t in tables if t.rows)}
+    if not isinstance(found, Mapping):
+        return ()
+    metric = metric_of(run)
+    return tuple(t for t in (_thresholds(found, metric), _areas(found, metric), _rest(found, metric)) if t.rows)
 
 
 def _thresholds(found: Mapping[str, Any], metric: str) -> Table:
     listed = found.get("thresholds")
     rows = [_threshold(t, metric) for t in listed if isinstance(t, Mapping)] if isinstance(listed, list) else []
-    note = "“> x”: not reached within x. Thresholds relative to a run's own best differ from run to run."
+    note = "“> x”: not reached within x. Thresholds relative to a run's own best differ from run to run." + _held(found)
     return Table("Cost to a validation threshold", ("threshold", "figure", *HEADS), tuple(rows), note)
+
+
+def _held(found: Mapping[str, Any]) -> str:
+    smooth, hold = found.get("smooth"), found.get("hold")
+    if smooth in (None, 1) and hold in (None, 1):
+        return ""
+    return f" Reached: the mean of {number(smooth)} validations is beyond it {number(hold)} times in a row."
 
 
 def _threshold(threshold: Mapping[str, Any], metric: str) -> tuple[str, ...]:
@@ -60,21 +73,21 @@ def _part(found: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _rest(found: Mapping[str, Any], metric: str) -> Table:
     """Trend and rate in words; every other number under its own name."""
-    rows: list[tuple[str, str]] = []
-    for key, value in found.items():
-        if key in ("thresholds", "area", "budget"):
-            continue
-        if key == "trend" and isinstance(value, Mapping):
-            rows.append(("trend of the last validations", _trend(value, metric)))
-        elif key == "rate" and isinstance(value, Mapping):
-            rows.append(("rate of the best squared gradient norm so far", _rate(value)))
-        elif key in ("first", "best", "last"):
-            rows.append((f"{key} validation", figure(metric, value)))
-        elif isinstance(value, Mapping):
-            rows += [(f"{key}, {name}".replace("_", " "), number(v)) for name, v in value.items()]
-        elif value is not None:
-            rows.append((key.replace("_", " "), number(value)))
-    return Table("Validation and rate", ("", "value"), tuple(rows))
+    rows = [row for key, value in found.items() if value is not None for row in _said(key, value, metric)]
+    shown = tuple(rows) if found.get("evaluations") != 0 else ()
+    return Table("Validation and rate", ("", "value"), shown, left=(0, 1))
+
+
+def _said(key: str, value: Any, metric: str) -> list[tuple[str, str]]:
+    if key in ELSEWHERE:
+        return []
+    if key in ("first", "best", "last"):
+        return [(f"{key} validation", figure(metric, value))]
+    if key in WORDS and isinstance(value, Mapping):
+        return [(WORDS[key], _trend(value, metric) if key == "trend" else _rate(value))]
+    if isinstance(value, Mapping):
+        return [(f"{WORDS.get(key, key)}, {name}".replace("_", " "), number(v)) for name, v in value.items()]
+    return [(WORDS.get(key, key).replace("_", " "), number(value))]
 
 
 def _trend(trend: Mapping[str, Any], metric: str) -> str:
@@ -84,8 +97,7 @@ def _trend(trend: Mapping[str, Any], metric: str) -> str:
 
 
 def _rate(rate: Mapping[str, Any]) -> str:
-    floor = f", below noise from step {number(rate['floor_step'])}" if rate.get("floor_step") is not None else ""
-    return (
-        f"steps^{number(rate.get('slope'), 3)} ± {number(rate.get('half'), 3)}, "
-        f"{number(rate.get('points'))} probes, R² {number(rate.get('r2'), 3)}{floor}"
-    )
+    fit = f", R² {number(rate['r2'], 3)}" if is_number(rate.get("r2")) else ""
+    floor = f"; lost in noise from step {number(rate['floor_step'])} on" if is_number(rate.get("floor_step")) else ""
+    exponent = f"{number(rate.get('slope'), 3)} ± {number(rate.get('half'), 3)}"
+    return f"goes as outer steps to the power {exponent}, over {number(rate.get('points'))} probes{fit}{floor}"

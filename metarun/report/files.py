@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class Analysis:
     rows: tuple[tuple[str, ...], ...]
     more: int  # rows that are only in the file
     results: Mapping[str, Any]
-    figure: bytes  # a PNG, or nothing
+    figures: tuple[tuple[str, bytes], ...]  # file names and PNGs, figure.png first
 
 
 def json_file(path: Path, kind: type) -> tuple[Any, str]:
@@ -109,18 +109,24 @@ def analyses(folder: Path) -> tuple[list[Analysis], list[str]]:
     except OSError:
         return [], []
     found = [_analysis(path) for path in folders]
-    empty = [a.name for a in found if not (a.rows or a.results or a.figure)]
+    empty = [a.name for a in found if not (a.rows or a.results or a.figures)]
     return found, [f"The analysis {name} has no results yet." for name in empty]
 
 
 def _analysis(path: Path) -> Analysis:
     columns, rows, more = table(path / "results.csv")
     results, _ = json_file(path / "results.json", dict)
-    try:
-        figure = (path / "figure.png").read_bytes()
-    except OSError:
-        figure = b""
-    return Analysis(path.name, path, columns, rows, more, results or {}, figure if figure.startswith(PNG) else b"")
+    return Analysis(path.name, path, columns, rows, more, results or {}, tuple(_pictures(path)))
+
+
+def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for path in sorted(folder.glob("*.png"), key=lambda p: (p.name != "figure.png", p.name)):
+        try:
+            data = path.read_bytes()
+        except OSError:
+            continue
+        if data.startswith(PNG):
+            yield path.name, data
 
 
 def table(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], int]:
@@ -134,3 +140,8 @@ def table(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], int
         return (), (), 0
     rows = [(*line, *[""] * len(lines[0]))[: len(lines[0])] for line in lines[1:]]
     return lines[0], tuple(rows[:MAX_ROWS]), max(0, len(rows) - MAX_ROWS)
+
+
+def pairs_beside(target: Path) -> Path:
+    """report.csv -> report-pairs.csv"""
+    return target.with_name(f"{target.stem}-pairs{target.suffix}")

@@ -2,7 +2,8 @@
 
 A benchmark is what test episodes are made from: the data set's settings (its training queries aside), their size, the
 metric. Within one, runs of the same algorithm and settings form a group; where groups of an algorithm differ in
-settings, these are in the label. Where and how a run was done (device, logger, folders) makes no difference.
+settings, these are in the label. Where a run was done (device, logger, folders) and on how many tasks it was
+validated and tested makes no difference.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from metarun.report.read import Run
 from metarun.report.text import short
 
 COMPARED = ("train", "evaluate", None)  # jobs that end in a figure
-ELSEWHERE = ("seed", "run", "resume", "trusted_modules", "choices", "device", "logger", "diagnostics")
+ELSEWHERE = (  # settings that do not change how a run learns
+    "seed", "run", "resume", "report", "analysis", "predict", "trusted_modules", "choices",
+    "device", "logger", "diagnostics", "val", "test",
+)  # fmt: skip
 ELSEWHERE_KEYS = ("data.root", "data.download", "train.log_every", "train.checkpoint_every", "train.max_minutes")
 OF_TRAINING = ("data.queries", "data.augment")  # settings of the data that test episodes do not depend on
 NAMED_SETTINGS = 3  # of those that tell groups apart
@@ -41,10 +45,12 @@ class Group:
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """The runs that ended in a figure or should have, benchmark by benchmark in the order of their first run."""
     compared = [run for run in runs if run.config.get("job") in COMPARED]
-    benchmarks = named(_gathered(compared, _benchmark), lambda run: f"{component(run, 'data')} {episode_size(run)}")
+    benchmarks = named(
+        _gathered(compared, _benchmark), lambda run: f"{short(component(run, 'data'))} {episode_size(run)}"
+    )
     found = []
     for benchmark, members in benchmarks.items():
-        for label, same in named(_gathered(members, _variant), lambda run: component(run, "algo")).items():
+        for label, same in named(_gathered(members, _variant), lambda run: short(component(run, "algo"))).items():
             kept = _one_a_seed(same)
             algo, metric = component(same[0], "algo"), metric_of(same[0])
             found.append(Group(label, algo, benchmark, metric, kept, len(same) - len(kept)))
@@ -128,9 +134,9 @@ def _unique(label: str, taken: Mapping[str, Any]) -> str:
 
 def _one_a_seed(runs: Sequence[Run]) -> tuple[Run, ...]:
     """One run of each seed: of several, the first that has a test result, else the first."""
-    seeds: dict[Any, Run] = {}
+    seeds: dict[str, Run] = {}
     for run in runs:
-        seed = run.summary.get("seed", setting(run, "seed"))
+        seed = str(run.summary.get("seed", setting(run, "seed")))
         if seed not in seeds or ("mean" in run.summary and "mean" not in seeds[seed].summary):
             seeds[seed] = run
     return tuple(seeds.values())

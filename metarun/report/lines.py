@@ -1,4 +1,4 @@
-"""Curves on axes: long noisy ones with their mean, means with intervals, families of lines with an order."""
+"""Curves on axes: long noisy ones with their median, means with intervals, families of lines with an order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from metarun.report.drawing import DASHES, GREY, Look, plain
 
 MOST_POINTS = 300  # that are drawn of one curve
-SMOOTHING = 25  # as a share of the records: their number by this
+SMOOTHING = 15  # as a share of the records: their number by this
 KEYED = 9  # lines that a legend names
 
 
@@ -25,23 +25,36 @@ def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array([x[at : at + each].mean() for at in edges]), np.array([y[at : at + each].mean() for at in edges])
 
 
-def running_mean(y: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the finite values at most window // 2 places away; NaN where there is none."""
-    kernel = np.ones(2 * (window // 2) + 1)
-    finite = np.isfinite(y)
-    total = np.convolve(np.where(finite, y, 0.0), kernel)[window // 2 : window // 2 + len(y)]
-    number = np.convolve(finite.astype(float), kernel)[window // 2 : window // 2 + len(y)]
-    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+def running_median(y: np.ndarray, window: int) -> np.ndarray:
+    """The median of the finite values at most window // 2 places away: no spike moves it. NaN where there is none."""
+    if not len(y):
+        return y
+    side = window // 2
+    padded = np.pad(np.where(np.isfinite(y), y, np.nan), side, constant_values=np.nan)
+    around = np.lib.stride_tricks.sliding_window_view(padded, 2 * side + 1)
+    empty = np.isnan(around).all(1)
+    return np.where(empty, np.nan, np.nanmedian(np.where(empty[:, None], 0.0, around), axis=1))
+
+
+def smoothed(y: np.ndarray, window: int) -> np.ndarray:
+    """The running median, its corners rounded by a running mean of the same width."""
+    middle, side = running_median(y, window), window // 2
+    if not len(y) or not side:
+        return middle
+    kernel, finite = np.ones(2 * side + 1), np.isfinite(middle)
+    total = np.convolve(np.where(finite, middle, 0.0), kernel)[side : side + len(y)]
+    number = np.convolve(finite.astype(float), kernel)[side : side + len(y)]
+    return np.where(finite, total / np.maximum(number, 1), np.nan)
 
 
 def noisy(axes: Axes, x: np.ndarray, y: np.ndarray, look: Look, label: str | None = None) -> None:
-    """Every record thin, their running mean thick; records that are not finite as crosses at the foot."""
+    """Every record thin, their smoothed running median thick; records that are not finite as crosses at the foot."""
     window = len(y) // SMOOTHING
     if window < 2:
         axes.plot(x, y, color=look.colour, linestyle=look.dash, marker=look.marker, label=label)
     else:
         axes.plot(*thinned(x, y), color=look.colour, linewidth=0.6, alpha=0.35)
-        axes.plot(*thinned(x, running_mean(y, window)), color=look.colour, linestyle=look.dash, label=label)
+        axes.plot(*thinned(x, smoothed(y, window)), color=look.colour, linestyle=look.dash, label=label)
     not_finite(axes, x, y)
 
 
@@ -70,7 +83,7 @@ def family(axes: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], orde
         shown = len(curves) <= KEYED or at in (0, len(curves) - 1)
         window = max(1, len(y) // SMOOTHING)
         marker = "." if len(y) == 1 else ""
-        smooth = thinned(x, running_mean(y, window))
+        smooth = thinned(x, smoothed(y, window))
         label = plain(name, 24) if shown else None
         axes.plot(*smooth, color=colour, linestyle=DASHES[at % 4], linewidth=1.2, marker=marker, label=label)
     if len(curves) > KEYED:

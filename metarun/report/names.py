@@ -1,6 +1,6 @@
 """Which logged numbers share a panel, what each panel is called, and what its values are held against.
 
-docs/metrics.md and docs/diagnostics.md define the numbers. One that is not listed here gets a panel of its own under its
+docs/metrics.md and docs/diagnostics.md define the numbers. One that is not listed gets a panel of its own under its
 own name, so that another algorithm's measures are drawn as well.
 """
 
@@ -88,6 +88,13 @@ COMPARED = (  # between runs
     "grad_norm", "grad_snr", "grad_cosine", "grad_conflict", "update_ratio", "adaptation_gain", "support_query_gap",
     "contraction", "distance", "cg_residual", "cg_negative",
 )  # fmt: skip
+FAMILIES = {
+    "grad_norm": ("Meta-gradient norm by layer", "norm"),
+    "update_ratio": ("Update-to-weight ratio by layer", "ratio"),
+    "cka": ("CKA of layers, before and after", "similarity"),
+    "support_loss": ("Support loss along the inner loop", "loss"),
+    "query_loss": ("Query loss along the inner loop", "loss"),
+}
 
 
 def known(*panel_sets: Sequence[Panel]) -> set[str]:
@@ -102,6 +109,11 @@ def families(names: Sequence[str]) -> dict[str, list[str]]:
         if slash:
             found.setdefault(prefix, []).append(name)
     return found
+
+
+def family_words(prefix: str) -> tuple[str, str]:
+    """Title and vertical axis of a family's panel."""
+    return FAMILIES.get(prefix, (prefix.replace("_", " "), prefix))
 
 
 def is_profile(members: Sequence[str]) -> bool:

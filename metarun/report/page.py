@@ -6,6 +6,7 @@ The template escapes every text; a policy in the page's head forbids scripts and
 from __future__ import annotations
 
 import base64
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from metarun.report.card import Card, card
 from metarun.report.compare import of_runs
 from metarun.report.drawing import svg_uri
 from metarun.report.read import Run
-from metarun.report.sections import of_run
+from metarun.report.sections import Section, failed, of_run
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -28,11 +29,22 @@ def render(runs: Sequence[Run]) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.globals |= {"svg": svg_uri, "png": png_uri}
-    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
-    template = environment.get_template("page.html.j2")
-    runs_and_cards = list(zip(runs, cards, strict=True))
-    return template.render(title=title(cards), sections=sections, runs=runs_and_cards, style=style)
+    environment.globals |= {"png": png_uri, "png_width": png_width}
+    return environment.get_template("page.html.j2").render(
+        title=title(cards),
+        sections=[with_images(section) for section in sections],
+        runs=list(zip(runs, cards, strict=True)),
+        style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
+    )
+
+
+def with_images(section: Section) -> tuple[Section, list[tuple[str, str, int]]]:
+    """A section and its figures: address, description and width in pixels."""
+    try:
+        images = [(svg_uri(d.figure), d.alt, round(96 * d.figure.get_figwidth())) for d in section.drawings]
+    except Exception as error:  # of a name or number that cannot be drawn
+        return dataclasses.replace(failed(error), title=section.title), []
+    return section, images
 
 
 def title(cards: Sequence[Card]) -> str:
@@ -41,3 +53,8 @@ def title(cards: Sequence[Card]) -> str:
 
 def png_uri(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+
+
+def png_width(data: bytes) -> int:
+    """In pixels of a page: analyses are drawn with 200 dots an inch, a page has 96."""
+    return int.from_bytes(data[16:20], "big") * 96 // 200

@@ -3,71 +3,81 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metarun.report.drawing import COLOURS, GREY, Drawing, finish, plain
+from metarun.report.drawing import COLOURS, GREY, WIDTH, Drawing, finish, plain, wide_costs
 from metarun.report.groups import by_benchmark
 from metarun.report.results import Pair, Result
-from metarun.report.text import with_unit
-from metarun.report.versus import Looks, grid, legend
+from metarun.report.text import number, unit_of, with_unit
+from metarun.report.versus import Looks, grid, legend, time_unit
 
 
 def cost_and_figure(results: Sequence[Result], looks: Looks) -> Drawing | None:
-    """The test figure against what training cost, in seconds and in inner gradient evaluations."""
+    """The test figure against what training cost, in time and in inner gradient evaluations."""
     shown = [r for r in results if math.isfinite(r.test.mean)]
     if not shown:
         return None
     groups = [r.group for r in shown]
     benchmarks = by_benchmark(groups)
     figure, axes, texts = *grid(2 * len(benchmarks), groups, columns=2), []
-    units = {"seconds of training": lambda r: r.seconds, "inner gradient evaluations": lambda r: r.inner_gradients}
     for at, benchmark in enumerate(benchmarks):
         members = [r for r in shown if r.group.benchmark == benchmark]
-        for ax, (unit, cost) in zip(axes[2 * at : 2 * at + 2], units.items(), strict=True):
-            _scatter(ax, members, cost, looks)
-            title = plain(benchmark, 48) if unit.startswith("seconds") else "by gradient evaluations"
-            means = np.array([r.test.mean for r in members])
-            finish(ax, title, unit, plain(with_unit(members[0].group.metric)), [means])
+        seconds = [r.seconds for r in members]
+        unit, by = time_unit(seconds)
+        scatter(axes[2 * at], members, [s / by for s in seconds], looks)
+        scatter(axes[2 * at + 1], members, [r.inner_gradients for r in members], looks)
+        means, metric = [np.array([r.test.mean for r in members])], plain(with_unit(members[0].group.metric))
+        finish(axes[2 * at], plain(benchmark, 48), f"{unit} of training", f"test {metric}", means)
+        finish(axes[2 * at + 1], "by gradients", "inner gradient evaluations", f"test {metric}", means)
         texts += [f"{r.group.label} on {benchmark}: {r.test.mean:.4g} in {r.seconds:.4g} seconds." for r in members]
     legend(figure, groups, looks)
     return Drawing("cost", " ".join(texts), figure)
 
 
-def _scatter(axes: Axes, results: Sequence[Result], cost: Callable[[Result], float], looks: Looks) -> None:
-    costs = [cost(r) for r in results if math.isfinite(cost(r))]
-    if any(c > 0 for c in costs) and max(costs) > 5 * min(costs):
-        smallest = min(c for c in costs if c > 0)
-        axes.set_xscale("log" if min(costs) > 0 else "symlog", **({} if min(costs) > 0 else {"linthresh": smallest}))
-    for r in results:
-        half = r.test.half if math.isfinite(r.test.half) else 0.0
-        axes.errorbar(
-            [cost(r)], [r.test.mean], [half], color=looks[r.group.label].colour, marker=looks[r.group.label].marker,
-            markersize=6, capsize=3, linestyle="none",
-        )  # fmt: skip
+def scatter(axes: Axes, results: Sequence[Result], costs: Sequence[float], looks: Looks) -> None:
+    wide_costs(axes, [cost for cost in costs if math.isfinite(cost)])
+    for r, cost in zip(results, costs, strict=True):
+        half = r.test.half if r.test.half > 0 else 0.0  # NaN, too, has none
+        colour, _, marker = looks[r.group.label]
+        axes.errorbar([cost], [r.test.mean], [half], color=colour, marker=marker, markersize=6, capsize=3)
 
 
 def differences(pairs: Sequence[Pair]) -> Drawing | None:
-    """The paired differences with their intervals, and those that unpaired tasks would have given."""
-    shown = [p for p in pairs if p.comparison is not None]
+    """The paired differences of one benchmark with their intervals, and those that unpaired tasks would have given."""
+    shown = [p for p in reversed(pairs) if p.comparison]
     if not shown:
         return None
-    figure = Figure(figsize=(7.2, 0.9 + 0.3 * len(shown)))
-    left, foot = 0.46, 0.55 / figure.get_figheight()
-    axes = figure.add_axes((left, foot, 0.51, 1 - foot - 0.3 / figure.get_figheight()))
-    for row, pair in enumerate(reversed(shown)):
+    height = 0.85 + 0.27 * len(shown)
+    figure = Figure(figsize=(WIDTH * 0.75, height))
+    axes = figure.add_axes((0.42, 0.5 / height, 0.55, (height - 0.85) / height))
+    for row, pair in enumerate(shown):
         found = pair.comparison
         assert found is not None
         where = [found.difference], [row]
-        axes.errorbar(*where, xerr=[found.unpaired_half], color="#BBBBBB", capsize=2, linestyle="none")
+        axes.errorbar(*where, xerr=[found.unpaired_half], color="#B5B5B5", capsize=2)
         axes.errorbar(*where, xerr=[found.half], color=COLOURS[0], capsize=4, marker="o", linewidth=2)
-    names = [f"{plain(p.a.label, 26)} \N{MINUS SIGN} {plain(p.b.label, 26)}" for p in reversed(shown)]
     axes.axvline(0, color=GREY, linewidth=0.9)
-    axes.set_yticks(range(len(shown)), names)
-    axes.set_ylim(-0.7, len(shown) - 0.3)
-    finish_x = with_unit(shown[0].a.metric) if len({p.a.metric for p in shown}) == 1 else "difference"
-    axes.set_xlabel(plain(f"difference in {finish_x}: dark paired, light unpaired"))
-    return Drawing("pairs", "Paired differences as in the table beside this figure.", figure)
+    metric = shown[0].a.metric
+    unit = f"difference in {metric}, points" if unit_of(metric) else f"difference in {with_unit(metric)}"
+    finish(axes, plain(shown[0].a.benchmark, 60), plain(unit, 60), "")
+    axes.set_yticks(range(len(shown)), [_versus(pair) for pair in shown])
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    return Drawing(f"pairs_{_file_name(shown[0].a.benchmark)}", _in_words(shown), figure)
+
+
+def _versus(pair: Pair) -> str:
+    return f"{plain(pair.a.label, 26)} \N{MINUS SIGN} {plain(pair.b.label, 26)}"
+
+
+def _in_words(pairs: Sequence[Pair]) -> str:
+    found = [(p, p.comparison) for p in reversed(pairs) if p.comparison]
+    return " ".join(f"{p.a.label} less {p.b.label}: {number(c.difference)} ± {number(c.half)}." for p, c in found)
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")

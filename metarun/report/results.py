@@ -155,7 +155,7 @@ def compare(a: Group, b: Group) -> Pair:
     if scores_a is None or scores_b is None:
         return Pair(a, b, None, one if scores_a is None else other)
     if one != other or one == "None" or scores_a.shape[1] != scores_b.shape[1]:
-        return Pair(a, b, None, f"different test episodes ({one[:8]} and {other[:8]})")
+        return Pair(a, b, None, f"their test episodes differ ({one[:8]} and {other[:8]})")
     scale = scale_of(a.metric)
     means = scale * scores_a.mean(0), scale * scores_b.mean(0)
     return Pair(a, b, paired.compare(*means, higher_is_better(a.metric)))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from metarun.errors import one_line
 from metarun.report import charts, convergence, measures, names
 from metarun.report.drawing import Drawing
 from metarun.report.facts import adaptation, keys, metric_of
@@ -15,58 +18,74 @@ from metarun.report.read import Run
 from metarun.report.table import Table
 from metarun.report.text import count, figure, is_number, number, with_unit
 
-MOST_EMBEDDED = 400_000  # bytes of an analysis's figure
-MOST_ROWS = 40  # of an analysis's table, and adaptation steps
+MOST_EMBEDDED, MOST_PICTURES = 300_000, 4  # bytes of an analysis's figure; figures of one
+FOLDED_ROWS, MOST_ROWS = 8, 40  # of an analysis's table, and adaptation steps
 
 
 @dataclass(frozen=True)
 class Section:
     """A part of the page under a heading."""
 
-    title: str
     text: tuple[str, ...] = ()
     drawings: tuple[Drawing, ...] = ()
     tables: tuple[Table, ...] = ()
-    pictures: tuple[tuple[str, bytes], ...] = ()  # a PNG and what it shows
+    pictures: tuple[tuple[str, bytes], ...] = ()  # what it shows, and a PNG
+    details: tuple[tuple[str, str], ...] = ()  # a line, and preformatted text below it
     missing: str = ""
-    details: tuple[tuple[str, str], ...] = ()  # a summary line and preformatted text
+    title: str = ""
+
+
+def titled(parts: Mapping[str, Callable[[], Section]]) -> list[Section]:
+    """The sections under their headings. What another program left in a folder may break one, but not the others."""
+    made = []
+    for title, part in parts.items():
+        try:
+            section = part()
+        except Exception as error:
+            section = failed(error)
+        made.append(dataclasses.replace(section, title=title))
+    return made
+
+
+def failed(error: Exception) -> Section:
+    return Section(missing=f"This part could not be made from what the folder holds ({one_line(error)}).")
 
 
 def of_run(run: Run) -> list[Section]:
     """All sections of one run, in the order of reading."""
-    return [
-        learning(run),
-        adapting(run),
-        gradients(run),
-        inner_loop(run),
-        probes(run),
-        layers(run),
-        Section("Convergence", **convergence.described(run)),
-        alarms(run),
-        *analyses(run),
-        others(run),
-    ]
+    parts: dict[str, Callable[[Run], Section]] = {
+        "Learning curve": learning,
+        "Adaptation at test": adapting,
+        "Meta-gradient": gradients,
+        "Inner loop": inner_loop,
+        "Probes": probes,
+        "Layers": layers,
+        "Convergence": converging,
+        "Alarms": alarms,
+    }
+    found: dict[str, Callable[[], Section]] = {title: functools.partial(part, run) for title, part in parts.items()}
+    found |= {f"Analysis: {a.name}": functools.partial(analysed, a) for a in run.analyses}
+    if not run.analyses:
+        found["Analyses"] = functools.partial(no_analyses, run)
+    return titled(found | {"Everything else": functools.partial(others, run)})
 
 
 def learning(run: Run) -> Section:
     drawing = charts.learning(run)
     text = (
-        "Thin lines are single records, thick ones their running mean. Validation is on fixed tasks; training loss and "
-        "figure are of the tasks of each step, before it."
+        "Thin lines are single records, thick ones a smoothed running median. Validation is on fixed tasks, training "
+        "loss and figure on the tasks of each step, before the update."
     )
-    if drawing is None:
-        return Section("Learning curve", missing="The run logged neither training nor validation.")
-    return Section("Learning curve", (text,), (drawing,))
+    return _drawn([drawing], "The run logged neither training nor validation.", text if drawing else "")
 
 
 def adapting(run: Run) -> Section:
-    curve, title = adaptation(run), "Adaptation at test"
-    if not curve:
-        return Section(title, missing="The summary holds no test.")
+    if not adaptation(run):
+        return Section(missing="The summary holds no test.")
     drawing = charts.adapting(run)
     if drawing is None:
-        return Section(title, ("The learner adapts in a single step or in none: there is no curve.",))
-    return Section(title, drawings=(drawing,), tables=(adaptation_table(run),))
+        return Section(("The learner adapts in a single step or in none: there is no curve.",))
+    return Section(drawings=(drawing,), tables=(adaptation_table(run),))
 
 
 def adaptation_table(run: Run) -> Table:
@@ -83,9 +102,9 @@ def adaptation_table(run: Run) -> Table:
 
 
 def gradients(run: Run) -> Section:
-    drawing = measures.draw_panels("gradients", run.of("train"), names.GRADIENTS)
+    found = measures.draw_panels("gradients", run.of("train"), names.GRADIENTS)
     missing = "No measures of the meta-gradient were logged (diagnostics=off, or no training)."
-    return _drawn("Meta-gradient", drawing, missing)
+    return _drawn([found.drawing], missing, found.text)
 
 
 def inner_loop(run: Run) -> Section:
@@ -94,57 +113,43 @@ def inner_loop(run: Run) -> Section:
         missing = (
             "Nothing was logged of an inner loop: the learner has none, diagnostics=off, or there was no training."
         )
-        return Section("Inner loop", missing=missing)
-    panels = measures.draw_panels("inner_loop", train, names.INNER)
-    profiles = measures.draw_profiles("along_inner_loop", train)
-    return Section("Inner loop", drawings=tuple(d for d in (panels, profiles) if d))
+        return Section(missing=missing)
+    found = measures.draw_panels("inner_loop", train, names.INNER)
+    return _drawn([found.drawing, measures.draw_profiles("along_inner_loop", train)], "", found.text)
 
 
 def probes(run: Run) -> Section:
-    records = run.of("probe")
-    if not records:
-        return Section("Probes", missing="No probes on fixed tasks were logged; diagnostics=full takes them.")
-    listed = names.known(names.PROBES)
+    records, listed = run.of("probe"), names.known(names.PROBES)
     own = names.own_panels([key for key in keys(records) if key not in listed])
-    found = (
-        measures.draw_panels("probes", records, [*names.PROBES, *own]),
+    found = measures.draw_panels("probes", records, [*names.PROBES, *own])
+    drawings = [
+        found.drawing,
         measures.draw_profiles("probe_profiles", records),
         measures.draw_layers("probe_layers", records),
-    )
-    return Section("Probes", ("Measured on the same fixed tasks each time.",), tuple(d for d in found if d))
+    ]
+    text = ("Measured on the same fixed tasks each time.", found.text) if records else ()
+    return _drawn(drawings, "No probes on fixed tasks were logged; diagnostics=full takes them.", *text)
 
 
 def layers(run: Run) -> Section:
-    drawing = measures.draw_layers("layers", run.of("train"))
-    return _drawn("Layers", drawing, "No numbers of single layers were logged.")
+    return _drawn([measures.draw_layers("layers", run.of("train"))], "No numbers of single layers were logged.")
 
 
-def others(run: Run) -> Section:
-    """Numbers of training that no panel above shows, all settings and the whole summary."""
-    covered = names.known(names.GRADIENTS, names.INNER) | set(names.LEARNING) | {metric_of(run)}
-    own = names.own_panels([k for k in keys(run.of("train")) if k not in covered])
-    drawing = measures.draw_panels("others", run.of("train"), own)
-    texts = {"All settings (config.yaml)": run.config_text, "The whole summary (summary.json)": _json(run.summary)}
-    details = tuple((name, text) for name, text in texts.items() if text)
-    missing = "" if run.config_text else "config.yaml is not there: the settings are unknown."
-    return Section("Everything else", drawings=(drawing,) if drawing else (), missing=missing, details=details)
-
-
-def _json(summary: Mapping[str, Any]) -> str:
-    return json.dumps(summary, indent=2, ensure_ascii=False) if summary else ""
+def converging(run: Run) -> Section:
+    tables = convergence.tables(run)
+    missing = "The summary holds no convergence figures; they are added when a run ends."
+    return Section(tables=tables) if tables else Section(missing=missing)
 
 
 def alarms(run: Run) -> Section:
     raised = run.summary.get("alarms")
     if not isinstance(raised, Mapping):
-        return Section("Alarms", missing="This run did not record alarms.")
+        return Section(missing="This run did not record alarms.")
     if not raised:
-        return Section("Alarms", ("None was raised.",))
+        return Section(("None was raised.",))
     rows = tuple((str(name), *_alarm(alarm)) for name, alarm in raised.items())
-    return Section(
-        "Alarms",
-        tables=(Table("Alarms raised", ("alarm", "times", "first step", "last step", "says"), rows, left=(0, 4)),),
-    )
+    columns = ("alarm", "times", "first step", "last step", "says")
+    return Section(tables=(Table("Alarms raised", columns, rows, left=(0, 4)),))
 
 
 def _alarm(alarm: Any) -> tuple[str, ...]:
@@ -153,28 +158,36 @@ def _alarm(alarm: Any) -> tuple[str, ...]:
     return tuple(number(alarm.get(key)) for key in ("count", "first", "last", "message"))
 
 
-def analyses(run: Run) -> list[Section]:
-    if not run.analyses:
-        missing = f"There are none yet: metarun job=analyze run={run.path} analysis=NAME makes them."
-        return [Section("Analyses", missing=missing)]
-    return [_analysis(a) for a in run.analyses]
+def no_analyses(run: Run) -> Section:
+    return Section(missing=f"There are none yet: metarun job=analyze run={run.path} analysis=NAME makes them.")
 
 
-def _analysis(analysis: Analysis) -> Section:
-    title, texts = f"Analysis: {analysis.name}", []
-    small = len(analysis.figure) <= MOST_EMBEDDED
-    if not small:
-        texts.append(f"Its figure is large and stays in {analysis.path / 'figure.png'}.")
-    pictures = ((f"Figure of the analysis {analysis.name}", analysis.figure),) if analysis.figure and small else ()
+def analysed(analysis: Analysis) -> Section:
+    """Message, pictures, figures and rows that `job=analyze` left."""
+    said = analysis.results.get("summary")
+    said = said if isinstance(said, Mapping) else analysis.results
+    small = [(name, data) for name, data in analysis.figures if len(data) <= MOST_EMBEDDED][:MOST_PICTURES]
+    left_out = [str(analysis.path / name) for name, data in analysis.figures if (name, data) not in small]
+    texts = str(said.get("message") or "").splitlines()
+    texts += [f"More figures are in {', '.join(left_out)}."] if left_out else []
+    facts = tuple((str(k).replace("_", " "), number(v)) for k, v in said.items() if k != "message" and _is_plain(v))
+    tables = [Table("What it adds up to", ("", "value"), facts, left=(0, 1))] if facts else []
+    tables += [_rows(analysis)] if analysis.rows else []
+    pictures = tuple((f"Figure of the analysis {analysis.name}: {name}", data) for name, data in small)
+    missing = "" if tables or pictures else "It has no results yet."
+    return Section(tuple(texts), tables=tuple(tables), pictures=pictures, missing=missing)
+
+
+def _is_plain(value: Any) -> bool:
+    return is_number(value) or (isinstance(value, str) and len(value) < 200)
+
+
+def _rows(analysis: Analysis) -> Table:
     left = tuple(k for k in range(len(analysis.columns)) if not all(_numeric(row[k]) for row in analysis.rows))
     more = analysis.more + max(0, len(analysis.rows) - MOST_ROWS)
     note = f"{more} more rows are in {analysis.path / 'results.csv'}." if more else ""
     rows = tuple(tuple(_shortened(cell) for cell in row) for row in analysis.rows[:MOST_ROWS])
-    tables = [Table("results.csv", analysis.columns, rows, note, left)] if rows else []
-    facts = tuple((str(k), number(v)) for k, v in analysis.results.items() if is_number(v) or isinstance(v, str))
-    tables += [Table("results.json", ("key", "value"), facts, left=(0, 1))] if facts else []
-    missing = "" if tables or pictures else "It has no results yet."
-    return Section(title, tuple(texts), (), tuple(tables), pictures, missing)
+    return Table("Rows (results.csv)", analysis.columns, rows, note, left, folded=len(rows) > FOLDED_ROWS)
 
 
 def _numeric(text: str) -> bool:
@@ -190,5 +203,19 @@ def _shortened(text: str) -> str:
     return number(float(text), 5) if _numeric(text) and text and not text.lstrip("-").isdecimal() else text
 
 
-def _drawn(title: str, drawing: Drawing | None, missing: str) -> Section:
-    return Section(title, drawings=(drawing,)) if drawing else Section(title, missing=missing)
+def others(run: Run) -> Section:
+    """Numbers of training that no panel above shows, all settings and the whole summary."""
+    covered = names.known(names.GRADIENTS, names.INNER) | set(names.LEARNING) | {metric_of(run)}
+    own = names.own_panels([k for k in keys(run.of("train")) if k not in covered])
+    found = measures.draw_panels("others", run.of("train"), own)
+    summary = json.dumps(run.summary, indent=2, ensure_ascii=False) if run.summary else ""
+    texts = {"All settings (config.yaml)": run.config_text, "The whole summary (summary.json)": summary}
+    details = tuple((line, text) for line, text in texts.items() if text)
+    missing = "" if run.config_text else "config.yaml is not there: the settings are unknown."
+    return dataclasses.replace(_drawn([found.drawing], missing, found.text), details=details, missing=missing)
+
+
+def _drawn(drawings: Sequence[Drawing | None], missing: str, *texts: str) -> Section:
+    """A section of what could be drawn or said, else of what is missing."""
+    shown, said = tuple(d for d in drawings if d), tuple(text for text in texts if text)
+    return Section(said, shown) if shown or said else Section(missing=missing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import dataclass
 
 LATEX = {
@@ -37,6 +38,7 @@ class Table:
     note: str = ""
     left: tuple[int, ...] = (0,)
     strong: frozenset[tuple[int, int]] = frozenset()  # (row, column)
+    folded: bool = False  # on a page: opened by its title
 
 
 def to_markdown(table: Table) -> str:
@@ -100,5 +102,6 @@ def _latex_cell(table: Table, row: int, column: int, text: str) -> str:
 
 
 def latex(text: str) -> str:
-    """Text as LaTeX's text mode shows it."""
-    return "".join(LATEX.get(sign, sign) for sign in " ".join(text.split()))
+    """Text as LaTeX's text mode shows it, the sign of a negative number as a minus."""
+    escaped = "".join(LATEX.get(sign, sign) for sign in " ".join(text.split()))
+    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", escaped)

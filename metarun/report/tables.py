@@ -9,7 +9,16 @@ from typing import Any
 from metarun.report.groups import Group, by_benchmark
 from metarun.report.results import Budget, Interval, Pair, Result
 from metarun.report.table import Table
-from metarun.report.text import NOTHING, count, duration, figure, higher_is_better, number, scale_of, unit_of
+from metarun.report.text import (
+    NOTHING,
+    count,
+    duration,
+    figure,
+    higher_is_better,
+    metric_name,
+    scale_of,
+    unit_of,
+)
 
 RESULT_NOTE = (
     "± is half of a 95 % interval: over test tasks (1.96 standard errors) for one seed, over seeds (Student's t) for "
@@ -26,7 +35,7 @@ PAIR_NOTE = (
 )
 BUDGET_NOTE = (
     "Best validation within the smallest amount that a run of this benchmark spent; a dash: it spends none of it, "
-    "or was not validated within it. ± is Student's t over seeds. A best of several validations flatters, and flatters all."
+    "or was not validated within it. ± is Student's t over seeds. A best of several flatters, and flatters all."
 )
 RAW_RESULT = (
     "algorithm", "benchmark", "metric", "runs", "tested", "diverged", "mean", "half", "interval_over", "iqm", "iqm_low",
@@ -44,14 +53,23 @@ def estimate(metric: str, interval: Interval) -> str:
 
 
 def result_table(results: Sequence[Result]) -> Table:
-    """A row for each group: what it reached, on how many seeds, at what cost."""
-    several = any(r.test.over == "seeds" for r in results)
+    """Of one benchmark, a row for each group: what it reached, on how many seeds, at what cost."""
+    group, several = results[0].group, any(r.test.over == "seeds" for r in results)
     seeds = ("IQM", "sd of seeds", "sd of tasks") if several else ()
-    cost = ("outer steps", "time", "inner gradients")
-    columns = ("benchmark", "algorithm", "test", "interval over", *seeds, "best validation", *cost)
+    columns = (
+        "algorithm",
+        "test",
+        "interval over",
+        *seeds,
+        "best validation",
+        "outer steps",
+        "time",
+        "inner gradients",
+    )
     rows = tuple(_result_row(r, several) for r in results)
     note = RESULT_NOTE + (SEEDS_NOTE if several else "")
-    return Table("Results", columns, rows, note, left=(0, 1, 3), strong=_best_cells(results, column=2))
+    title = f"{group.benchmark}, {metric_name(group.metric)}"
+    return Table(title, columns, rows, note, left=(0, 2), strong=_best_cells(results, column=1))
 
 
 def _result_row(r: Result, several: bool) -> tuple[str, ...]:
@@ -59,9 +77,8 @@ def _result_row(r: Result, several: bool) -> tuple[str, ...]:
     iqm = f"{_plain(metric, r.iqm.estimate)} [{_plain(metric, r.iqm.low)}, {_plain(metric, r.iqm.high)}]"
     seeds = (iqm if math.isfinite(r.iqm.estimate) else NOTHING, *(_plain(metric, s) for s in r.spread))
     return (
-        r.group.benchmark,
         r.group.label,
-        f"{metric} {estimate(metric, r.test)}" if math.isfinite(r.test.mean) else NOTHING,
+        estimate(metric, r.test),
         _over(r),
         *(seeds if several else ()),
         estimate(metric, r.validation),
@@ -72,10 +89,10 @@ def _result_row(r: Result, several: bool) -> tuple[str, ...]:
 
 
 def _over(r: Result) -> str:
-    tested = f"{r.tested} seeds" if r.tested > 1 else "tasks, 1 seed" if r.tested else "not tested"
-    gone = len(r.group.runs) - r.tested
-    lost = f"; {gone} of {len(r.group.runs)} without a test" if gone and r.tested else ""
-    return tested + lost + (f"; {r.diverged} diverged" if r.diverged else "")
+    runs = len(r.group.runs)
+    tested = f"{r.tested} seeds" if r.tested > 1 else "tasks, 1 seed" if r.tested else "no test figure"
+    lost = f", {runs - r.tested} of {runs} without" if 0 < r.tested < runs else ""
+    return tested + lost + (f", {r.diverged} diverged" if r.diverged else "")
 
 
 def _best_cells(results: Sequence[Result], column: int) -> frozenset[tuple[int, int]]:
@@ -86,7 +103,8 @@ def _best_cells(results: Sequence[Result], column: int) -> frozenset[tuple[int, 
         rows = [(at, r) for at, r in same if math.isfinite(r.test.mean)]
         if len(rows) > 1:
             sign = 1 if higher_is_better(rows[0][1].group.metric) else -1
-            best.add((max(rows, key=lambda row: sign * row[1].test.mean)[0], column))
+            top = max(sign * r.test.mean for _, r in rows)
+            best |= {(at, column) for at, r in rows if sign * r.test.mean == top}
     return frozenset(best)
 
 
@@ -102,25 +120,26 @@ def matrix_table(results: Sequence[Result]) -> Table | None:
     rows = tuple((label, *(cells.get((label, b), NOTHING) for b in benchmarks)) for label in labels)
     best = {(results[at].group.label, results[at].group.benchmark) for at, _ in _best_cells(results, 0)}
     strong = {(labels.index(label), benchmarks.index(b) + 1) for label, b in best}
-    columns = ("algorithm", *(f"{b}, {metrics[b]}" for b in benchmarks))
+    columns = ("algorithm", *(f"{b}, {metric_name(metrics[b])}" for b in benchmarks))
     return Table("Algorithms and benchmarks", columns, rows, strong=frozenset(strong))
 
 
-def pair_table(pairs: Sequence[Pair]) -> Table:
-    rows = tuple(_pair_row(p) for p in pairs)
-    columns = (
-        "benchmark",
-        "A",
-        "B",
-        "A \N{MINUS SIGN} B",
-        "± if unpaired",
-        "A better",
-        "the same",
-        "B better",
-        "tasks",
-    )
-    strong = frozenset((at, 3) for at, p in enumerate(pairs) if _resolved(p))
-    return Table("Paired comparison", columns, rows, PAIR_NOTE, left=(0, 1, 2), strong=strong)
+def pair_table(pairs: Sequence[Pair]) -> Table | None:
+    """The pairs that can be compared."""
+    shown = [pair for pair in pairs if pair.comparison]
+    if not shown:
+        return None
+    columns = ("A", "B", "A \N{MINUS SIGN} B", "± if unpaired", "A better", "the same", "B better", "tasks")
+    strong = frozenset((at, 2) for at, p in enumerate(shown) if _resolved(p))
+    title = f"Paired differences: {shown[0].a.benchmark}, {metric_name(shown[0].a.metric)}"
+    return Table(title, columns, tuple(_pair_row(p) for p in shown), PAIR_NOTE, left=(0, 1), strong=strong)
+
+
+def apart_table(pairs: Sequence[Pair]) -> Table | None:
+    """The pairs that cannot, and why."""
+    rows = tuple((p.a.label, p.b.label, p.why) for p in pairs if p.comparison is None)
+    title = f"Not comparable task by task: {pairs[0].a.benchmark}" if rows else ""
+    return Table(title, ("A", "B", "since"), rows, left=(0, 1, 2)) if rows else None
 
 
 def _resolved(pair: Pair) -> bool:
@@ -128,13 +147,11 @@ def _resolved(pair: Pair) -> bool:
 
 
 def _pair_row(pair: Pair) -> tuple[str, ...]:
-    names = (pair.a.benchmark, pair.a.label, pair.b.label)
     found, metric = pair.comparison, pair.a.metric
-    if found is None:
-        return (*names, f"not comparable: {pair.why}", *[NOTHING] * 5)
+    assert found is not None
     shares = (f"{100 * share:.1f} %" for share in (found.wins, found.ties, found.losses))
-    difference = estimate(metric, Interval(found.difference, found.half, ""))
-    return (*names, difference.replace(" %", " points"), _plain(metric, found.unpaired_half), *shares, count(found.n))
+    difference = estimate(metric, Interval(found.difference, found.half, "")).replace(" %", " points")
+    return (pair.a.label, pair.b.label, difference, _plain(metric, found.unpaired_half), *shares, count(found.n))
 
 
 def budget_table(budgets: Sequence[Budget], groups: Sequence[Group]) -> Table:
@@ -142,7 +159,7 @@ def budget_table(budgets: Sequence[Budget], groups: Sequence[Group]) -> Table:
     columns = ("algorithm", *(f"within {_amount(b)}" for b in budgets))
     metric, none = groups[0].metric, Interval(math.nan, math.nan, "")
     rows = tuple((g.label, *(estimate(metric, b.best.get(g.label, none)) for b in budgets)) for g in groups)
-    return Table(f"At equal compute: {groups[0].benchmark}, {metric}", columns, rows, BUDGET_NOTE)
+    return Table(f"At equal compute: {groups[0].benchmark}, {metric_name(metric)}", columns, rows, BUDGET_NOTE)
 
 
 def _amount(budget: Budget) -> str:
@@ -176,7 +193,3 @@ def _plain(metric: str, value: float) -> str:
 
 def _whole(value: float) -> str:
     return NOTHING if math.isnan(value) else count(value)
-
-
-def fact_rows(values: Sequence[tuple[str, Any]]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, number(value)) for name, value in values)

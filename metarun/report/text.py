@@ -48,6 +48,11 @@ def with_unit(metric: str) -> str:
     return f"{name}, %" if metric in PERCENT else name
 
 
+def metric_name(metric: str) -> str:
+    """As it stands in a title."""
+    return with_unit(metric).removesuffix(", %")
+
+
 def figure(metric: str, mean: Any, half: Any = None, unit: bool = True) -> str:
     """`90.15 ± 0.56 %`, or `0.1169 ± 0.0163`."""
     if not is_number(mean):
