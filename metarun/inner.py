@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
 from torch.func import grad
 
 from metarun.linalg import axpy, scale
@@ -30,9 +32,16 @@ def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
         v, count = state
         v = {k: beta2 * v[k] + (1 - beta2) * g[k] ** 2 for k in g}
         correction = 1 - beta2 ** (count + 1)
-        return {k: lr * g[k] / ((v[k] / correction).sqrt() + eps) for k in g}, (v, count + 1)
+        return {k: lr * g[k] / (_root(v[k] / correction) + eps) for k in g}, (v, count + 1)
 
     return Rule(init, step)
+
+
+def _root(v: Tensor) -> Tensor:
+    """sqrt(v) with the derivative 0 at 0: a weight without a gradient, as of a dead unit, must not turn the derivative
+    of the whole inner loop into 0 * inf."""
+    some = v > 0
+    return torch.where(some, torch.where(some, v, 1.0).sqrt(), 0.0)
 
 
 def descend(objective: Objective, start: Params, rule: Rule, steps: int) -> Iterator[Params]:

@@ -123,9 +123,10 @@ def leave_report(record: RunFolder, summary: dict[str, Any]) -> None:
 def watched(experiment: Experiment, record: RunFolder) -> Alarms:
     """The run's alarms, as the records that a resumed run keeps left them: what these raised has been told."""
     config, loss = experiment.config, experiment.algorithm.loss
-    specs = experiment.train_spec, experiment.test_spec
-    chance = chance_of(experiment.dataset, loss, *specs, config.val.tasks, EPISODE_SEED)
-    alarms = Alarms(config.diagnostics, Baseline(chance, loss.metric, loss.higher_is_better))
+    spec, val = experiment.train_spec, experiment.test_spec
+    chance = chance_of(experiment.dataset, loss, spec, val, config.val.tasks, EPISODE_SEED)
+    as_hard = spec.shots <= val.shots and spec.ways >= val.ways
+    alarms = Alarms(config.diagnostics, Baseline(chance, loss.metric, loss.higher_is_better, as_hard))
     for kept in record.read_records() if config.resume else ():
         alarms.observe(kept["kind"], kept["step"], kept)
     return alarms

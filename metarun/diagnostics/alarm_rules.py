@@ -1,22 +1,27 @@
 """The rules of the alarms: pure functions of a run's latest records that say in words what they saw, or "".
 
-A rule asks for numbers by the names they have in metrics.jsonl and does not hold where they are missing. All are
-heuristics. p is `patience`, a threshold that is named is one of `diagnostics.alarms`, L0 and LK are the query loss before
-and after adaptation, "chance" is chance.py's. A NaN stands for every number that is not finite.
+A rule asks for numbers by their names in metrics.jsonl and does not hold where they are missing. All are heuristics.
+p is `patience` and w `window`; other names in quotes are thresholds of `diagnostics.alarms` as well. L_k is the query
+loss after k inner steps, K the last. "chance" is the score of not learning (chance.py). NaN is any number not finite.
 
-diverged             the loss is not finite, or its mean over p records is above diverged * max(first loss, chance)
-loss_spike           loss - median > max(spike * MAD, median, chance / 10), median and MAD (median |loss - median|) of the
-                     `window` records before: the doubling and the tenth keep a window that happens to be calm, or a loss
-                     that is nearly 0, from calling noise a spike
-stuck_at_chance      p validations in a row no better than chance by more than their 95 % interval or by the share `chance`
-no_adaptation        L0 - LK <= no_gain * L0 in p records in a row
-inner_overfitting    LK - min_k Lk > max(overfit * min_k Lk, no_gain * L0) while the support loss fell from that step k on,
-                     in p records in a row
-memorisation         over p records L0 <= memorised * chance and LK gains at most memorised * chance on it, and the validation
-                     error less its 95 % interval is more than twice the training error: tasks are solved without their
-                     support sets, new ones are not (Yin et al. 2020, arXiv 1912.03820)
-unstable_inner_rate  contraction above 1 or inner_rises above `rises` in p records in a row
-cg_not_converged, negative_curvature   a record with cg_residual > `cg_residual`, with cg_negative > 0
+diverged             the loss is not finite, or its mean over p records > `diverged` * max(first loss, chance)
+loss_spike           log loss - median > max(`spike` * MAD, log 2), of the logarithms of the w losses before, with
+                     MAD = median |log loss - median|, and a rise of more than chance / 10. Logarithms, because the
+                     losses of random tasks are skewed; the doubling and the tenth, because a window may be calm by luck
+stuck_at_chance      p validations in a row whose error >= chance - max(95 % interval, `chance` * chance), the last of
+                     which is not better than the first by `chance` * chance
+no_adaptation        mean of L_0 - L_K over w records <= `no_gain` * mean of L_0
+inner_overfitting    L_K - L_j > max(`overfit` * L_j, `no_gain` * L_0), L_j = min_k L_k, while the support loss fell
+                     from step j to step K, all of them means over w records
+memorisation         mean loss over p records <= `memorised` * chance, and validation error - 95 % interval >
+                     `unsolved` * chance: training tasks are solved, new ones are not. If the loss before adaptation is
+                     as low, they are solved without their support sets (Yin et al. 2020, arXiv 1912.03820); if it is
+                     not, the learner adapts to tasks that it knows and to no others (Rajendran et al. 2020, arXiv
+                     2007.05549). Not judged where training tasks are easier by their size: more shots, fewer ways
+unstable_inner_rate  contraction > 1 or inner_rises > `rises` in p records in a row; a validation that is not finite; a
+                     probe with rate_curvature > 2, its mean over tasks: MAML trains healthily with single tasks above
+cg_not_converged     a record with cg_residual > `cg_residual`
+negative_curvature   a record with cg_negative > 0
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ Entry = Mapping[str, float]
 """The numbers of one record."""
 
 FLOOR = 0.1  # of the loss of chance: a smaller rise of the loss is no spike
-WORSE = 2.0  # times the training error: a validation error above it is clearly worse
+TINY = 1e-12  # a loss whose logarithm is taken is at least this
 
 
 class Baseline(NamedTuple):
@@ -42,6 +47,10 @@ class Baseline(NamedTuple):
     chance: Chance
     metric: str
     higher_is_better: bool
+    as_hard: bool = True  # whether training tasks have no more shots and no fewer ways than validation tasks
+
+    def error(self, figure: float) -> float:
+        return 1 - figure if self.higher_is_better else figure
 
 
 class History(NamedTuple):
@@ -74,71 +83,65 @@ def diverged(history: History, run: Baseline, limits: AlarmConfig) -> str:
 
 
 def loss_spike(history: History, run: Baseline, limits: AlarmConfig) -> str:
-    losses = column(history.train[-limits.window - 1 :], "loss")
-    before = [loss for loss in losses[:-1] if math.isfinite(loss)]
-    if len(before) < limits.window:
+    losses = [loss for loss in column(history.train[-limits.window - 1 :], "loss") if math.isfinite(loss)]
+    if len(losses) <= limits.window:
         return ""
-    middle = median(before)
-    spread = median(abs(loss - middle) for loss in before)
-    if not losses[-1] - middle > max(limits.spike * spread, abs(middle), FLOOR * run.chance.loss):
+    *logs, last = (math.log(max(loss, TINY)) for loss in losses)
+    middle = median(logs)
+    spread = median(abs(value - middle) for value in logs)
+    rise = losses[-1] - math.exp(middle)
+    if last - middle <= max(limits.spike * spread, math.log(2)) or rise <= FLOOR * run.chance.loss:
         return ""
-    return f"the loss jumped to {losses[-1]:.3g} from a median of {middle:.3g}"
+    return f"the loss jumped to {losses[-1]:.3g} from a median of {math.exp(middle):.3g}"
 
 
 def stuck_at_chance(history: History, run: Baseline, limits: AlarmConfig) -> str:
-    chance = run.chance.figure
+    error = run.error(run.chance.figure)
 
     def no_better(entry: Entry) -> bool:
-        gain = entry["mean"] - chance if run.higher_is_better else chance - entry["mean"]
-        # The share is of the whole scale of an accuracy, a percentage point, and of the error of chance.
-        share = limits.chance if run.higher_is_better else limits.chance * chance
-        return gain <= max(share, finite_or(entry.get("ci95"), 0.0))
+        margin = max(limits.chance * error, finite_or(entry.get("ci95"), 0.0))
+        return run.error(entry["mean"]) >= error - margin
 
-    if not in_a_row(history.val, limits.patience, ("mean",), no_better):
+    if not error or not in_a_row(history.val, limits.patience, ("mean",), no_better):
         return ""
-    figures = f"validation {run.metric} is {history.val[-1]['mean']:.3g}, without learning {chance:.3g}"
-    return f"{figures}, for {limits.patience} validations now"
+    first, last = history.val[-limits.patience], history.val[-1]
+    if run.error(first["mean"]) - run.error(last["mean"]) > limits.chance * error:  # on its way
+        return ""
+    return f"validation {run.metric} is {shown(last)} where learning nothing gives {run.chance.figure:.3g}"
 
 
 def no_adaptation(history: History, run: Baseline, limits: AlarmConfig) -> str:
-    def idle(entry: Entry) -> bool:
-        return entry["adaptation_gain"] <= limits.no_gain * entry["query_loss/0"]
-
-    if not in_a_row(history.train, limits.patience, ("adaptation_gain", "query_loss/0"), idle):
+    gains, befores = (column(history.train[-limits.window :], name) for name in ("adaptation_gain", "query_loss/0"))
+    if not len(gains) == len(befores) == limits.window:
         return ""
-    last = history.train[-1]
-    before, after = last["query_loss/0"], last["query_loss/0"] - last["adaptation_gain"]
-    return f"the query loss is {before:.3g} before adaptation and {after:.3g} after it"
+    gain, before = fmean(gains), fmean(befores)
+    seen = f"the query loss averages {before:.3g} before adaptation and {before - gain:.3g} after it"
+    return seen if gain <= limits.no_gain * before else ""
 
 
 def inner_overfitting(history: History, run: Baseline, limits: AlarmConfig) -> str:
-    def overfits(entry: Entry) -> bool:
-        query, support = along(entry, "query_loss"), along(entry, "support_loss")
-        best = query.index(min(query))
-        enough = max(limits.overfit * query[best], limits.no_gain * query[0])
-        return query[-1] - query[best] > enough and support[-1] < support[best]
-
-    if not in_a_row(history.train, limits.patience, ("query_loss/0", "support_loss/0"), overfits):
+    query, support = (mean_along(history.train[-limits.window :], name) for name in ("query_loss", "support_loss"))
+    if len(history.train) < limits.window or not query or len(query) != len(support):
         return ""
-    query = along(history.train[-1], "query_loss")
-    lowest = f"{min(query):.3g} after {query.index(min(query))} inner steps"
+    best = query.index(min(query))
+    rise = query[-1] - query[best]
+    if not rise > max(limits.overfit * query[best], limits.no_gain * query[0]) or support[-1] >= support[best]:
+        return ""
+    lowest = f"{query[best]:.3g} after {best} inner steps"
     return f"the query loss rises from {lowest} to {query[-1]:.3g} after {len(query) - 1} while the support loss falls"
 
 
 def memorisation(history: History, run: Baseline, limits: AlarmConfig) -> str:
-    entries = history.train[-limits.patience :]
-    names = ("query_loss/0", "adaptation_gain", run.metric)
-    if len(entries) < limits.patience or not all(name in entry for entry in entries for name in names):
-        return ""
-    before, gain, figure = (fmean(column(entries, name)) for name in names)
+    losses = column(history.train[-limits.patience :], "loss") if run.as_hard else []
+    solved = len(losses) == limits.patience and fmean(losses) <= limits.memorised * run.chance.loss
     val = history.val[-1]
-    limit = limits.memorised * run.chance.loss
-    error, val_error = ((1 - f if run.higher_is_better else f) for f in (figure, val["mean"]))
-    worse = val_error - finite_or(val.get("ci95"), 0.0) > WORSE * error
-    if not (before <= limit and gain <= limit and worse):
+    figure, interval = val.get("mean", math.nan), finite_or(val.get("ci95"), 0.0)
+    if not solved or run.error(figure) - interval <= limits.unsolved * run.error(run.chance.figure):
         return ""
-    scores = f"{run.metric} {figure:.3g} in training, {val['mean']:.3g} in validation"
-    return f"training tasks are solved before adaptation (query loss {before:.2g}), new ones are not: {scores}"
+    before = column(history.train[-limits.patience :], "query_loss/0")
+    without = before and fmean(before) <= limits.memorised * run.chance.loss
+    how = f"even before adaptation (query loss {fmean(before):.2g})" if without else f"(loss {fmean(losses):.2g})"
+    return f"training tasks are solved {how}, validation tasks are not ({run.metric} {shown(val)})"
 
 
 def unstable_inner_rate(history: History, run: Baseline, limits: AlarmConfig) -> str:
@@ -162,17 +165,15 @@ def overflows(history: History, run: Baseline, limits: AlarmConfig) -> str:
 
 def beyond_curvature(history: History, run: Baseline, limits: AlarmConfig) -> str:
     """Gradient descent on a quadratic diverges along a direction whose curvature times the rate is above 2."""
-    value = history.probe[-1].get("rate_curvature_max", 0.0)
-    return "" if value <= 2 else f"inner rate times largest curvature is {value:.3g} on a probe task; 2 is the limit"
+    value = history.probe[-1].get("rate_curvature", 0.0)
+    return "" if value <= 2 else f"inner rate times largest curvature is {value:.3g} on average, the limit is 2"
 
 
 def cg_not_converged(history: History, run: Baseline, limits: AlarmConfig) -> str:
     residual = history.train[-1].get("cg_residual", 0.0)
     if residual <= limits.cg_residual:
         return ""
-    return (
-        f"the conjugate gradient's residual is {residual:.2g} of the right-hand side: the meta-gradient is a rough one"
-    )
+    return f"the conjugate gradient's residual is {residual:.2g} of the right-hand side, so the meta-gradient is rough"
 
 
 def negative_curvature(history: History, run: Baseline, limits: AlarmConfig) -> str:
@@ -195,32 +196,32 @@ def column(entries: Sequence[Entry], name: str) -> list[float]:
     return [entry[name] for entry in entries if name in entry]
 
 
-def along(entry: Entry, name: str) -> list[float]:
-    """name/0, name/1, ... as far as they go."""
-    values: list[float] = []
-    while f"{name}/{len(values)}" in entry:
-        values.append(entry[f"{name}/{len(values)}"])
-    return values
+def mean_along(entries: Sequence[Entry], name: str) -> list[float]:
+    """name/0, name/1, ... as far as all of them go, each the mean over these records."""
+    means: list[float] = []
+    while entries and all(f"{name}/{len(means)}" in entry for entry in entries):
+        means.append(fmean(column(entries, f"{name}/{len(means)}")))
+    return means
+
+
+def shown(val: Entry) -> str:
+    """A validation's figure with its interval, as far as they are finite."""
+    mean, ci95 = val.get("mean", math.nan), val.get("ci95", math.nan)
+    interval = f" +- {ci95:.2g}" if math.isfinite(ci95) else ""
+    return f"{mean:.3g}{interval}" if math.isfinite(mean) else "not finite"
 
 
 def finite_or(value: float | None, otherwise: float) -> float:
     return value if value is not None and math.isfinite(value) else otherwise
 
 
-SMALLER_RATE = "lower algo.inner_lr (or raise algo.prox where there is one)"
+SMALLER_RATE = "lower algo.inner_lr"
 RULES = (
     Rule("diverged", "train", diverged, "lower optim.lr or algo.inner_lr, or set optim.clip"),
     Rule("loss_spike", "train", loss_spike, "if it comes back, lower optim.lr, set optim.clip or raise train.tasks"),
-    Rule(
-        "stuck_at_chance",
-        "val",
-        stuck_at_chance,
-        "check the data (job=data), then try other optim.lr and algo.inner_lr",
-    ),
-    Rule("no_adaptation", "train", no_adaptation, "raise algo.inner_lr or algo.inner_steps; if the loss rose, lower algo.inner_lr"),
-    Rule(
-        "inner_overfitting", "train", inner_overfitting, "lower algo.inner_steps or algo.inner_lr, or raise data.shots"
-    ),
+    Rule("stuck_at_chance", "val", stuck_at_chance, "check the data (job=data), try other optim.lr and algo.inner_lr"),
+    Rule("no_adaptation", "train", no_adaptation, "raise algo.inner_lr, or lower it if the loss rose"),
+    Rule("inner_overfitting", "train", inner_overfitting, "lower algo.inner_steps, or raise data.shots"),
     Rule("memorisation", "val", memorisation, "train on more tasks or classes, or vary the tasks"),
     Rule("unstable_inner_rate", "train", unstable_inner_rate, SMALLER_RATE),
     Rule("unstable_inner_rate", "val", overflows, SMALLER_RATE),

@@ -1,8 +1,8 @@
 """What a run would score without learning anything: the level that alarms compare with.
 
-Classification of N ways   accuracy 1/N, loss log N (a uniform guess)
-Regression                 a constant per task, the mean of its K support targets: error (1/M) sum_m |ybar - y_m|^2 over the
-                           M query rows, averaged over the validation tasks
+Classification of N ways   accuracy 1/N, loss log N: a uniform guess
+Regression                 a constant for each task, the mean ybar of its K support targets: (1/M) sum_m |ybar - y_m|^2
+                           over its M query rows, averaged over the validation tasks
 """
 
 from __future__ import annotations

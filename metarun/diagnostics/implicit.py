@@ -6,7 +6,8 @@ implicit_error       |m_i - u_i| / |u_i|, mean over tasks: m_i the learner's own
                      damped, negative curvature
 implicit_cosine      cos(m_i, u_i), mean over tasks
 unroll_stationarity  |grad objective(phi_U)| / |grad objective(theta)|, mean over tasks: how near a minimiser U steps
-                     came. Where it is not small, u_i is no limit either: raise diagnostics.unroll_steps
+                     came. Where it is not small, u_i is no limit either: raise diagnostics.unroll_steps. Where it
+                     stays, the loop may be bouncing at a kink of a ReLU, which is no stationary point
 
 For networks of less than 20 000 weights, since the memory of u_i grows with U. Source: Rajeswaran et al. 2019, arXiv
 1909.04630.

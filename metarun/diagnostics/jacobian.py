@@ -50,7 +50,7 @@ def spectral_norm(learner: GradientLearner, theta: Params, support: Batch, start
     """|J|_2 of one task."""
 
     pullback = vjp(lambda at: adapted_weights(learner, at, support), theta)[1]
-    # u -> J^T u is linear, so its own pullback, taken anywhere, is v -> J v. Forward mode fails on some of vmap's zeros.
+    # u -> J^T u is linear, so its own pullback, taken anywhere, is v -> J v. Forward mode fails on vmap's zeros.
     push = vjp(lambda u: pullback(u)[0], theta)[1]
     square = extremes(lambda v: pullback(push(v)[0])[0], start, steps).largest
     return square.clamp_min(0).sqrt()

@@ -1,0 +1,77 @@
+"""Alarms of real runs, what they are told of chance, and that an interruption changes neither."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import metarun
+from metarun.diagnostics.chance import chance_of
+from metarun.losses import CrossEntropy, MeanSquaredError
+from metarun.types import Batch, EpisodeSpec, Task
+
+
+class TwoTasks:
+    """A regression data set whose first validation task has targets 0, 2 and 4, the second 1, 1 and 5, 5."""
+
+    kind = "regression"
+
+    def episodes(self, split: str, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        assert (split, seed, step, tasks) == ("val", 3, 0, range(2))
+        x = torch.zeros(2, 2, 1)
+        support, query = torch.tensor([[0.0, 2.0], [1.0, 1.0]]), torch.tensor([[4.0, 1.0], [5.0, 5.0]])
+        return Task(Batch(x, support[..., None]), Batch(x, query[..., None]))
+
+
+def test_chance_is_the_mean_of_the_support_targets_or_a_uniform_guess() -> None:
+    """Means 1 and 1; errors 9, 0 and 16, 16: (4.5 + 16) / 2 = 10.25."""
+    spec = EpisodeSpec(1, 2, 2)
+    assert chance_of(TwoTasks(), MeanSquaredError(), spec, spec, 2, 3) == (10.25, 10.25)  # type: ignore[arg-type]
+    classes = type("Classes", (), {"kind": "classification"})()
+    assert chance_of(classes, CrossEntropy(), EpisodeSpec(60, 1, 1), EpisodeSpec(5, 1, 1), 2, 0) == (0.2, math.log(60))
+
+
+TINY = ["train.tasks=4", "train.log_every=2", "train.eval_every=10", "train.checkpoint_every=10", "val.tasks=4"]
+TINY += ["test.tasks=2", "test.steps=1", "device.compile=false", "device.threads=1", "report=false"]
+UNSTABLE = ["algo.inner_lr=1", "diagnostics.alarms.patience=3", "diagnostics.alarms.window=8"]
+
+
+def started(folder: Path, *overrides: str, resume: bool = False) -> dict[str, Any]:
+    config = metarun.compose([*TINY, *overrides])
+    config.resume = str(folder) if resume else None
+    return metarun.run(config, folder).summary
+
+
+def test_a_resumed_run_has_the_alarms_of_an_uninterrupted_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = started(tmp_path / "whole", *UNSTABLE, "train.steps=40")["alarms"]
+    assert {"unstable_inner_rate", "no_adaptation"} <= set(whole)
+    assert whole["unstable_inner_rate"]["first"] < 10 < whole["no_adaptation"]["first"]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        part = started(tmp_path / "parts", *UNSTABLE, "train.steps=10")["alarms"]
+        resumed = started(tmp_path / "parts", *UNSTABLE, "train.steps=40", resume=True)["alarms"]
+    assert part["unstable_inner_rate"]["count"] < resumed["unstable_inner_rate"]["count"]
+    assert resumed == whole
+    told = [line.split()[1] for line in caplog.messages if line.startswith("alarm: ")]
+    assert sorted(told) == sorted(whole)
+    assert json.loads((tmp_path / "parts/summary.json").read_text())["alarms"] == whole
+
+
+def test_a_run_that_stops_for_a_nonfinite_loss_has_diverged(tmp_path: Path) -> None:
+    summary = started(tmp_path / "run", "algo.inner_lr=1e30", "train.steps=10")
+    assert summary["status"] == "diverged"
+    assert summary["alarms"]["diverged"]["count"] == 1
+    assert "non-finite loss or meta-gradient at step 0" in summary["alarms"]["diverged"]["message"]
+
+
+def test_a_healthy_run_has_no_alarms_and_an_evaluation_has_none_to_raise(tmp_path: Path) -> None:
+    assert started(tmp_path / "run", "train.steps=20", "train.tasks=25")["alarms"] == {}
+    assert started(tmp_path / "off", *UNSTABLE, "train.steps=20", "diagnostics=off")["alarms"] == {}
+    evaluated = started(tmp_path / "again", "job=evaluate", f"run={tmp_path / 'run'}", "train.steps=20")
+    assert "alarms" not in evaluated
