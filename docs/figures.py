@@ -1,12 +1,14 @@
-"""Draw the figures of README.md and docs/results.md from run folders.
+"""Draw the figures of README.md and docs/results.md from run folders, and take over those of the stability study.
 
 python docs/figures.py sinusoid RUN [NAME=RUN ...]     one panel of learning, one of adaptation
 python docs/figures.py omniglot NAME=RUN [NAME=RUN ...]  validation accuracy against minutes of training
+python docs/figures.py stability outputs/study   the figures that `make study` has drawn
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,13 @@ def omniglot(runs: dict[str, Path]) -> None:
     save(figure, "omniglot.png")
 
 
+def stability(runs: dict[str, Path]) -> None:
+    (study,) = runs.values()
+    for drawn, name in (("figure", "variants"), ("gap", "gap")):
+        shutil.copyfile(study / f"{drawn}.png", IMAGES / f"stability-{name}.png")
+        print(IMAGES / f"stability-{name}.png")
+
+
 def save(figure: Any, name: str) -> None:
     IMAGES.mkdir(exist_ok=True)
     figure.savefig(IMAGES / name, dpi=130)
@@ -80,4 +89,5 @@ def save(figure: Any, name: str) -> None:
 
 
 if __name__ == "__main__":
-    {"sinusoid": sinusoid, "omniglot": omniglot}[sys.argv[1]](named(sys.argv[2:]))
+    commands = {"sinusoid": sinusoid, "omniglot": omniglot, "stability": stability}
+    commands[sys.argv[1]](named(sys.argv[2:]))

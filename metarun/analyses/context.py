@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from metarun import checkpoint
 from metarun.config import Config, check
 from metarun.errors import SettingError, UserError
-from metarun.evaluation import Evaluation
+from metarun.evaluation import REFERENCE_INPUTS, Evaluation, with_model
 from metarun.experiment import Experiment, assemble
 from metarun.record import RunFolder
 from metarun.training import train_job
-from metarun.types import Params
+from metarun.types import Algorithm, Params
 
 DONE = ("completed", "time is up", "diverged")
 
@@ -27,6 +33,7 @@ class Trained:
 
     summary: dict[str, Any]
     folder: RunFolder
+    cpu_seconds: float | None = None  # of training and test; None of one that was stopped and continued
 
     @property
     def diverged(self) -> bool:
@@ -51,6 +58,19 @@ class Context:
     def experiment(self, changes: Mapping[str, Any] | None = None) -> Experiment:
         return assemble(self.changed(changes or {}))
 
+    @functools.cached_property
+    def own(self) -> tuple[Experiment, Params]:
+        """The run in question under its own settings, assembled once for all cells."""
+        experiment = self.experiment()
+        return experiment, self.params(experiment)
+
+    @functools.cached_property
+    def learner(self) -> Algorithm:
+        """Its learner for test episodes, with population statistics where its network has such."""
+        experiment, params = self.own
+        reference = experiment.placement.inputs(experiment.dataset.reference_inputs(REFERENCE_INPUTS))
+        return with_model(experiment.tested, experiment.tested.model.calibrated(params, reference))
+
     def params(self, experiment: Experiment) -> Params:
         """The best checkpoint of the run in question."""
         if self.source is None:
@@ -68,13 +88,22 @@ class Context:
         record = RunFolder(self.folder / "runs" / name)
         config = self.changed(changes)
         found = record.read_summary()
-        if found.get("status") not in DONE:
-            config.resume = str(record.path) if record.last.exists() else None
-            result = train_job(config, record, quiet=True)
-            if result.status == "interrupted":
-                raise KeyboardInterrupt
-            found = result.summary
-        return Trained(found, record)
+        if found.get("status") in DONE:
+            return Trained(found, record, _cost(record))
+        config.resume = str(record.path) if record.last.exists() else None
+        start = time.process_time()
+        result = train_job(config, record, quiet=True)
+        if result.status == "interrupted":
+            raise KeyboardInterrupt
+        if not config.resume:
+            record.write_json("cost.json", {"cpu_seconds": time.process_time() - start})
+        return Trained(result.summary, record, _cost(record))
+
+
+def sound(losses: Tensor, scores: Tensor) -> Tensor:
+    """Scores, and not a number where the loss is not finite: the accuracy of outputs that are none is that of a guess,
+    and would hide that adaptation diverged."""
+    return scores.where(losses.isfinite(), torch.nan)
 
 
 def restored(run: RunFolder, experiment: Experiment) -> Params:
@@ -82,6 +111,13 @@ def restored(run: RunFolder, experiment: Experiment) -> Params:
     params = experiment.initial_params()
     checkpoint.restore_params(checkpoint.best_of(run), params)
     return params
+
+
+def _cost(record: RunFolder) -> float | None:
+    try:
+        return json.loads((record.path / "cost.json").read_text(encoding="utf-8"))["cpu_seconds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _set(config: Config, key: str, value: Any) -> None:

@@ -1,7 +1,7 @@
 """An analysis is a list of cells and a way to measure one; its table is written cell by cell, so that it resumes.
 
 The folder of an analysis has results.jsonl (a line a cell, as they are done), and at the end results.csv, results.json
-(settings, rows, what they add up to), figure.png and figure.svg.
+(settings, rows, what they add up to), figure.png and figure.svg; further figures have names of their own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from metarun.analyses.context import Context
 from metarun.record import RunFolder, finite
@@ -37,8 +37,8 @@ class Analysis(Protocol):
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
         """What the whole table says; `message` is a sentence for the terminal."""
 
-    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
-        """The table as a figure."""
+    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Drawing | Sequence[Drawing]:
+        """The table as a figure, or as several."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ class Table:
         return [row for row in map(_parsed, lines) if row is not None]
 
     def add(self, row: Row) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(row)) + "\n")
+        with self.path.open("ab+") as file:
+            start = b"\n" if _cut_off(file) else b""
+            file.write(start + json.dumps(finite(row)).encode() + b"\n")
 
 
 def perform(analysis: Analysis, context: Context, say: Any) -> dict[str, Any]:
@@ -85,10 +86,17 @@ def write_results(analysis: Analysis, context: Context, rows: Sequence[Row]) -> 
     RunFolder(context.folder).write_json("results.json", results)
     write_csv(context.folder / "results.csv", rows)
     with style():
-        drawing = analysis.draw(rows, summary)
-        for ending in ("png", "svg"):
-            drawing.figure.savefig(context.folder / f"figure.{ending}", dpi=200)
+        drawn = analysis.draw(rows, summary)
+        for count, drawing in enumerate([drawn] if isinstance(drawn, Drawing) else drawn):
+            for ending in ("png", "svg"):
+                stem = drawing.name if count else "figure"
+                drawing.figure.savefig(context.folder / f"{stem}.{ending}", dpi=200)
     return results
+
+
+def measured(context: Context, cell: Cell) -> Row:
+    """The row of a cell that comes before, for one that is told as a difference to it."""
+    return next(row for row in reversed(Table(context.folder / "results.jsonl").rows()) if _within(cell, row))
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -111,6 +119,14 @@ def progress(count: int, total: int, row: Row, left: float) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _cut_off(file: BinaryIO) -> bool:
+    """Whether the last line has no end: another one must not join it."""
+    if not file.seek(0, 2):
+        return False
+    file.seek(-1, 2)
+    return file.read(1) != b"\n"
 
 
 def _parsed(line: str) -> Row | None:

@@ -13,7 +13,7 @@ from metarun.analyses.context import Context
 from metarun.analyses.frame import Analysis, perform
 from metarun.build import build
 from metarun.config import Config
-from metarun.errors import SettingError
+from metarun.errors import SettingError, UserError
 from metarun.experiment import name_of
 from metarun.progress import tell
 from metarun.record import RunFolder
@@ -33,7 +33,7 @@ def analyze_job(config: Config, record: RunFolder) -> Result:
         source.config()
     analysis: Analysis = build("analysis", config.analysis, config.trusted_modules)
     name = name_of("analysis", config)
-    folder = folder_for(config, source, name) if source else record.path
+    folder = folder_for(config, source, name) if source else own_folder(config, record)
     context = Context(config, source, folder)
     what = source.path if source else f"algo={name_of('algo', config)} data={name_of('data', config)}"
     print(f"metarun: {name} of {what}")
@@ -49,16 +49,29 @@ def analyze_job(config: Config, record: RunFolder) -> Result:
 
 def folder_for(config: Config, source: RunFolder, name: str) -> Path:
     """RUN/analyses/NAME, or NAME-2, ... where that holds results for other settings."""
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ELSEWHERE}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     for count in range(1, 1000):
         folder = RunFolder(source.path / "analyses" / (name if count == 1 else f"{name}-{count}"))
-        found = _digest(folder.path / "settings.json")
-        if found in (None, digest):
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.write_json("settings.json", {"sha256": digest, "settings": settings})
+        if taken(config, folder):
             return folder.path
     raise SettingError("analysis", name, f"{source.path / 'analyses'} has too many folders")
+
+
+def own_folder(config: Config, record: RunFolder) -> Path:
+    """The folder of the job; refused where it holds results for other settings, which would be taken for these."""
+    if not taken(config, record):
+        raise UserError(f"hydra.run.dir={record.path}: holds results for other settings; name another folder")
+    return record.path
+
+
+def taken(config: Config, folder: RunFolder) -> bool:
+    """Whether the folder is for these settings: it is new, and now says that it is, or has said so before."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ELSEWHERE}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    if _digest(folder.path / "settings.json") not in (None, digest):
+        return False
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_json("settings.json", {"sha256": digest, "settings": settings})
+    return True
 
 
 def _digest(path: Path) -> Any:

@@ -21,7 +21,7 @@ from metarun.data.layouts import IMAGES, Layout, recognise
 from metarun.data.pickles import pickled
 from metarun.data.pixels import Pixels
 from metarun.data.ravi import RAVI
-from metarun.data.splits import SplitSettings, automatic, check_split, split_classes
+from metarun.data.splits import SplitSettings, automatic, check_split, fewer_training_classes, split_classes
 from metarun.errors import SettingError, UserError, require
 
 BENCHMARKS = {"miniimagenet": ("mini-imagenet", "miniimagenet", "mini_imagenet", "miniImageNet")}
@@ -58,6 +58,7 @@ def image_folder(
     jitter: float,
     on_corrupt: str,
     benchmark: str | None,
+    train_classes: int | None = None,
 ) -> ImageData:
     """The data set of these settings; conf/data/folder.yaml says what each means."""
     require(on_corrupt in ON_CORRUPT, "on_corrupt", on_corrupt, "choices: " + ", ".join(ON_CORRUPT))
@@ -65,7 +66,7 @@ def image_folder(
     settings = SplitSettings(split, split_seed, tuple(ratios))
     check_split(settings)
     pixels = Pixels(image_size, channels, resize, fit, normalize)
-    load = ImageFiles(root, csv, as_downloads(urls), settings, pixels, on_corrupt, benchmark)
+    load = ImageFiles(root, csv, as_downloads(urls), settings, pixels, on_corrupt, benchmark, train_classes)
     return ImageData(pixels, rotations, Augmentation(crop, flip, jitter), load)
 
 
@@ -85,6 +86,7 @@ class ImageFiles:
     pixels: Pixels
     on_corrupt: str
     benchmark: str | None
+    train_classes: int | None
 
     def __call__(self, verify: bool) -> Source:
         place = self._place()
@@ -96,8 +98,10 @@ class ImageFiles:
         others = f"has no split, and its classes are not those of {self.benchmark}; data=folder takes any"
         require(known, "root", place, others)
         split, splits = split_classes(names, given, self.split)
+        splits = fewer_training_classes(splits, self.train_classes, self.split.split_seed)
         notes = {"layout": cached.notes["layout"], "images": int(cached.table.counts.sum())}
         notes |= {"skipped": len(cached.notes["skipped"])} | self._caveat(names, split)
+        notes |= {} if self.train_classes is None else {"train_classes": self.train_classes}
         return Source(cached.table, splits, split, notes, cached.path)
 
     def _place(self) -> Path:

@@ -26,6 +26,7 @@ from metarun.data.image_data import ImageData, Source
 from metarun.data.images import Index
 from metarun.data.omniglot_files import find_parts, open_drawings
 from metarun.data.pixels import Pixels
+from metarun.data.splits import fewer_training_classes
 from metarun.errors import UserError, require
 from metarun.types import Split
 
@@ -48,6 +49,7 @@ def omniglot(
     rotations: str,
     image_size: int,
     resize: str,
+    train_classes: int | None = None,
 ) -> ImageData:
     """The data set of these settings; conf/data/omniglot.yaml says what each means."""
     require(split in KINDS, "split", split, "choices: " + ", ".join(KINDS))
@@ -68,7 +70,9 @@ def omniglot(
                 raise UserError(f"data.root={parts[0].parent}: {error}") from error
 
         cached = cached_images("omniglot", key, decode, verify)
-        return Source(cached.table, characters(cached.table.names, split, split_seed), split, {}, cached.path)
+        splits = fewer_training_classes(characters(cached.table.names, split, split_seed), train_classes, split_seed)
+        notes = {} if train_classes is None else {"train_classes": train_classes}
+        return Source(cached.table, splits, split, notes, cached.path)
 
     return ImageData(pixels, rotations, Augmentation(), load)
 

@@ -1,9 +1,9 @@
 """A data set of which only a fixed number of training tasks is ever seen: the setting that stability theory speaks of.
 
 The pool S holds `size` tasks with their support and query rows, drawn once; every training task is one of them, chosen
-uniformly with replacement as a function of (seed, step, task index). `replaced` = i exchanges task i for one from outside
-of S and leaves all else, the order of the draws too: S and S^(i) of uniform stability (Maurer 2005). Validation and test
-are those of the data set.
+uniformly with replacement as a function of (seed, step, task index). `replaced` = i exchanges task i for one from
+outside of S and leaves all else, the order of the draws too: S and S^(i) of uniform stability (Maurer 2005). Validation
+and test are those of the data set.
 """
 
 from __future__ import annotations

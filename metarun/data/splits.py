@@ -63,6 +63,17 @@ def split_classes(
     return _label(kind, members), parts
 
 
+def fewer_training_classes(splits: dict[Split, Index], count: int | None, seed: int) -> dict[Split, Index]:
+    """The same splits with the first `count` training classes of a seeded order; None for all. A larger count has
+    the classes of a smaller one, and more."""
+    if count is None:
+        return splits
+    classes = splits["train"]
+    require(1 <= count <= len(classes), "train_classes", count, f"must be 1 to {len(classes)}, the training classes")
+    order = choose(random_bits("train", seed, 1, range(1), len(classes))[0], len(classes))
+    return splits | {"train": np.sort(classes[order[:count]])}
+
+
 def automatic(names: Sequence[str], given: Mapping[str, Split | None]) -> str:
     if all(given.values()):
         return "given"

@@ -1,0 +1,117 @@
+r"""What replacing one training task changes, and by how much a learner does better on its own training tasks.
+
+    S, S^(i)       a pool of n tasks, and the same with task i exchanged (train.pool, train.pool_replaced)
+    A(S)           the weights after the last outer step; not the best validated ones, for choosing is a step of its own
+    l(theta, z)    query loss of task z after `test_inner_steps` adaptation steps from theta
+    change         of one test task z: |l(A(S), z) - l(A(S^(i)), z)|; `sup`, `mean` and `median` over M fixed test tasks
+    distance       |A(S) - A(S^(i))|, and `relative` to |A(S)|
+    gap            (1/M) sum_z l(A(S), z) - (1/n) sum_{z in S} l(A(S), z),   half = 1.96 sd / sqrt(M)
+
+Uniform stability beta is the supremum of the change over all S, i and z, and bounds the expected gap: a `sup` over M
+tasks and a few i is a lower bound of beta and no estimate of it. The half-width of the gap is that of new tasks alone:
+the mean over S is over all of S. Losses are in the unit of the loss (squared error, nats).
+
+Sources: Maurer 2005, Algorithmic stability and meta-learning, JMLR 6; Chen et al. 2020, A closer look at the training
+strategy for modern meta-learning, NeurIPS; Fallah et al. 2021, arXiv 2102.03832; Wang and Arora 2024, On the stability
+and generalization of meta-learning, NeurIPS.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarun import checkpoint
+from metarun.analyses.context import Trained
+from metarun.data.pool import TaskPool
+from metarun.diagnostics.curvature import curvature_measures
+from metarun.evaluation import REFERENCE_INPUTS, adaptation_curves, mean_and_interval, with_model
+from metarun.experiment import Experiment
+from metarun.linalg import norm, sub
+from metarun.types import GradientLearner, Params
+
+
+class Learned(NamedTuple):
+    """What a run came to: weights, and losses and figures of tasks after adaptation."""
+
+    params: Params
+    new: Tensor  # losses of the fixed test tasks [M]
+    new_scores: Tensor  # [M]
+    own: Tensor | None  # losses of the pool's tasks [n]; None where the run has no pool
+    own_scores: Tensor | None
+
+
+def learned(experiment: Experiment, run: Trained, tasks: int) -> Learned | None:
+    """Scores of the last weights of a run; None of one that diverged."""
+    if run.diverged:
+        return None
+    params = experiment.initial_params()
+    checkpoint.restore_params(run.folder.last, params)
+    steps = (experiment.tested.test_inner_steps,)
+    found = experiment.evaluator("test", tasks, steps)(experiment.tested, params)
+    own = own_tasks(experiment, params)
+    return Learned(params, found.losses[-1].double(), found.scores[-1].double(), *(own or (None, None)))
+
+
+def own_tasks(experiment: Experiment, params: Params) -> tuple[Tensor, Tensor] | None:
+    """Losses and scores [n] of the pool's tasks after adaptation as at test; None without a pool."""
+    pool, place, spec = experiment.dataset, experiment.placement, experiment.train_spec
+    if not isinstance(pool, TaskPool):
+        return None
+    reference = place.inputs(pool.reference_inputs(REFERENCE_INPUTS))
+    learner = with_model(experiment.algorithm, experiment.algorithm.model.calibrated(params, reference))
+    chunk = place.evaluation_chunk(spec, pool.input_shape())
+    steps = (learner.test_inner_steps,)
+    losses, scores = adaptation_curves(learner, params, place.task(pool.tasks(spec)), steps, chunk)
+    return losses[:, -1].double(), scores[:, -1].double()
+
+
+def comparable(experiment: Experiment) -> bool:
+    """Whether training and test episodes are of one size, so that losses on them can be held against one another."""
+    train, test = experiment.train_spec, experiment.test_spec
+    return (train.ways, train.shots) == (test.ways, test.shots)
+
+
+def gap(experiment: Experiment, of: Learned) -> dict[str, float | None]:
+    """Mean loss on new tasks, on the pool's own, and their difference with its half-width."""
+    new, half = mean_and_interval(of.new)
+    if of.own is None or not comparable(experiment):
+        return {"new_loss": new, "own_loss": None, "gap": None, "gap_half": None}
+    own = float(of.own.mean())
+    return {"new_loss": new, "own_loss": own, "gap": new - own, "gap_half": half}
+
+
+def change(a: Learned | None, b: Learned | None) -> dict[str, float]:
+    """How far two runs are apart, in weights and in the losses of the same test tasks; NaN where one diverged."""
+    if a is None or b is None:
+        return dict.fromkeys(("distance", "relative", "mean", "sup", "median"), math.nan)
+    distance = float(norm(sub(a.params, b.params)))
+    losses = (a.new - b.new).abs()
+    found = {"mean": float(losses.mean()), "sup": float(losses.max()), "median": float(torch.median(losses))}
+    return {"distance": distance, "relative": distance / max(float(norm(a.params)), 1e-30), **found}
+
+
+def curvature(experiment: Experiment, run: Trained) -> dict[str, float | None]:
+    """inner_lr times the largest eigenvalue of the inner objective at the last good weights, on the probe tasks: mean
+    and worst (metarun/diagnostics/curvature.py); None without such weights, or where steps are no plain descent."""
+    learner, found = experiment.algorithm, {}
+    if run.folder.last.exists() and isinstance(learner, GradientLearner):
+        params = experiment.initial_params()
+        checkpoint.restore_params(run.folder.last, params)
+        probe = experiment.probe()
+        found = curvature_measures(learner, params, probe.tasks, probe.settings.lanczos_steps)
+    return {name: found.get(name) for name in ("rate_curvature", "rate_curvature_max")}
+
+
+def last_record(run: Trained, names: tuple[str, ...]) -> dict[str, Any]:
+    """Numbers of the run's last training record, None where it has no such one."""
+    records = [r for r in run.folder.read_records() if r["kind"] == "train"]
+    return {name: records[-1].get(name) if records else None for name in names}
+
+
+def indices(count: int, size: int) -> list[int]:
+    """`count` tasks of a pool of `size`, evenly through it."""
+    return sorted({at * size // count for at in range(count)})
