@@ -5,7 +5,7 @@ READY := .venv/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint types smoke omniglot clean
+.PHONY: help run test test-fast lint types smoke omniglot study clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ smoke: $(READY)  ## every algorithm on sinusoids, a few steps
 
 omniglot: $(READY)  ## ProtoNet on Omniglot, about a quarter of an hour; another algorithm with ARGS="algo=maml"
 	$(BIN)/metarun algo=protonet data=omniglot $(ARGS)
+
+study: $(READY)  ## MAML against iMAML: figure, stability, gap, cost; about half an hour on one core; stopped, it continues
+	$(BIN)/metarun experiment=stability_study hydra.run.dir=outputs/study $(ARGS)
 
 clean:  ## remove the environment and caches; outputs stay
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache

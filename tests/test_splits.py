@@ -13,9 +13,9 @@ import pytest
 from image_files import attempt, refusal
 
 from metarun.data.draws import SPLITS
-from metarun.data.images import members_sha256
+from metarun.data.images import Index, members_sha256
 from metarun.data.ravi import RAVI
-from metarun.data.splits import SplitSettings, check_split, split_classes
+from metarun.data.splits import SplitSettings, check_split, fewer_training_classes, split_classes
 from metarun.errors import SettingError
 from metarun.types import Split
 
@@ -347,3 +347,18 @@ def test_settings_that_cannot_work_are_refused_by_their_name(key: str, wrong: Sp
 )
 def test_settings_that_can_work_are_taken(sound: SplitSettings) -> None:
     check_split(sound)
+
+
+def test_fewer_training_classes_are_nested_seeded_and_leave_the_other_parts_alone() -> None:
+    whole: dict[Split, Index] = {"train": np.arange(10, 30), "val": np.arange(5), "test": np.arange(5, 10)}
+    few, more = (fewer_training_classes(whole, n, 3)["train"] for n in (4, 9))
+    assert len(few) == 4
+    assert set(few) < set(more) < set(whole["train"])
+    assert list(few) == sorted(few)
+    assert set(few) != set(fewer_training_classes(whole, 4, 4)["train"])
+    kept = fewer_training_classes(whole, 20, 3)
+    assert all(np.array_equal(kept[split], whole[split]) for split in whole)
+    assert fewer_training_classes(whole, None, 3) is whole
+    for wrong in (0, 21):
+        with pytest.raises(SettingError, match=rf"train_classes={wrong}: must be 1 to 20"):
+            fewer_training_classes(whole, wrong, 3)
