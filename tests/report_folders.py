@@ -113,6 +113,8 @@ def write_analysis(run: Path, name: str = "sensitivity") -> Path:
     folder.mkdir(parents=True)
     results = {"settings": {}, "summary": {"message": "the tuned rate is best", "robustness": 0.25}, "rows": []}
     (folder / "results.json").write_text(json.dumps(results))
-    (folder / "results.csv").write_text("rate,steps,mean,note\n0.01,1,0.123456789,tuned\n0.02,1,0.2,<b>wide</b>\n0.04\n")
+    (folder / "results.csv").write_text(
+        "rate,steps,mean,note\n0.01,1,0.123456789,tuned\n0.02,1,0.2,<b>wide</b>\n0.04\n"
+    )
     (folder / "figure.png").write_bytes(PNG)
     return folder
