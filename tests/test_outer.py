@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -22,6 +22,7 @@ from torch import Tensor
 from metarun.algorithms.reptile import Reptile
 from metarun.config import OptimConfig, TrainConfig
 from metarun.device import Placement
+from metarun.diagnostics.step import StepMeasures
 from metarun.errors import NonFinite
 from metarun.evaluation import Evaluation
 from metarun.losses import MeanSquaredError
@@ -266,10 +267,9 @@ def test_the_regularizers_gradient_is_added_to_the_mean_over_tasks() -> None:
 
 def test_the_update_ratio_is_the_move_over_the_place() -> None:
     """|theta_1 - theta_0| / |theta_0|."""
-    trainer = trainer_of(
-        Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 2, 2, None),
-        settings=TrainConfig(steps=1, tasks=3, log_every=1, eval_every=100, checkpoint_every=100),
-    )
+    algorithm = Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 2, 2, None)
+    settings = TrainConfig(steps=1, tasks=3, log_every=1, eval_every=100, checkpoint_every=100)
+    trainer = replace(trainer_of(algorithm, settings=settings), measures=StepMeasures(algorithm, 3, None))
     state, recorder = trainer.start(), Recorder()
     before = matrix(state.params).clone()
     train(trainer, state, recorder)
