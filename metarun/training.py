@@ -107,17 +107,18 @@ def open_run(
             summary["convergence"] = describe_convergence(experiment, record)
         record.write_json("summary.json", summary)
         if config.report and not quiet:
-            leave_report(record, summary)
+            summary["report"] = leave_report(record)
         for sink in sinks:
             sink.finish(summary)
 
 
-def leave_report(record: RunFolder, summary: dict[str, Any]) -> None:
+def leave_report(record: RunFolder) -> str | None:
     """report.html in the run folder. A run is not lost for a page that could not be made of it: the log has why."""
     try:
-        summary["report"] = str(write_report([record.path]))
+        return str(write_report([record.path]))
     except Exception:
         log.exception("the report could not be written; metarun-report %s tries again", record.path)
+        return None
 
 
 def watched(experiment: Experiment, record: RunFolder) -> Alarms:

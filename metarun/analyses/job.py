@@ -18,8 +18,9 @@ from metarun.experiment import name_of
 from metarun.progress import tell
 from metarun.record import RunFolder
 from metarun.result import Result
+from metarun.training import leave_report
 
-ELSEWHERE = ("job", "run", "resume", "choices", "device", "logger", "predict", "trusted_modules")
+ELSEWHERE = ("job", "run", "resume", "choices", "device", "logger", "predict", "trusted_modules", "report")
 """Settings that do not change what an analysis finds."""
 
 
@@ -43,7 +44,9 @@ def analyze_job(config: Config, record: RunFolder) -> Result:
         tell("stopped; the same command continues from here")
         raise
     message = results["summary"].get("message")
-    print(*([message] if message else []), f"results: {folder}", sep="\n")
+    report = leave_report(source) if source and config.report else None
+    lines = [message, f"results: {folder}", f"report of the run: {report}" if report else None]
+    print(*filter(None, lines), sep="\n")
     return Result("completed", results["summary"], folder)
 
 
