@@ -517,7 +517,7 @@ def test_a_proximal_learner_has_its_meta_gradient_over_lambda_and_solver_steps(f
         "algo.inner_lr=0.002",
         "algo.inner_steps=30",
         "algo.cg_steps=3",
-        "device.precision=float64",
+        "algo.cg_damping=0",
     ]
     run = train(folder / "imaml", "algo=imaml", *strong, *POINTS, "train.steps=1", "device.precision=float64")
     few = ["analysis.tasks=2", "analysis.cg_tasks=2", "analysis.unroll_steps=30", "analysis.cg_steps=[1,20]"]
