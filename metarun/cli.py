@@ -45,7 +45,9 @@ INTERRUPTED = 130
 CLOSED_PIPE = 141
 TRACEBACK = "METARUN_TRACEBACK"
 
-ConfigStore.instance().store(name="schema", node=Config)
+SCHEMA = OmegaConf.structured(Config)
+OmegaConf.set_struct(SCHEMA.reg, False)  # reg.weight belongs to whichever regularizer is chosen; terms.py checks it
+ConfigStore.instance().store(name="schema", node=SCHEMA)
 
 
 def new_run_folder(resume: str | None, job: str, algo: str, data: str, run: str | None, analysis: str | None) -> str:
@@ -140,6 +142,8 @@ def _compose(overrides: Sequence[str]) -> Config:
 def _typed(composed: DictConfig, choices: Any) -> Config:
     config: Any = OmegaConf.to_object(composed)
     config.choices = {group: choices[group] for group in GROUPS if choices.get(group)}
+    if "reg" not in config.choices:  # Hydra does not say what reg=[l1,l2] chose
+        config.choices["reg"] = f"[{','.join(config.reg)}]"
     return config
 
 

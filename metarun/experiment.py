@@ -1,4 +1,4 @@
-"""Settings become the objects of a run: data, network, learner, regularizer, and the episodes they meet."""
+"""Settings become the objects of a run: data, network, learner, penalties, and the episodes they meet."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError
 from metarun.evaluation import Evaluator
 from metarun.losses import loss_for
+from metarun.regularization import Regularization
+from metarun.terms import build_regularization, refuse_senseless_terms
 from metarun.trainer import Trainer
-from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Regularizer, Split
+from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Split
 
 TRAINING_SIZE = ("train_ways", "train_shots")
 """Keys of `algo` that change the training episodes, not the algorithm."""
@@ -30,7 +32,7 @@ class Experiment:
     dataset: Dataset
     algorithm: Algorithm  # sized for training episodes
     tested: Algorithm  # the same, sized for test episodes
-    regularizer: Regularizer
+    regularization: Regularization
     train_spec: EpisodeSpec
     test_spec: EpisodeSpec
     placement: Placement
@@ -42,7 +44,7 @@ class Experiment:
             algorithm=self.algorithm,
             dataset=self.dataset,
             spec=self.train_spec,
-            regularizer=self.regularizer,
+            regularization=self.regularization,
             settings=config.train,
             optim=config.optim,
             placement=self.placement,
@@ -69,7 +71,7 @@ class Experiment:
         return Evaluator(self.dataset, split, self.test_spec, tasks, steps, self.placement)
 
     def initial_params(self) -> Params:
-        return self.placement.params(self.algorithm.init(self.config.seed))
+        return self.placement.params(self.regularization.init(self.algorithm.init(self.config.seed)))
 
 
 def assemble(config: Config) -> Experiment:
@@ -85,8 +87,9 @@ def assemble(config: Config) -> Experiment:
     if algorithm.head and dataset.outputs(train_spec.ways) != dataset.outputs(test_spec.ways):
         needed = f"must equal data.ways={test_spec.ways}: this algorithm's network has one output per class"
         raise SettingError("algo.train_ways", train_spec.ways, needed)
-    regularizer = build("reg", config.reg, config.trusted_modules)
-    return Experiment(config, dataset, algorithm, tested, regularizer, train_spec, test_spec, placement)
+    regularization = build_regularization(config, dataset.kind)
+    refuse_senseless_terms(config, regularization, algorithm)
+    return Experiment(config, dataset, algorithm, tested, regularization, train_spec, test_spec, placement)
 
 
 def build_dataset(config: Config) -> Dataset:
@@ -108,7 +111,9 @@ def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:
     outputs = dataset.outputs(ways) if head else None
     shape = dataset.input_shape()
     model = build("model", config.model, config.trusted_modules, input_shape=shape, outputs=outputs)
-    return build("algo", node, config.trusted_modules, model=model, loss=loss_for(dataset.kind), ways=ways)
+    provided = {"model": model, "loss": loss_for(dataset.kind), "ways": ways}
+    provided["regularization"] = build_regularization(config, dataset.kind)
+    return build("algo", node, config.trusted_modules, **provided)
 
 
 def episode_sizes(config: Config) -> tuple[EpisodeSpec, EpisodeSpec]:

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.func import grad
 
 from metarun.linalg import axpy, scale
-from metarun.types import Objective, Params, Rule
+from metarun.types import OWN, Objective, Params, Rule
 
 State = TypeVar("State")
 
 
 def sgd(lr: float) -> Rule:
     """step = lr * g."""
-    return Rule(init=lambda _: None, step=lambda g, state: (scale(lr, g), state))
+    return Rule(init=lambda _: None, step=lambda g, state: (scale(lr, g), state), rates=lambda _: lr)
 
 
 def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
@@ -31,10 +31,16 @@ def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
     def step(g: Params, state: Any) -> tuple[Params, Any]:
         v, count = state
         v = {k: beta2 * v[k] + (1 - beta2) * g[k] ** 2 for k in g}
-        correction = 1 - beta2 ** (count + 1)
-        return {k: lr * g[k] / (_root(v[k] / correction) + eps) for k in g}, (v, count + 1)
+        state = v, count + 1
+        sizes = rates(state)
+        return {k: sizes[k] * g[k] for k in g}, state
 
-    return Rule(init, step)
+    def rates(state: Any) -> Params:
+        v, count = state
+        correction = 1 - beta2**count
+        return {k: lr / (_root(v[k] / correction) + eps) for k in v}
+
+    return Rule(init, step, rates)
 
 
 def _root(v: Tensor) -> Tensor:
@@ -45,13 +51,26 @@ def _root(v: Tensor) -> Tensor:
 
 
 def descend(objective: Objective, start: Params, rule: Rule, steps: int) -> Iterator[Params]:
-    """phi_0 = start; phi_{k+1} = phi_k - rule(grad objective(phi_k, k)). Yields phi_0 ... phi_steps."""
-    phi, state = start, rule.init(start)
+    """phi_0 = start; phi_{k+1} = phi_k - rule(grad objective(phi_k, k)), then the rule's proximal step if it has one.
+
+    Yields phi_0 ... phi_steps. What the rule does not move is not differentiated either.
+    """
+    names = [name for name in start if moved(name, rule)]
+    phi, state = start, rule.init({k: start[k] for k in names})
     yield phi
     for k in range(steps):
-        step, state = rule.step(grad(objective)(phi, k), state)
-        phi = axpy(-1.0, step, phi)
+        part, rest = {n: phi[n] for n in names}, phi
+        step, state = rule.step(grad(lambda part, k=k, rest=rest: objective({**rest, **part}, k))(part), state)
+        part = axpy(-1.0, step, part)
+        if rule.finish:
+            part = rule.finish(part, rule.rates(state))
+        phi = {**phi, **part}
         yield phi
+
+
+def moved(name: str, rule: Rule) -> bool:
+    """Whether the inner loop adapts this tensor."""
+    return not name.startswith(OWN) and (rule.moves is None or name.startswith(rule.moves))
 
 
 def final(states: Iterator[State]) -> State:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metarun.config import OptimConfig
-from metarun.types import Params
+from metarun.types import OWN, Params
 
 
 def learning_rate(settings: OptimConfig, step: int, steps: int) -> float:
@@ -30,24 +31,43 @@ def learning_rate(settings: OptimConfig, step: int, steps: int) -> float:
 
 def build_optimizer(settings: OptimConfig, params: Params) -> torch.optim.Optimizer:
     """A torch optimizer over the meta-parameters, which stay plain tensors without `requires_grad`."""
-    tensors = list(params.values())
+    own = [p for name, p in params.items() if name.startswith(OWN)]  # a decayed weight of a penalty would mean nothing
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in params.items() if not name.startswith(OWN)]}]
+    groups += [{"params": own, "weight_decay": 0.0}] if own else []
     decay = settings.weight_decay
     if settings.name == "sgd":
-        return torch.optim.SGD(tensors, settings.lr, momentum=settings.momentum, weight_decay=decay)
+        return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum, weight_decay=decay)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    fused = tensors[0].device.type != "mps"
-    return kind(tensors, settings.lr, eps=settings.eps, weight_decay=decay, fused=fused)
+    fused = groups[0]["params"][0].device.type != "mps"
+    return kind(groups, settings.lr, eps=settings.eps, weight_decay=decay, fused=fused)
 
 
 def apply_update(optimizer: torch.optim.Optimizer, params: Params, gradient: Params, lr: float) -> None:
     """One step of the optimizer along the given meta-gradient, in place."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-    for name, p in params.items():
+    for name, g in gradient.items():
         # The fused kernels walk both memories in order, and a gradient may come out of a convolution in another one.
-        p.grad = gradient[name].contiguous()
+        params[name].grad = g.contiguous()
     optimizer.step()
     optimizer.zero_grad()
+
+
+def step_rates(optimizer: torch.optim.Optimizer, params: Params, lr: float) -> Params:
+    """How far each weight's last step went for its (smoothed) gradient: lr for SGD, lr / (sqrt(v_hat) + eps) for Adam.
+
+    A proximal step in this metric minimises the same objective as the penalty's gradient through the optimizer would.
+    """
+    return {name: lr * _scaling(optimizer, p) for name, p in params.items()}
+
+
+def _scaling(optimizer: torch.optim.Optimizer, p: Tensor) -> Tensor:
+    state = optimizer.state.get(p, {})
+    if "exp_avg_sq" not in state:
+        return torch.ones_like(p)
+    group = optimizer.param_groups[0]
+    v_hat = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].to(p.device))
+    return 1 / (v_hat.sqrt() + group["eps"])
 
 
 def clipped(gradient: Params, limit: float | None) -> Params:

@@ -26,6 +26,7 @@ from metarun.evaluation import REFERENCE_INPUTS, with_model
 from metarun.experiment import build_dataset, build_learner, name_of
 from metarun.record import RunFolder, source_run
 from metarun.result import Result
+from metarun.terms import build_regularization
 from metarun.types import Algorithm, Batch, Dataset, Params
 
 SHOWN = 30  # predictions that the terminal lists
@@ -70,7 +71,7 @@ def restored(
             f"predict.support={config.predict.support}: has {ways} classes, and the network of this run ends in "
             f"{config.data['ways']} outputs; train with data.ways={ways}, or a learner without a head, as algo=protonet"
         )
-    params = placement.params(learner.init(config.seed))
+    params = placement.params(build_regularization(config, dataset.kind).init(learner.init(config.seed)))
     checkpoint.restore_params(checkpoint.best_of(source), params)
     x = placement.inputs(examples.x)
     if learner.model.calibrated(params, x) is not learner.model:  # the statistics are those of training images

@@ -17,17 +17,18 @@ from metarun.device import Placement, over_tasks
 from metarun.diagnostics.step import StepMeasures, Values, update_measures
 from metarun.errors import NonFinite
 from metarun.evaluation import Evaluation
-from metarun.outer import apply_update, build_optimizer, clipped, learning_rate
-from metarun.types import Algorithm, Dataset, EpisodeSpec, Metrics, Params, Regularizer, Task
+from metarun.outer import apply_update, build_optimizer, clipped, learning_rate, step_rates
+from metarun.regularization import Regularization
+from metarun.types import Algorithm, Dataset, EpisodeSpec, Metrics, Params, Task
 
 
 class MetaGradient(NamedTuple):
     """One outer step's gradient, and what there is to say of it."""
 
-    mean: Params  # of the tasks' meta-gradients, plus the regularizer's gradient
+    mean: Params  # of the tasks' meta-gradients, plus the gradient of what the penalties add once
     grads: Params  # each task's own, [T, ...]
     metrics: Metrics  # each [T]
-    penalty: Tensor
+    penalty: Tensor  # all that the penalties add to the outer objective
     finite: Tensor  # whether all of `mean` is
 
 
@@ -69,7 +70,7 @@ class Trainer:
     algorithm: Algorithm
     dataset: Dataset
     spec: EpisodeSpec
-    regularizer: Regularizer
+    regularization: Regularization
     settings: TrainConfig
     optim: OptimConfig
     placement: Placement
@@ -80,8 +81,9 @@ class Trainer:
     probe_every: int = 1
 
     def start(self) -> State:
-        params = self.placement.params(self.algorithm.init(self.seed))
-        return State(params, build_optimizer(self.optim, params))
+        params = self.placement.params(self.regularization.init(self.algorithm.init(self.seed)))
+        trained = {name: params[name] for name in self.regularization.trained(params)}
+        return State(params, build_optimizer(self.optim, trained))
 
     def tasks(self, step: int) -> Task:
         drawn = self.dataset.episodes("train", self.seed, step, range(self.settings.tasks), self.spec)
@@ -112,6 +114,7 @@ def train(trainer: Trainer, state: State, watcher: Watcher) -> str:
 def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., MetaGradient], watcher: Watcher) -> None:
     """Draw tasks, differentiate, check, and only then move the meta-parameters."""
     tasks = trainer.tasks(state.step)
+    trainer.regularization.set_weights(state.params, state.step)
     found = meta_gradient(state.params, tasks)
     culprit, others = nonfinite_part(found)
     if culprit:
@@ -123,10 +126,19 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Meta
     before = clone(state.params) if logged and trainer.measures else None
     lr = learning_rate(trainer.optim, state.step, trainer.settings.steps)
     apply_update(state.optimizer, state.params, clipped(found.mean, trainer.optim.clip), lr)
+    proximal_step(trainer, state, lr)
     state.step += 1
     if logged:
         moved = update_measures(before, state.params) if before else {}
         watcher.trained(state, values | moved | {"lr": lr})
+
+
+def proximal_step(trainer: Trainer, state: State, lr: float) -> None:
+    """What the penalties with method=prox do after the optimizer, in place."""
+    if trainer.regularization.outer_proximal:
+        rates = step_rates(state.optimizer, state.params, lr)
+        for name, value in trainer.regularization.shrink(state.params, rates, lr).items():
+            state.params[name].copy_(value)
 
 
 def after_step(trainer: Trainer, state: State, watcher: Watcher) -> None:
@@ -156,12 +168,18 @@ def batched_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGrad
     """theta, tasks -> their meta-gradient, the task axis added by vmap."""
     chunk = trainer.placement.chunk(trainer.spec, trainer.dataset.input_shape())
     per_task = over_tasks(trainer.algorithm.meta_grad, trainer.settings.tasks, chunk)
+    regularization = trainer.regularization
+
+    def shared(params: Params, tasks: Task) -> Tensor:
+        return regularization.shared(trainer.algorithm, params, tasks)
 
     def meta_gradient(params: Params, tasks: Task) -> MetaGradient:
         grads, metrics = per_task(params, tasks)
-        mean = {k: g.mean(0) for k, g in grads.items()}
-        extra, penalty = grad_and_value(trainer.regularizer.outer)(params)
-        total = {k: mean[k] + extra[k] for k in mean}
+        trained = regularization.trained(params)
+        mean = {k: grads[k].mean(0) for k in trained}
+        extra, penalty = grad_and_value(shared)(params, tasks)
+        total = {k: mean[k] + extra[k] for k in trained}
+        penalty = penalty + metrics["penalty"].mean() if "penalty" in metrics else penalty
         finite = torch.stack([v.isfinite().all() for v in (*total.values(), metrics["loss"])]).all()
         return MetaGradient(total, grads, metrics, penalty, finite)
 
@@ -178,7 +196,7 @@ def nonfinite_part(found: MetaGradient) -> tuple[str, str]:
     if tasks:
         others = f" (and {len(tasks) - 1} more of {len(sound)} tasks)" if len(tasks) > 1 else ""
         return f"task {tasks[0]}", others
-    return "the regularizer or the mean over tasks", ""
+    return "the penalty or the mean over tasks", ""
 
 
 def refuse(trainer: Trainer, where: str, watcher: Watcher) -> None:
@@ -199,8 +217,8 @@ def described(trainer: Trainer, state: State, found: MetaGradient, tasks: Task) 
 
 
 def describe(found: MetaGradient) -> Values:
-    """The tasks' own metrics, averaged, and the regularizer's value."""
-    values = {name: float(v.double().mean()) for name, v in found.metrics.items()}
+    """The tasks' own metrics, averaged, and the penalty."""
+    values = {name: float(v.double().mean()) for name, v in found.metrics.items() if name != "penalty"}
     penalty = float(found.penalty)
     return values | {"penalty": penalty} if penalty else values
 

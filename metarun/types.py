@@ -40,11 +40,21 @@ class Task(NamedTuple):
     query: Batch
 
 
+OWN = "reg."
+"""How the names of the meta-parameters begin that belong to a regularizer: no inner loop moves them."""
+
+Rates = float | Tensor | Params
+"""The step size of a rule, one for all weights or one for each."""
+
+
 class Rule(NamedTuple):
     """How a gradient becomes a step: pure functions of the gradient and a carried state."""
 
     init: Callable[[Params], Any]
     step: Callable[[Params, Any], tuple[Params, Any]]
+    rates: Callable[[Any], Rates]  # of the step that led to this state: step = rate * gradient
+    finish: Callable[[Params, Rates], Params] | None = None  # a proximal step that follows each step
+    moves: tuple[str, ...] | None = None  # how the names begin of what is adapted; None: everything
 
 
 class EpisodeSpec(NamedTuple):
@@ -94,6 +104,18 @@ class Model(Protocol):
         """The model to evaluate with: the same one, or one whose statistics are fixed to those of `x`."""
 
 
+class Adaptation(NamedTuple):
+    """One task's way from theta to phi, as a penalty sees it."""
+
+    theta: Params
+    phi: Params
+    support: Batch
+    query: Batch | None  # None inside of the inner loop
+    model: Model
+    loss: Loss
+    own: Params  # the meta-parameters of the penalty itself, by their short names
+
+
 class Algorithm(Protocol):
     """A meta-learning algorithm: a frozen value with pure functions of ONE task; `vmap` adds the T axis."""
 
@@ -137,11 +159,19 @@ class GradientLearner(Algorithm, Protocol):
     def inner_steps(self) -> int: ...
 
     @property
+    def regularization(self) -> Any:
+        """The penalties of the inner and of the outer objective (regularization.py)."""
+
+    @property
+    def sees_adaptation(self) -> bool:
+        """Whether the meta-gradient holds how phi depends on all of the inner objective, and not only on its start."""
+
+    @property
     def inner_rule(self) -> Rule:
         """How a gradient of the objective becomes a step."""
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
-        """What adaptation from theta = `params` descends, any proximal term included."""
+        """What adaptation from theta = `params` descends, all penalties included but those taken as proximal steps."""
 
 
 @runtime_checkable
@@ -153,11 +183,46 @@ class ProximalLearner(GradientLearner, Protocol):
         """lambda of (lambda/2) |phi - theta|^2."""
 
 
-class Regularizer(Protocol):
-    """A penalty on the meta-parameters, added to the outer objective of any algorithm."""
+class WeightPenalty(Protocol):
+    """Omega(w) of weights alone: of phi in the inner objective, of theta in the outer one. All Omega are unweighted."""
 
-    def outer(self, params: Params) -> Tensor:
-        """theta -> a scalar."""
+    def of(self, weights: Params) -> Tensor:
+        """w -> a scalar."""
+
+
+@runtime_checkable
+class ProximalPenalty(WeightPenalty, Protocol):
+    """One with a proximal operator, used in place of its gradient where `method` says so."""
+
+    @property
+    def method(self) -> str:
+        """subgradient or prox."""
+
+    @property
+    def metric(self) -> str:
+        """adaptive: each weight's threshold is its own step size times the weight of the penalty; plain: the rate's."""
+
+    def targeted(self, weights: Params) -> list[str]:
+        """The names of the tensors it looks at."""
+
+    def shrink(self, weights: Params, thresholds: Rates) -> Params:
+        """argmin_w Omega(w) + sum_j (w_j - weights_j)^2 / (2 thresholds_j)."""
+
+
+@runtime_checkable
+class AdaptationPenalty(Protocol):
+    """Omega(theta, phi) of one task's adaptation: in the inner objective, or beside the query loss."""
+
+    def between(self, at: Adaptation) -> Tensor:
+        """A scalar."""
+
+
+@runtime_checkable
+class TaskPenalty(Protocol):
+    """Omega of a batch of tasks together, in the outer objective."""
+
+    def across(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
+        """theta, tasks with a leading T axis -> a scalar."""
 
 
 class Dataset(Protocol):

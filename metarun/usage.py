@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metarun import catalogue
 from metarun.errors import UserError, nearest
 
 ADVICE = "HYDRA_FULL_ERROR=1 shows where"
@@ -43,7 +44,7 @@ def _missing_option(error: Any) -> str:
     """An option of a group that has no file: `algo=mamll`."""
     name = str(error.missing_cfg_file)
     group, _, option = name.rpartition("/")
-    options = [o for o in (error.options or []) if not o.startswith("_")]
+    options = [o for o in (error.options or catalogue.options(group)) if not o.startswith("_")]
     return f"{group}={option}: no such option, {nearest(option, options)}" if group else " ".join(str(error).split())
 
 

@@ -22,6 +22,7 @@ LEVELS = {
     "types": 0,
     "linalg": 1,
     "losses": 1,
+    "regularization": 1,
     "inner": 1,
     "build": 1,
     "record": 1,

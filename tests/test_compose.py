@@ -14,6 +14,7 @@ from metarun.build import build, locate
 from metarun.config import Config, check
 from metarun.errors import SettingError, UserError
 from metarun.experiment import EPISODE_SIZE, TRAINING_SIZE, assemble
+from metarun.terms import SHARED
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("algo", "data", "model", "reg", "optim", "device", "logger", "diagnostics", "experiment")
@@ -52,9 +53,14 @@ def test_every_pair_composes_to_settings_that_its_classes_accept(algo: str, data
 @pytest.mark.parametrize("group", ["algo", "data", "model", "reg"])
 def test_yaml_files_name_every_setting_of_their_class(group: str) -> None:
     """So that a user sees all of them in --cfg job, and no default hides in code."""
-    provided = {"model", "loss", "ways", "input_shape", "outputs"}
+    provided = {"model", "loss", "ways", "input_shape", "outputs", "regularization", "kind"}
     for option in catalogue.options(group):
         node = getattr(metarun.compose([f"{group}={option}"]), group)
+        if group == "reg":
+            if option == "none":
+                continue
+            node = node[option]
+            assert set(SHARED) <= set(node)
         assert set(inspect.signature(locate(group, node)).parameters) - provided <= set(node)
 
 

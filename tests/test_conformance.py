@@ -26,7 +26,7 @@ from metarun.device import Placement, over_tasks
 from metarun.evaluation import Evaluator
 from metarun.experiment import build_learner
 from metarun.models.norm import NORMS
-from metarun.regularizers.none import NoPenalty
+from metarun.regularization import NO_REGULARIZATION
 from metarun.trainer import Trainer, train
 from metarun.types import Algorithm, Batch, Dataset, EpisodeSpec, Kind, Params, Split, Task
 
@@ -396,7 +396,7 @@ def test_sixty_steps_halve_the_validation_error_of_an_easy_task(case: Case) -> N
         algorithm=algorithm,
         dataset=dataset,
         spec=spec,
-        regularizer=NoPenalty(),
+        regularization=NO_REGULARIZATION,
         settings=TrainConfig(steps=60, tasks=8, log_every=rare, eval_every=rare, checkpoint_every=rare),
         optim=config.optim,
         placement=placed(torch.float32),

@@ -27,10 +27,10 @@ from metarun.errors import NonFinite
 from metarun.evaluation import Evaluation
 from metarun.losses import MeanSquaredError
 from metarun.outer import apply_update, build_optimizer, clipped, global_norm, learning_rate
+from metarun.regularization import NO_REGULARIZATION, Regularization, Schedule, Term
 from metarun.regularizers.l2 import L2
-from metarun.regularizers.none import NoPenalty
 from metarun.trainer import State, Trainer, batched_meta_gradient, train
-from metarun.types import Batch, EpisodeSpec, Metrics, Params, Regularizer, Split, Task
+from metarun.types import Batch, EpisodeSpec, Metrics, Params, Split, Task
 
 CPU = Placement(torch.device("cpu"), torch.float64, None, False)
 
@@ -208,12 +208,17 @@ def no_validation(params: Params) -> Evaluation:
     return Evaluation((0,), ones, ones, 0, False, "")
 
 
+def regularization_of(penalty: Any, weight: float) -> Regularization:
+    return Regularization((Term("penalty", penalty, Schedule(weight)),))
+
+
 def trainer_of(
     algorithm: Any,
     dataset: Any = DATA,
     settings: TrainConfig | None = None,
     optim: OptimConfig | None = None,
-    regularizer: Regularizer | None = None,
+    penalty: Any = None,
+    weight: float = 1.0,
     seed: int = 0,
     validate: Any = no_validation,
 ) -> Trainer:
@@ -221,7 +226,7 @@ def trainer_of(
         algorithm=algorithm,
         dataset=dataset,
         spec=SPEC,
-        regularizer=regularizer or NoPenalty(),
+        regularization=regularization_of(penalty, weight) if penalty else NO_REGULARIZATION,
         settings=settings or TrainConfig(steps=4, tasks=3, log_every=1, eval_every=100, checkpoint_every=100),
         optim=optim or OptimConfig(name="sgd", lr=1.0, schedule="linear"),
         placement=CPU,
@@ -256,7 +261,7 @@ def test_reptile_and_interpolation_follow_their_recursion() -> None:
 def test_the_regularizers_gradient_is_added_to_the_mean_over_tasks() -> None:
     """(w / 2) |theta|^2 has gradient w theta and is reported as the penalty."""
     algorithm = Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 2, 2, None)
-    plain, penalised = trainer_of(algorithm), trainer_of(algorithm, regularizer=L2(0.7))
+    plain, penalised = trainer_of(algorithm), trainer_of(algorithm, penalty=L2(), weight=0.7)
     params, tasks = plain.start().params, plain.tasks(0)
     without = batched_meta_gradient(plain)(params, tasks)
     found = batched_meta_gradient(penalised)(params, tasks)
@@ -414,7 +419,7 @@ def test_the_message_counts_the_other_culprits() -> None:
 class GroupLasso:
     """sum_k |theta_k|, written as anyone would: the gradient of sqrt at 0 makes it NaN where a tensor is all zeros."""
 
-    def outer(self, params: Params) -> Tensor:
+    def of(self, params: Params) -> Tensor:
         return torch.stack([p.square().sum().sqrt() for p in params.values()]).sum()
 
 
@@ -422,7 +427,7 @@ def test_a_regularizer_without_a_finite_gradient_is_refused_too() -> None:
     """Shifts and biases start at 0, so this is met at the first step: the optimizer may only move along finite numbers,
     whichever term of the meta-gradient they are from.
     """
-    trainer = trainer_of(Averaging(), regularizer=GroupLasso())
+    trainer = trainer_of(Averaging(), penalty=GroupLasso())
     state = trainer.start()
     state.params["w"].zero_()
     with pytest.raises(NonFinite):

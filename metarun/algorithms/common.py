@@ -12,7 +12,20 @@ from torch.func import grad_and_value
 from metarun.errors import require
 from metarun.inner import descend, final
 from metarun.linalg import norm, sub
-from metarun.types import Algorithm, Batch, GradientLearner, Loss, Metrics, Model, Objective, Params, Task
+from metarun.regularization import Regularization
+from metarun.types import (
+    Adaptation,
+    Algorithm,
+    Batch,
+    GradientLearner,
+    Loss,
+    Metrics,
+    Model,
+    Objective,
+    Params,
+    Rule,
+    Task,
+)
 
 
 class FastWeights(NamedTuple):
@@ -41,6 +54,23 @@ def adaptations(learner: GradientLearner, theta: Params, support: Batch, steps: 
         yield fast_weights(learner.model, phi, support)
 
 
+def regularized(learner: GradientLearner, theta: Params, support: Batch, objective: Objective) -> Objective:
+    """The objective, and the inner penalties on the whole support set if there are any."""
+    if not learner.regularization.inner_terms:
+        return objective
+
+    def total(phi: Params, step: int) -> Tensor:
+        at = Adaptation(theta, phi, support, None, learner.model, learner.loss, {})
+        return objective(phi, step) + learner.regularization.inner(at)
+
+    return total
+
+
+def proximal(rule: Rule, regularization: Regularization) -> Rule:
+    """The rule, followed by the inner proximal steps if there are any."""
+    return rule._replace(finish=regularization.shrink_inner) if regularization.inner_proximal else rule
+
+
 def batch_loss(model: Model, loss: Loss, batch: Batch) -> Objective:
     """phi -> mean loss of the batch; the step number of a descent is of no account."""
 
@@ -62,14 +92,29 @@ def gradient(outer: Callable[[Params], tuple[Tensor, Metrics]], at: Params) -> t
     return grads, metrics
 
 
-def query_gradient(algorithm: Algorithm, phi: Params, task: Task) -> tuple[Params, Metrics]:
-    """grad_phi L^Q(phi) of fast weights: what FOMAML steps along, and the right-hand side of iMAML's system."""
+def outer_objective(learner: GradientLearner, theta: Params, phi: Params, task: Task) -> tuple[Tensor, Metrics]:
+    """L^Q(phi) plus the task's outer penalties Omega(theta, phi), and the metrics that go with it."""
+    adapted = fast_weights(learner.model, phi, task.support)
+    loss, metrics = scored(learner, learner.predict(adapted, task.query.x), task.query.y)
+    if not learner.regularization.outer_terms:
+        return loss, metrics
+    penalty = outer_penalty(learner, theta, phi, task)
+    return loss + penalty, metrics | {"penalty": penalty}
 
-    def outer(phi: Params) -> tuple[Tensor, Metrics]:
-        adapted = fast_weights(algorithm.model, phi, task.support)
-        return scored(algorithm, algorithm.predict(adapted, task.query.x), task.query.y)
 
-    return gradient(outer, phi)
+def outer_penalty(learner: GradientLearner, theta: Params, phi: Params, task: Task) -> Tensor:
+    """The weighted penalties on one task's adaptation in the outer objective."""
+    return learner.regularization.outer(Adaptation(theta, phi, *task, learner.model, learner.loss, {}))
+
+
+def outer_gradients(learner: GradientLearner, theta: Params, phi: Params, task: Task) -> tuple[Params, Params, Metrics]:
+    """The outer objective's partial gradients by theta and by phi, as if neither depended on the other."""
+
+    def outer(theta: Params, phi: Params) -> tuple[Tensor, Metrics]:
+        return outer_objective(learner, theta, phi, task)
+
+    (by_theta, by_phi), (_, metrics) = grad_and_value(outer, argnums=(0, 1), has_aux=True)(theta, phi)
+    return by_theta, by_phi, metrics
 
 
 def distance(phi: Params, theta: Params) -> Tensor:

@@ -1,23 +1,27 @@
-r"""iMAML (Rajeswaran, Finn, Kakade, Levine 2019, arXiv 1909.04630).
+r"""iMAML (Rajeswaran, Finn, Kakade, Levine 2019, arXiv 1909.04630), with any inner penalty.
 
-    phi* = argmin_phi  L^S(phi) + (lambda/2) |phi - theta|^2          (here: `inner_steps` gradient steps)
-    meta-gradient  g = (I + H/lambda)^{-1} grad L^Q(phi*),   H the Hessian of L^S at phi*
+    phi* = argmin_phi  L^S(phi) + Omega(theta, phi)                     (here: `inner_steps` gradient steps)
+    Omega = (lambda/2) |phi - theta|^2 + the inner terms of `reg`
+    meta-gradient  g = -Omega_pt^T A^{-1} grad L^Q(phi*) + d/dtheta of outer penalties,   A = H + (1 + d) Omega_pp
 
 Symbols: lambda `prox`, inner rate `inner_lr` on the *mean* loss, `cg_steps` conjugate-gradient steps for the linear
-system, `cg_damping` d added to it: A = (1 + d) I + H/lambda (the paper: d = 0). The inner path is not
-differentiated, so memory does not grow with `inner_steps`.
+system, `cg_damping` d (the paper: 0), H the Hessian of L^S, Omega_pp and Omega_pt the second derivatives by phi twice
+and by phi and theta, all at phi*. For the proximal term alone this is the paper's (I + H/lambda)^{-1} grad L^Q, damped
+to ((1 + d) I + H/lambda)^{-1}. Only products with vectors are taken; the inner path is not differentiated, so memory
+does not grow with `inner_steps`. `prox=0` leaves the whole inner penalty to `reg`.
 
 The formula holds at a minimiser, so how far from one the inner loop stopped is reported beside it:
-`stationarity` = |grad L^S(phi) + lambda (phi - theta)| / |grad L^S(theta)|, and for the solver `cg_residual` =
+`stationarity` = |grad (L^S + Omega)(phi)| / |grad L^S(theta)|, and for the solver `cg_residual` =
 |A x - b| / |b| and `cg_negative`, whether a direction with p'Ap < 0 was met: then phi is no minimiser.
 
 The released code differs from the paper (its prox term enters as one step after plain SGD, and its system is
-(1 + damping) I + H/(lambda + 10)); this file follows the paper.
+(1 + damping) I + H/(lambda + 10)); this file follows the paper. The general Omega: differentiate the stationarity
+grad L^S(phi) + Omega_phi(theta, phi) = 0 by theta.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,9 +32,10 @@ from torch.func import grad
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
 from metarun.errors import require
-from metarun.inner import sgd
-from metarun.linalg import axpy, conjugate_gradient, dot, hessian_product, norm, scale, sub
-from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
+from metarun.inner import descend, final, sgd
+from metarun.linalg import Solution, axpy, conjugate_gradient, dot, hessian_product, norm, scale, sub
+from metarun.regularization import NO_REGULARIZATION, Regularization
+from metarun.types import Adaptation, Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,16 @@ class IMAML:
     test_inner_steps: int
     cg_steps: int
     cg_damping: float
+    regularization: Regularization = NO_REGULARIZATION
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         common.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps)
-        require(self.prox > 0, "prox", self.prox, "must be above 0 (lambda of the proximal term)")
+        alone = not self.regularization.acts_inside
+        needed = "must be above 0 (lambda of the proximal term), or 0 where reg has an inner penalty in its place"
+        require(self.prox > 0 or (self.prox == 0 and not alone), "prox", self.prox, needed)
         require(self.cg_steps >= 1, "cg_steps", self.cg_steps, "must be at least 1")
         require(self.cg_damping >= 0, "cg_damping", self.cg_damping, "must be at least 0")
 
@@ -69,15 +77,9 @@ class IMAML:
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         phi = self.adapt(params, task.support).params
-        b, metrics = common.query_gradient(self, phi, task)
-        support_loss = common.batch_loss(self.model, self.loss, task.support)
-        hessian = hessian_product(lambda phi: support_loss(phi, 0), phi)
-
-        def product(v: Params) -> Params:
-            return axpy(1 / self.prox, hessian(v), scale(1 + self.cg_damping, v))
-
-        solution = conjugate_gradient(product, b, self.cg_steps)
-        return solution.x, metrics | {
+        by_theta, b, metrics = common.outer_gradients(self, params, phi, task)
+        pulled, solution = self._pulled_back(params, phi, task.support, b)
+        return axpy(1.0, by_theta, pulled), metrics | {
             "distance": common.distance(phi, params),
             "stationarity": self._stationarity(params, phi, task.support),
             "cg_residual": solution.residual,
@@ -85,20 +87,68 @@ class IMAML:
         }
 
     @property
+    def sees_adaptation(self) -> bool:
+        return True
+
+    @property
     def inner_rule(self) -> Rule:
-        return sgd(self.inner_lr)
+        return common.proximal(sgd(self.inner_lr), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
         support_loss = common.batch_loss(self.model, self.loss, support)
 
         def objective(phi: Params, step: int) -> Tensor:
-            away = sub(phi, params)
-            return support_loss(phi, step) + self.prox / 2 * dot(away, away)
+            return support_loss(phi, step) + self._proximal_term(params, phi)
 
-        return objective
+        return common.regularized(self, params, support, objective)
+
+    def _proximal_term(self, theta: Params, phi: Params) -> Tensor:
+        away = sub(phi, theta)
+        return self.prox / 2 * dot(away, away)
+
+    def _pulled_back(self, theta: Params, phi: Params, support: Batch, b: Params) -> tuple[Params, Solution]:
+        """-Omega_pt^T A^{-1} b, and how the system was solved.
+
+        It is solved as (A / c) x = b with c = <b, Omega_pp b> / |b|^2, which for the proximal term is lambda: then
+        x = b, where the solver ends at once on negative curvature, means the first-order meta-gradient.
+        """
+        omega = self._omega(support)
+        support_loss = common.batch_loss(self.model, self.loss, support)
+        free = self._free(phi)
+        b = free(b)
+        hessian = hessian_product(lambda at: support_loss(at, 0), phi)
+        curvature = hessian_product(lambda at: omega(theta, at), phi)
+        c = _positive(dot(b, curvature(b)) / dot(b, b))
+
+        def product(v: Params) -> Params:
+            return scale(1 / c, free(axpy(1 + self.cg_damping, curvature(v), hessian(v))))
+
+        solution = conjugate_gradient(product, b, self.cg_steps)
+        v = scale(-1 / c, solution.x)
+        return grad(lambda at: dot(grad(omega, argnums=1)(at, phi), v))(theta), solution
+
+    def _omega(self, support: Batch) -> Callable[[Params, Params], Tensor]:
+        """theta, phi -> all that the inner problem adds to L^S, also what the inner loop takes as proximal steps."""
+
+        def omega(theta: Params, phi: Params) -> Tensor:
+            at = Adaptation(theta, phi, support, None, self.model, self.loss, {})
+            return self._proximal_term(theta, phi) + self.regularization.whole_inner(at)
+
+        return omega
+
+    def _free(self, phi: Params) -> Callable[[Params], Params]:
+        """Keeps of a vector what proximal steps have not set to zero: a weight at a kink stays there as theta moves."""
+        shrunk = self.regularization.shrunk_inner(phi)
+        return lambda v: {k: torch.where(phi[k] != 0, g, 0.0) if k in shrunk else g for k, g in v.items()}
 
     def _stationarity(self, theta: Params, phi: Params, support: Batch) -> Tensor:
-        gradient = grad(common.batch_loss(self.model, self.loss, support))
-        at_start = norm(gradient(theta, 0))
-        residual = norm(axpy(self.prox, sub(phi, theta), gradient(phi, 0)))
-        return residual / at_start.clamp_min(torch.finfo(at_start.dtype).tiny)
+        """Of the gradient mapping (phi - phi') / inner_lr, phi' after one more step: the gradient, without proximal
+        steps."""
+        at_start = norm(grad(common.batch_loss(self.model, self.loss, support))(theta, 0))
+        onwards = final(descend(self.inner_objective(theta, support), phi, self.inner_rule, 1))
+        return norm(sub(phi, onwards)) / self.inner_lr / at_start.clamp_min(torch.finfo(at_start.dtype).tiny)
+
+
+def _positive(c: Tensor) -> Tensor:
+    """c, or 1 where it is no scale to divide by: a penalty without curvature, a zero right-hand side."""
+    return torch.where(c > torch.finfo(c.dtype).eps, c, 1.0)

@@ -8,6 +8,10 @@ r"""MAML and FOMAML (Finn, Abbeel, Levine 2017, arXiv 1703.03400).
 Symbols: alpha `inner_lr`, T `inner_steps` (at test `test_inner_steps`), L^S and L^Q the *mean* losses of
 support and query set, H^S the Hessian of L^S. The released MAML code sums its classification loss over
 ways: its rate a on N ways is N a here (0.4 on 5-way Omniglot is 2.0).
+
+`adapted` names what the inner loop moves, by how the names begin: ["head"] is ANIL (Raghu, Raghu, Bengio, Vinyals
+2020, arXiv 1909.09157); null moves everything. FOMAML takes a penalty Omega(theta, phi) of the outer objective by both
+partial derivatives, as if phi were theta plus a constant.
 """
 
 from __future__ import annotations
@@ -20,7 +24,10 @@ from torch import Tensor
 
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
+from metarun.errors import require
 from metarun.inner import sgd
+from metarun.linalg import axpy
+from metarun.regularization import NO_REGULARIZATION, Regularization
 from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
 
 
@@ -34,12 +41,15 @@ class MAML:
     inner_steps: int
     test_inner_steps: int
     first_order: bool
+    adapted: tuple[str, ...] | None = None
+    regularization: Regularization = NO_REGULARIZATION
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         common.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps)
+        require(self.adapted is None or len(self.adapted) > 0, "adapted", [], "names nothing; null adapts everything")
 
     def init(self, seed: int) -> Params:
         return self.model.init(seed)
@@ -57,19 +67,24 @@ class MAML:
         if self.first_order:
             # Adapting outside the gradient transform records no graph of the inner loop at all.
             phi = self.adapt(params, task.support).params
-            grads, metrics = common.query_gradient(self, phi, task)
-            return grads, metrics | {"distance": common.distance(phi, params)}
+            by_theta, by_phi, metrics = common.outer_gradients(self, params, phi, task)
+            return axpy(1.0, by_theta, by_phi), metrics | {"distance": common.distance(phi, params)}
 
         def outer(theta: Params) -> tuple[Tensor, Metrics]:
-            adapted = self.adapt(theta, task.support)
-            loss, metrics = common.scored(self, self.predict(adapted, task.query.x), task.query.y)
-            return loss, metrics | {"distance": common.distance(adapted.params, theta)}
+            phi = self.adapt(theta, task.support).params
+            objective, metrics = common.outer_objective(self, theta, phi, task)
+            return objective, metrics | {"distance": common.distance(phi, theta)}
 
         return common.gradient(outer, params)
 
     @property
+    def sees_adaptation(self) -> bool:
+        return not self.first_order
+
+    @property
     def inner_rule(self) -> Rule:
-        return sgd(self.inner_lr)
+        return common.proximal(sgd(self.inner_lr)._replace(moves=self.adapted), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
-        return common.batch_loss(self.model, self.loss, support)
+        loss = common.batch_loss(self.model, self.loss, support)
+        return common.regularized(self, params, support, loss)

@@ -7,24 +7,30 @@ The meta-gradient returned here is g = theta - phi, so that an outer SGD with ra
 
 The inner Adam has beta1 = 0, as published. It starts afresh for each task, whereas the released code carries its
 second moments from task to task: a pure function of one task cannot, and exact resume is simpler for it.
+A penalty Omega(theta, phi) of the outer objective adds both its partial derivatives to g: its weight is in units of
+parameter distance squared and not of loss, so that it does not compare with MAML's.
+
 Mini-batch j takes rows j b .. j b + b - 1 of the support set (indices modulo S); episodes are drawn at
 random and ordered shot by shot, so that consecutive rows hold every class equally often.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.func import grad
 
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
 from metarun.errors import require
 from metarun.inner import adam, sgd
-from metarun.linalg import sub
+from metarun.linalg import axpy, sub
+from metarun.regularization import NO_REGULARIZATION, Regularization
 from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
 
 RULES = {"sgd": sgd, "adam": adam}
@@ -41,6 +47,7 @@ class Reptile:
     inner_steps: int
     test_inner_steps: int
     inner_batch: int | None  # rows of a mini-batch; None: the whole support set
+    regularization: Regularization = NO_REGULARIZATION
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     head: ClassVar[bool] = True
@@ -65,21 +72,29 @@ class Reptile:
         return self.model.apply(adapted.params, x, adapted.stats)
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
-        adapted = self.adapt(params, task.support)
-        _, metrics = common.scored(self, self.predict(adapted, task.query.x), task.query.y)
-        distance = common.distance(adapted.params, params)
-        return sub(params, adapted.params), metrics | {"distance": distance}
+        phi = self.adapt(params, task.support).params
+        _, metrics = common.outer_objective(self, params, phi, task)
+        found = sub(params, phi)
+        if self.regularization.outer_terms:
+            penalty = functools.partial(common.outer_penalty, self, task=task)
+            by_theta, by_phi = grad(penalty, argnums=(0, 1))(params, phi)
+            found = axpy(1.0, by_phi, axpy(1.0, by_theta, found))
+        return found, metrics | {"distance": common.distance(phi, params)}
+
+    @property
+    def sees_adaptation(self) -> bool:
+        return False
 
     @property
     def inner_rule(self) -> Rule:
-        return RULES[self.inner_optimizer](self.inner_lr)
+        return common.proximal(RULES[self.inner_optimizer](self.inner_lr), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
         def objective(phi: Params, step: int) -> Tensor:
             batch = self._mini_batch(support, step)
             return self.loss(self.model.apply(phi, batch.x), batch.y)
 
-        return objective
+        return common.regularized(self, params, support, objective)
 
     def _mini_batch(self, support: Batch, step: int) -> Batch:
         rows, size = len(support.x), self.inner_batch

@@ -1,7 +1,7 @@
-"""L2: (w/2) sum_j theta_j^2 added to the outer objective; its gradient is w theta.
+"""L2: Omega(w) = (1/2) sum_j w_j^2, whose gradient is w.
 
 Unlike `optim.weight_decay` with an adaptive optimizer, the penalty passes through the optimizer as part of the
-meta-gradient. Symbols: w `weight`.
+meta-gradient. `targets` names tensors by how their names begin; null takes all.
 """
 
 from __future__ import annotations
@@ -10,17 +10,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from metarun.errors import require
-from metarun.linalg import dot
+from metarun.regularizers.selection import chosen, total
 from metarun.types import Params
 
 
 @dataclass(frozen=True)
 class L2:
-    weight: float
+    targets: tuple[str, ...] | None = None
 
-    def __post_init__(self) -> None:
-        require(self.weight >= 0, "weight", self.weight, "must be at least 0")
-
-    def outer(self, params: Params) -> Tensor:
-        return self.weight / 2 * dot(params, params)
+    def of(self, weights: Params) -> Tensor:
+        return total([w.square().sum() for w in chosen(weights, self.targets).values()]) / 2

@@ -1,0 +1,66 @@
+r"""Proximal L2: Omega(theta, phi) = (1/2) sum_j f_j (phi_j - theta_j)^2, the term of iMAML, MinibatchProx and FedProx.
+
+In the inner objective it keeps adaptation near its start; in the outer one it asks for initialisations from which
+little adaptation is needed. With weight w, Omega_phiphi = w F and Omega_phitheta = -w F, F = diag(f).
+
+f is 1 for all weights, or by layer (`factors`, by how names begin: {head: 0.0, block0: 10.0}; what is not named has 1).
+With `learned=true`, f_j = exp(a), a trained by the meta-gradient from 0, one for all weights (`learn=scalar`), each
+layer's tensor (`learn=layer`) or each weight (`learn=diagonal`). Sources: Rajeswaran et al. 2019, arXiv 1909.04630
+(the scalar is learnable there); Zhou et al. 2019 (Meta-MinibatchProx).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from metarun.errors import require
+from metarun.regularizers.selection import chosen, total
+from metarun.types import Adaptation, Params
+
+KINDS = ("scalar", "layer", "diagonal")
+
+
+@dataclass(frozen=True)
+class ProxL2:
+    learned: bool = False
+    learn: str = "scalar"
+    factors: dict[str, float] = field(default_factory=dict)
+    targets: tuple[str, ...] | None = None
+
+    places: ClassVar[tuple[str, ...]] = ("inner", "outer", "both")
+
+    def __post_init__(self) -> None:
+        require(self.learn in KINDS, "learn", self.learn, "choices: " + ", ".join(KINDS))
+        sound = all(f >= 0 for f in self.factors.values())
+        require(sound, "factors", dict(self.factors), "must be at least 0 each")
+
+    def init(self, weights: Params) -> Params:
+        """The logarithms a, all 0."""
+        if not self.learned:
+            return {}
+        names = chosen(weights, self.targets)
+        if self.learn == "scalar":
+            return {"log_factor": torch.zeros(())}
+        return {
+            f"log_factor.{k}": torch.zeros_like(w) if self.learn == "diagonal" else torch.zeros(())
+            for k, w in names.items()
+        }
+
+    def between(self, at: Adaptation) -> Tensor:
+        return total([self._of_tensor(name, at) for name in chosen(at.phi, self.targets)]) / 2
+
+    def _of_tensor(self, name: str, at: Adaptation) -> Tensor:
+        square = (at.phi[name] - at.theta[name]).square()
+        log_factor = at.own.get("log_factor", at.own.get(f"log_factor.{name}"))
+        if log_factor is not None:
+            square = log_factor.exp() * square
+        return self._factor(name) * square.sum()
+
+    def _factor(self, name: str) -> float:
+        """Of the longest prefix that is given."""
+        given = [prefix for prefix in self.factors if name.startswith(prefix)]
+        return self.factors[max(given, key=len)] if given else 1.0

@@ -1,0 +1,28 @@
+"""Which weights a penalty looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from metarun.types import OWN, Params
+
+Targets = tuple[str, ...] | None
+
+
+def chosen(weights: Params, targets: Targets, default: Callable[[Tensor], bool] = lambda _: True) -> Params:
+    """The network's tensors whose names begin with one of `targets` ("head", "block0.weight"); None: those that
+    `default` takes."""
+    network = {name: w for name, w in weights.items() if not name.startswith(OWN)}
+    return {name: w for name, w in network.items() if (default(w) if targets is None else name.startswith(targets))}
+
+
+def linear_map(w: Tensor) -> bool:
+    """Whether it is the weight of a linear map or a convolution; biases, shifts and gains are vectors."""
+    return w.ndim > 1
+
+
+def total(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).sum() if values else torch.zeros(())
