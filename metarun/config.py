@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from metarun.errors import SettingError
 
-JOBS = ("train", "evaluate", "analyze", "predict", "data")
+JOBS = ("train", "evaluate", "analyze", "predict", "data", "export")
 SCHEDULES = ("constant", "linear", "cosine", "halving")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -121,10 +121,19 @@ class PredictConfig:
 
 
 @dataclass
+class ExportConfig:
+    """Of job=export."""
+
+    threshold: float = 0.0  # weights of at most this size become 0; 0 cuts only what is 0 already
+    tasks: int = 200  # test tasks that the run's figure is compared on before and after
+    calls: int = 20  # timed
+
+
+@dataclass
 class Config:
     job: str = "train"
     seed: int = 0
-    run: Optional[str] = None  # a finished or stopped run's folder, for job=evaluate and job=predict
+    run: Optional[str] = None  # a finished or stopped run's folder, for job=evaluate, predict, analyze and export
     resume: Optional[str] = None  # a stopped run's folder
     report: bool = True  # leave a report.html in the run folder
     trusted_modules: list[str] = field(default_factory=list)  # packages of yours that _target_ may name
@@ -142,6 +151,7 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
 
 def check(config: Config) -> None:
@@ -161,14 +171,19 @@ def check(config: Config) -> None:
         _at_least(config, key, 1)
     for key in ("train.pool", "val.tasks", "test.tasks", "optim.halve_every", "device.threads"):
         _at_least(config, key, 1)
+    for key in ("export.tasks", "export.calls"):
+        _at_least(config, key, 1)
     for key in ("seed", "train.pool_seed", "train.pool_replaced", "test.steps", "optim.weight_decay", "optim.momentum"):
         _at_least(config, key, 0)
+    _at_least(config, "export.threshold", 0)
     for key in ("optim.lr", "optim.eps", "optim.clip", "train.max_minutes", "diagnostics.radius"):
         _positive(config, key)
     for key in ("tasks", "every", "probe_tasks", "lanczos_steps", "unroll_steps", "alarms.window", "alarms.patience"):
         _at_least(config, f"diagnostics.{key}", 1)
     for key in ("diverged", "spike", "chance", "no_gain", "overfit", "memorised", "unsolved", "rises", "cg_residual"):
         _positive(config, f"diagnostics.alarms.{key}")
+    if config.optim.momentum >= 1:
+        raise SettingError("optim.momentum", config.optim.momentum, "must be below 1")
     _check_device_choices(config.device)
 
 

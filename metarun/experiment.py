@@ -57,7 +57,7 @@ class Experiment:
 
     def measures(self) -> StepMeasures:
         chunk = self.placement.evaluation_chunk(self.train_spec, self.dataset.input_shape())
-        return StepMeasures(self.algorithm, self.config.diagnostics.tasks, chunk)
+        return StepMeasures(self.algorithm, self.config.diagnostics.tasks, chunk, self.regularization)
 
     def probe(self) -> Probe:
         return Probe(self.algorithm, self.dataset, self.train_spec, self.placement, self.config.diagnostics)
@@ -111,8 +111,9 @@ def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:
     outputs = dataset.outputs(ways) if head else None
     shape = dataset.input_shape()
     model = build("model", config.model, config.trusted_modules, input_shape=shape, outputs=outputs)
-    provided = {"model": model, "loss": loss_for(dataset.kind), "ways": ways}
-    provided["regularization"] = build_regularization(config, dataset.kind)
+    regularization = build_regularization(config, dataset.kind)
+    provided = {"model": regularization.wrap(model, shape), "loss": loss_for(dataset.kind), "ways": ways}
+    provided["regularization"] = regularization
     return build("algo", node, config.trusted_modules, **provided)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from metarun.analyses.job import analyze_job
 from metarun.config import Config, check
+from metarun.export import export_job
 from metarun.predict import predict_job
 from metarun.prepare import data_job
 from metarun.record import RunFolder
@@ -18,6 +19,7 @@ JOBS = {
     "predict": predict_job,
     "data": data_job,
     "analyze": analyze_job,
+    "export": export_job,
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metarun.config import OptimConfig
-from metarun.types import OWN, Params
+from metarun.types import OWN, Params, Rates
 
 
 def learning_rate(settings: OptimConfig, step: int, steps: int) -> float:
@@ -53,21 +53,23 @@ def apply_update(optimizer: torch.optim.Optimizer, params: Params, gradient: Par
     optimizer.zero_grad()
 
 
-def step_rates(optimizer: torch.optim.Optimizer, params: Params, lr: float) -> Params:
-    """How far each weight's last step went for its (smoothed) gradient: lr for SGD, lr / (sqrt(v_hat) + eps) for Adam.
+def step_rates(optimizer: torch.optim.Optimizer, params: Params, lr: float) -> Rates:
+    """How far each weight's step goes for its (smoothed) gradient: lr / (1 - momentum) for SGD, whose steps add up to
+    that, lr / (sqrt(v_hat) + eps) for Adam.
 
     A proximal step in this metric minimises the same objective as the penalty's gradient through the optimizer would.
     """
-    return {name: lr * _scaling(optimizer, p) for name, p in params.items()}
-
-
-def _scaling(optimizer: torch.optim.Optimizer, p: Tensor) -> Tensor:
-    state = optimizer.state.get(p, {})
-    if "exp_avg_sq" not in state:
-        return torch.ones_like(p)
     group = optimizer.param_groups[0]
-    v_hat = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].to(p.device))
-    return 1 / (v_hat.sqrt() + group["eps"])
+    if "betas" not in group:
+        return lr / (1 - group["momentum"])
+    return {name: lr * _scaling(optimizer.state[p], group, p) for name, p in params.items() if p in optimizer.state}
+
+
+def _scaling(state: dict[str, Tensor], group: dict[str, Any], p: Tensor) -> Tensor:
+    """1 / (sqrt(v_hat) + eps)."""
+    # 1 - beta^step without the cancellation that single precision would have in the first steps.
+    correction = -torch.expm1(state["step"].to(p) * math.log(group["betas"][1]))
+    return 1 / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"])
 
 
 def clipped(gradient: Params, limit: float | None) -> Params:

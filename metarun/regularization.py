@@ -15,25 +15,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from metarun.errors import SettingError
 from metarun.linalg import scale
-from metarun.types import (
-    OWN,
-    Adaptation,
-    AdaptationPenalty,
-    Algorithm,
-    Params,
-    ProximalPenalty,
-    Rates,
-    Task,
-    TaskPenalty,
-)
+from metarun.penalties import Adaptation, AdaptationPenalty, ProximalPenalty, TaskPenalty
+from metarun.types import OWN, Algorithm, Model, Params, Rates, Task
 
 PLACES = ("inner", "outer", "both")
+FURTHEST = 10
+"""Of the learning rate, how far a proximal step may reach where Adam's rates say more. Adam's own steps are about 1."""
+
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -98,6 +93,14 @@ class Term:
         return self.penalty.of(at.phi)
 
 
+@runtime_checkable
+class NoisyModel(Protocol):
+    """A network that a penalty has given noise; what it returns here goes to the meta-gradient and nowhere else."""
+
+    def noisy(self, params: Params, tasks: Task, seed: int, step: int) -> tuple[Params, Task]:
+        """Meta-parameters and tasks [T, ...] with the noise of this outer step, a function of (seed, step)."""
+
+
 @dataclass(frozen=True)
 class Regularization:
     """All terms of a run; without any, nothing is added anywhere."""
@@ -143,10 +146,21 @@ class Regularization:
                 own[f"{term.prefix}weight"] = torch.tensor(term.schedule(0))
         return weights | own
 
+    def wrap(self, model: Model, input_shape: tuple[int, ...]) -> Model:
+        """The network, with what the penalties make of it: noise."""
+        for term in self.terms:
+            if hasattr(term.penalty, "wrap"):
+                try:
+                    model = term.penalty.wrap(model, term.prefix, input_shape)
+                except SettingError as error:
+                    raise error.under(f"reg.{term.name}") from error
+        return model
+
     def trained(self, params: Params) -> list[str]:
-        """The names of what the optimizer moves: all but the scheduled weights."""
+        """The names of what the optimizer moves: all but the scheduled weights and a network's noise."""
         scheduled = {f"{t.prefix}weight" for t in self.terms if t.schedule.changes}
-        return [name for name in params if name not in scheduled]
+        noise = tuple(f"{t.prefix}noise." for t in self.terms)
+        return [name for name in params if name not in scheduled and not name.startswith(noise)]
 
     def set_weights(self, params: Params, step: int) -> None:
         """The scheduled weights of this step, in place."""
@@ -161,9 +175,12 @@ class Regularization:
         """With the terms that are taken as proximal steps, as an implicit derivative needs it."""
         return sum_of([t.of_adaptation(at) for t in self.terms if t.acts("inner")])
 
-    def shrunk_inner(self, phi: Params) -> set[str]:
-        """The tensors that inner proximal steps set zeros in."""
-        return {name for t in self.inner_proximal for name in t.penalty.targeted(phi)}
+    def held_inner(self, phi: Params) -> Params:
+        """True where inner proximal steps hold a weight at zero."""
+        held: Params = {}
+        for term in self.inner_proximal:
+            held |= {k: v | held[k] if k in held else v for k, v in term.penalty.held(phi).items()}
+        return held
 
     def outer(self, at: Adaptation) -> Tensor:
         return sum_of([t.of_adaptation(at) for t in self.outer_terms])
@@ -172,21 +189,25 @@ class Regularization:
         """What is added once to the outer objective of theta; 0 without such a term."""
         return sum_of([t.weight(params) * shared_value(t, learner, params, tasks) for t in self.shared_terms])
 
-    def shrink_inner(self, phi: Params, rates: Rates) -> Params:
+    def shrink_inner(self, phi: Params, rates: Rates, lr: float) -> Params:
         """The proximal steps after one of the inner loop; their weights are constants."""
         for term in self.inner_proximal:
-            phi = term.penalty.shrink(phi, thresholds(rates, term.schedule.weight))
+            phi = shrunk(term, phi, rates, lr, term.schedule.weight)
         return phi
 
-    def shrink(self, params: Params, rates: Rates, plain: float) -> Params:
-        """The proximal steps after one of the optimizer, by each weight's rate or the plain one."""
+    def shrink(self, params: Params, rates: Rates, lr: float) -> Params:
+        """The proximal steps after one of the optimizer."""
         for term in self.outer_proximal:
-            chosen = rates if term.penalty.metric == "adaptive" else plain
-            params = term.penalty.shrink(params, thresholds(chosen, term.weight(params)))
+            params = shrunk(term, params, rates, lr, term.weight(params))
         return params
 
 
 NO_REGULARIZATION = Regularization()
+
+
+def with_noise(model: Model, params: Params, tasks: Task, seed: int, step: int) -> tuple[Params, Task]:
+    """What the meta-gradient of an outer step is taken at: with noise, if the network has any."""
+    return model.noisy(params, tasks, seed, step) if isinstance(model, NoisyModel) else (params, tasks)
 
 
 def shared_value(term: Term, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
@@ -194,6 +215,19 @@ def shared_value(term: Term, learner: Algorithm, params: Params, tasks: Task) ->
     if isinstance(term.penalty, TaskPenalty):
         return term.penalty.across(learner, params, tasks)
     return term.penalty.of(params)
+
+
+def shrunk(term: Term, weights: Params, rates: Rates, lr: float, weight: Tensor | float) -> Params:
+    """The term's proximal operator, by each weight's own rate or by lr.
+
+    Where rates differ from weight to weight, as Adam's lr / (sqrt(v) + eps) do, a threshold ends at FURTHEST * lr: a
+    unit that had no gradients yet, whose rate has no bound, would be gone after a single step. At a minimum the limit
+    is not met, since there |gradient| = weight <= sqrt(v) wherever w is not 0, so that what is minimised stays.
+    """
+    if term.penalty.metric == "plain":
+        rates = lr
+    limit = FURTHEST * lr if isinstance(rates, dict) else math.inf
+    return term.penalty.shrink(weights, thresholds(rates, weight), limit)
 
 
 def thresholds(rates: Rates, weight: Tensor | float) -> Rates:

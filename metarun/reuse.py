@@ -24,7 +24,7 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     The changes are what the overrides alter against the same composition without them; the stored settings
     decide everything else, so that a newer metarun's defaults do not slip into an old run.
     """
-    source = config.resume or (config.run if config.job in ("evaluate", "predict", "analyze") else None)
+    source = config.resume or (config.run if config.job in ("evaluate", "predict", "analyze", "export") else None)
     if source is None:
         return config
     stored = RunFolder(Path(source)).config()

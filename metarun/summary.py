@@ -6,14 +6,17 @@ import contextlib
 import hashlib
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from metarun.diagnostics.alarms import Alarms
+from metarun.diagnostics.penalties import label, targets
 from metarun.evaluation import Evaluation
 from metarun.experiment import Experiment, name_of
 from metarun.record import RunFolder
+from metarun.regularization import Regularization, Term
+from metarun.sparsity import sparsity
 from metarun.statistics.convergence import convergence_summary
 from metarun.trainer import State
 from metarun.types import GradientLearner, Params
@@ -36,6 +39,7 @@ def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
         "norm": config.model.get("norm"),
         "first_order": config.algo.get("first_order"),
         "reg": name_of("reg", config),
+        "regularization": describe_penalties(experiment.regularization, []),
         "seed": config.seed,
         "metric": experiment.algorithm.loss.metric,
         "device": str(experiment.placement.device),
@@ -44,7 +48,37 @@ def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
     }
 
 
-def describe_test(evaluation: Evaluation, params: Params) -> dict[str, Any]:
+def describe_penalties(regularization: Regularization, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each term's settings, and its value and share of the gradient at the last training record, by place."""
+    trained = [record for record in records if record["kind"] == "train"]
+    return [_describe_term(term, trained[-1] if trained else {}) for term in regularization.terms]
+
+
+def _describe_term(term: Term, last: Mapping[str, Any]) -> dict[str, Any]:
+    places = [place for place in ("inner", "outer") if term.acts(place)]
+    schedule = term.schedule
+    return {
+        "name": term.name,
+        "class": type(term.penalty).__name__,
+        "weight": schedule.weight,
+        "where": term.where,
+        "schedule": schedule.shape,
+        "final_weight": schedule.final if schedule.shape != "constant" else None,
+        "warmup": schedule.warmup,
+        "method": getattr(term.penalty, "method", None),
+        "value": {place: last.get(f"penalty/{label(term, place)}") for place in places},
+        "share": {place: last.get(f"penalty_share/{label(term, place)}") for place in places},
+    }
+
+
+def describe_sparsity(params: Params, regularization: Regularization) -> dict[str, Any]:
+    """Zeros by layer; under `penalised`, those of what outer penalties with a proximal operator look at."""
+    seen = targets(regularization, "outer", params)
+    penalised = sparsity({name: params[name] for name in seen})["total"] if seen else None
+    return {**sparsity(params), "penalised": penalised}
+
+
+def describe_test(evaluation: Evaluation, params: Params, regularization: Regularization) -> dict[str, Any]:
     """The test's figures and what they were taken on."""
     return {
         "mean": evaluation.mean,
@@ -54,6 +88,7 @@ def describe_test(evaluation: Evaluation, params: Params) -> dict[str, Any]:
         "curve": evaluation.curve(),
         "episodes_sha256": evaluation.episodes_sha256,
         "params_sha256": params_sha256(params),
+        "sparsity": describe_sparsity(params, regularization),
     }
 
 

@@ -15,8 +15,9 @@ from metarun import catalogue
 from metarun.build import build, locate
 from metarun.config import Config
 from metarun.errors import SettingError, UserError, nearest, require
+from metarun.penalties import TaskPenalty
 from metarun.regularization import PLACES, SCHEDULES, Regularization, Schedule, Term
-from metarun.types import Algorithm, GradientLearner, Kind
+from metarun.types import OWN, Algorithm, GradientLearner, Kind
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,46 @@ def _penalty(group: str, node: dict[str, Any], config: Config, kind: Kind) -> An
 
 def refuse_senseless_terms(config: Config, regularization: Regularization, algorithm: Algorithm) -> None:
     """What an algorithm cannot mean by a term, in one line."""
-    learner = isinstance(algorithm, GradientLearner)
     algo = config.choices.get("algo", type(algorithm).__name__)
     for term in regularization.terms:
-        if not learner and (term.acts("inner") or term in regularization.outer_terms):
-            raise UserError(
-                f"reg={term.name} algo={algo}: this algorithm has no inner loop to penalise; "
+        objection = _objection(term, regularization, algorithm)
+        if objection:
+            raise UserError(f"reg={term.name} algo={algo}: {objection}")
+        _refuse_lost_targets(term, algorithm)
+        compares = isinstance(term.penalty, TaskPenalty) and getattr(term.penalty, "compares_tasks", True)
+        if compares and config.train.tasks < 2:
+            needed = f"must be at least 2: reg={term.name} compares the tasks of a step"
+            raise SettingError("train.tasks", config.train.tasks, needed)
+
+
+def _objection(term: Term, regularization: Regularization, algorithm: Algorithm) -> str | None:
+    """Why the term means nothing with the algorithm, and what to choose; None if it does."""
+    if not isinstance(algorithm, GradientLearner):
+        if term.acts("inner") or term in regularization.outer_terms:
+            return (
+                "this algorithm has no inner loop to penalise; "
                 "choose a penalty on the weights (l1, l2, elastic, group) with where=outer, or another algorithm"
             )
-        learned = bool(getattr(term.penalty, "learned", False))
-        if learned and not (isinstance(algorithm, GradientLearner) and algorithm.sees_adaptation):
-            raise UserError(
-                f"reg={term.name} algo={algo}: a learned weight needs a meta-gradient that sees the inner loop; "
-                "choose algo=maml or algo=imaml, or reg.learned=false"
+    elif getattr(term.penalty, "learned", False) and not algorithm.sees_adaptation:
+        return (
+            "a learned weight needs a meta-gradient that sees the inner loop; "
+            "choose algo=maml or algo=imaml, or reg.learned=false"
+        )
+    elif getattr(term.penalty, "distance_only", False) and term.where == "outer":
+        if not algorithm.sees_adaptation:
+            return (
+                "in the outer objective a penalty on phi - theta has no gradient for a learner that takes phi for "
+                "theta plus a constant; choose reg.where=inner, or algo=maml"
             )
+        if getattr(term.penalty, "unopposed", False):
+            return "in the outer objective nothing opposes a learned factor's fall to 0; choose reg.where=inner"
+    return term.penalty.objection(algorithm) if hasattr(term.penalty, "objection") else None
+
+
+def _refuse_lost_targets(term: Term, algorithm: Algorithm) -> None:
+    """Names that no tensor of the network begins with would be without effect."""
+    names = [name for name in algorithm.init(0) if not name.startswith(OWN)]
+    for target in getattr(term.penalty, "targets", None) or ():
+        if not any(name.startswith(target) for name in names):
+            layers = sorted({name.partition(".")[0] for name in names})
+            raise UserError(f"reg={term.name}: targets={target}: no tensor begins so; choices: {', '.join(layers)}")

@@ -18,7 +18,7 @@ from metarun.diagnostics.step import StepMeasures, Values, update_measures
 from metarun.errors import NonFinite
 from metarun.evaluation import Evaluation
 from metarun.outer import apply_update, build_optimizer, clipped, learning_rate, step_rates
-from metarun.regularization import Regularization
+from metarun.regularization import Regularization, with_noise
 from metarun.types import Algorithm, Dataset, EpisodeSpec, Metrics, Params, Task
 
 
@@ -115,7 +115,7 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Meta
     """Draw tasks, differentiate, check, and only then move the meta-parameters."""
     tasks = trainer.tasks(state.step)
     trainer.regularization.set_weights(state.params, state.step)
-    found = meta_gradient(state.params, tasks)
+    found = meta_gradient(*with_noise(trainer.algorithm.model, state.params, tasks, trainer.seed, state.step))
     culprit, others = nonfinite_part(found)
     if culprit:
         refuse(trainer, f"at step {state.step}, {culprit}, seed {trainer.seed}{others}", watcher)
@@ -181,7 +181,7 @@ def batched_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGrad
         total = {k: mean[k] + extra[k] for k in trained}
         penalty = penalty + metrics["penalty"].mean() if "penalty" in metrics else penalty
         finite = torch.stack([v.isfinite().all() for v in (*total.values(), metrics["loss"])]).all()
-        return MetaGradient(total, grads, metrics, penalty, finite)
+        return MetaGradient(total, {k: grads[k] for k in trained}, metrics, penalty, finite)
 
     return meta_gradient
 

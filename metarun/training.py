@@ -25,7 +25,7 @@ from metarun.session import Session
 from metarun.sinks import Sink
 from metarun.sinks.console import console_sink
 from metarun.sinks.jsonl import JsonLines
-from metarun.summary import describe_convergence, describe_end, describe_run, describe_test, title
+from metarun.summary import describe_convergence, describe_end, describe_penalties, describe_run, describe_test, title
 from metarun.trainer import State, train
 
 log = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ def open_run(
         summary |= describe_end(state, config.train.tasks, active.status, active.reason, alarms)
         if config.job == "train":
             summary["convergence"] = describe_convergence(experiment, record)
+            summary["regularization"] = describe_penalties(experiment.regularization, record.read_records())
         record.write_json("summary.json", summary)
         if config.report and not quiet:
             summary["report"] = leave_report(record)
@@ -138,7 +139,7 @@ def test(active: ActiveRun, state: State) -> None:
     tester = active.experiment.tester()
     active.session.noted(f"testing on {tester.tasks} tasks ...")
     evaluation = tester(active.experiment.tested, state.params)
-    active.summary |= describe_test(evaluation, state.params)
+    active.summary |= describe_test(evaluation, state.params, active.experiment.regularization)
     per_task = {"episodes_sha256": evaluation.episodes_sha256, "steps": evaluation.steps}
     per_task |= {"scores": evaluation.scores.tolist()}
     active.record.write_json("test.json", per_task)

@@ -53,7 +53,8 @@ class Rule(NamedTuple):
     init: Callable[[Params], Any]
     step: Callable[[Params, Any], tuple[Params, Any]]
     rates: Callable[[Any], Rates]  # of the step that led to this state: step = rate * gradient
-    finish: Callable[[Params, Rates], Params] | None = None  # a proximal step that follows each step
+    lr: float = 0.0  # the rate that `rates` scales for each weight
+    finish: Callable[[Params, Rates, float], Params] | None = None  # a proximal step that follows each step
     moves: tuple[str, ...] | None = None  # how the names begin of what is adapted; None: everything
 
 
@@ -102,18 +103,6 @@ class Model(Protocol):
 
     def calibrated(self, params: Params, x: Tensor) -> Model:
         """The model to evaluate with: the same one, or one whose statistics are fixed to those of `x`."""
-
-
-class Adaptation(NamedTuple):
-    """One task's way from theta to phi, as a penalty sees it."""
-
-    theta: Params
-    phi: Params
-    support: Batch
-    query: Batch | None  # None inside of the inner loop
-    model: Model
-    loss: Loss
-    own: Params  # the meta-parameters of the penalty itself, by their short names
 
 
 class Algorithm(Protocol):
@@ -181,48 +170,6 @@ class ProximalLearner(GradientLearner, Protocol):
     @property
     def prox(self) -> float:
         """lambda of (lambda/2) |phi - theta|^2."""
-
-
-class WeightPenalty(Protocol):
-    """Omega(w) of weights alone: of phi in the inner objective, of theta in the outer one. All Omega are unweighted."""
-
-    def of(self, weights: Params) -> Tensor:
-        """w -> a scalar."""
-
-
-@runtime_checkable
-class ProximalPenalty(WeightPenalty, Protocol):
-    """One with a proximal operator, used in place of its gradient where `method` says so."""
-
-    @property
-    def method(self) -> str:
-        """subgradient or prox."""
-
-    @property
-    def metric(self) -> str:
-        """adaptive: each weight's threshold is its own step size times the weight of the penalty; plain: the rate's."""
-
-    def targeted(self, weights: Params) -> list[str]:
-        """The names of the tensors it looks at."""
-
-    def shrink(self, weights: Params, thresholds: Rates) -> Params:
-        """argmin_w Omega(w) + sum_j (w_j - weights_j)^2 / (2 thresholds_j)."""
-
-
-@runtime_checkable
-class AdaptationPenalty(Protocol):
-    """Omega(theta, phi) of one task's adaptation: in the inner objective, or beside the query loss."""
-
-    def between(self, at: Adaptation) -> Tensor:
-        """A scalar."""
-
-
-@runtime_checkable
-class TaskPenalty(Protocol):
-    """Omega of a batch of tasks together, in the outer objective."""
-
-    def across(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
-        """theta, tasks with a leading T axis -> a scalar."""
 
 
 class Dataset(Protocol):

@@ -18,8 +18,11 @@ from metarun.algorithms.imaml import IMAML
 from metarun.losses import CrossEntropy, MeanSquaredError
 from metarun.models.mlp import mlp
 from metarun.regularization import Regularization, Schedule, Term
+from metarun.regularizers.gradient_difference import GradientDifference
+from metarun.regularizers.kl import KL
 from metarun.regularizers.l1 import L1
 from metarun.regularizers.l2 import L2
+from metarun.regularizers.predictive_kl import PredictiveKL
 from metarun.regularizers.prox_l2 import ProxL2
 from metarun.types import Batch, Params, Task
 
@@ -31,6 +34,8 @@ def inner_term(penalty: Any, weight: float, name: str = "penalty", where: str = 
     return Term(name, penalty, Schedule(weight), where)
 
 
+PROX = inner_term(ProxL2(), 2.0, "prox_l2")
+
 INNER = {
     "prox_l2": [inner_term(ProxL2(), 2.0)],
     "prox_l2 by layer": [inner_term(ProxL2(factors={"head": 0.5, "block0.weight": 2.0}), 2.0)],
@@ -40,12 +45,19 @@ INNER = {
     "l2 with prox_l2": [inner_term(L2(), 0.3, "l2"), inner_term(ProxL2(), 2.0, "prox_l2")],
     "l1 prox with prox_l2": [inner_term(L1("prox"), 0.05, "l1"), inner_term(ProxL2(), 2.0, "prox_l2")],
     "l1 subgradient": [inner_term(L1("subgradient"), 0.001, "l1"), inner_term(ProxL2(), 2.0, "prox_l2")],
+    "kl of diagonal Gaussians": [inner_term(KL(0.3, 0.7, prior_stds={"head": 0.9, "block0.weight": 0.5}), 1.0)],
+    "kl learned by layer, both": [inner_term(KL(0.3, 0.5, learned=True, learn="layer"), 1.0, where="both")],
+    "kl learned diagonal": [inner_term(KL(0.3, 0.5, learned=True, learn="diagonal"), 1.0)],
+    "forward predictive_kl": [inner_term(PredictiveKL("classification", "forward"), 2.0, "predictive_kl"), PROX],
+    "reverse predictive_kl": [inner_term(PredictiveKL("classification", "reverse"), 2.0, "predictive_kl"), PROX],
+    "gaussian predictive_kl": [inner_term(PredictiveKL("regression", std=0.8), 1.0, "predictive_kl"), PROX],
+    "gradient_difference": [inner_term(GradientDifference(), 0.1, "gradient_difference"), PROX],
 }
 
 
 def learner_of(terms: list[Term], kind: str = "regression", prox: float = 0.0) -> IMAML:
     model, loss = (REGRESSION, MeanSquaredError()) if kind == "regression" else (CLASSIFICATION, CrossEntropy())
-    return IMAML(model, loss, prox, 0.06, 800, 800, 60, 0.0, Regularization(tuple(terms)))
+    return IMAML(model, loss, prox, 0.08, 450, 450, 60, 0.0, Regularization(tuple(terms)))
 
 
 def theta_of(learner: IMAML) -> Params:

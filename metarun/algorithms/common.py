@@ -12,20 +12,9 @@ from torch.func import grad_and_value
 from metarun.errors import require
 from metarun.inner import descend, final
 from metarun.linalg import norm, sub
+from metarun.penalties import Adaptation
 from metarun.regularization import Regularization
-from metarun.types import (
-    Adaptation,
-    Algorithm,
-    Batch,
-    GradientLearner,
-    Loss,
-    Metrics,
-    Model,
-    Objective,
-    Params,
-    Rule,
-    Task,
-)
+from metarun.types import Algorithm, Batch, GradientLearner, Loss, Metrics, Model, Objective, Params, Rule, Task
 
 
 class FastWeights(NamedTuple):

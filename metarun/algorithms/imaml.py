@@ -10,6 +10,10 @@ and by phi and theta, all at phi*. For the proximal term alone this is the paper
 to ((1 + d) I + H/lambda)^{-1}. Only products with vectors are taken; the inner path is not differentiated, so memory
 does not grow with `inner_steps`. `prox=0` leaves the whole inner penalty to `reg`.
 
+`adapted` names what the inner loop moves, by how the names begin; null moves everything. With m the moved part and u
+the rest, phi_u = theta_u, the linear system is that of the rows and columns of m, and the gradient by theta_u is
+grad_u L^Q(phi*) - d/dtheta_u <grad_m (L^S + Omega), A_mm^{-1} grad_m L^Q>.
+
 The formula holds at a minimiser, so how far from one the inner loop stopped is reported beside it:
 `stationarity` = |grad (L^S + Omega)(phi)| / |grad L^S(theta)|, and for the solver `cg_residual` =
 |A x - b| / |b| and `cg_negative`, whether a direction with p'Ap < 0 was met: then phi is no minimiser.
@@ -32,10 +36,11 @@ from torch.func import grad
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
 from metarun.errors import require
-from metarun.inner import descend, final, sgd
+from metarun.inner import descend, final, moved, sgd
 from metarun.linalg import Solution, axpy, conjugate_gradient, dot, hessian_product, norm, scale, sub
+from metarun.penalties import Adaptation
 from metarun.regularization import NO_REGULARIZATION, Regularization
-from metarun.types import Adaptation, Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
+from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class IMAML:
     cg_steps: int
     cg_damping: float
     regularization: Regularization = NO_REGULARIZATION
+    adapted: tuple[str, ...] | None = None
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     head: ClassVar[bool] = True
@@ -62,6 +68,7 @@ class IMAML:
         require(self.prox > 0 or (self.prox == 0 and not alone), "prox", self.prox, needed)
         require(self.cg_steps >= 1, "cg_steps", self.cg_steps, "must be at least 1")
         require(self.cg_damping >= 0, "cg_damping", self.cg_damping, "must be at least 0")
+        require(self.adapted is None or len(self.adapted) > 0, "adapted", [], "names nothing; null adapts everything")
 
     def init(self, seed: int) -> Params:
         return self.model.init(seed)
@@ -92,7 +99,7 @@ class IMAML:
 
     @property
     def inner_rule(self) -> Rule:
-        return common.proximal(sgd(self.inner_lr), self.regularization)
+        return common.proximal(sgd(self.inner_lr)._replace(moves=self.adapted), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
         support_loss = common.batch_loss(self.model, self.loss, support)
@@ -107,7 +114,7 @@ class IMAML:
         return self.prox / 2 * dot(away, away)
 
     def _pulled_back(self, theta: Params, phi: Params, support: Batch, b: Params) -> tuple[Params, Solution]:
-        """-Omega_pt^T A^{-1} b, and how the system was solved.
+        """-Omega_pt^T A^{-1} b, b itself for what is not adapted, and how the system was solved.
 
         It is solved as (A / c) x = b with c = <b, Omega_pp b> / |b|^2, which for the proximal term is lambda: then
         x = b, where the solver ends at once on negative curvature, means the first-order meta-gradient.
@@ -115,9 +122,10 @@ class IMAML:
         omega = self._omega(support)
         support_loss = common.batch_loss(self.model, self.loss, support)
         free = self._free(phi)
+        start, (b, direct) = self._moved(phi)[0], self._moved(b)
         b = free(b)
-        hessian = hessian_product(lambda at: support_loss(at, 0), phi)
-        curvature = hessian_product(lambda at: omega(theta, at), phi)
+        hessian = hessian_product(lambda part: support_loss(phi | part, 0), start)
+        curvature = hessian_product(lambda part: omega(theta, phi | part), start)
         c = _positive(dot(b, curvature(b)) / dot(b, b))
 
         def product(v: Params) -> Params:
@@ -125,7 +133,18 @@ class IMAML:
 
         solution = conjugate_gradient(product, b, self.cg_steps)
         v = scale(-1 / c, solution.x)
-        return grad(lambda at: dot(grad(omega, argnums=1)(at, phi), v))(theta), solution
+
+        def whole(theta: Params, part: Params) -> Tensor:
+            value = omega(theta, theta | part)
+            return value if self.adapted is None else value + support_loss(theta | part, 0)
+
+        pulled = grad(lambda at: dot(grad(whole, argnums=1)(at, start), v))(theta)
+        return pulled | {k: pulled[k] + g for k, g in direct.items()}, solution
+
+    def _moved(self, x: Params) -> tuple[Params, Params]:
+        """What the inner loop moves, and the rest."""
+        names = [k for k in x if moved(k, self.inner_rule)]
+        return {k: x[k] for k in names}, {k: v for k, v in x.items() if k not in names}
 
     def _omega(self, support: Batch) -> Callable[[Params, Params], Tensor]:
         """theta, phi -> all that the inner problem adds to L^S, also what the inner loop takes as proximal steps."""
@@ -138,13 +157,13 @@ class IMAML:
 
     def _free(self, phi: Params) -> Callable[[Params], Params]:
         """Keeps of a vector what proximal steps have not set to zero: a weight at a kink stays there as theta moves."""
-        shrunk = self.regularization.shrunk_inner(phi)
-        return lambda v: {k: torch.where(phi[k] != 0, g, 0.0) if k in shrunk else g for k, g in v.items()}
+        held = self.regularization.held_inner(phi)
+        return lambda v: {k: torch.where(held[k], 0.0, g) if k in held else g for k, g in v.items()}
 
     def _stationarity(self, theta: Params, phi: Params, support: Batch) -> Tensor:
         """Of the gradient mapping (phi - phi') / inner_lr, phi' after one more step: the gradient, without proximal
         steps."""
-        at_start = norm(grad(common.batch_loss(self.model, self.loss, support))(theta, 0))
+        at_start = norm(self._moved(grad(common.batch_loss(self.model, self.loss, support))(theta, 0))[0])
         onwards = final(descend(self.inner_objective(theta, support), phi, self.inner_rule, 1))
         return norm(sub(phi, onwards)) / self.inner_lr / at_start.clamp_min(torch.finfo(at_start.dtype).tiny)
 

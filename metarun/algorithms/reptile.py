@@ -100,5 +100,5 @@ class Reptile:
         rows, size = len(support.x), self.inner_batch
         if size is None or size >= rows:
             return support
-        index = torch.arange(step * size, (step + 1) * size, device=support.x.device) % rows
+        index = (step * size + torch.arange(size, device=support.x.device)) % rows  # a traced step is a tensor
         return Batch(support.x[index], support.y[index])

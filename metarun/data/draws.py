@@ -3,7 +3,8 @@
 NumPy's Philox is counter-based: its state is a key and a 256-bit counter, and the stream is fixed across versions.
 With key = seed and counter = (word, step, split, 0), task i of a step owns the words i W .. (i+1) W - 1. So episode
 (seed, split, step, i) is the same whichever tasks are drawn beside it, by whom and in which order. The last place of
-the counter is 1 for words that change images (augmentation), so that these change no episode.
+the counter is 1 for words that change images (augmentation) and 2 for the noise of a stochastic network, so that these
+change no episode.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ def random_bits(split: Split, seed: int, step: int, tasks: range, words: int) ->
 def augmentation_bits(seed: int, step: int, tasks: range, part: int, words: int) -> Bits:
     """64-bit words [T, words] for changing the images of training episodes; `part` is 0 for support, 1 for query."""
     return _words(seed, step, tasks, words, [part, 1])
+
+
+def noise(seed: int, step: int, rows: range, count: int) -> NDArray[np.floating]:
+    """Standard normals [rows, count] for a stochastic network at an outer step."""
+    bits = _words(seed, step, rows, 2 * count, [0, 2])
+    return normal(bits[:, :count], bits[:, count:])
 
 
 def _words(seed: int, step: int, tasks: range, words: int, stream: list[int]) -> Bits:

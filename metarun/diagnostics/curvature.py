@@ -9,8 +9,9 @@ rate_curvature      inner_lr * (largest eigenvalue of the inner objective's Hess
                     rate_curvature_max of the worst. Beyond 2 gradient descent on a quadratic diverges (Cohen et al.
                     2021, arXiv 2103.00065). The objective is the learner's own at step 0: with its proximal term
                     and its mini-batch. Left out for inner rules that are not plain gradient descent
-prox_margin         lambda + (smallest eigenvalue of L^S at phi), of the worst task, for proximal learners. Above 0
-                    the inner problem is strongly convex there, which the implicit gradient of arXiv 1909.04630 needs
+prox_margin         smallest eigenvalue of the inner objective's Hessian at phi, of the worst task, for proximal
+                    learners: lambda + that of L^S, and what other inner penalties add. Above 0 the inner problem is
+                    strongly convex there, which the implicit gradient of arXiv 1909.04630 needs
 
 Networks with ReLU or max-pooling have no second derivative at kinks and ties: this is the curvature of their smooth
 pieces. Batch statistics are those of the support set, as in adaptation.
@@ -43,7 +44,7 @@ def curvature_measures(learner: GradientLearner, params: Params, tasks: ProbeTas
         rates_T = learner.inner_lr * found["max_objective"]
         values |= {"rate_curvature": float(rates_T.mean()), "rate_curvature_max": float(rates_T.max())}
     if isinstance(learner, ProximalLearner):
-        values["prox_margin"] = learner.prox + float(found["min_phi"].min())
+        values["prox_margin"] = float(found.get("min_objective_phi", learner.prox + found["min_phi"]).min())
     return values
 
 
@@ -58,7 +59,11 @@ def spectra(learner: GradientLearner, theta: Params, support: Batch, start: Para
     at_theta = extremes(hessian_product(support_loss, theta), start, steps)
     at_phi = extremes(hessian_product(support_loss, phi), start, steps)
     of_objective = extremes(hessian_product(lambda at: objective(at, 0), theta), start, steps)
-    return _named(at_theta, "theta") | _named(at_phi, "phi") | {"max_objective": of_objective.largest}
+    found = _named(at_theta, "theta") | _named(at_phi, "phi") | {"max_objective": of_objective.largest}
+    if learner.regularization.inner_terms:
+        at_end = extremes(hessian_product(lambda at: objective(at, 0), phi), start, steps)
+        found["min_objective_phi"] = at_end.smallest
+    return found
 
 
 def descends_gradient(learner: GradientLearner, like: Params) -> bool:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from metarun.diagnostics.adaptation import adaptation_measures
 from metarun.diagnostics.gradients import gradient_measures
+from metarun.diagnostics.penalties import Followed, network, penalty_measures
 from metarun.linalg import layer_norms, norm, sub
+from metarun.regularization import NO_REGULARIZATION, Regularization
 from metarun.types import Algorithm, Batch, GradientLearner, Params, Task
 
 Values = dict[str, float]
@@ -19,19 +21,22 @@ class StepMeasures:
     algorithm: Algorithm
     tasks: int  # whose inner loop is followed
     chunk: int | None  # of these that vmap handles at once
+    regularization: Regularization = NO_REGULARIZATION
 
     def __call__(self, params: Params, grads: Params, tasks: Task) -> Values:
         """theta before the step, the meta-gradients [T, ...] of its tasks, the tasks."""
-        values = gradient_measures(grads)
+        values = gradient_measures(network(grads))
+        few = Task(*(Batch(b.x[: self.tasks], b.y[: self.tasks]) for b in tasks))
         if isinstance(self.algorithm, GradientLearner):
-            few = Task(*(Batch(b.x[: self.tasks], b.y[: self.tasks]) for b in tasks))
             values |= adaptation_measures(self.algorithm, params, few, self.chunk)
-        return values
+        followed = Followed(few, self.chunk)
+        return values | penalty_measures(self.algorithm, self.regularization, params, grads, followed)
 
 
 def update_measures(before: Params, after: Params) -> Values:
-    """|theta_{t+1} - theta_t| / |theta_t|, of all weights and of each layer."""
-    change = sub(after, before)
+    """|theta_{t+1} - theta_t| / |theta_t|, of all the network's weights and of each layer."""
+    before = network(before)
+    change = sub(before, after)
     lengths, changes = layer_norms(before), layer_norms(change)
     layers = {f"update_ratio/{k}": changes[k] / v for k, v in lengths.items() if v > 0}
     return {"update_ratio": float(norm(change) / norm(before)), **layers}

@@ -1,4 +1,7 @@
-"""A multi-layer perceptron: linear, normalisation and ReLU per hidden layer, then a linear head."""
+"""A multi-layer perceptron: linear, normalisation and ReLU per hidden layer, then a linear head.
+
+The layers named in `linear_blocks`, counted from 0, have no ReLU, as the bottleneck of an encoder has none.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,18 @@ from metarun.errors import require
 from metarun.models.network import Network
 
 
-def mlp(input_shape: tuple[int, ...], outputs: int | None, hidden: tuple[int, ...], norm: str) -> Network:
+def mlp(
+    input_shape: tuple[int, ...],
+    outputs: int | None,
+    hidden: tuple[int, ...],
+    norm: str,
+    linear_blocks: tuple[int, ...] = (),
+) -> Network:
     """A network for inputs [B, ...], flattened."""
     widths_hold = bool(hidden) and all(h >= 1 for h in hidden)
     require(widths_hold, "hidden", list(hidden), "must be a list of widths of at least 1, as [40,40]")
+    inside = all(0 <= i < len(hidden) for i in linear_blocks)
+    require(inside, "linear_blocks", list(linear_blocks), f"must be numbers from 0 to {len(hidden) - 1}")
     widths = [math.prod(input_shape), *hidden]
     return Network(
         shapes=tuple((widths[i + 1], widths[i]) for i in range(len(hidden))),
@@ -25,6 +36,7 @@ def mlp(input_shape: tuple[int, ...], outputs: int | None, hidden: tuple[int, ..
         features=widths[-1],
         outputs=outputs,
         norm=norm,
+        linear_blocks=linear_blocks,
     )
 
 

@@ -6,6 +6,7 @@ task its own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear, relu
 from torch.nn.init import xavier_uniform_
 
+from metarun.models.bottleneck import Bottleneck
 from metarun.models.norm import BATCH_NORMS, Moments, check_norm, moments, normalise
 from metarun.types import Params
 
@@ -32,6 +34,8 @@ class Network:
     outputs: int | None  # of the head; None: the network ends in its features
     norm: str
     fixed: Stats | None = None  # population statistics, once measured
+    linear_blocks: tuple[int, ...] = ()  # those without a ReLU
+    bottleneck: Bottleneck | None = None  # a block whose output may be noisy
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
@@ -65,11 +69,11 @@ class Network:
 
     def _layers(self, params: Params, x: Tensor, stats: Stats | None) -> Iterator[Tensor]:
         """The output of each block."""
-        h = self.prepare(x)
+        h, eps = self._prepared(x)
         given = stats if stats is not None else self.fixed
         for i in range(len(self.shapes)):
-            h = self.linear(h, params[f"block{i}.weight"])
-            h = self._normalise(params, i, h, given[i] if given else None)
+            linear_part = self.linear(h, params[f"block{i}.weight"])
+            h = self._finish(params, i, h, linear_part, given[i] if given else None, eps)
             yield h
 
     def query_stats(self, params: Params, support_x: Tensor) -> Stats | None:
@@ -80,14 +84,39 @@ class Network:
 
     def measure(self, params: Params, x: Tensor) -> Stats:
         """The moments that each block's normalisation meets on the batch x."""
-        h, stats = self.prepare(x), []
+        (h, eps), stats = self._prepared(x), []
         for i in range(len(self.shapes)):
-            h = self.linear(h, params[f"block{i}.weight"])
-            stats.append(moments(h))
-            h = self._normalise(params, i, h, stats[i] if self.norm in BATCH_NORMS else None)
+            linear_part = self.linear(h, params[f"block{i}.weight"])
+            stats.append(moments(linear_part))
+            given = stats[i] if self.norm in BATCH_NORMS else None
+            h = self._finish(params, i, h, linear_part, given, eps)
         return tuple(stats)
 
-    def _normalise(self, params: Params, i: int, h: Tensor, given: Moments | None) -> Tensor:
+    def gaussian(self, params: Params, x: Tensor, stats: Stats | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of what the noisy block puts out, [B, D] each."""
+        assert self.bottleneck is not None  # a bare `assert x` breaks torch.compile's graph
+        x, _ = self.bottleneck.split(x)
+        layers = [self.prepare(x), *itertools.islice(self._layers(params, x, stats), self.bottleneck.block + 1)]
+        return layers[-1].flatten(1), self._deviation(params, layers[-2]).flatten(1)
+
+    def _prepared(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The input, and the noise that came with it."""
+        x, eps = self.bottleneck.split(x) if self.bottleneck is not None else (x, None)
+        return self.prepare(x), eps
+
+    def _finish(
+        self, params: Params, i: int, before: Tensor, h: Tensor, given: Moments | None, eps: Tensor | None
+    ) -> Tensor:
+        """From the linear part h of block i to its output; `before` is what the block was given."""
         h = normalise(h, params.get(f"block{i}.gain"), params[f"block{i}.shift"], self.norm, given)
         # ReLU and max-pool commute; pooling first leaves ReLU a quarter of the work.
-        return relu(self.after(h))
+        h = self.after(h) if i in self.linear_blocks else relu(self.after(h))
+        if eps is not None and self.bottleneck is not None and i == self.bottleneck.block:
+            h = h + self._deviation(params, before) * eps.reshape(h.shape)
+        return h
+
+    def _deviation(self, params: Params, before: Tensor) -> Tensor:
+        """sigma, by a linear map of its own from what the noisy block is given."""
+        assert self.bottleneck is not None
+        weight, shift = (params[name] for name in self.bottleneck.names)
+        return self.bottleneck.positive(self.after(normalise(self.linear(before, weight), None, shift, "none", None)))

@@ -8,8 +8,8 @@ optimizer's rate; under Adam rate / (sqrt(v_hat_j) + eps)): a proximal gradient 
 which minimises the same objective. `metric=plain` takes the rate itself for all, a decoupled threshold in the manner
 of AdamW. Under Reptile's interpolation tau = eps * weight: the weight is in units of parameter distance, not of loss.
 
-In the inner loop the proximal step multiplies each factor of d phi / d theta by the mask 1[|x_j| > tau_j]: coordinates
-at zero pass no meta-gradient through that step.
+In the inner loop the proximal step multiplies each factor of d phi / d theta by the mask 1[|x_j| >= tau_j]: coordinates
+set to zero pass no meta-gradient through that step.
 
 Vectors (biases, shifts and gains of normalisations) are exempt; `targets` names tensors by how their names begin and
 then decides alone. Sources: Tibshirani 1996; Beck, Teboulle 2009 (ISTA).
@@ -17,8 +17,10 @@ then decides alone. Sources: Tibshirani 1996; Beck, Teboulle 2009 (ISTA).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from metarun.errors import require
@@ -44,10 +46,12 @@ class L1:
     def targeted(self, weights: Params) -> list[str]:
         return list(chosen(weights, self.targets, linear_map))
 
-    def shrink(self, weights: Params, thresholds: Rates) -> Params:
-        return weights | {
-            name: soft_threshold(weights[name], threshold_of(name, thresholds)) for name in self.targeted(weights)
-        }
+    def held(self, weights: Params) -> Params:
+        return {name: weights[name] == 0 for name in self.targeted(weights)}
+
+    def shrink(self, weights: Params, thresholds: Rates, limit: float = math.inf) -> Params:
+        names = self.targeted(weights)
+        return weights | {k: soft_threshold(weights[k], threshold_of(k, thresholds, limit)) for k in names}
 
 
 def check_method(method: str, metric: str) -> None:
@@ -55,10 +59,11 @@ def check_method(method: str, metric: str) -> None:
     require(metric in METRICS, "metric", metric, "choices: " + ", ".join(METRICS))
 
 
-def threshold_of(name: str, thresholds: Rates) -> Tensor | float:
-    return thresholds[name] if isinstance(thresholds, dict) else thresholds
+def threshold_of(name: str, thresholds: Rates, limit: float = math.inf) -> Tensor | float:
+    """A tensor's own threshold, up to the limit, or the one of all."""
+    return thresholds[name].clamp_max(limit) if isinstance(thresholds, dict) else thresholds
 
 
 def soft_threshold(w: Tensor, tau: Tensor | float) -> Tensor:
-    """sign(w) max(|w| - tau, 0)."""
-    return w.sign() * (w.abs() - tau).clamp_min(0)
+    """sign(w) max(|w| - tau, 0); a threshold of 0 changes no bit, of the derivatives neither."""
+    return torch.where(w.abs() < tau, 0.0, w - tau * w.sign())

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from metarun.errors import require
+from metarun.penalties import Adaptation
 from metarun.regularizers.selection import chosen, total
-from metarun.types import Adaptation, Params
+from metarun.types import Params
 
 KINDS = ("scalar", "layer", "diagonal")
 
@@ -31,7 +32,12 @@ class ProxL2:
     factors: dict[str, float] = field(default_factory=dict)
     targets: tuple[str, ...] | None = None
 
-    places: ClassVar[tuple[str, ...]] = ("inner", "outer", "both")
+    distance_only: ClassVar[bool] = True  # a function of phi - theta
+
+    @property
+    def unopposed(self) -> bool:
+        """Whether its own meta-parameters would be driven to no penalty where it stands in the outer objective."""
+        return self.learned
 
     def __post_init__(self) -> None:
         require(self.learn in KINDS, "learn", self.learn, "choices: " + ", ".join(KINDS))

@@ -6,7 +6,7 @@ groups, results, several seeds together, their intervals, paired differences, eq
 text, table, tables      numbers as they are read; tables as cells, Markdown, csv and LaTeX (texts)
 drawing, lines, names    how figures look, and what panels are called
 charts, measures         figures of one run; versus, points: of several
-sections, convergence    what stands on the page of one run; compare: of several; page, write: the file
+sections, convergence, penalties   what stands on the page of one run; compare: of several; page, write: the file
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from metarun.report import penalties
 from metarun.report.facts import component, episode_size, inner_gradients, metric_of, setting
 from metarun.report.read import Run
 from metarun.report.text import NOTHING, count, duration, figure, higher_is_better, is_number, metric_name, number
@@ -71,7 +72,7 @@ def _protocol(run: Run) -> list[Fact]:
         Fact("split", split, _hash("classes", summary.get("split_sha256"))),
         Fact("test episodes", digits, "" if digits == NOTHING else "the same digits: the same tasks"),
         Fact("network", component(run, "model"), f"normalisation: {norm or 'unknown'}"),
-        Fact("regularizer", component(run, "reg")),
+        Fact("regularizer", component(run, "reg"), penalties.in_words(run)),
         Fact("seed", number(summary.get("seed", setting(run, "seed")))),
     ]
 
@@ -87,8 +88,14 @@ def _outcome(run: Run) -> list[Fact]:
     return [
         Fact("status", str(summary.get("status") or "unknown"), str(summary.get("reason") or "")),
         Fact("best validation", figure(metric, best), f"at step {count(at)}" if at else ""),
+        *_zeros(run),
         _alarms(summary.get("alarms")),
     ]
+
+
+def _zeros(run: Run) -> list[Fact]:
+    share, of = penalties.zeros(run)
+    return [Fact("zeros", share, of)] if share else []
 
 
 def _alarms(alarms: Any) -> Fact:

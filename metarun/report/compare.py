@@ -11,6 +11,7 @@ from metarun.report.read import Run
 from metarun.report.results import device_of
 from metarun.report.sections import Section, titled
 from metarun.report.several import Several, all_pairs, budget_tables, pair_tables, result_tables, several
+from metarun.report.zeros import sparsity_figure
 
 LEARNING = (
     "Left: the mean over seeds at the validations that all seeds reached, in a band from the lowest to the highest "
@@ -19,6 +20,7 @@ LEARNING = (
 ADAPTATION = "Bands: lowest to highest seed, or for a single seed the 95 % interval over test tasks."
 MEASURES = "Means over seeds, smoothed. Algorithms differ in what a meta-gradient is: norms compare within one only."
 COST = "Inner gradients are those of the support loss that training took; a learner without an inner loop takes none."
+ZEROS = "Each line is one algorithm and method, its points the weights of the penalty. Bars: 95 % intervals over tasks."
 DIFFERENCES = "Dark: paired, task by task. Light: had the two been tested on different tasks."
 
 
@@ -35,6 +37,9 @@ def of_runs(runs: Sequence[Run]) -> list[Section]:
         "Cost": cost,
         "Measures of training": measures,
     }
+    drawing = sparsity_figure(runs)
+    if drawing:
+        parts["Zeros"] = lambda _: Section((ZEROS,), (drawing,))
     return titled({title: functools.partial(part, shown) for title, part in parts.items()})
 
 

@@ -19,7 +19,7 @@ from metarun.report.text import short
 
 COMPARED = ("train", "evaluate", None)  # jobs that end in a figure
 ELSEWHERE = (  # settings that do not change how a run learns
-    "seed", "run", "resume", "report", "analysis", "predict", "trusted_modules", "choices",
+    "seed", "run", "resume", "report", "analysis", "predict", "export", "trusted_modules", "choices",
     "device", "logger", "diagnostics", "val", "test",
 )  # fmt: skip
 ELSEWHERE_KEYS = ("data.root", "data.download", "train.log_every", "train.checkpoint_every", "train.max_minutes")

@@ -12,7 +12,7 @@ from metarun.report.drawing import MARKERS, Drawing, finish, legend_below, look,
 from metarun.report.facts import keys, values
 from metarun.report.files import Record
 from metarun.report.lines import drawn, family, noisy, reference, shades
-from metarun.report.names import Panel, families, family_words, is_profile
+from metarun.report.names import PARTS, PENALTIES, Panel, families, family_words, is_profile
 from metarun.report.text import is_number, number
 
 MOST_PANELS = 24  # of a figure
@@ -71,19 +71,22 @@ def _figure(name: str, shown: Sequence[tuple[Panel, Mapping[str, Curve]]]) -> Dr
     return Drawing(name, " ".join(texts), figure)
 
 
-def draw_layers(name: str, records: tuple[Record, ...]) -> Drawing | None:
-    """A panel for each family of numbers by layer, one line a layer."""
-    groups = {k: v for k, v in families(keys(records)).items() if not is_profile(v)}
+def draw_layers(name: str, records: tuple[Record, ...], penalties: bool = False) -> Drawing | None:
+    """A panel for each family of numbers by layer, one line a layer; or for each of those on penalties."""
+    found = families(keys(records)).items()
+    groups = {k: v for k, v in found if not is_profile(v) and (k in PENALTIES) == penalties}
     if not groups:
         return None
     figure, axes = panels(min(len(groups), MOST_PANELS), columns=2, height=3.0)
     for (prefix, members), ax in zip(groups.items(), axes, strict=False):
-        curves = {member.partition("/")[2]: values(records, member) for member in members}
-        family(ax, curves, "layers")
+        parts = [member.partition("/")[2] for member in members]
+        curves = {PARTS.get(part, part): values(records, m) for part, m in zip(parts, members, strict=True)}
+        family(ax, curves, "lines" if penalties else "layers")
         title, y = family_words(prefix)
         finish(ax, plain(title), "outer steps", plain(y, 30), drawn(list(curves.values())))
         ax.legend(fontsize=6.5)
-    texts = [f"{prefix} of {len(members)} layers over outer steps." for prefix, members in groups.items()]
+    what = "parts" if penalties else "layers"
+    texts = [f"{prefix} of {len(members)} {what} over outer steps." for prefix, members in groups.items()]
     return Drawing(name, " ".join(texts), figure)
 
 

@@ -88,13 +88,24 @@ COMPARED = (  # between runs
     "grad_norm", "grad_snr", "grad_cosine", "grad_conflict", "update_ratio", "adaptation_gain", "support_query_gap",
     "contraction", "distance", "cg_residual", "cg_negative",
 )  # fmt: skip
-FAMILIES = {
+PENALTIES = {
+    "penalty": ("Penalty by term", "weight x Omega"),
+    "penalty_share": ("Share of the gradient", "share"),
+    "penalty_weight": ("Weight by term", "weight"),
+    "penalty_factor": ("Learned factors", "factor"),
+    "sparsity": ("Zeros by layer", "share of the penalised weights"),
+    "sparsity_adapted": ("Zeros after adaptation", "share of the penalised weights"),
+}  # families that the section on penalties shows
+FAMILIES = PENALTIES | {
     "grad_norm": ("Meta-gradient norm by layer", "norm"),
     "update_ratio": ("Update-to-weight ratio by layer", "ratio"),
     "cka": ("CKA of layers, before and after", "similarity"),
     "support_loss": ("Support loss along the inner loop", "loss"),
     "query_loss": ("Query loss along the inner loop", "loss"),
 }
+
+
+PARTS = {"zeros": "all of them"}  # what the legend calls a part whose name does not say it
 
 
 def known(*panel_sets: Sequence[Panel]) -> set[str]:

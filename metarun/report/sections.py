@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metarun.errors import one_line
-from metarun.report import charts, convergence, measures, names
+from metarun.report import charts, convergence, measures, names, penalties
 from metarun.report.drawing import Drawing
 from metarun.report.facts import adaptation, keys, metric_of
 from metarun.report.files import Analysis
@@ -58,6 +58,7 @@ def of_run(run: Run) -> list[Section]:
         "Adaptation at test": adapting,
         "Meta-gradient": gradients,
         "Inner loop": inner_loop,
+        **({"Penalties": penalised} if penalties.has_some(run) else {}),
         "Probes": probes,
         "Layers": layers,
         "Convergence": converging,
@@ -129,6 +130,14 @@ def probes(run: Run) -> Section:
     ]
     text = ("Measured on the same fixed tasks each time.", found.text) if records else ()
     return _drawn(drawings, "No probes on fixed tasks were logged; diagnostics=full takes them.", *text)
+
+
+def penalised(run: Run) -> Section:
+    drawing = measures.draw_layers("penalties", run.of("train"), penalties=True)
+    text = "Shares are of the gradient's parts by length, of outer terms and of inner ones apart." if drawing else ""
+    missing = "" if drawing else "No measures of penalties were logged (diagnostics=off, or no training)."
+    section = _drawn([drawing], missing, text)
+    return dataclasses.replace(section, tables=penalties.tables(run))
 
 
 def layers(run: Run) -> Section:

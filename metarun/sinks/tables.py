@@ -105,12 +105,22 @@ def _ending(summary: dict[str, Any]) -> list[str]:
         lines.append(summary["reason"])
     if summary.get("curve") and summary.get("best_step"):
         lines[0] += f", tested the checkpoint of step {summary['best_step']} (best validation)"
+    lines += sparsity_lines(summary.get("sparsity") or {})
     lines += alarm_lines(summary.get("alarms") or {})
     lines.append(f"run folder: {summary['run_dir']}")
     lines += [f"report: {summary['report']}"] if summary.get("report") else []
     if summary["status"] == "interrupted":
         lines.append(f"continue with: metarun resume={summary['run_dir']}")
     return lines
+
+
+def sparsity_lines(sparsity: dict[str, Any]) -> list[str]:
+    """One line with the zeros, where a penalty asks for some."""
+    seen = sparsity.get("penalised")
+    if not seen:
+        return []
+    zeros, small = (figure("accuracy", seen[key], None) for key in ("zeros_share", "small_share"))
+    return [f"zeros: {zeros} of {seen['parameters']} penalised weights; {small} are at most {sparsity['threshold']:g}"]
 
 
 def alarm_lines(alarms: dict[str, dict[str, Any]]) -> list[str]:

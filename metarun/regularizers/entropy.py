@@ -1,0 +1,39 @@
+r"""Entropy reduction of TAML: Omega(theta, phi) = -H(f_theta) + H(f_phi), in nats, a mean over the query set's rows.
+
+    H(f) = -mean_m sum_n p_mn ln p_mn,  p = softmax of the logits          -ln N <= Omega <= ln N on N ways
+    dH/dz = -p * (ln p + H) for one row of logits z
+
+Before adaptation the classifier should prefer no class (high entropy), after it be certain (low entropy), so that the
+initialisation is not biased to some of the training tasks. The gradient passes through theta and, by adaptation,
+through phi. It is a term of the outer objective, for classification: queries are not seen inside of the inner loop.
+Labels do not enter, so that the second part rewards confidence whether or not it is right. Source: Jamal, Qi 2019,
+arXiv 1805.07722 (TAML, entropy-based).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from metarun.penalties import Adaptation
+from metarun.regularizers.rows import predictions
+from metarun.types import Kind
+
+
+@dataclass(frozen=True)
+class Entropy:
+    places: ClassVar[tuple[str, ...]] = ("outer",)
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
+
+    def between(self, at: Adaptation) -> Tensor:
+        before, after = (predictions(at, weights, "query") for weights in (at.theta, at.phi))
+        return entropy(after) - entropy(before)
+
+
+def entropy(z: Tensor) -> Tensor:
+    """Mean over rows of H(softmax z) in nats, logits [M, N]."""
+    log_p = torch.log_softmax(z, -1)
+    return -(log_p.exp() * log_p).sum(-1).mean()

@@ -1,0 +1,139 @@
+r"""Information in what the inner loop leaves alone, against memorised tasks (MR-MAML, Yin et al. 2020).
+
+Where inputs tell the task, a network can solve the training tasks without their support sets, and fails on new ones.
+Noise limits what it can take from the inputs, or hold in the weights that read them. Symbols: s `prior_std`. Source:
+arXiv 1912.03820.
+
+    weights       theta_e ~ q = N(m, exp(l)^2) for each weight of the linear maps of the encoder
+                  Omega = sum_j KL(q_j || N(0, s^2))
+    activations   z = mu(x) + sigma(x) eps, the output of the encoder's last block
+                  Omega = mean over the query rows x of all tasks of mean_d KL(N(mu_d(x), sigma_d(x)^2) || N(0, s^2))
+    KL(N(m, v^2) || N(0, s^2)) = log(s / v) + (v^2 + m^2) / (2 s^2) - 1/2;   d/dm = m / s^2,   d/dv = v / s^2 - 1 / v
+
+`reduce` sums or averages over weights (j) or dimensions (d); null takes the sum for weights and the mean for
+activations, as the released code does. The outer loss is taken with noise, drawn at each outer step: for weights once
+for all tasks, as in the paper; for activations for each row, of the support set and of the query set. Evaluation is at
+the means, where the released code draws noise too. Vectors (shifts, gains) of the encoder have no noise and no penalty.
+
+The encoder must be what the inner loop leaves alone: `algo.adapted` names the others. Losses are means over rows, so a
+weight is in units of the loss of one row. A bottleneck followed by a ReLU has mu >= 0; `model.linear_blocks` takes that
+ReLU away, as in the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from metarun.errors import SettingError, require
+from metarun.inner import moved
+from metarun.models.bottleneck import LEAST, Bottleneck
+from metarun.models.network import Network
+from metarun.models.stochastic import NoisyActivations, NoisyWeights
+from metarun.regularization import NoisyModel
+from metarun.regularizers.selection import chosen, linear_map
+from metarun.types import Algorithm, GradientLearner, Model, Params, Task
+
+FORMS = ("weights", "activations")
+REDUCTIONS = ("sum", "mean")
+FIRST_STD = {"weights": 0.01, "activations": 0.7}
+FIRST_REDUCTION = {"weights": "sum", "activations": "mean"}
+
+
+@dataclass(frozen=True)
+class Information:
+    encoder: tuple[str, ...]  # how the names of its tensors begin
+    form: str = "weights"
+    prior_std: float = 1.0
+    std: float | None = None  # at the start; null: 0.01 of weights, 0.7 of activations
+    reduce: str | None = None
+
+    places: ClassVar[tuple[str, ...]] = ("outer",)
+    compares_tasks: ClassVar[bool] = False  # one task a step is enough
+
+    def __post_init__(self) -> None:
+        require(len(self.encoder) > 0, "encoder", [], "must name what the inner loop does not adapt, as [block0]")
+        require(self.form in FORMS, "form", self.form, "choices: " + ", ".join(FORMS))
+        require(0 < self.prior_std < float("inf"), "prior_std", self.prior_std, "must be above 0 and finite")
+        sound = self.std is None or LEAST < self.std < float("inf")
+        require(sound, "std", self.std, f"must be above {LEAST} and finite, or null for the form's own")
+        known = self.reduce in (None, *REDUCTIONS)
+        require(known, "reduce", self.reduce, f"choices: {', '.join(REDUCTIONS)}, or null for the form's own")
+
+    def wrap(self, model: Model, prefix: str, input_shape: tuple[int, ...]) -> Model:
+        """The network with noise; `prefix` begins the names of what is added to its parameters."""
+        alone = not isinstance(model, NoisyModel)
+        require(alone, "form", self.form, "the network has noise already: one such penalty at a time")
+        weights = model.init(0)
+        names = tuple(chosen(weights, self.encoder))
+        require(len(names) > 0, "encoder", list(self.encoder), f"names none of {', '.join(weights)}")
+        std = FIRST_STD[self.form] if self.std is None else self.std
+        if self.form == "weights":
+            noisy = tuple(n for n in names if linear_map(weights[n]))
+            require(len(noisy) > 0, "encoder", list(self.encoder), "names vectors only; noise is in linear maps")
+            return NoisyWeights(model, noisy, prefix, std)
+        if not isinstance(model, Network):
+            raise SettingError("form", self.form, "needs a network of blocks, as model=mlp; or choose weights")
+        network = replace(model, bottleneck=Bottleneck(self._last_block(model, names), input_shape, prefix))
+        return NoisyActivations(network, _width(network, weights, input_shape), std)
+
+    def across(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
+        """Omega, at theta."""
+        model = learner.model
+        if isinstance(model, NoisyWeights):
+            terms = [self._kl(mean, log_std).flatten() for mean, log_std in model.gaussians(params)]
+            return self._reduced(torch.cat(terms))
+        assert isinstance(model, NoisyActivations)
+
+        def of_task(support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+            return model.gaussian(params, query_x, model.query_stats(params, support_x))
+
+        mu_TMD, sigma_TMD = vmap(of_task)(tasks.support.x, tasks.query.x)
+        return self._reduced(self._kl(mu_TMD, sigma_TMD.log()).mean((0, 1)))
+
+    def objection(self, learner: Algorithm) -> str | None:
+        """Why this algorithm cannot have it, in one line."""
+        if not isinstance(learner, GradientLearner):
+            return None
+        weights = learner.model.init(0)
+        moving = [n for n in chosen(weights, self.encoder) if moved(n, learner.inner_rule)]
+        if not moving:
+            return None
+        rest = [n for n in chosen(weights, None) if not n.startswith(self.encoder)]
+        others = ",".join(dict.fromkeys(n.partition(".")[0] for n in rest))
+        way = f"algo.adapted=[{others}]" if others else "a shorter encoder"
+        way = way if hasattr(learner, "adapted") else f"algo=maml {way}"
+        return f"the inner loop adapts {moving[0]} of the encoder, which must stay as it is; choose {way}"
+
+    def _kl(self, mean: Tensor, log_std: Tensor) -> Tensor:
+        return gaussian_kl(mean, log_std, self.prior_std)
+
+    def _reduced(self, kl: Tensor) -> Tensor:
+        reduction = self.reduce or FIRST_REDUCTION[self.form]
+        return kl.sum() if reduction == "sum" else kl.mean()
+
+    def _last_block(self, model: Network, names: tuple[str, ...]) -> int:
+        """Its number; the encoder must be the blocks from the first on."""
+        encoded = [i for i in range(len(model.shapes)) if f"block{i}.weight" in names]
+        whole = {n for n in model.init(0) if n.partition(".")[0] in {f"block{i}" for i in encoded}}
+        fits = bool(encoded) and encoded == list(range(len(encoded))) and set(names) == whole
+        require(fits, "encoder", list(self.encoder), "must be the first blocks in order, as [block0,block1]")
+        return encoded[-1]
+
+
+def gaussian_kl(mean: Tensor, log_std: Tensor, prior_std: float) -> Tensor:
+    """KL(N(mean, exp(log_std)^2) || N(0, prior_std^2)), number by number."""
+    scaled = ((2 * log_std).exp() + mean.square()) / (2 * prior_std**2)
+    return math.log(prior_std) - log_std + scaled - 0.5
+
+
+def _width(network: Network, weights: Params, input_shape: tuple[int, ...]) -> int:
+    """D, the numbers that the noisy block puts out for one input."""
+    assert network.bottleneck
+    two_rows = torch.zeros(2, *input_shape)
+    return network.activations(weights, two_rows)[f"block{network.bottleneck.block}"].shape[1]

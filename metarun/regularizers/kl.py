@@ -1,0 +1,100 @@
+r"""KL divergence of Gaussians over weights: Omega(theta, phi) = KL( N(phi, diag s^2) || N(theta, diag t^2) ), in nats.
+
+    Omega = (1/2) sum_j [ s_j^2/t_j^2 - 1 - ln(s_j^2/t_j^2) + (phi_j - theta_j)^2 / t_j^2 ]      a sum over weights j
+    Omega_phi = (phi - theta) / t^2        Omega_phiphi = 1/t^2        Omega_phitheta = -1/t^2
+    dOmega/d ln t_j = 1 - ( s_j^2 + (phi_j - theta_j)^2 ) / t_j^2,    0 at t_j^2 = s_j^2 + (phi_j - theta_j)^2
+
+phi is the mean of a task's posterior, theta that of the prior which the tasks share. s is `posterior_std`, t is
+`prior_std`, one number for all weights (isotropic) or by layer (`posterior_stds`, `prior_stds`, by how the names of the
+tensors begin: {head: 0.1}; what is not named has the number for all).
+
+As long as s and t are fixed, they only scale the proximal L2 term by 1/t^2 and add a constant: `reg=prox_l2` with
+the weight w/t^2 trains the same. The divergence says something of its own with `learned=true`, where ln t are
+meta-parameters that start from the given t: one for all weights (`learn=scalar`), one for each tensor (`learn=layer`)
+or one for each weight (`learn=diagonal`). In the outer objective t then approaches the spread of the tasks' solutions,
+t^2 = mean over tasks of s^2 + (phi - theta)^2, so that the constant counts. In the inner loop it does not reach phi,
+and t is trained only by what it does to phi, as a weight of prox_l2 is.
+
+Learners that take phi for theta plus a constant (FOMAML, Reptile) get nothing from it in the outer objective, as from
+any penalty on phi - theta alone: its two partial derivatives cancel. There it belongs into the inner loop.
+
+The sum grows with the number of weights: a weight that suits one network is too large for a bigger one. Sources:
+Amit, Meir 2018, arXiv 1711.01244 (a prior over weights learned from tasks); Rajeswaran et al. 2019, arXiv 1909.04630
+(the Gaussian reading of the proximal term, lambda = 1/t^2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from metarun.errors import require
+from metarun.penalties import Adaptation
+from metarun.regularizers.selection import chosen, total
+from metarun.types import Params
+
+KINDS = ("scalar", "layer", "diagonal")
+
+
+@dataclass(frozen=True)
+class KL:
+    posterior_std: float = 1.0
+    prior_std: float = 1.0
+    posterior_stds: dict[str, float] = field(default_factory=dict)
+    prior_stds: dict[str, float] = field(default_factory=dict)
+    learned: bool = False
+    learn: str = "scalar"
+    targets: tuple[str, ...] | None = None
+
+    distance_only: ClassVar[bool] = True  # a function of phi - theta
+
+    def __post_init__(self) -> None:
+        for key in ("posterior_std", "prior_std"):
+            value = getattr(self, key)
+            require(0 < value < math.inf, key, value, "must be above 0 and finite")
+        for key in ("posterior_stds", "prior_stds"):
+            values = getattr(self, key)
+            require(all(0 < v < math.inf for v in values.values()), key, dict(values), "must be above 0 each")
+        require(self.learn in KINDS, "learn", self.learn, "choices: " + ", ".join(KINDS))
+        one = self.learned and self.learn == "scalar"
+        require(not (one and self.prior_stds), "learn", self.learn, "is one std for all; prior_stds need learn=layer")
+
+    def init(self, weights: Params) -> Params:
+        """ln t, from the given t."""
+        if not self.learned:
+            return {}
+        if self.learn == "scalar":
+            return {"log_std": torch.tensor(math.log(self.prior_std))}
+        return {f"log_std.{k}": self._first_log(k, w) for k, w in chosen(weights, self.targets).items()}
+
+    def between(self, at: Adaptation) -> Tensor:
+        return total([self._of_tensor(name, at) for name in chosen(at.phi, self.targets)]) / 2
+
+    def _of_tensor(self, name: str, at: Adaptation) -> Tensor:
+        """Twice the divergence of one tensor's weights; ln(s/t) is one number or has the tensor's shape."""
+        away = at.phi[name] - at.theta[name]
+        log_t = self._log_prior(name, at).to(away.dtype)
+        log_ratio = math.log(std_of(name, self.posterior_stds, self.posterior_std)) - log_t
+        shape = torch.expm1(2 * log_ratio) - 2 * log_ratio  # s^2/t^2 - 1 - ln(s^2/t^2)
+        return (shape + (-2 * log_t).exp() * away.square()).sum()
+
+    def _log_prior(self, name: str, at: Adaptation) -> Tensor:
+        trained = at.own.get("log_std", at.own.get(f"log_std.{name}"))
+        given = math.log(std_of(name, self.prior_stds, self.prior_std))
+        w = at.phi[name]
+        return trained if trained is not None else torch.full((), given, dtype=w.dtype, device=w.device)
+
+    def _first_log(self, name: str, w: Tensor) -> Tensor:
+        given = math.log(std_of(name, self.prior_stds, self.prior_std))
+        return torch.full_like(w, given) if self.learn == "diagonal" else torch.tensor(given)
+
+
+def std_of(name: str, given: Mapping[str, float], otherwise: float) -> float:
+    """Of the longest prefix of the tensor's name that is given."""
+    prefixes = [prefix for prefix in given if name.startswith(prefix)]
+    return given[max(prefixes, key=len)] if prefixes else otherwise

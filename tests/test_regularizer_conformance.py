@@ -1,0 +1,159 @@
+"""Every regularizer with every algorithm, wherever it can stand: its meta-gradient is right and it trains, or one line
+says why not.
+
+The rows are the YAML files of conf/algo and conf/reg, so that a new one of either is met here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_outer import Recorder
+
+import metarun
+from metarun import catalogue
+from metarun.build import locate
+from metarun.config import Config
+from metarun.errors import UserError
+from metarun.experiment import Experiment, assemble
+from metarun.linalg import axpy, dot
+from metarun.trainer import MetaGradient, batched_meta_gradient, train
+from metarun.types import Params
+
+ALGORITHMS = catalogue.options("algo")
+REGULARIZERS = [name for name in catalogue.options("reg") if name != "none"]
+SMALL = [
+    "train.tasks=2",
+    "train.steps=1",
+    "device.precision=float64",
+    "device.compile=false",
+    "recipe=absent",
+    "val.tasks=2",
+    "diagnostics=off",
+]
+EPISODES = ["data.ways=2", "data.shots=1", "data.queries=2", "data.test_queries=1", "data.image_size=8"]
+IMAGES = (*EPISODES, "model.filters=2", "model.pool=stride", "model.norm=batch")
+SINUSOIDS = ("data.shots=3", "data.queries=4", "model.hidden=[5,4]")
+MORE = {"information": ["reg.encoder=[block0]"]}
+INNER = {
+    "maml": ["algo.inner_steps=2"],
+    "imaml": ["algo.inner_steps=2"],
+    **{f"information-{algo}": ["algo.adapted=[block1,block2,block3,head]"] for algo in ("maml", "fomaml", "imaml")},
+}
+TRUE_GRADIENT = ("maml", "protonet", "matchingnet")
+"""The algorithms whose meta-gradient is that of an objective, at any adapted weights."""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise in folders of classes, three of each split."""
+    root = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for label in range(3):
+            (root / split / f"{split}{label}").mkdir(parents=True)
+            for i in range(4):
+                pixels = draw.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / f"{split}{label}" / f"{i}.png")
+    return root
+
+
+def pairs() -> Iterable[Any]:
+    for algo in ALGORITHMS:
+        for reg in REGULARIZERS:
+            for where in ("inner", "outer"):
+                yield pytest.param(algo, reg, where, id=f"{algo}-{reg}-{where}")
+
+
+EVERY_PAIR = pytest.mark.parametrize(("algo", "reg", "where"), list(pairs()))
+
+
+@functools.cache
+def composed(*overrides: str) -> Config:
+    """Composing takes longer than a step, and few of the settings differ from pair to pair."""
+    return metarun.compose(overrides)
+
+
+def settings(algo: str, reg: str, where: str, data: tuple[str, ...], **changed: Any) -> Config:
+    """The pair's, with these settings of the regularizer changed."""
+    inner = [*INNER.get(algo, []), *INNER.get(f"{reg}-{algo}", [])]
+    config = composed(*data, f"algo={algo}", *SMALL, *inner)
+    node = composed(f"reg={reg}", *MORE.get(reg, [])).reg | {"where": where, "weight": 0.3} | changed
+    return replace(config, reg=node, choices=config.choices | {"reg": reg})
+
+
+def assembled(config: Config) -> Experiment | None:
+    """The experiment, or None if it is refused as a user would be told: in one line that names what was chosen."""
+    try:
+        return assemble(config)
+    except UserError as error:
+        line = str(error)
+    assert "\n" not in line
+    assert "reg" in line
+    assert any(word in line for word in ("choose", "choices", "needs", "must"))
+    return None
+
+
+def found_at(experiment: Experiment, params: Params) -> MetaGradient:
+    trainer = experiment.trainer()
+    return batched_meta_gradient(trainer)(params, trainer.tasks(0))
+
+
+def away_from_zero(experiment: Experiment) -> Params:
+    """The meta-parameters moved a little, since penalties may have kinks at zero."""
+    generator = torch.Generator().manual_seed(0)
+    start = experiment.trainer().start().params
+    return {k: v + 0.1 * torch.randn(v.shape, generator=generator).to(v) for k, v in start.items()}
+
+
+def experiments(algo: str, reg: str, where: str, pictures: Path, **changed: Any) -> Iterable[Experiment]:
+    """The pair on each kind of data that the algorithm learns from, where it is not refused."""
+    kinds = locate("algo", composed(f"algo={algo}").algo).kinds
+    data = {"classification": ("data=folder", f"data.root={pictures}", *IMAGES), "regression": SINUSOIDS}
+    for kind in kinds:
+        experiment = assembled(settings(algo, reg, where, data[kind], **changed))
+        if experiment is not None:
+            yield experiment
+
+
+@EVERY_PAIR
+def test_a_pair_is_right_or_refused_in_one_line(algo: str, reg: str, where: str, pictures: Path) -> None:
+    """Where the meta-gradient is that of an objective, it is compared with its differences; elsewhere it trains."""
+    if algo not in TRUE_GRADIENT:
+        for experiment in experiments(algo, reg, where, pictures):
+            state = experiment.trainer().start()
+            assert train(experiment.trainer(), state, Recorder()) == "completed"
+            assert all(v.isfinite().all() for v in state.params.values())
+        return
+    smooth = {"method": "subgradient"} if "method" in composed(f"reg={reg}").reg[reg] else {}
+    for experiment in experiments(algo, reg, where, pictures, **smooth):
+        compare_with_differences(experiment)
+
+
+def compare_with_differences(experiment: Experiment) -> None:
+    """Of the mean loss and all penalties, central, along a random direction."""
+    params, generator = away_from_zero(experiment), torch.Generator().manual_seed(1)
+    along = {k: torch.randn(v.shape, generator=generator).to(v) for k, v in params.items()}
+    ends = [objective(found_at(experiment, axpy(s * 1e-6, along, params))) for s in (1, -1)]
+    found = found_at(experiment, params)
+    slope = float(dot(found.mean, {k: along[k] for k in found.mean}))
+    assert slope == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-7)
+
+
+def objective(found: MetaGradient) -> float:
+    return float(found.metrics["loss"].mean() + found.penalty)
+
+
+def test_some_pairs_are_refused() -> None:
+    """So that the others' passing means something: metric learners have no inner loop to penalise."""
+    for reg in ("prox_l2", "kl"):
+        with pytest.raises(UserError, match=f"reg={reg} algo=protonet: this algorithm has no inner loop"):
+            assemble(metarun.compose(["algo=protonet", "data=folder", "data.root=.", f"reg={reg}"]))
