@@ -18,7 +18,7 @@ State = TypeVar("State")
 
 def sgd(lr: float) -> Rule:
     """step = lr * g."""
-    return Rule(init=lambda _: None, step=lambda g, state: (scale(lr, g), state), rates=lambda _: lr, lr=lr)
+    return Rule(init=lambda _: None, step=lambda g, state: (scale(lr, g), state), lr=lr)
 
 
 def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
@@ -40,7 +40,7 @@ def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
         correction = 1 - beta2**count
         return {k: lr / (_root(v[k] / correction) + eps) for k in v}
 
-    return Rule(init, step, rates, lr)
+    return Rule(init, step, lr, rates)
 
 
 def _root(v: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def descend(objective: Objective, start: Params, rule: Rule, steps: int) -> Iter
         step, state = rule.step(grad(lambda part, k=k, rest=rest: objective({**rest, **part}, k))(part), state)
         part = axpy(-1.0, step, part)
         if rule.finish:
-            part = rule.finish(part, rule.rates(state), rule.lr)
+            part = rule.finish(part, rule.rates(state) if rule.rates else rule.lr, rule.lr)
         phi = {**phi, **part}
         yield phi
 

@@ -52,8 +52,8 @@ class Rule(NamedTuple):
 
     init: Callable[[Params], Any]
     step: Callable[[Params, Any], tuple[Params, Any]]
-    rates: Callable[[Any], Rates]  # of the step that led to this state: step = rate * gradient
-    lr: float = 0.0  # the rate that `rates` scales for each weight
+    lr: float = 0.0
+    rates: Callable[[Any], Rates] | None = None  # of the step that led to this state, where they are not lr for all
     finish: Callable[[Params, Rates, float], Params] | None = None  # a proximal step that follows each step
     moves: tuple[str, ...] | None = None  # how the names begin of what is adapted; None: everything
 

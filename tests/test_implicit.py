@@ -57,7 +57,7 @@ INNER = {
 
 def learner_of(terms: list[Term], kind: str = "regression", prox: float = 0.0) -> IMAML:
     model, loss = (REGRESSION, MeanSquaredError()) if kind == "regression" else (CLASSIFICATION, CrossEntropy())
-    return IMAML(model, loss, prox, 0.08, 450, 450, 60, 0.0, Regularization(tuple(terms)))
+    return IMAML(model, loss, prox, 0.06, 600, 600, 60, 0.0, Regularization(tuple(terms)))
 
 
 def theta_of(learner: IMAML) -> Params:

@@ -350,7 +350,7 @@ def test_inner_proximal_steps_follow_each_step_of_gradient_descent_and_of_adam()
             g = grad(objective)(phi, data)
             v = {n: 0.999 * v[n] + 0.001 * g[n] ** 2 for n in v}
             adaptive = {n: lr / ((v[n] / (1 - 0.999**k)).sqrt() + 1e-8) for n in v}
-            rates = adaptive if rule.rates(rule.step(g, rule.init(g))[1]) != lr else dict.fromkeys(v, lr)
+            rates = adaptive if rule.rates else dict.fromkeys(v, lr)
             phi = {n: phi[n] - rates[n] * g[n] for n in phi}
             reach = torch.as_tensor(mu * rates["block0.weight"], dtype=torch.float64).clamp_max(10 * lr)
             phi["block0.weight"] = soft_threshold(phi["block0.weight"], reach)

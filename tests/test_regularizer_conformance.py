@@ -7,6 +7,7 @@ The rows are the YAML files of conf/algo and conf/reg, so that a new one of eith
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -152,8 +153,22 @@ def objective(found: MetaGradient) -> float:
     return float(found.metrics["loss"].mean() + found.penalty)
 
 
-def test_some_pairs_are_refused() -> None:
-    """So that the others' passing means something: metric learners have no inner loop to penalise."""
-    for reg in ("prox_l2", "kl"):
-        with pytest.raises(UserError, match=f"reg={reg} algo=protonet: this algorithm has no inner loop"):
-            assemble(metarun.compose(["algo=protonet", "data=folder", "data.root=.", f"reg={reg}"]))
+@pytest.mark.parametrize(
+    ("algo", "reg", "where", "changed", "line"),
+    [
+        ("protonet", "prox_l2", "inner", {}, "this algorithm has no inner loop"),
+        ("protonet", "l1", "inner", {}, "this algorithm has no inner loop"),
+        ("reptile", "prox_l2", "inner", {"learned": True}, "a learned weight needs a meta-gradient that sees"),
+        ("fomaml", "kl", "outer", {}, "a penalty on phi - theta has no gradient"),
+        ("maml", "prox_l2", "outer", {"learned": True}, "nothing opposes a learned factor's fall to 0"),
+        ("maml", "l1", "outer", {"targets": ["haed"]}, "targets=haed: no tensor begins so; choices: block0"),
+        ("maml", "entropy", "inner", {}, "reg.where=inner: this one has choices: outer"),
+    ],
+)
+def test_what_means_nothing_is_refused(
+    algo: str, reg: str, where: str, changed: dict[str, Any], line: str, pictures: Path
+) -> None:
+    """So that the others' passing means something."""
+    config = settings(algo, reg, where, ("data=folder", f"data.root={pictures}", *IMAGES), **changed)
+    with pytest.raises(UserError, match=re.escape(line)):
+        assemble(config)

@@ -51,6 +51,7 @@ class KL:
     learn: str = "scalar"
     targets: tuple[str, ...] | None = None
 
+    places: ClassVar[tuple[str, ...]] = ("inner", "outer", "both")
     distance_only: ClassVar[bool] = True  # a function of phi - theta
 
     def __post_init__(self) -> None:

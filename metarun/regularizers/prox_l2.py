@@ -32,6 +32,7 @@ class ProxL2:
     factors: dict[str, float] = field(default_factory=dict)
     targets: tuple[str, ...] | None = None
 
+    places: ClassVar[tuple[str, ...]] = ("inner", "outer", "both")
     distance_only: ClassVar[bool] = True  # a function of phi - theta
 
     @property

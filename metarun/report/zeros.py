@@ -1,7 +1,7 @@
 """Test figures against how sparse the tested weights are, of runs with a penalty that makes zeros.
 
 Left the share of exact zeros among the penalised weights, right the share at most the threshold of the summary. A line
-joins the runs of one algorithm, one regularizer and one method on one benchmark, in the order of their weights.
+joins the runs of one algorithm, one regularizer and one method in the order of their weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from metarun.report.drawing import Drawing, Look, finish, legend_below, look, pa
 from metarun.report.facts import component, episode_size, looked_up, metric_of
 from metarun.report.penalties import terms
 from metarun.report.read import Run
-from metarun.report.text import is_number, number, with_unit
+from metarun.report.text import is_number, number, scale_of, with_unit
 
 SHARES = (("zeros_share", "exact zeros"), ("small_share", "at most {}"))
 
@@ -35,7 +35,7 @@ class Point(NamedTuple):
 
 def sparsity_figure(runs: Sequence[Run]) -> Drawing | None:
     """None where fewer than two runs have zeros to compare."""
-    points = [p for run in runs if (p := _point(run))]
+    points = [p for run in _of_one_benchmark(runs) if (p := _point(run))]
     if len({p.shares for p in points}) < 2:
         return None
     lines = {name: sorted((p for p in points if p.line == name), key=lambda p: p.weight) for name in _names(points)}
@@ -46,8 +46,8 @@ def sparsity_figure(runs: Sequence[Run]) -> Drawing | None:
             _draw(axes[at], members, at, looks[name])
         said = title.format(f"{points[0].threshold:g}")
         finish(axes[at], said, "share of penalised weights", f"test {plain(with_unit(points[0].metric))}")
-    handles = [Line2D([], [], color=c, dashes=(1, 0), marker=m) for c, _, m in looks.values()]
-    legend_below(figure, handles, [plain(name, 48) for name in lines])
+    handles = [Line2D([], [], color=c, marker=m) for c, _, m in looks.values()]
+    legend_below(figure, handles, [plain(name, 32) for name in lines])
     return Drawing("sparsity", " ".join(map(_in_words, points)), figure)
 
 
@@ -68,13 +68,21 @@ def _point(run: Run) -> Point | None:
     threshold, half = looked_up(run.summary, "sparsity.threshold"), run.summary.get("ci95")
     at_most = float(threshold) if is_number(threshold) else math.nan
     half = float(half) if is_number(half) else math.nan
-    return Point(_line(run), _weight(run), (zeros, small), float(mean), half, metric_of(run), at_most)
+    scale = scale_of(metric_of(run))
+    return Point(_line(run), _weight(run), (zeros, small), scale * mean, scale * half, metric_of(run), at_most)
+
+
+def _of_one_benchmark(runs: Sequence[Run]) -> list[Run]:
+    """The runs on the benchmark that most are on: figures of others do not compare."""
+    names = [(component(run, "data"), episode_size(run)) for run in runs]
+    most = max(names, key=names.count, default=None)
+    return [run for run, name in zip(runs, names, strict=True) if name == most]
 
 
 def _line(run: Run) -> str:
-    """`protonet, l1 prox`, and the episodes."""
+    """`protonet, l1 prox`."""
     kinds = [" ".join(filter(None, (str(t.get("name")), t.get("method")))) for t in terms(run)]
-    return f"{component(run, 'algo')}, {' + '.join(kinds)}, {component(run, 'data')} {episode_size(run)}"
+    return f"{component(run, 'algo')}, {' + '.join(kinds)}"
 
 
 def _weight(run: Run) -> float:

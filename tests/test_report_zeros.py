@@ -1,0 +1,49 @@
+"""The figure of test scores against zeros, and who is on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from metarun.report.read import Run
+from metarun.report.zeros import sparsity_figure
+
+
+def run(weight: float, zeros: float | None, mean: float = 0.8, ways: int = 5, method: str = "prox") -> Run:
+    penalised = None if zeros is None else {"zeros_share": zeros, "small_share": zeros + 0.1, "parameters": 100}
+    summary: dict[str, Any] = {
+        "algo": "maml",
+        "data": "omniglot",
+        "ways": ways,
+        "shots": 1,
+        "kind": "classification",
+        "metric": "accuracy",
+        "mean": mean,
+        "ci95": 0.01,
+        "sparsity": {"threshold": 1e-3, "penalised": penalised},
+        "regularization": [{"name": "l1", "weight": weight, "method": method}],
+    }
+    return Run(Path("x"), {}, "", summary, {}, {}, None, (), None, ())
+
+
+def test_the_figure_has_a_line_for_each_method_in_the_order_of_weights() -> None:
+    runs = [run(1e-2, 0.5, 0.7), run(0.0, 0.0), run(1e-3, 0.2), run(1e-3, 0.0, method="subgradient")]
+    drawing = sparsity_figure(runs)
+    assert drawing is not None
+    left, right = drawing.figure.axes
+    assert left.lines[0].get_xdata().tolist() == [0.0, 0.2, 0.5]
+    assert left.lines[0].get_ydata().tolist() == [80.0, 80.0, 70.0]
+    assert right.lines[0].get_xdata().tolist() == [0.1, 0.2 + 0.1, 0.6]
+    assert "weight 0.01: 70" in drawing.alt
+
+
+def test_runs_without_zeros_to_compare_have_no_figure() -> None:
+    assert sparsity_figure([]) is None
+    assert sparsity_figure([run(0.0, None), run(1e-3, None)]) is None
+    assert sparsity_figure([run(0.0, 0.0), run(1e-3, 0.0)]) is None
+
+
+def test_runs_on_other_episodes_are_left_out() -> None:
+    drawing = sparsity_figure([run(0.0, 0.0), run(1e-3, 0.2), run(1e-2, 0.9, ways=20)])
+    assert drawing is not None
+    assert drawing.figure.axes[0].lines[0].get_xdata().tolist() == [0.0, 0.2]
