@@ -5,7 +5,7 @@ READY := .venv/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint types smoke omniglot study clean
+.PHONY: help run test test-long test-fast lint types smoke omniglot study clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,10 +19,13 @@ run: $(READY)  ## MAML on sinusoids, about two minutes; settings with ARGS="seed
 	$(BIN)/metarun $(ARGS)
 
 test: lint types $(READY)  ## all that CI runs
+	$(BIN)/pytest -n 2 -m 'not long' tests $(ARGS)
+
+test-long: $(READY)  ## every test, also those of which `make test` has an example
 	$(BIN)/pytest -n 2 tests $(ARGS)
 
 test-fast: $(READY)  ## the tests of less than ten seconds each
-	$(BIN)/pytest -n 2 -m 'not slow' tests $(ARGS)
+	$(BIN)/pytest -n 2 -m 'not slow and not long' tests $(ARGS)
 
 lint: $(READY)  ## ruff: rules and formatting
 	$(BIN)/ruff check .

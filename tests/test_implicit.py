@@ -95,8 +95,19 @@ def finite_differences(learner: IMAML, theta: Params, task: Task, eps: float = 1
     return {n: part.view(theta[n].shape) for n, part in zip(names, slopes.split(sizes), strict=True)}
 
 
-@pytest.mark.parametrize("kind", ["regression", "classification"])
-@pytest.mark.parametrize("terms", INNER.values(), ids=INNER.keys())
+SOFTMAX = ("forward predictive_kl", "reverse predictive_kl", "l2 with prox_l2", "l1 subgradient", "prox_l2 learned")
+SHORT = ("prox_l2", "prox_l2 learned", "l1 prox with prox_l2", "kl learned by layer, both", "forward predictive_kl")
+"""The rows that `make test` has, one for each way in which a penalty enters; the others are the long suite's."""
+
+
+def cases() -> list[Any]:
+    """Each row on one kind of data: on classes where predictions are a softmax, and some others."""
+    rows = [(name, "classification" if name in SOFTMAX else "regression") for name in INNER]
+    marks = {name: [] if name in SHORT else [pytest.mark.long] for name in INNER}
+    return [pytest.param(INNER[name], kind, id=f"{name}-{kind}", marks=marks[name]) for name, kind in rows]
+
+
+@pytest.mark.parametrize(("terms", "kind"), cases())
 def test_the_implicit_gradient_is_that_of_the_minimiser(terms: list[Term], kind: str) -> None:
     learner, task = learner_of(terms, kind), task_of(kind)
     theta = theta_of(learner)

@@ -49,6 +49,9 @@ INNER = {
     "imaml": ["algo.inner_steps=2"],
     **{f"information-{algo}": ["algo.adapted=[block1,block2,block3,head]"] for algo in ("maml", "fomaml", "imaml")},
 }
+ALIKE = ("fomaml", "matchingnet")
+"""Algorithms that enter penalties by the same code as another one does."""
+
 TRUE_GRADIENT = ("maml", "protonet", "matchingnet")
 """The algorithms whose meta-gradient is that of an objective, at any adapted weights."""
 
@@ -71,7 +74,8 @@ def pairs() -> Iterable[Any]:
     for algo in ALGORITHMS:
         for reg in REGULARIZERS:
             for where in ("inner", "outer"):
-                yield pytest.param(algo, reg, where, id=f"{algo}-{reg}-{where}")
+                marks = [pytest.mark.long] if algo in ALIKE else []
+                yield pytest.param(algo, reg, where, id=f"{algo}-{reg}-{where}", marks=marks)
 
 
 EVERY_PAIR = pytest.mark.parametrize(("algo", "reg", "where"), list(pairs()))
