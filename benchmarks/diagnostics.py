@@ -36,6 +36,7 @@ def measure(algo: str, data: str, repeats: int) -> str:
     import torch
 
     import metarun
+    from metarun.compilation import compiles
     from metarun.experiment import assemble
     from metarun.trainer import batched_meta_gradient
 
@@ -43,7 +44,7 @@ def measure(algo: str, data: str, repeats: int) -> str:
     trainer = assemble(config).trainer()
     state = trainer.start()
     meta_gradient = batched_meta_gradient(trainer)
-    compiled = trainer.placement.compiles(state.params, config.train.steps)
+    compiled = compiles(trainer.placement, state.params, config.train.steps)
     if compiled:
         meta_gradient = torch.compile(meta_gradient, dynamic=False)
     tasks = trainer.tasks(0)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.device import Placement, over_tasks
+from metarun.batching import over_tasks
+from metarun.device import Placement
 from metarun.types import Algorithm, Dataset, EpisodeSpec, Metrics, Model, Params, Split, Task
 
 EPISODE_SEED = 0

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
+from metarun.batching import over_tasks
+from metarun.compilation import compiles
 from metarun.config import OptimConfig, TrainConfig
-from metarun.device import Placement, over_tasks
+from metarun.device import Placement
 from metarun.diagnostics.step import StepMeasures, Values, update_measures
 from metarun.errors import NonFinite
 from metarun.evaluation import Evaluation
@@ -93,7 +95,7 @@ class Trainer:
 def train(trainer: Trainer, state: State, watcher: Watcher) -> str:
     """Run outer steps until all are done, time is up or a stop is requested; returns which ("completed", ...)."""
     meta_gradient = batched_meta_gradient(trainer)
-    if trainer.placement.compiles(state.params, trainer.settings.steps):
+    if compiles(trainer.placement, state.params, trainer.settings.steps):
         watcher.noted(
             "compiling the outer step first, which takes a minute or more (device.compile=false goes without)"
         )

@@ -28,6 +28,8 @@ LEVELS = {
     "build": 1,
     "record": 1,
     "device": 1,
+    "batching": 1,
+    "compilation": 1,
     "outer": 1,
     "diagnostics": 1,
     "statistics": 1,

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.func import vmap
 
 import metarun
+from metarun.batching import over_tasks
 from metarun.build import locate
 from metarun.config import Config, TrainConfig
 from metarun.data.sinusoid import Sinusoid
-from metarun.device import Placement, over_tasks
+from metarun.device import Placement
 from metarun.evaluation import Evaluator
 from metarun.experiment import build_learner
 from metarun.models.norm import NORMS

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metarun.device import over_tasks
+from metarun.batching import over_tasks
 from metarun.linalg import norm, sub
 from metarun.types import GradientLearner, Metrics, Params, Task
 

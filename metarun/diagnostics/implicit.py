@@ -18,7 +18,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.func import grad
 
-from metarun.device import SMALL_MODEL
+from metarun.compilation import SMALL_MODEL
 from metarun.diagnostics.metagradients import cosine, relative, unrolled_gradient
 from metarun.diagnostics.probe_tasks import ProbeTasks
 from metarun.inner import final

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from metarun.device import SMALL_MODEL
+from metarun.compilation import SMALL_MODEL
 from metarun.diagnostics.lanczos import directions, extremes
 from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
 from metarun.linalg import norm

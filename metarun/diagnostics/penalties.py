@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
-from metarun.device import over_tasks
+from metarun.batching import over_tasks
 from metarun.diagnostics.probe_tasks import adapted_weights
 from metarun.inner import moved
 from metarun.linalg import norm, sub

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from metarun.device import PerTask, over_tasks
+from metarun.batching import PerTask, over_tasks
 from metarun.inner import final
 from metarun.types import Batch, GradientLearner, Metrics, Params, Task
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import torch
 
-from metarun.device import PerTask, Placement, over_tasks
+from metarun.batching import PerTask, over_tasks
+from metarun.device import Placement
 from metarun.errors import require
 from metarun.types import Batch, EpisodeSpec, Metrics, Params, Task
 
