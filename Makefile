@@ -1,11 +1,13 @@
-# Everything runs in .venv, which the first target that needs it creates. `make help` lists the targets.
+# Everything runs in .venv (bench: .venv-bench), which the first target that needs it creates. `make help` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+BENCH := .venv-bench/bin
+BENCH_READY := .venv-bench/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-fast lint types smoke omniglot study clean
+.PHONY: help run test test-long test-fast lint types smoke omniglot study bench bench-quick clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +46,17 @@ omniglot: $(READY)  ## ProtoNet on Omniglot, about a quarter of an hour; another
 study: $(READY)  ## MAML against iMAML: figure, stability, gap, cost; about half an hour on one core; stopped, it continues
 	$(BIN)/metarun experiment=stability_study hydra.run.dir=outputs/study $(ARGS)
 
-clean:  ## remove the environment and caches; outputs stay
-	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache
+$(BENCH_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	$(BENCH)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $(BENCH_READY)
+
+bench: $(BENCH_READY)  ## speed beside higher, TorchOpt, JAX and a plain loop; sizes of episodes with ARGS="--grid"
+	$(BENCH)/python -m benchmarks.peers $(ARGS)
+
+bench-quick: $(BENCH_READY)  ## the main cases of that, in three minutes
+	$(BENCH)/python -m benchmarks.peers --quick $(ARGS)
+
+clean:  ## remove the environments and caches; outputs stay
+	rm -rf .venv .venv-bench build dist .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

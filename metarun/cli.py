@@ -45,6 +45,17 @@ INTERRUPTED = 130
 CLOSED_PIPE = 141
 TRACEBACK = "METARUN_TRACEBACK"
 
+
+def _itself(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:
+    """The copy of the store of schemas: there is one in a process, and what it gives out are copies anyway.
+
+    Hydra copies all sources of settings whenever it lists a group, a hundred times for --help, and the store with them.
+    """
+    return store
+
+
+ConfigStore.__deepcopy__ = _itself  # type: ignore[attr-defined]
+
 SCHEMA = OmegaConf.structured(Config)
 OmegaConf.set_struct(SCHEMA.reg, False)  # reg.weight belongs to whichever regularizer is chosen; terms.py checks it
 ConfigStore.instance().store(name="schema", node=SCHEMA)

@@ -12,11 +12,14 @@ from typing import Any, Optional
 
 from metarun.errors import SettingError
 
-JOBS = ("train", "evaluate", "analyze", "predict", "data", "export")
+JOBS = ("train", "evaluate", "analyze", "predict", "data", "export", "profile")
 SCHEDULES = ("constant", "linear", "cosine", "halving")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("float32", "float64")
+PRECISIONS = ("float32", "bfloat16", "float64")
+MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
+COMPILE = {"auto": "auto", "on": True, "true": True, "off": False, "false": False}
+MOST_THREADS = 1024
 POLICIES = ("stop", "skip")
 LEVELS = ("off", "basic", "full")  # of diagnostics
 LOGGERS = ("none", "wandb", "tensorboard")
@@ -70,9 +73,12 @@ class OptimConfig:
 @dataclass
 class DeviceConfig:
     name: str = "auto"
-    precision: str = "float32"
-    compile: Any = "auto"  # auto, true, false
+    precision: str = "float32"  # bfloat16: that of convolutions and matrix products alone
+    tf32: bool = False  # on CUDA: float32 products of 10 significant bits
+    memory_format: str = "auto"  # of images and convolutions' weights: auto, contiguous, channels_last
+    compile: Any = "auto"  # auto, on, off
     chunk_size: Any = "auto"  # tasks that vmap handles at once: auto, a number, null for all
+    memory_mb: Optional[float] = None  # 2^20 bytes that chunk_size=auto keeps to; null: half of the machine's or GPU's
     threads: Optional[int] = None
     deterministic: bool = False
 
@@ -130,6 +136,15 @@ class ExportConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """Of job=profile."""
+
+    steps: int = 10  # timed at least
+    warmup: int = 3  # calls of the meta-gradient before; the first one compiles
+    trace: bool = True  # leave a Chrome trace in the run folder
+
+
+@dataclass
 class Config:
     job: str = "train"
     seed: int = 0
@@ -152,6 +167,7 @@ class Config:
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
 def check(config: Config) -> None:
@@ -163,6 +179,7 @@ def check(config: Config) -> None:
         "optim.schedule": SCHEDULES,
         "device.name": DEVICES,
         "device.precision": PRECISIONS,
+        "device.memory_format": MEMORY_FORMATS,
         "logger.name": LOGGERS,
         "diagnostics.level": LEVELS,
     }.items():
@@ -171,12 +188,12 @@ def check(config: Config) -> None:
         _at_least(config, key, 1)
     for key in ("train.pool", "val.tasks", "test.tasks", "optim.halve_every", "device.threads"):
         _at_least(config, key, 1)
-    for key in ("export.tasks", "export.calls"):
+    for key in ("export.tasks", "export.calls", "profile.steps", "profile.warmup"):
         _at_least(config, key, 1)
     for key in ("seed", "train.pool_seed", "train.pool_replaced", "test.steps", "optim.weight_decay", "optim.momentum"):
         _at_least(config, key, 0)
     _at_least(config, "export.threshold", 0)
-    for key in ("optim.lr", "optim.eps", "optim.clip", "train.max_minutes", "diagnostics.radius"):
+    for key in ("optim.lr", "optim.eps", "optim.clip", "train.max_minutes", "diagnostics.radius", "device.memory_mb"):
         _positive(config, key)
     for key in ("tasks", "every", "probe_tasks", "lanczos_steps", "unroll_steps", "alarms.window", "alarms.patience"):
         _at_least(config, f"diagnostics.{key}", 1)
@@ -215,5 +232,14 @@ def _check_device_choices(device: DeviceConfig) -> None:
     size = device.chunk_size
     if not (size in ("auto", None) or (isinstance(size, int) and not isinstance(size, bool) and size >= 1)):
         raise SettingError("device.chunk_size", size, "choices: auto, null (all tasks at once), a number of at least 1")
-    if device.compile not in ("auto", True, False):
-        raise SettingError("device.compile", device.compile, "choices: auto, true, false")
+    if device.threads is not None and device.threads > MOST_THREADS:
+        raise SettingError("device.threads", device.threads, f"must be at most {MOST_THREADS}")
+    compile_choice(device)
+
+
+def compile_choice(device: DeviceConfig) -> Any:
+    """auto, True or False; Hydra reads on and off as booleans in a file, but as words on the command line."""
+    choice = COMPILE.get(str(device.compile).lower())
+    if choice is None:
+        raise SettingError("device.compile", device.compile, "choices: auto, on, off")
+    return choice

@@ -1,17 +1,21 @@
-"""Where and how the arithmetic runs: device, precision, chunking of the task axis."""
+"""Where and how the arithmetic runs: device, precision, chunking of the task axis. docs/devices.md has the settings."""
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metarun.config import DeviceConfig
+from metarun.config import DeviceConfig, compile_choice
 from metarun.errors import SettingError
 from metarun.types import Batch, EpisodeSpec, Params, Task
+
+log = logging.getLogger(__name__)
 
 CPU_ROWS_PER_CHUNK = 320
 """Rows of images that one chunk of tasks should hold on a CPU: beyond that, the activations fall out of its caches."""
@@ -27,15 +31,21 @@ class Placement:
     """Moves tensors to the device in its precision, and decides how a function of many tasks is run."""
 
     device: torch.device
-    dtype: torch.dtype
+    dtype: torch.dtype  # of parameters and inputs
     chunk_size: Any  # auto, a number, None for all
     compile: bool | str  # auto, True, False
+    memory_format: str = "auto"  # auto, contiguous, channels_last
+    memory_rows: int | None = None  # of the tasks of a chunk, as many as fit into memory (memory.py)
 
     def params(self, params: Params) -> Params:
         return {k: self.inputs(v) for k, v in params.items()}
 
     def inputs(self, x: Tensor) -> Tensor:
-        return x.to(self.device, self.dtype if x.is_floating_point() else None)
+        dtype = self.dtype if x.is_floating_point() else None
+        if self.device.type == "cuda" and x.device.type == "cpu":
+            # From ordinary memory the host would wait for all that the device still has to do.
+            return x.pin_memory().to(self.device, dtype, non_blocking=True)
+        return x.to(self.device, dtype)
 
     def task(self, task: Task) -> Task:
         return Task(*(Batch(self.inputs(b.x), self.inputs(b.y)) for b in task))
@@ -44,9 +54,16 @@ class Placement:
         """How many tasks `vmap` handles at once; None for all."""
         if self.chunk_size != "auto":
             return self.chunk_size
+        rows = spec.ways * (spec.shots + spec.queries)
+        fastest = self._fastest(rows, input_shape)
+        if self.memory_rows is None:
+            return fastest
+        fits = max(1, self.memory_rows // rows)
+        return fits if fastest is None else min(fits, fastest)
+
+    def _fastest(self, rows: int, input_shape: tuple[int, ...]) -> int | None:
         if self.device.type != "cpu" or math.prod(input_shape) < 100:
             return None
-        rows = spec.ways * (spec.shots + spec.queries)
         if rows * math.prod(input_shape[1:]) > CPU_PIXELS_ALONE:
             return 1
         return max(1, CPU_ROWS_PER_CHUNK // rows)
@@ -60,17 +77,37 @@ class Placement:
 
 def place(settings: DeviceConfig) -> Placement:
     """Apply the process-wide settings and choose the device; `SettingError` when it is not there."""
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    torch.use_deterministic_algorithms(settings.deterministic)
     name = _available() if settings.name == "auto" else settings.name
     missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
     if missing.get(name):
         raise SettingError("device.name", name, f"this machine has none; choices: cpu, auto (here {_available()})")
     if name == "mps" and settings.precision == "float64":
-        raise SettingError("device.precision", "float64", "mps has no float64; choices: float32")
-    dtype = getattr(torch, settings.precision)
-    return Placement(torch.device(name), dtype, settings.chunk_size, settings.compile)
+        raise SettingError("device.precision", "float64", "mps has no float64; choices: float32, bfloat16")
+    if name == "cpu" and settings.precision == "bfloat16" and not _has_bfloat16():
+        log.warning("device.precision=bfloat16: this CPU computes it in software; float32 is faster")
+    _set_process(settings)
+    dtype = torch.float64 if settings.precision == "float64" else torch.float32  # of bfloat16: see precision.py
+    compiled = compile_choice(settings)
+    return Placement(torch.device(name), dtype, settings.chunk_size, compiled, settings.memory_format)
+
+
+def _set_process(settings: DeviceConfig) -> None:
+    """Threads, TF32 and determinism are the process's: set either way, since an analysis trains more than one run."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
+    # Never on: cuDNN would choose its kernels by a clock, and a resumed run could be given others.
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(settings.deterministic)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+
+
+def _has_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16 products (AVX-512 BF16, AMX; ARM's)."""
+    mkldnn = getattr(torch.ops, "mkldnn", None)
+    known = getattr(mkldnn, "_is_mkldnn_bf16_supported", None)
+    return known is None or bool(known())
 
 
 def _available() -> str:

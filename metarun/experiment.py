@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metarun import catalogue
 from metarun.build import build, locate
@@ -14,6 +14,8 @@ from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError
 from metarun.evaluation import Evaluator
 from metarun.losses import loss_for
+from metarun.memory import budget, fitted
+from metarun.precision import in_precision
 from metarun.regularization import Regularization
 from metarun.terms import build_regularization, refuse_senseless_terms
 from metarun.trainer import Trainer
@@ -89,7 +91,17 @@ def assemble(config: Config) -> Experiment:
         raise SettingError("algo.train_ways", train_spec.ways, needed)
     regularization = build_regularization(config, dataset.kind)
     refuse_senseless_terms(config, regularization, algorithm)
-    return Experiment(config, dataset, algorithm, tested, regularization, train_spec, test_spec, placement)
+    experiment = Experiment(config, dataset, algorithm, tested, regularization, train_spec, test_spec, placement)
+    return within_memory(experiment) if placement.chunk_size == "auto" else experiment
+
+
+def within_memory(experiment: Experiment) -> Experiment:
+    """With chunks of as many tasks as `device.memory_mb` leaves room for."""
+    config, spec, params = experiment.config, experiment.train_spec, experiment.initial_params()
+    episode = experiment.placement.task(experiment.dataset.episodes("train", config.seed, 0, range(1), spec))
+    limit = budget(config.device.memory_mb, experiment.placement.device)
+    placed = fitted(experiment.placement, limit, experiment.algorithm, params, episode, config.train.tasks, spec)
+    return replace(experiment, placement=placed)
 
 
 def build_dataset(config: Config) -> Dataset:
@@ -111,6 +123,7 @@ def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:
     outputs = dataset.outputs(ways) if head else None
     shape = dataset.input_shape()
     model = build("model", config.model, config.trusted_modules, input_shape=shape, outputs=outputs)
+    model = in_precision(model, config.device.precision)
     regularization = build_regularization(config, dataset.kind)
     provided = {"model": regularization.wrap(model, shape), "loss": loss_for(dataset.kind), "ways": ways}
     provided["regularization"] = regularization

@@ -54,6 +54,8 @@ def export_job(config: Config, record: RunFolder) -> Result:
     source = source_run(config)
     safetensors_save()  # refuses before anything is done
     config.device.name = "cpu"  # a program is bound to the device that it was traced on
+    if config.device.precision == "bfloat16":
+        config.device.precision = "float32"  # of the weights, which were never narrower
     experiment = assemble(config)
     params = experiment.initial_params()
     checkpoint.restore_params(checkpoint.best_of(source), params)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import grad
 
-from metarun.linalg import axpy, scale
+from metarun.linalg import axpy, gradient, scale
 from metarun.types import OWN, Objective, Params, Rule
 
 State = TypeVar("State")
@@ -50,22 +49,28 @@ def _root(v: Tensor) -> Tensor:
     return torch.where(some, torch.where(some, v, 1.0).sqrt(), 0.0)
 
 
-def descend(objective: Objective, start: Params, rule: Rule, steps: int) -> Iterator[Params]:
+def descend(objective: Objective, start: Params, rule: Rule, steps: int, first: int = 0) -> Iterator[Params]:
     """phi_0 = start; phi_{k+1} = phi_k - rule(grad objective(phi_k, k)), then the rule's proximal step if it has one.
 
-    Yields phi_0 ... phi_steps. What the rule does not move is not differentiated either.
+    Yields phi_0 ... phi_steps. What the rule does not move is not differentiated either. The objective is told that
+    its steps are those from number `first` on.
     """
     names = [name for name in start if moved(name, rule)]
     phi, state = start, rule.init({k: start[k] for k in names})
     yield phi
-    for k in range(steps):
+    for k in range(first, first + steps):
         part, rest = {n: phi[n] for n in names}, phi
-        step, state = rule.step(grad(lambda part, k=k, rest=rest: objective({**rest, **part}, k))(part), state)
+        step, state = rule.step(gradient(of_part(objective, rest, k), part), state)
         part = axpy(-1.0, step, part)
         if rule.finish:
             part = rule.finish(part, rule.rates(state) if rule.rates else rule.lr, rule.lr)
         phi = {**phi, **part}
         yield phi
+
+
+def of_part(objective: Objective, rest: Params, step: int) -> Callable[[Params], Tensor]:
+    """The objective as a function of what is adapted."""
+    return lambda part: objective({**rest, **part}, step)
 
 
 def moved(name: str, rule: Rule) -> bool:

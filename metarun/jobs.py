@@ -1,29 +1,30 @@
-"""The jobs of the command line."""
+"""The jobs of the command line. Each is imported when it is run: training needs nothing of what draws and exports."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from metarun.analyses.job import analyze_job
 from metarun.config import Config, check
-from metarun.export import export_job
-from metarun.predict import predict_job
-from metarun.prepare import data_job
 from metarun.record import RunFolder
-from metarun.result import Result
-from metarun.training import evaluate_job, train_job
+
+if TYPE_CHECKING:
+    from metarun.result import Result
 
 JOBS = {
-    "train": train_job,
-    "evaluate": evaluate_job,
-    "predict": predict_job,
-    "data": data_job,
-    "analyze": analyze_job,
-    "export": export_job,
+    "train": "metarun.training.train_job",
+    "evaluate": "metarun.training.evaluate_job",
+    "predict": "metarun.predict.predict_job",
+    "data": "metarun.prepare.data_job",
+    "analyze": "metarun.analyses.job.analyze_job",
+    "export": "metarun.export.export_job",
+    "profile": "metarun.profiling.profile_job",
 }
 
 
 def run(config: Config, folder: str | Path) -> Result:
     """Do `config.job`, leaving its record in `folder`."""
     check(config)
-    return JOBS[config.job](config, RunFolder(Path(folder)))
+    module, _, name = JOBS[config.job].rpartition(".")
+    return getattr(import_module(module), name)(config, RunFolder(Path(folder)))

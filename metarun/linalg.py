@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp
+from torch.func import vjp
 
 from metarun.types import Params
 
@@ -27,7 +27,13 @@ def scale(a: float | Tensor, x: Params) -> Params:
 
 def dot(x: Params, y: Params) -> Tensor:
     """<x, y>, a scalar."""
-    return torch.stack([(x[k] * y[k]).sum() for k in x]).sum()
+    return total([(x[k] * y[k]).sum() for k in x])
+
+
+def total(values: Iterable[Tensor]) -> Tensor:
+    """The sum of scalars, 0 of none."""
+    values = list(values)
+    return torch.stack(values).sum() if values else torch.zeros(())
 
 
 def norm(x: Params) -> Tensor:
@@ -47,14 +53,36 @@ def select(mask: Tensor, x: Params, y: Params) -> Params:
     return {k: torch.where(mask, x[k], y[k]) for k in x}
 
 
+def gradient(objective: Callable[[Params], Tensor], at: Params) -> Params:
+    """The gradient of a scalar."""
+    return gradients(lambda at: (objective(at), {}), at)[0][0]
+
+
+def gradients(objective: Callable[..., tuple[Tensor, Any]], *at: Params) -> tuple[tuple[Params, ...], Any]:
+    """The gradient of a scalar by each argument, and what the objective returns beside it (tensors).
+
+    By a pull-back after the objective has returned: `torch.func.grad` differentiates while its own level is still open,
+    and so records how the gradient itself could be differentiated at that level. Nobody asks for that graph, and for
+    MAML it takes twice the memory of all the rest. Levels further out record what they need either way.
+    """
+    found: Any = vjp(objective, *at, has_aux=True)
+    value, pullback, aside = found
+    return pullback(torch.ones_like(value), retain_graph=False), aside
+
+
 def hessian_product(objective: Callable[[Params], Tensor], at: Params) -> Callable[[Params], Params]:
     """v -> H v, where H is the Hessian of `objective` at `at`.
 
     H is symmetric, so the vector-Jacobian product of the gradient is H v. Its graph is recorded once
     and each product costs one backward pass through it.
     """
-    pullback = vjp(grad(objective), at)[1]
-    return lambda v: pullback(v)[0]
+    return expanded(objective, at)[1]
+
+
+def expanded(objective: Callable[[Params], Tensor], at: Params) -> tuple[Params, Callable[[Params], Params]]:
+    """The gradient of `objective` at `at`, which comes with it for nothing, and `hessian_product`."""
+    slope, pullback = vjp(lambda at: gradient(objective, at), at)[:2]
+    return slope, lambda v: pullback(v)[0]
 
 
 class Solution(NamedTuple):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metarun.config import OptimConfig
+from metarun.linalg import norm, scale
 from metarun.types import OWN, Params, Rates
 
 
@@ -76,10 +76,4 @@ def clipped(gradient: Params, limit: float | None) -> Params:
     """The gradient, scaled down to norm `limit` if it is longer."""
     if limit is None:
         return gradient
-    length = global_norm(gradient.values())
-    factor = torch.clamp(limit / length, max=1.0)
-    return {k: g * factor for k, g in gradient.items()}
-
-
-def global_norm(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))
+    return scale(torch.clamp(limit / norm(gradient), max=1.0), gradient)

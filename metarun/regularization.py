@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from metarun.errors import SettingError
-from metarun.linalg import scale
+from metarun.linalg import scale, total
 from metarun.penalties import Adaptation, AdaptationPenalty, ProximalPenalty, TaskPenalty
 from metarun.types import OWN, Algorithm, Model, Params, Rates, Task
 
@@ -169,11 +169,11 @@ class Regularization:
                 params[f"{term.prefix}weight"].fill_(term.schedule(step))
 
     def inner(self, at: Adaptation) -> Tensor:
-        return sum_of([t.of_adaptation(at) for t in self.inner_terms])
+        return total([t.of_adaptation(at) for t in self.inner_terms])
 
     def whole_inner(self, at: Adaptation) -> Tensor:
         """With the terms that are taken as proximal steps, as an implicit derivative needs it."""
-        return sum_of([t.of_adaptation(at) for t in self.terms if t.acts("inner")])
+        return total([t.of_adaptation(at) for t in self.terms if t.acts("inner")])
 
     def held_inner(self, phi: Params) -> Params:
         """True where inner proximal steps hold a weight at zero."""
@@ -183,11 +183,11 @@ class Regularization:
         return held
 
     def outer(self, at: Adaptation) -> Tensor:
-        return sum_of([t.of_adaptation(at) for t in self.outer_terms])
+        return total([t.of_adaptation(at) for t in self.outer_terms])
 
     def shared(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
         """What is added once to the outer objective of theta; 0 without such a term."""
-        return sum_of([t.weight(params) * shared_value(t, learner, params, tasks) for t in self.shared_terms])
+        return total([t.weight(params) * shared_value(t, learner, params, tasks) for t in self.shared_terms])
 
     def shrink_inner(self, phi: Params, rates: Rates, lr: float) -> Params:
         """The proximal steps after one of the inner loop; their weights are constants."""
@@ -233,7 +233,3 @@ def shrunk(term: Term, weights: Params, rates: Rates, lr: float, weight: Tensor 
 def thresholds(rates: Rates, weight: Tensor | float) -> Rates:
     """How far a proximal step reaches: weight times rate."""
     return scale(weight, rates) if isinstance(rates, dict) else weight * rates
-
-
-def sum_of(values: list[Tensor]) -> Tensor:
-    return torch.stack(values).sum() if values else torch.zeros(())

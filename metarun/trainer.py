@@ -96,9 +96,7 @@ def train(trainer: Trainer, state: State, watcher: Watcher) -> str:
     """Run outer steps until all are done, time is up or a stop is requested; returns which ("completed", ...)."""
     meta_gradient = batched_meta_gradient(trainer)
     if compiles(trainer.placement, state.params, trainer.settings.steps):
-        watcher.noted(
-            "compiling the outer step first, which takes a minute or more (device.compile=false goes without)"
-        )
+        watcher.noted("compiling the outer step first: a minute or more (device.compile=false goes without)")
         meta_gradient = torch.compile(meta_gradient, dynamic=False)
     sitting = Clock(state.seconds)
     while state.step < trainer.settings.steps:

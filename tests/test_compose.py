@@ -126,7 +126,7 @@ def test_seed_zero_is_a_seed() -> None:
         (["algo.train_shots=0"], r"algo\.train_shots=0: must be a whole number"),
         (["device=cuda"], r"device\.name=cuda: this machine has none; choices: cpu"),
         (["device.chunk_size=0"], r"device\.chunk_size=0: choices: auto, null"),
-        (["device.compile=maybe"], r"device\.compile=maybe: choices: auto, true, false"),
+        (["device.compile=maybe"], r"device\.compile=maybe: choices: auto, on, off"),
         (["model.hidden=[]"], r"model\.hidden=\[\]: must be a list of widths"),
         (["model=conv4"], r"model\._target_=conv4: needs images.*try model=mlp"),
         (["algo._target_=os.system"], r"algo\._target_=os\.system: is outside of metarun; add its package"),

@@ -6,15 +6,17 @@ solved with as many steps as it has unknowns. The network has a hidden ReLU laye
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.func import vmap
+from torch.func import grad, vmap
 
 from metarun.algorithms import common
 from metarun.algorithms.imaml import IMAML
+from metarun.linalg import norm, sub
 from metarun.losses import CrossEntropy, MeanSquaredError
 from metarun.models.mlp import mlp
 from metarun.regularization import Regularization, Schedule, Term
@@ -116,3 +118,59 @@ def test_the_implicit_gradient_is_that_of_the_minimiser(terms: list[Term], kind:
     expected = finite_differences(learner, theta, task)
     for name in theta:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# ---------------------------------------------------------------- the proximal term alone
+
+NOTHING = Term("nothing", L2(), Schedule(0.0), "inner")
+SCHEDULED = Term("outer", L2(), Schedule(0.1, "linear"), "outer")
+"""It adds an entry `reg.outer.weight` to theta, which no inner loop moves."""
+
+OTHER_WAYS = {
+    "beside an inner penalty that weighs 0": {"regularization": Regularization((NOTHING, SCHEDULED))},
+    "with all that is adapted by name": {"adapted": ("block", "head")},
+    "as a penalty": {"prox": 0.0, "regularization": Regularization((inner_term(ProxL2(), 1.7), SCHEDULED))},
+}
+
+
+@pytest.mark.parametrize("changed", OTHER_WAYS.values(), ids=OTHER_WAYS)
+@pytest.mark.parametrize("damping", [0.0, 0.4])
+def test_the_proximal_term_gives_the_same_whichever_way_it_is_differentiated(
+    changed: dict[str, Any], damping: float
+) -> None:
+    """After a few inner steps, where nothing has converged; each of the other ways asks for products by a graph."""
+    bare = IMAML(CLASSIFICATION, CrossEntropy(), 1.7, 0.06, 5, 5, 4, damping, Regularization((SCHEDULED,)))
+    theta, task = theta_of(bare), task_of("classification")
+    found, metrics = bare.meta_grad(theta, task)
+    expected, others = replace(bare, **changed).meta_grad(theta, task)
+    assert found.keys() == expected.keys() == theta.keys()
+    assert float(norm(found)) > 0.1
+    for name in theta:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=1e-14)
+    for name in metrics:
+        torch.testing.assert_close(metrics[name], others[name], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", ["subgradient", "prox"])
+def test_stationarity_is_what_one_more_inner_step_would_still_do(method: str) -> None:
+    """|phi - phi'| / inner_lr over |grad L^S(theta)|, phi' one step further by hand."""
+    weight, prox, lr = 0.6, 1.7, 0.06  # so much that proximal steps hold some weights at zero
+    l1 = Term("l1", L1(method), Schedule(weight), "inner")
+    learner = IMAML(REGRESSION, MeanSquaredError(), prox, lr, 5, 5, 4, 0.0, Regularization((l1,)))
+    theta, task = theta_of(learner), task_of("regression")
+    phi = learner.adapt(theta, task.support).params
+
+    def support_loss(at: Params) -> Tensor:
+        return MeanSquaredError()(REGRESSION.apply(at, task.support.x), task.support.y)
+
+    slope = grad(support_loss)(phi)
+    onwards = {}
+    for name, w in phi.items():
+        step = slope[name] + prox * (w - theta[name])
+        if w.ndim > 1 and method == "subgradient":
+            step = step + weight * w.sign()
+        onwards[name] = w - lr * step
+        if w.ndim > 1 and method == "prox":
+            onwards[name] = torch.nn.functional.softshrink(onwards[name], lr * weight)
+    expected = norm(sub(phi, onwards)) / lr / norm(grad(support_loss)(theta))
+    torch.testing.assert_close(learner.meta_grad(theta, task)[1]["stationarity"], expected, rtol=1e-12, atol=0.0)

@@ -12,7 +12,19 @@ from quadratic import random_task as linear_task
 from torch import Tensor
 from torch.func import vmap
 
-from metarun.linalg import Solution, axpy, conjugate_gradient, dot, hessian_product, norm, scale, select, sub
+from metarun.linalg import (
+    Solution,
+    axpy,
+    conjugate_gradient,
+    dot,
+    expanded,
+    hessian_product,
+    norm,
+    scale,
+    select,
+    sub,
+    total,
+)
 from metarun.losses import CrossEntropy, MeanSquaredError
 from metarun.models.mlp import mlp
 from metarun.types import Params
@@ -104,9 +116,15 @@ def test_hessian_product_equals_the_dense_hessian_times_the_vector(kind: str) ->
 
     dense = torch.func.hessian(lambda vector: objective(unflat(vector, at)))(flat(at))
     product = hessian_product(objective, at)
+    assert_same(expanded(objective, at)[0], torch.func.grad(objective)(at))
     for seed in range(3):
         v = random(len(dense), seed=10 + seed)
         assert_same(flat(product(unflat(v, at))), dense @ v)
+
+
+def test_a_total_is_the_sum_of_scalars_and_0_of_none() -> None:
+    assert float(total(torch.tensor(float(k)) for k in (1, 2, 4))) == 7
+    assert float(total([])) == 0
 
 
 def test_hessian_product_of_a_mean_squared_error_is_two_over_n_times_the_gram_matrix() -> None:

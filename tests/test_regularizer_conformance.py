@@ -143,6 +143,12 @@ def test_a_pair_is_right_or_refused_in_one_line(algo: str, reg: str, where: str,
         compare_with_differences(experiment)
 
 
+@pytest.mark.parametrize("reg", REGULARIZERS)
+def test_every_regularizer_is_accepted_with_maml_somewhere(reg: str, pictures: Path) -> None:
+    """A pair that is refused passes the test above, so that one which is always refused would not be noticed there."""
+    assert any(list(experiments("maml", reg, where, pictures)) for where in ("inner", "outer"))
+
+
 def compare_with_differences(experiment: Experiment) -> None:
     """Of the mean loss and all penalties, central, along a random direction."""
     params, generator = away_from_zero(experiment), torch.Generator().manual_seed(1)

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
 
 from metarun.errors import require
 from metarun.inner import descend, final
-from metarun.linalg import norm, sub
+from metarun.linalg import gradients, norm, sub
 from metarun.penalties import Adaptation
 from metarun.regularization import Regularization
 from metarun.types import Algorithm, Batch, GradientLearner, Loss, Metrics, Model, Objective, Params, Rule, Task
@@ -77,7 +76,7 @@ def scored(algorithm: Algorithm, prediction: Tensor, y: Tensor) -> tuple[Tensor,
 
 def gradient(outer: Callable[[Params], tuple[Tensor, Metrics]], at: Params) -> tuple[Params, Metrics]:
     """Gradient and metrics of theta -> (loss, metrics)."""
-    grads, (_, metrics) = grad_and_value(outer, has_aux=True)(at)
+    (grads,), metrics = gradients(outer, at)
     return grads, metrics
 
 
@@ -102,7 +101,7 @@ def outer_gradients(learner: GradientLearner, theta: Params, phi: Params, task: 
     def outer(theta: Params, phi: Params) -> tuple[Tensor, Metrics]:
         return outer_objective(learner, theta, phi, task)
 
-    (by_theta, by_phi), (_, metrics) = grad_and_value(outer, argnums=(0, 1), has_aux=True)(theta, phi)
+    (by_theta, by_phi), metrics = gradients(outer, theta, phi)
     return by_theta, by_phi, metrics
 
 

@@ -12,16 +12,20 @@ ways: its rate a on N ways is N a here (0.4 on 5-way Omniglot is 2.0).
 `adapted` names what the inner loop moves, by how the names begin: ["head"] is ANIL (Raghu, Raghu, Bengio, Vinyals
 2020, arXiv 1909.09157); null moves everything. FOMAML takes a penalty Omega(theta, phi) of the outer objective by both
 partial derivatives, as if phi were theta plus a constant.
+
+`inner_checkpoint` is for the second-order gradient: it keeps phi at every n-th step instead of the graph of all steps,
+and goes back over n steps at a time (metarun/adjoint.py). The gradient is the same; memory grows with sqrt(T), not T.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from metarun.adjoint import checkpointed, segment_length
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
 from metarun.errors import require
@@ -42,6 +46,7 @@ class MAML:
     test_inner_steps: int
     first_order: bool
     adapted: tuple[str, ...] | None = None
+    inner_checkpoint: Any = False  # False, True, or the steps between two that are kept
     regularization: Regularization = NO_REGULARIZATION
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
@@ -50,6 +55,12 @@ class MAML:
     def __post_init__(self) -> None:
         common.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps)
         require(self.adapted is None or len(self.adapted) > 0, "adapted", [], "names nothing; null adapts everything")
+        kept = self.inner_checkpoint
+        require(
+            isinstance(kept, int) and kept >= 0, "inner_checkpoint", kept, "choices: false, true, a number of steps"
+        )
+        needed = "must be false for a first-order gradient, which records no graph of the inner loop"
+        require(not (kept and self.first_order), "inner_checkpoint", kept, needed)
 
     def init(self, seed: int) -> Params:
         return self.model.init(seed)
@@ -69,6 +80,8 @@ class MAML:
             phi = self.adapt(params, task.support).params
             by_theta, by_phi, metrics = common.outer_gradients(self, params, phi, task)
             return axpy(1.0, by_theta, by_phi), metrics | {"distance": common.distance(phi, params)}
+        if self.inner_checkpoint:
+            return self._by_segments(params, task)
 
         def outer(theta: Params) -> tuple[Tensor, Metrics]:
             phi = self.adapt(theta, task.support).params
@@ -76,6 +89,17 @@ class MAML:
             return objective, metrics | {"distance": common.distance(phi, theta)}
 
         return common.gradient(outer, params)
+
+    def _by_segments(self, params: Params, task: Task) -> tuple[Params, Metrics]:
+        """The same gradient with less memory, and one more pass through the inner loop."""
+
+        def problem(theta: Params) -> Objective:
+            return self.inner_objective(theta, task.support)
+
+        segment = segment_length(self.inner_checkpoint, self.inner_steps)
+        phi, pullback = checkpointed(problem, params, self.inner_rule, self.inner_steps, segment)
+        by_theta, by_phi, metrics = common.outer_gradients(self, params, phi, task)
+        return axpy(1.0, by_theta, pullback(by_phi)), metrics | {"distance": common.distance(phi, params)}
 
     @property
     def sees_adaptation(self) -> bool:

@@ -25,6 +25,18 @@ def random_bits(split: Split, seed: int, step: int, tasks: range, words: int) ->
     return _words(seed, step, tasks, words, [SPLITS.index(split), 0])
 
 
+def bits_of_steps(split: Split, seed: int, steps: range, tasks: range, words: int) -> Bits:
+    """64-bit words [steps * T, words], step by step: those of `random_bits`, without a new generator for each step."""
+    blocks = -(-words // WORDS_PER_BLOCK)
+    counter = [tasks.start * blocks, steps.start, SPLITS.index(split), 0]
+    generator, drawn = np.random.Philox(key=seed, counter=counter), len(tasks) * blocks
+    raw = []
+    for _ in steps:
+        raw.append(generator.random_raw(drawn * WORDS_PER_BLOCK))
+        generator.advance(2**64 - drawn)  # the counter's step is its second 64-bit number
+    return np.concatenate(raw).reshape(-1, blocks * WORDS_PER_BLOCK)[:, :words]
+
+
 def augmentation_bits(seed: int, step: int, tasks: range, part: int, words: int) -> Bits:
     """64-bit words [T, words] for changing the images of training episodes; `part` is 0 for support, 1 for query."""
     return _words(seed, step, tasks, words, [part, 1])

@@ -15,6 +15,7 @@ several phases a task keeps something that only its support set tells.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.data.draws import Bits, normal, random_bits, uniform
+from metarun.data.ahead import Ahead
+from metarun.data.draws import Bits, bits_of_steps, normal, uniform
 from metarun.errors import require
 from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
 
@@ -62,16 +64,27 @@ class Sinusoid:
         """Any number of points can be drawn."""
 
     def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        return self._ahead(split, seed, step, tasks, spec)
+
+    @functools.cached_property
+    def _ahead(self) -> Ahead:
+        return Ahead(self._draw)
+
+    def _draw(self, split: Split, seed: int, steps: range, tasks: range, spec: EpisodeSpec) -> list[Task]:
+        """The tasks of each of the steps."""
         words = 2 + 3 * (spec.shots + spec.queries)
-        bits = random_bits(split, seed, step, tasks, words + (self.identity is not None))
+        bits = bits_of_steps(split, seed, steps, tasks, words + (self.identity is not None))
         amplitude = uniform(bits[:, :1], *self.amplitude)
         shown = None
         if self.identity is not None:
             amplitude, shown = self._identified(split, amplitude, bits[:, -1:], self.identity)
         phase = uniform(bits[:, 1:2], *self.phase)
         x, y = self._points(bits[:, 2:words], amplitude, phase)
-        rows, targets, k = self._inputs(x, shown), _column(y), spec.shots
-        return Task(Batch(rows[:, :k], targets[:, :k]), Batch(rows[:, k:], targets[:, k:]))
+        rows, targets = (v.unflatten(0, (len(steps), -1)) for v in (self._inputs(x, shown), _column(y)))
+        k = spec.shots
+        parts = rows[:, :, :k], targets[:, :, :k], rows[:, :, k:], targets[:, :, k:]
+        by_step = zip(*(part.unbind() for part in parts), strict=True)
+        return [Task(Batch(a, b), Batch(c, d)) for a, b, c, d in by_step]
 
     def _identified(self, split: Split, a: np.ndarray, bits: Bits, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Each task's amplitude and the number that its one-hot shows, both [T, 1]."""

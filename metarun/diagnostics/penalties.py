@@ -33,7 +33,7 @@ followed tasks more than there are terms of a task's adaptation.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +43,7 @@ from torch.func import grad, grad_and_value
 from metarun.batching import over_tasks
 from metarun.diagnostics.probe_tasks import adapted_weights
 from metarun.inner import moved
-from metarun.linalg import norm, sub
+from metarun.linalg import norm, sub, total
 from metarun.penalties import Adaptation, ProximalPenalty
 from metarun.regularization import Regularization, Term, shared_value
 from metarun.types import OWN, Algorithm, GradientLearner, Metrics, Params, ProximalLearner, Task
@@ -201,10 +201,6 @@ def share(part: Tensor, whole: Tensor) -> Tensor:
     """part / whole, and 0 of nothing."""
     some = whole > 0
     return torch.where(some, part / torch.where(some, whole, 1.0), 0.0)
-
-
-def total(lengths: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(lengths)).sum()
 
 
 def targets(regularization: Regularization, place: str, weights: Params) -> list[str]:

@@ -32,8 +32,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metarun.linalg import total
 from metarun.regularizers.l1 import check_method
-from metarun.regularizers.selection import chosen, total
+from metarun.regularizers.selection import chosen
 from metarun.types import Params, Rates
 
 NO_FILTERS = ("head", "fce")

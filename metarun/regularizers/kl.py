@@ -26,7 +26,6 @@ Amit, Meir 2018, arXiv 1711.01244 (a prior over weights learned from tasks); Raj
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -34,8 +33,9 @@ import torch
 from torch import Tensor
 
 from metarun.errors import require
+from metarun.linalg import total
 from metarun.penalties import Adaptation
-from metarun.regularizers.selection import chosen, total
+from metarun.regularizers.selection import by_prefix, chosen
 from metarun.types import Params
 
 KINDS = ("scalar", "layer", "diagonal")
@@ -80,22 +80,16 @@ class KL:
         """Twice the divergence of one tensor's weights; ln(s/t) is one number or has the tensor's shape."""
         away = at.phi[name] - at.theta[name]
         log_t = self._log_prior(name, at).to(away.dtype)
-        log_ratio = math.log(std_of(name, self.posterior_stds, self.posterior_std)) - log_t
+        log_ratio = math.log(by_prefix(name, self.posterior_stds, self.posterior_std)) - log_t
         shape = torch.expm1(2 * log_ratio) - 2 * log_ratio  # s^2/t^2 - 1 - ln(s^2/t^2)
         return (shape + (-2 * log_t).exp() * away.square()).sum()
 
     def _log_prior(self, name: str, at: Adaptation) -> Tensor:
         trained = at.own.get("log_std", at.own.get(f"log_std.{name}"))
-        given = math.log(std_of(name, self.prior_stds, self.prior_std))
+        given = math.log(by_prefix(name, self.prior_stds, self.prior_std))
         w = at.phi[name]
         return trained if trained is not None else torch.full((), given, dtype=w.dtype, device=w.device)
 
     def _first_log(self, name: str, w: Tensor) -> Tensor:
-        given = math.log(std_of(name, self.prior_stds, self.prior_std))
+        given = math.log(by_prefix(name, self.prior_stds, self.prior_std))
         return torch.full_like(w, given) if self.learn == "diagonal" else torch.tensor(given)
-
-
-def std_of(name: str, given: Mapping[str, float], otherwise: float) -> float:
-    """Of the longest prefix of the tensor's name that is given."""
-    prefixes = [prefix for prefix in given if name.startswith(prefix)]
-    return given[max(prefixes, key=len)] if prefixes else otherwise

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from metarun.errors import require
-from metarun.regularizers.selection import chosen, linear_map, total
+from metarun.linalg import total
+from metarun.regularizers.selection import chosen, linear_map
 from metarun.types import Params, Rates
 
 METHODS = ("subgradient", "prox")

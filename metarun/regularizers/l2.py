@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from metarun.regularizers.selection import chosen, total
+from metarun.linalg import total
+from metarun.regularizers.selection import chosen
 from metarun.types import Params
 
 

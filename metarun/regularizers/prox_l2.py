@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from metarun.errors import require
+from metarun.linalg import total
 from metarun.penalties import Adaptation
-from metarun.regularizers.selection import chosen, total
+from metarun.regularizers.selection import by_prefix, chosen
 from metarun.types import Params
 
 KINDS = ("scalar", "layer", "diagonal")
@@ -65,9 +66,4 @@ class ProxL2:
         log_factor = at.own.get("log_factor", at.own.get(f"log_factor.{name}"))
         if log_factor is not None:
             square = log_factor.exp() * square
-        return self._factor(name) * square.sum()
-
-    def _factor(self, name: str) -> float:
-        """Of the longest prefix that is given."""
-        given = [prefix for prefix in self.factors if name.startswith(prefix)]
-        return self.factors[max(given, key=len)] if given else 1.0
+        return by_prefix(name, self.factors, 1.0) * square.sum()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from metarun.types import OWN, Params
@@ -24,5 +23,7 @@ def linear_map(w: Tensor) -> bool:
     return w.ndim > 1
 
 
-def total(values: list[Tensor]) -> Tensor:
-    return torch.stack(values).sum() if values else torch.zeros(())
+def by_prefix(name: str, given: Mapping[str, float], otherwise: float) -> float:
+    """The number of the longest given prefix of a tensor's name."""
+    prefixes = [prefix for prefix in given if name.startswith(prefix)]
+    return given[max(prefixes, key=len)] if prefixes else otherwise

@@ -1,0 +1,90 @@
+"""metarun beside higher, TorchOpt, JAX and a plain torch loop, on the same tasks, weights, losses and threads.
+
+    python -m benchmarks.peers                    # all cases
+    python -m benchmarks.peers --quick            # three minutes
+    python -m benchmarks.peers --only omniglot    # the cases with this in their name
+    python -m benchmarks.peers --grid             # MAML against the loop over ways, shots, queries, tasks, filters
+
+A measured step is one meta-gradient and one update of the weights, on fixed tasks. Before anything is timed, loss and
+meta-gradient of every side are held against the plain loop's, in float64 on two of the tasks, and the losses around its
+first update in float32 on all; a disagreement ends the benchmark. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import table
+from benchmarks.peers.cases import CASES, Case, grid
+from benchmarks.peers.measure import Disagreement, Plan, measure, thread_variables
+from benchmarks.peers.tasks import IMAGES, synthesise
+
+FORMS = ("metarun", "loop", "jax-vmap", "jax-map", "jax-unrolled", "jax-patches")
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+def main() -> int:
+    arguments = parsed()
+    thread_variables(arguments.threads)
+    about = table.machine(arguments.threads)
+    say(*table.facts(about))
+    cases = chosen(arguments)
+    plan = Plan(arguments.rounds or (3 if arguments.quick or arguments.grid else 7), 0.5 if arguments.quick else 1.0)
+    with tempfile.TemporaryDirectory(prefix="metarun-bench-") as folder:
+        os.environ["METARUN_CACHE"] = str(Path(folder, "cache"))
+        for kind in IMAGES.keys() & {case.images for case in cases}:
+            synthesise(kind, Path(folder, kind))
+        try:
+            results = run(cases, Path(folder), arguments.threads, plan)
+        except Disagreement as error:
+            sys.exit(f"the sides do not compute the same: {error}")
+    name = "grid" if arguments.grid else "quick" if arguments.quick else "peers"
+    target = arguments.json or RESULTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    table.write(target, about, results)
+    say(f"written: {target}")
+    return 0
+
+
+def run(cases: tuple[Case, ...], folder: Path, threads: int, plan: Plan) -> list[dict[str, Any]]:
+    results = []
+    for case in cases:
+        say(f"{case.name} ...")
+        results.append(measure(case, folder, threads, plan, say))
+        say("", *table.lines(results[-1]))
+    return results
+
+
+def chosen(arguments: argparse.Namespace) -> tuple[Case, ...]:
+    cases = grid() if arguments.grid else CASES
+    if arguments.quick:
+        cases = tuple(case for case in cases if case.quick)
+    if arguments.forms:
+        cases = tuple(replace(case, sides=FORMS) for case in cases if "jax" in case.sides)
+    return tuple(case for case in cases if arguments.only in case.name)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the main cases, fewer rounds")
+    parser.add_argument("--grid", action="store_true", help="metarun against the loop over sizes of episodes")
+    parser.add_argument("--forms", action="store_true", help="the forms that JAX was tried in")
+    parser.add_argument("--only", default="", help="cases with this in their name")
+    parser.add_argument("--rounds", type=int, default=None, help="turns that each side takes")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, default=None, help="where the figures go (benchmarks/results/...)")
+    return parser.parse_args()
+
+
+def say(*lines: str) -> None:
+    print(*lines, sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

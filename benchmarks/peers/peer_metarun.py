@@ -1,0 +1,55 @@
+"""metarun itself, by the functions that its own training loop is made of: compiled or not as the settings decide.
+
+Everything that the benchmark knows of metarun's insides is in this file and in `tasks.draw`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.peers.cases import Case
+from benchmarks.peers.tasks import Side, settings
+
+
+def build(case: Case, images: Path, threads: int, dtype: str = "float32", *more: str) -> Side:
+    """The case as `metarun` runs it; `more` overrides."""
+    import metarun
+    from metarun.experiment import assemble
+    from metarun.outer import apply_update
+    from metarun.regularization import with_noise
+
+    trainer = assemble(metarun.compose([*settings(case, images, threads, dtype), *more])).trainer()
+    state, tasks = trainer.start(), trainer.tasks(0)
+    meta_gradient = outer_function(trainer, state)
+
+    def found() -> Any:
+        return meta_gradient(*with_noise(trainer.algorithm.model, state.params, tasks, trainer.seed, 0))
+
+    def gradient() -> tuple[float, dict[str, np.ndarray]]:
+        result = found()
+        return float(result.metrics["loss"].mean()), {k: v.detach().numpy().copy() for k, v in result.mean.items()}
+
+    def step() -> Any:
+        result = found()
+        if not result.finite:
+            raise FloatingPointError("a gradient that is not finite")
+        apply_update(state.optimizer, state.params, result.mean, trainer.optim.lr)
+        return result.metrics["loss"]
+
+    return Side(gradient, step)
+
+
+def outer_function(trainer: Any, state: Any) -> Callable[..., Any]:
+    """theta, tasks -> their meta-gradient, compiled where a run with these settings would compile it."""
+    from metarun.compilation import compiles
+    from metarun.trainer import batched_meta_gradient
+
+    function = batched_meta_gradient(trainer)
+    if compiles(trainer.placement, state.params, trainer.settings.steps):
+        function = torch.compile(function, dynamic=False)
+    return function

@@ -1,0 +1,306 @@
+"""The settings of `device`: what may be typed, what each does, and that the meta-gradient stays the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import metarun
+from metarun.batching import over_tasks
+from metarun.config import check
+from metarun.device import place
+from metarun.errors import SettingError
+from metarun.experiment import assemble, build_learner
+from metarun.precision import Narrow, in_precision
+from metarun.trainer import batched_meta_gradient, outer_step
+from metarun.types import Algorithm, Batch, Kind, Params, Task
+
+UNIT = 2.0**-8
+"""One unit in the last place of a bfloat16, relative to the number."""
+
+WAYS, SHOTS, QUERIES, TASKS = 3, 3, 4, 4
+
+
+@pytest.fixture(autouse=True)
+def _process_settings() -> Iterator[None]:
+    """What `place` sets belongs to the process: put back after every test."""
+    threads = torch.get_num_threads()
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+
+
+@dataclass(frozen=True)
+class Clouds:
+    """Images of noise around a centre for each class: no pixel is constant, so that few ReLUs are at their kink."""
+
+    side: int = 16
+    kind: ClassVar[Kind] = "classification"
+
+    def input_shape(self) -> tuple[int, ...]:
+        return (2, self.side, self.side)
+
+    def outputs(self, ways: int) -> int:
+        return ways
+
+    def tasks(self) -> Task:
+        draw = torch.Generator().manual_seed(0)
+        centres = torch.randn(TASKS, WAYS, *self.input_shape(), generator=draw, dtype=torch.float64)
+
+        def batch(per_class: int) -> Batch:
+            y = torch.arange(WAYS).repeat(per_class).expand(TASKS, -1)
+            noise = torch.randn(*y.shape, *self.input_shape(), generator=draw, dtype=torch.float64)
+            return Batch(centres.repeat(1, per_class, 1, 1, 1) + 0.5 * noise, y)
+
+        return Task(batch(SHOTS), batch(QUERIES))
+
+
+def learner(*overrides: str) -> Algorithm:
+    """With its YAML's settings, but a damped system for iMAML: next to negative curvature its solution jumps."""
+    small = ["model.filters=16"] if "model=conv4" in overrides else ["model.hidden=[32,32]"]
+    small += ["algo.cg_damping=10"] if "algo=imaml" in overrides else []
+    dataset: Any = Clouds()
+    return build_learner(metarun.compose([*overrides, *small, "recipe=absent"]), dataset, WAYS)
+
+
+def mean_gradient(algorithm: Algorithm, params: Params, tasks: Task, chunk: int | None = None) -> Tensor:
+    """Of the tasks, as one vector of float64."""
+    grads, _ = over_tasks(algorithm.meta_grad, TASKS, chunk)(params, tasks)
+    return torch.cat([g.double().mean(0).flatten() for g in grads.values()])
+
+
+def in_type(dtype: torch.dtype, params: Params, tasks: Task) -> tuple[Params, Task]:
+    parts = [Batch(b.x.to(dtype), b.y) for b in tasks]
+    return {k: v.to(dtype) for k, v in params.items()}, Task(*parts)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+# ---------------------------------------------------------------- what may be typed
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("auto", "auto"), ("on", True), ("off", False), ("true", True), ("false", False), ("On", True), ("FALSE", False)],
+)
+def test_compile_is_on_off_or_auto_in_any_spelling(typed: str, meant: Any) -> None:
+    assert place(metarun.compose([f"device.compile={typed}"]).device).compile == meant
+
+
+def test_on_and_off_in_a_file_are_the_same_as_on_the_command_line() -> None:
+    """YAML makes booleans of them, Hydra's command line does not."""
+    for text, meant in (("on", True), ("off", False), ("auto", "auto")):
+        loaded = OmegaConf.create(f"compile: {text}").compile
+        assert place(replace(metarun.compose([]).device, compile=loaded)).compile == meant
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("auto", "auto"), ("null", None), ("1", 1), ("7", 7)])
+def test_chunk_size_is_auto_null_or_a_whole_number(typed: str, meant: Any) -> None:
+    config = metarun.compose([f"device.chunk_size={typed}"])
+    check(config)
+    assert place(config.device).chunk_size == meant
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "choices"),
+    [
+        ("compile", ("yes", "1", "0", "null", "[1]", "reduce-overhead"), "choices: auto, on, off"),
+        ("chunk_size", ("0", "-1", "4.0", "true", "'4'", "none", "[1]"), "choices: auto, null"),
+        ("precision", ("float16", "bf16", "null"), "choices: float32, bfloat16, float64"),
+        ("memory_format", ("nhwc", "null"), "choices: auto, contiguous, channels_last"),
+        ("threads", ("0", "-1"), "must be at least 1"),
+        ("threads", ("1025", "9999999999"), "must be at most 1024"),
+    ],
+)
+def test_other_values_are_refused_with_key_value_and_choices(key: str, values: tuple[str, ...], choices: str) -> None:
+    for value in values:
+        with pytest.raises((SettingError, ConfigCompositionException)) as refused:
+            check(metarun.compose([f"device.{key}={value}"]))
+        if value != "null" or key in ("compile", "chunk_size"):  # a word that may not be null is refused by its type
+            assert str(refused.value).startswith(f"device.{key}=")
+            assert choices in str(refused.value)
+            assert "\n" not in str(refused.value)
+
+
+# ---------------------------------------------------------------- precision
+
+
+def test_in_bfloat16_only_linear_maps_are_narrow() -> None:
+    """Parameters, inputs, gradients and metrics are float32; convolutions are given bfloat16 in both directions."""
+    config = metarun.compose(["device.precision=bfloat16"])
+    algorithm, tasks = learner("algo=maml", "model=conv4", "device.precision=bfloat16"), Clouds().tasks()
+    placement = place(config.device)
+    params = placement.params(algorithm.init(0))
+    with Seen() as seen:
+        grads, metrics = over_tasks(algorithm.meta_grad, TASKS, 1)(params, placement.task(tasks))
+    assert {v.dtype for v in (*params.values(), *grads.values(), *metrics.values())} == {torch.float32}
+    assert seen.types["convolution"] == seen.types["convolution_backward"] == {torch.bfloat16}
+    assert seen.types["native_batch_norm"] == seen.types["_log_softmax"] == {torch.float32}
+
+
+class Seen(TorchDispatchMode):
+    """The types of floating-point tensors that each operation is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: dict[str, set[torch.dtype]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point()}
+        self.types.setdefault(func.overloadpacket.__name__, set()).update(given)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_other_precisions_leave_the_network_alone_and_unknown_networks_are_refused() -> None:
+    model: Any = learner("algo=maml").model
+    assert in_precision(model, "float32") is model
+    assert in_precision(model, "float64") is model
+    assert isinstance(in_precision(model, "bfloat16").linear, Narrow)  # type: ignore[attr-defined]
+    foreign: Any = object()
+    with pytest.raises(SettingError, match=r"^device.precision=bfloat16: needs a network of blocks; choices: float32"):
+        in_precision(foreign, "bfloat16")
+
+
+ALGORITHMS = ("maml", "fomaml", "reptile", "imaml", "protonet", "matchingnet")
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("model", ["mlp", "conv4"])
+def test_the_float32_gradient_is_that_of_float64(algo: str, model: str) -> None:
+    algorithm, tasks = learner(f"algo={algo}", f"model={model}"), Clouds().tasks()
+    params = algorithm.init(0)
+    exact = mean_gradient(algorithm, *in_type(torch.float64, params, tasks))
+    assert relative(mean_gradient(algorithm, *in_type(torch.float32, params, tasks)), exact) < 1e-4
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("model", ["mlp", "conv4"])
+def test_a_bfloat16_gradient_is_as_near_as_a_unit_in_the_last_place_of_theta(algo: str, model: str) -> None:
+    """No further from float64 than 1.5 times what a change of every weight by 2^-8 of itself makes, the largest of
+    three such changes: how far that is depends on the task (a ReLU near its kink, a system near singular), and no
+    arithmetic of 8 bits can do much better."""
+    names, tasks = (f"algo={algo}", f"model={model}"), Clouds().tasks()
+    algorithm, narrow = learner(*names), learner(*names, "device.precision=bfloat16")
+    params = algorithm.init(0)
+    exact = mean_gradient(algorithm, *in_type(torch.float64, params, tasks))
+    moved = [mean_gradient(algorithm, *in_type(torch.float64, shaken(params, i), tasks)) for i in range(3)]
+    found = mean_gradient(narrow, *in_type(torch.float32, params, tasks))
+    assert 1e-4 < relative(found, exact) < 1.5 * max(relative(m, exact) for m in moved)
+
+
+def shaken(params: Params, seed: int) -> Params:
+    draw = torch.Generator().manual_seed(seed)
+    return {k: p.double() * (1 + UNIT * torch.randn(p.shape, generator=draw).sign()) for k, p in params.items()}
+
+
+@pytest.mark.parametrize("algo", ["maml", "fomaml", "imaml", "matchingnet"])
+@pytest.mark.parametrize("model", ["mlp", "conv4"])
+def test_without_kinks_a_bfloat16_gradient_is_near_that_of_float64(algo: str, model: str) -> None:
+    """Linear blocks with layer normalisation: cosine >= 0.999, relative error <= 0.03."""
+    names, tasks = (f"algo={algo}", f"model={model}", "model.norm=layer"), Clouds().tasks()
+    algorithm, narrow = (smooth(learner(*names, *more)) for more in ((), ("device.precision=bfloat16",)))
+    params = algorithm.init(0)
+    exact = mean_gradient(algorithm, *in_type(torch.float64, params, tasks))
+    found = mean_gradient(narrow, *in_type(torch.float32, params, tasks))
+    assert relative(found, exact) <= 0.03
+    assert float(found @ exact / found.norm() / exact.norm()) >= 0.999
+
+
+def smooth(algorithm: Any) -> Any:
+    """The learner with a network that has no ReLU."""
+    blocks = tuple(range(len(algorithm.model.shapes)))
+    return replace(algorithm, model=replace(algorithm.model, linear_blocks=blocks))
+
+
+@pytest.mark.parametrize("norm", ["support", "population", "batch", "layer"])
+def test_statistics_stay_float32_in_bfloat16(norm: str) -> None:
+    """The moments of a support set, and those of a sample for evaluation."""
+    algorithm: Any = learner("algo=maml", "model=conv4", f"model.norm={norm}", "device.precision=bfloat16")
+    params, tasks = in_type(torch.float32, algorithm.init(0), Clouds().tasks())
+    x = tasks.support.x[0]
+    for stats in (algorithm.model.query_stats(params, x), algorithm.model.calibrated(params, x).fixed):
+        assert all(m.dtype == torch.float32 for pair in stats or () for m in pair)
+    assert algorithm.model.calibrated(params, x).apply(params, x).dtype == torch.float32
+
+
+# ---------------------------------------------------------------- runs
+
+TINY = ["algo=maml", "train.steps=12", "train.tasks=3", "model.hidden=[16,16]", "device.compile=off", "recipe=absent"]
+TINY += ["diagnostics=off", "train.log_every=100", "train.eval_every=100", "device.name=cpu"]
+
+
+def trained(*overrides: str) -> tuple[Params, Any]:
+    """Parameters and optimizer after twelve steps."""
+    trainer = replace(assemble(metarun.compose([*TINY, *overrides])).trainer(), validate=lambda params: None)
+    state, meta_gradient = trainer.start(), batched_meta_gradient(trainer)
+    for _ in range(12):
+        outer_step(trainer, state, meta_gradient, Nobody())
+    return state.params, state.optimizer.state_dict()["state"]
+
+
+class Nobody:
+    """A watcher that nothing is told to."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
+
+
+def test_training_in_bfloat16_keeps_float32_parameters_and_optimizer_and_goes_where_float32_goes() -> None:
+    start = trained("train.steps=1", "optim.lr=1e-30")[0]
+    wide, narrow = trained()[0], trained("device.precision=bfloat16")
+    assert {p.dtype for p in narrow[0].values()} == {torch.float32}
+    assert {v.dtype for entry in narrow[1].values() for v in entry.values()} == {torch.float32}
+    moved, apart = (sum(float((a[k] - b[k]).square().sum()) for k in a) for a, b in ((wide, start), (narrow[0], wide)))
+    assert 0 < apart < 0.05**2 * moved
+
+
+@pytest.mark.parametrize("asked", ["true", "false"])
+def test_two_runs_give_the_same_bits_on_a_cpu_asked_for_or_not(asked: str) -> None:
+    first, second = (trained(f"device.deterministic={asked}")[0] for _ in range(2))
+    assert torch.are_deterministic_algorithms_enabled() == (asked == "true")
+    assert all(first[k].equal(second[k]) for k in first)
+    plain = trained()[0]
+    assert all(first[k].equal(plain[k]) for k in first)
+
+
+def test_deterministic_asks_cublas_and_cudnn_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    place(metarun.compose([]).device)
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    place(metarun.compose(["device.deterministic=true"]).device)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("algo", ["maml", "fomaml", "protonet", "matchingnet"])
+def test_one_and_two_threads_give_the_same_gradient(algo: str) -> None:
+    """To 1e-5 in float32: sums are taken in another order."""
+    algorithm, tasks = learner(f"algo={algo}", "model=conv4"), Clouds().tasks()
+    start = in_type(torch.float32, algorithm.init(0), tasks)
+    found = []
+    for threads in (1, 2):
+        place(metarun.compose([f"device.threads={threads}"]).device)
+        assert torch.get_num_threads() == threads
+        found.append(mean_gradient(algorithm, *start))
+    assert relative(found[1], found[0]) <= 1e-5
+
+
+def test_tf32_is_off_unless_it_is_asked_for_and_is_set_either_way() -> None:
+    for asked in (True, False, True):
+        place(metarun.compose([f"device.tf32={asked}"]).device)
+        assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is asked
+    place(metarun.compose([]).device)
+    assert not torch.backends.cudnn.allow_tf32

@@ -1,0 +1,107 @@
+"""What a start imports and copies: --help and completion do without torch, training without what draws and exports.
+
+Nothing here is timed; a clock says little on a busy machine.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from hydra.core.config_store import ConfigStore
+
+from metarun import cli, config, jobs
+
+HEAVY = ("torch", "torchvision", "numpy", "matplotlib", "jinja2", "wandb", "PIL", "rich", "tensorboard")
+NOT_FOR_TRAINING = ("torchvision", "matplotlib", "jinja2", "wandb", "PIL", "tensorboard", "safetensors")
+
+LEFT = """
+import json, sys
+from {module} import main
+try:
+    main()
+finally:
+    json.dump([name for name in {modules} if name in sys.modules], open("left.json", "w"))
+"""
+"""Runs a console script and leaves the modules, of those asked for, that it imported."""
+
+BEFORE = """
+import json, sys
+from metarun.cli import main
+import metarun.trainer
+real = metarun.trainer.outer_step
+def outer_step(*arguments):
+    json.dump([name for name in {modules} if name in sys.modules], open("left.json", "w"))
+    return real(*arguments)
+metarun.trainer.outer_step = outer_step
+main()
+"""
+"""Trains, and leaves the modules that were there before a step."""
+
+
+def imported(code: str, *arguments: str, cwd: Path, **environment: str) -> tuple[set[str], str]:
+    """Which modules the code left as imported, and what it printed."""
+    command = [sys.executable, "-c", code, *arguments]
+    env = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads((cwd / "left.json").read_text())), done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["--hydra-help"], ["-sc", "install=bash"]])
+def test_help_and_settings_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    found, _ = imported(LEFT.format(module="metarun.cli", modules=HEAVY), *arguments, cwd=tmp_path)
+    assert found == set()
+    assert {path.name for path in tmp_path.iterdir()} == {"left.json"}
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("metarun al", "algo. algo="),
+        ("metarun algo=i", "algo=imaml"),
+        ("metarun data=omniglot algo.inner_l", "algo.inner_lr="),
+    ],
+)
+def test_completion_offers_groups_options_and_settings_and_imports_nothing_heavy(
+    line: str, offered: str, tmp_path: Path
+) -> None:
+    code = LEFT.format(module="metarun.cli", modules=HEAVY)
+    words = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+    found, printed = imported(code, "-sc", "query=bash", cwd=tmp_path, **words)
+    assert found == set()
+    assert printed.strip() == offered
+
+
+def test_the_help_of_reports_imports_nothing_heavier_than_numpy(tmp_path: Path) -> None:
+    found, _ = imported(LEFT.format(module="metarun.report.cli", modules=HEAVY), "--help", cwd=tmp_path)
+    assert found <= {"numpy"}
+
+
+def test_training_begins_without_what_draws_reads_images_or_exports(tmp_path: Path) -> None:
+    tiny = ["train.steps=1", "train.tasks=2", "val.tasks=2", "test.tasks=2", "test.steps=1"]
+    found, _ = imported(
+        BEFORE.format(modules=NOT_FOR_TRAINING), *tiny, "device.compile=false", "report=false", cwd=tmp_path
+    )
+    assert found == set()
+
+
+def test_every_job_of_the_settings_has_its_function() -> None:
+    assert set(jobs.JOBS) == set(config.JOBS)
+    for path in jobs.JOBS.values():
+        module, _, name = path.rpartition(".")
+        assert callable(getattr(import_module(module), name))
+
+
+def test_listing_groups_does_not_copy_the_schemas_and_what_is_loaded_is_a_copy_still() -> None:
+    store = ConfigStore.instance()
+    assert copy.deepcopy([store])[0] is store
+    first, second = (store.load("schema.yaml").node for _ in range(2))
+    first.train.steps = 7
+    assert second.train.steps == cli.SCHEMA.train.steps == config.Config().train.steps
