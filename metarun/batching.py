@@ -35,4 +35,5 @@ def over_tasks(function: PerTask, count: int, chunk: int | None) -> PerTask:
 
 def channels_last(x: Tensor) -> Tensor:
     """Images and convolution weights in the memory order that a CPU's convolutions are fastest in."""
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+    # Not by contiguous(memory_format=...): images of one channel, for which both orders are the same, keep its strides.
+    return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1) if x.ndim == 4 else x

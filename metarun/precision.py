@@ -11,6 +11,7 @@ normalisation, torch 2.13).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -26,11 +27,11 @@ from metarun.types import Model
 class Narrow:
     """A linear map computed in `dtype`; its result has the type of x."""
 
-    linear: Callable[[Tensor, Tensor], Tensor]
+    product: Callable[[Tensor, Tensor], Tensor]
     dtype: torch.dtype
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self.linear(x.to(self.dtype), weight.to(self.dtype)).to(x.dtype)
+        return self.product(x.to(self.dtype), weight.to(self.dtype)).to(x.dtype)
 
 
 def in_precision(model: Model, precision: str) -> Model:
@@ -39,4 +40,5 @@ def in_precision(model: Model, precision: str) -> Model:
         return model
     if not isinstance(model, Network):
         raise SettingError("device.precision", precision, "needs a network of blocks; choices: float32, float64")
-    return replace(model, linear=Narrow(model.linear, torch.bfloat16))
+    narrow = functools.partial(Narrow, dtype=torch.bfloat16)
+    return replace(model, linear=narrow(model.linear), product=narrow(model.product) if model.product else None)

@@ -71,7 +71,7 @@ def learner(*overrides: str) -> Algorithm:
     small = ["model.filters=16"] if "model=conv4" in overrides else ["model.hidden=[32,32]"]
     small += ["algo.cg_damping=10"] if "algo=imaml" in overrides else []
     dataset: Any = Clouds()
-    return build_learner(metarun.compose([*overrides, *small, "recipe=absent"]), dataset, WAYS)
+    return build_learner(metarun.compose([*small, *overrides, "recipe=absent"]), dataset, WAYS)
 
 
 def mean_gradient(algorithm: Algorithm, params: Params, tasks: Task, chunk: int | None = None) -> Tensor:
@@ -139,15 +139,21 @@ def test_other_values_are_refused_with_key_value_and_choices(key: str, values: t
 
 
 def test_in_bfloat16_only_linear_maps_are_narrow() -> None:
-    """Parameters, inputs, gradients and metrics are float32; convolutions are given bfloat16 in both directions."""
+    """Parameters, inputs, gradients and metrics are float32; convolutions are given bfloat16 in both directions, and so
+    is the first block's matrix product.
+    """
     config = metarun.compose(["device.precision=bfloat16"])
-    algorithm, tasks = learner("algo=maml", "model=conv4", "device.precision=bfloat16"), Clouds().tasks()
+    algorithm, tasks = (
+        learner("algo=maml", "model=conv4", "model.pool=max", "model.filters=64", "device.precision=bfloat16"),
+        Clouds().tasks(),
+    )
     placement = place(config.device)
     params = placement.params(algorithm.init(0))
     with Seen() as seen:
         grads, metrics = over_tasks(algorithm.meta_grad, TASKS, 1)(params, placement.task(tasks))
     assert {v.dtype for v in (*params.values(), *grads.values(), *metrics.values())} == {torch.float32}
     assert seen.types["convolution"] == seen.types["convolution_backward"] == {torch.bfloat16}
+    assert torch.bfloat16 in seen.types["mm"]
     assert seen.types["native_batch_norm"] == seen.types["_log_softmax"] == {torch.float32}
 
 

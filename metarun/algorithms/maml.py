@@ -46,8 +46,8 @@ class MAML:
     test_inner_steps: int
     first_order: bool
     adapted: tuple[str, ...] | None = None
-    inner_checkpoint: Any = False  # False, True, or the steps between two that are kept
     regularization: Regularization = NO_REGULARIZATION
+    inner_checkpoint: Any = False  # False, True, or the steps between two that are kept
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     head: ClassVar[bool] = True

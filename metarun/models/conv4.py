@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, max_pool2d
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.nn.functional import conv2d, linear, max_pool2d, pad
 
 from metarun.errors import require
-from metarun.models.network import Network
+from metarun.models.network import Network, pointwise
 
 DEPTH = 4
 
@@ -30,16 +33,68 @@ def conv4(
     area = math.prod(_side(s, pool) for s in input_shape[1:])
     require(area > 0, "pool", pool, f"leaves nothing of {input_shape[1]}x{input_shape[2]} images after four blocks")
     channels = [input_shape[0], *[filters] * DEPTH]
+    stride = 2 if pool == "stride" else 1
+    # As a matrix product the first block is quicker where its windows are small beside what it puts out.
+    by_windows = 2 * 9 * input_shape[0] <= filters
     return Network(
         shapes=tuple((channels[i + 1], channels[i], 3, 3) for i in range(DEPTH)),
-        linear=functools.partial(conv2d, padding=1, stride=2 if pool == "stride" else 1),
-        prepare=_identity,
-        after=functools.partial(max_pool2d, kernel_size=2) if pool == "max" else _identity,
+        linear=_strided(input_shape[1:]) if stride == 2 else functools.partial(conv2d, padding=1),
+        prepare=functools.partial(windows, stride=stride) if by_windows else _identity,
+        product=(pointwise if stride == 2 else _in_memory_order) if by_windows else None,
+        after=_identity if stride == 2 else functools.partial(max_pool2d, kernel_size=2),
         readout=_spatial_mean if readout == "mean" else _flatten,
         features=filters * (area if readout == "flatten" else 1),
         outputs=outputs,
         norm=norm,
     )
+
+
+def windows(x: Tensor, stride: int) -> Tensor:
+    """The 3x3 window around every place that a convolution visits: [B, C, H, W] -> [B, 9 C, H', W']."""
+    seen = pad(x, (1, 1, 1, 1)).unfold(2, 3, stride).unfold(3, 3, stride)  # [B, C, H', W', 3, 3]
+    if stride == 1 and x.stride(1) != 1:
+        return seen.permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
+    return seen.permute(0, 2, 3, 1, 4, 5).flatten(3).movedim(-1, 1)
+
+
+def _in_memory_order(x: Tensor, weight: Tensor) -> Tensor:
+    """`pointwise`, channels last in memory only if x is, as images are that batching.py takes one task at a time: under
+    vmap the second derivative of max-pool knows no other order than the plain one (torch 2.13)."""
+    h = pointwise(x, weight)
+    return h if x.stride(1) == 1 else h.contiguous()
+
+
+@dataclass(frozen=True)
+class Strided:
+    """A 3x3 convolution of stride 2 as one matrix product of its windows.
+
+    Per-task weights make of a batch of convolutions one with as many groups as tasks. On a CPU the same products as a
+    batch of matrices take about half of the time, both derivatives included; windows of stride 2 hold 2.25 times as
+    many numbers as the image.
+    """
+
+    places: dict[tuple[int, int], Tensor]  # of an image's (H, W): the padded image's places, window after window
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        traced = get_proxy_mode() is not None  # to a program, which should run as well on other devices
+        if traced or x.device.type not in ("cpu", "meta"):
+            return conv2d(x, weight, padding=1, stride=2)
+        height, width = x.shape[2:]
+        places = self.places[height, width].to(x.device)
+        seen = pad(x.movedim(1, -1), (0, 0, 1, 1, 1, 1)).flatten(1, 2).index_select(1, places)
+        seen = seen.unflatten(1, ((height + 1) // 2, (width + 1) // 2, 9)).flatten(3)
+        return linear(seen, weight.permute(0, 2, 3, 1).flatten(1)).movedim(-1, 1)
+
+
+def _strided(size: tuple[int, ...]) -> Strided:
+    """For images of this size and what further blocks make of them."""
+    places, (height, width) = {}, size
+    for _ in range(DEPTH):
+        padded = torch.arange((height + 2) * (width + 2)).view(1, 1, height + 2, width + 2)
+        seen = padded.unfold(2, 3, 2).unfold(3, 3, 2)
+        places[height, width] = seen.flatten()
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return Strided(places)
 
 
 def _side(side: int, pool: str) -> int:

@@ -16,11 +16,25 @@ from torch.nn.functional import linear, relu
 from torch.nn.init import xavier_uniform_
 
 from metarun.models.bottleneck import Bottleneck
-from metarun.models.norm import BATCH_NORMS, Moments, check_norm, moments, normalise
+from metarun.models.norm import (
+    BATCH_NORMS,
+    Moments,
+    check_norm,
+    folded,
+    moments,
+    moments_of_product,
+    normalise,
+    per_channel,
+)
 from metarun.types import Params
 
 Stats = tuple[Moments, ...]
 """The moments of each block's normalisation, first to last."""
+
+
+def pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    """x [B, K, ...], weight [O, ...] of K numbers a row -> [B, O, ...], a matrix product at every place."""
+    return linear(x.movedim(1, -1), weight.flatten(1)).movedim(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,7 @@ class Network:
     outputs: int | None  # of the head; None: the network ends in its features
     norm: str
     fixed: Stats | None = None  # population statistics, once measured
+    product: Callable[[Tensor, Tensor], Tensor] | None = None  # the first block's linear part, where it is `pointwise`
     linear_blocks: tuple[int, ...] = ()  # those without a ReLU
     bottleneck: Bottleneck | None = None  # a block whose output may be noisy
 
@@ -72,8 +87,7 @@ class Network:
         h, eps = self._prepared(x)
         given = stats if stats is not None else self.fixed
         for i in range(len(self.shapes)):
-            linear_part = self.linear(h, params[f"block{i}.weight"])
-            h = self._finish(params, i, h, linear_part, given[i] if given else None, eps)
+            h = self._finish(params, i, h, self._normalised(params, i, h, given[i] if given else None), eps)
             yield h
 
     def query_stats(self, params: Params, support_x: Tensor) -> Stats | None:
@@ -86,10 +100,10 @@ class Network:
         """The moments that each block's normalisation meets on the batch x."""
         (h, eps), stats = self._prepared(x), []
         for i in range(len(self.shapes)):
-            linear_part = self.linear(h, params[f"block{i}.weight"])
+            weight, shift, gain = self._tensors(params, i)
+            linear_part = self._linear(i, h, weight)
             stats.append(moments(linear_part))
-            given = stats[i] if self.norm in BATCH_NORMS else None
-            h = self._finish(params, i, h, linear_part, given, eps)
+            h = self._finish(params, i, h, normalise(linear_part, gain, shift, self.norm, stats[i]), eps)
         return tuple(stats)
 
     def gaussian(self, params: Params, x: Tensor, stats: Stats | None = None) -> tuple[Tensor, Tensor]:
@@ -104,19 +118,40 @@ class Network:
         x, eps = self.bottleneck.split(x) if self.bottleneck is not None else (x, None)
         return self.prepare(x), eps
 
-    def _finish(
-        self, params: Params, i: int, before: Tensor, h: Tensor, given: Moments | None, eps: Tensor | None
-    ) -> Tensor:
-        """From the linear part h of block i to its output; `before` is what the block was given."""
-        h = normalise(h, params.get(f"block{i}.gain"), params[f"block{i}.shift"], self.norm, given)
+    def _normalised(self, params: Params, i: int, x: Tensor, given: Moments | None) -> Tensor:
+        """The linear part of block i, normalised; `given` replaces the moments of the batch at hand.
+
+        Normalising with known moments is a linear map itself, so that it goes into the weight. Those of the first block
+        follow from its input: its output, the largest of all, is then written once.
+        """
+        weight, shift, gain = self._tensors(params, i)
+        batch_norm = self.norm in BATCH_NORMS
+        if batch_norm and given is None and i == 0 and self.product is not None:
+            given = moments_of_product(x, weight)
+        if gain is None or given is None or not batch_norm:
+            return normalise(self._linear(i, x, weight), gain, shift, self.norm)
+        weight, shift = folded(weight, gain, shift, given)
+        h = self._linear(i, x, weight)
+        return h + per_channel(shift, h)
+
+    def _tensors(self, params: Params, i: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        return params[f"block{i}.weight"], params[f"block{i}.shift"], params.get(f"block{i}.gain")
+
+    def _finish(self, params: Params, i: int, before: Tensor, h: Tensor, eps: Tensor | None) -> Tensor:
+        """From the normalised linear part h of block i to its output; `before` is what the block was given."""
         # ReLU and max-pool commute; pooling first leaves ReLU a quarter of the work.
         h = self.after(h) if i in self.linear_blocks else relu(self.after(h))
         if eps is not None and self.bottleneck is not None and i == self.bottleneck.block:
             h = h + self._deviation(params, before) * eps.reshape(h.shape)
         return h
 
+    def _linear(self, i: int, x: Tensor, weight: Tensor) -> Tensor:
+        linear = self.product if i == 0 and self.product is not None else self.linear
+        return linear(x, weight)
+
     def _deviation(self, params: Params, before: Tensor) -> Tensor:
         """sigma, by a linear map of its own from what the noisy block is given."""
         assert self.bottleneck is not None
         weight, shift = (params[name] for name in self.bottleneck.names)
-        return self.bottleneck.positive(self.after(normalise(self.linear(before, weight), None, shift, "none", None)))
+        h = self._linear(self.bottleneck.block, before, weight)
+        return self.bottleneck.positive(self.after(normalise(h, None, shift, "none")))
