@@ -33,10 +33,9 @@ def alternate(actions: list[Callable[[], object]], repeats: int) -> list[float]:
 
 def measure(algo: str, data: str, repeats: int) -> str:
     """One row of the table."""
-    import torch
 
     import metarun
-    from metarun.compilation import compiles
+    from metarun.compilation import compiled, compiles
     from metarun.experiment import assemble
     from metarun.trainer import batched_meta_gradient
 
@@ -44,9 +43,9 @@ def measure(algo: str, data: str, repeats: int) -> str:
     trainer = assemble(config).trainer()
     state = trainer.start()
     meta_gradient = batched_meta_gradient(trainer)
-    compiled = compiles(trainer.placement, state.params, config.train.steps)
-    if compiled:
-        meta_gradient = torch.compile(meta_gradient, dynamic=False)
+    pays = compiles(trainer.placement, state.params, config.train.steps)
+    if pays:
+        meta_gradient = compiled(meta_gradient, trainer.placement)
     tasks = trainer.tasks(0)
     found = meta_gradient(state.params, tasks)
     assert trainer.measures is not None
@@ -57,7 +56,7 @@ def measure(algo: str, data: str, repeats: int) -> str:
     )
     every = config.train.log_every
     probing = alternate([lambda: probe(state.params)], 1)[0]
-    cells = f"{algo} {data}{' (compiled)' if compiled else ''}", f"{1e3 * step:.1f}", f"{1e3 * basic:.1f}", f"{every}"
+    cells = f"{algo} {data}{' (compiled)' if pays else ''}", f"{1e3 * step:.1f}", f"{1e3 * basic:.1f}", f"{every}"
     return f"| {' | '.join(cells)} | {100 * basic / (every * step + basic):.1f} % | {probing:.2f} |"
 
 

@@ -25,10 +25,9 @@ FEWEST_STEPS = 3
 
 def measure(algo: str, data: str, seconds: float, more: list[str]) -> dict[str, float]:
     """Seconds a step by phase, `whole` and `steps` beside them."""
-    import torch
 
     import metarun
-    from metarun.compilation import compiles
+    from metarun.compilation import compiled, compiles
     from metarun.experiment import assemble
     from metarun.trainer import batched_meta_gradient
 
@@ -36,13 +35,13 @@ def measure(algo: str, data: str, seconds: float, more: list[str]) -> dict[str, 
     trainer = experiment.trainer()
     state = trainer.start()
     meta_gradient = batched_meta_gradient(trainer)
-    compiled = compiles(trainer.placement, state.params, trainer.settings.steps)
-    if compiled:
-        meta_gradient = torch.compile(meta_gradient, dynamic=False)
+    pays = compiles(trainer.placement, state.params, trainer.settings.steps)
+    if pays:
+        meta_gradient = compiled(meta_gradient, trainer.placement)
     for _ in range(3):
         meta_gradient(state.params, trainer.tasks(0))
     with tempfile.TemporaryDirectory() as folder:
-        return run(experiment, state, meta_gradient, Path(folder), seconds) | {"compiled": compiled}
+        return run(experiment, state, meta_gradient, Path(folder), seconds) | {"compiled": pays}
 
 
 def run(experiment: Any, state: Any, meta_gradient: Any, folder: Path, seconds: float) -> dict[str, float]:

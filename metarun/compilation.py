@@ -1,10 +1,16 @@
-"""Whether to compile the outer step: decided by settings only, never by a clock, so that a resumed run agrees."""
+"""The outer step, compiled where it pays: decided by settings only, never by a clock, so that a resumed run agrees."""
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+from collections.abc import Callable
+from typing import Any
 
+import torch
+
+from metarun.data.cache import cache_folder
 from metarun.device import Placement
 from metarun.types import Params
 
@@ -27,3 +33,11 @@ def compiles(placement: Placement, params: Params, steps: int) -> bool:
         log.warning("device.compile=%s: no C++ compiler found, running uncompiled", placement.compile)
         return False
     return True
+
+
+def compiled(function: Callable[..., Any], placement: Placement) -> Callable[..., Any]:
+    """The function, compiled when it is first called; what comes of it is kept for later runs."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    # Calls between kernels in C++ as well: on a CPU a step of 0.5 ms takes 0.4 ms.
+    options: dict[str, Any] = {"cpp_wrapper": True} if placement.device.type == "cpu" else {}
+    return torch.compile(function, dynamic=False, options=options)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from metarun.compilation import compiles
+from metarun.compilation import compiled, compiles
 from metarun.config import Config
 from metarun.experiment import Experiment, assemble, name_of
 from metarun.profiling_flops import matrix_product_speed, operations
@@ -68,12 +68,12 @@ def profiled(experiment: Experiment, state: State, session: Session, record: Run
     """All that profile.json holds."""
     settings, trainer = experiment.config.profile, experiment.trainer()
     plain = batched_meta_gradient(trainer)
-    compiled = compiles(trainer.placement, state.params, trainer.settings.steps)
-    used = torch.compile(plain, dynamic=False) if compiled else plain
+    compiles_it = compiles(trainer.placement, state.params, trainer.settings.steps)
+    used = compiled(plain, trainer.placement) if compiles_it else plain
     first = warmed_up(lambda: gradient_at(trainer, state, used), settings.warmup)
     phases = loop_phases(trainer, state, used, session, settings.steps)
-    inside = inside_of(trainer, state, session, used if compiled else None, record.path if settings.trace else None)
-    found = conditions(experiment, compiled)
+    inside = inside_of(trainer, state, session, used if compiles_it else None, record.path if settings.trace else None)
+    found = conditions(experiment, compiles_it)
     found |= {"steps": settings.steps, "first_call_seconds": first, **described(phases, experiment.config.train.tasks)}
     found |= described_inside(inside, next(p.seconds for p in phases if p.name == META))
     found["memory"] = memory(trainer, inside, lambda: gradient_at(trainer, state, used))

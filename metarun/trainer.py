@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from metarun.batching import over_tasks
-from metarun.compilation import compiles
+from metarun.compilation import compiled, compiles
 from metarun.config import OptimConfig, TrainConfig
 from metarun.device import Placement
 from metarun.diagnostics.step import StepMeasures, Values, update_measures
@@ -96,8 +96,10 @@ def train(trainer: Trainer, state: State, watcher: Watcher) -> str:
     """Run outer steps until all are done, time is up or a stop is requested; returns which ("completed", ...)."""
     meta_gradient = batched_meta_gradient(trainer)
     if compiles(trainer.placement, state.params, trainer.settings.steps):
-        watcher.noted("compiling the outer step first: a minute or more (device.compile=false goes without)")
-        meta_gradient = torch.compile(meta_gradient, dynamic=False)
+        watcher.noted(
+            "compiling the outer step first, half a minute unless an earlier run has (device.compile=off goes without)"
+        )
+        meta_gradient = compiled(meta_gradient, trainer.placement)
     sitting = Clock(state.seconds)
     while state.step < trainer.settings.steps:
         outer_step(trainer, state, meta_gradient, watcher)

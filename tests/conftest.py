@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from folder_data import FOLDERS
 from image_files import as_folder
+
+# Not in the cache of the test at hand, so that what one has compiled serves the next.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), "metarun-tests-compiled")))
 
 
 @pytest.fixture(autouse=True, scope="session")

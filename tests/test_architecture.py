@@ -30,7 +30,7 @@ LEVELS = {
     "record": 1,
     "device": 1,
     "batching": 1,
-    "compilation": 1,
+    "compilation": 3,
     "outer": 1,
     "diagnostics": 1,
     "statistics": 1,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.peers.cases import Case
 from benchmarks.peers.tasks import Side, settings
@@ -46,10 +45,10 @@ def build(case: Case, images: Path, threads: int, dtype: str = "float32", *more:
 
 def outer_function(trainer: Any, state: Any) -> Callable[..., Any]:
     """theta, tasks -> their meta-gradient, compiled where a run with these settings would compile it."""
-    from metarun.compilation import compiles
+    from metarun.compilation import compiled, compiles
     from metarun.trainer import batched_meta_gradient
 
     function = batched_meta_gradient(trainer)
     if compiles(trainer.placement, state.params, trainer.settings.steps):
-        function = torch.compile(function, dynamic=False)
+        function = compiled(function, trainer.placement)
     return function
