@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from metarun.data.cache import cache_folder
 from metarun.device import Placement
+from metarun.places import cache_folder
 from metarun.types import Params
 
 log = logging.getLogger(__name__)

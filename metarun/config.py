@@ -75,7 +75,7 @@ class DeviceConfig:
     name: str = "auto"
     precision: str = "float32"  # bfloat16: that of convolutions and matrix products alone
     tf32: bool = False  # on CUDA: float32 products of 10 significant bits
-    memory_format: str = "auto"  # of images and convolutions' weights: auto, contiguous, channels_last
+    memory_format: str = "auto"  # of images of tasks taken one at a time: auto, contiguous, channels_last
     compile: Any = "auto"  # auto, on, off
     chunk_size: Any = "auto"  # tasks that vmap handles at once: auto, a number, null for all
     memory_mb: Optional[float] = None  # 2^20 bytes that chunk_size=auto keeps to; null: half of the machine's or GPU's

@@ -14,6 +14,7 @@ from metarun.errors import UserError
 from metarun.record import RunFolder
 
 CONTROL = ("resume", "run", "job", "choices")
+OF_A_RUN = ("evaluate", "predict", "analyze", "export", "profile")
 RESUMABLE = ("train.steps", "train.max_minutes", "train.checkpoint_every", "test", "logger", "device.threads", "report")
 """What a resumed run may change; anything else would make it another run."""
 
@@ -24,7 +25,9 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     The changes are what the overrides alter against the same composition without them; the stored settings
     decide everything else, so that a newer metarun's defaults do not slip into an old run.
     """
-    source = config.resume or (config.run if config.job in ("evaluate", "predict", "analyze", "export") else None)
+    source = config.resume or (
+        config.run if config.job in ("evaluate", "predict", "analyze", "export", "profile") else None
+    )
     if source is None:
         return config
     stored = RunFolder(Path(source)).config()

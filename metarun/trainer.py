@@ -125,7 +125,7 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Meta
         return
     logged = due(state.step + 1, trainer.settings.log_every, trainer.settings.steps)
     values = described(trainer, state, found, tasks) if logged else {}
-    before = clone(state.params) if logged and trainer.measures else None
+    before = {k: v.clone() for k, v in state.params.items()} if logged and trainer.measures else None
     lr = learning_rate(trainer.optim, state.step, trainer.settings.steps)
     apply_update(state.optimizer, state.params, clipped(found.mean, trainer.optim.clip), lr)
     proximal_step(trainer, state, lr)
@@ -167,9 +167,10 @@ def stopped(state: State, watcher: Watcher, why: str) -> str:
 
 
 def batched_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGradient]:
-    """theta, tasks -> their meta-gradient, the task axis added by vmap."""
-    chunk = trainer.placement.chunk(trainer.spec, trainer.dataset.input_shape())
-    per_task = over_tasks(trainer.algorithm.meta_grad, trainer.settings.tasks, chunk)
+    """theta, tasks -> their meta-gradient."""
+    place, count = trainer.placement, trainer.settings.tasks
+    chunk = place.chunk(trainer.spec, trainer.dataset.input_shape())
+    per_task = over_tasks(trainer.algorithm.meta_grad, count, chunk, place.memory_format)
     regularization = trainer.regularization
 
     def shared(params: Params, tasks: Task) -> Tensor:
@@ -230,10 +231,6 @@ def timed(state: State, what: str) -> Iterator[None]:
     start = time.monotonic()
     yield
     state.spent[what] = state.spent.get(what, 0.0) + time.monotonic() - start
-
-
-def clone(params: Params) -> Params:
-    return {k: v.clone() for k, v in params.items()}
 
 
 def due(step: int, every: int, steps: int) -> bool:

@@ -20,9 +20,10 @@ import pytest
 import torch
 
 from metarun.data import cache
-from metarun.data.cache import Cached, Decoded, cache_folder, cached_images
+from metarun.data.cache import Cached, Decoded, cached_images
 from metarun.data.images import ImageTable
 from metarun.errors import UserError
+from metarun.places import cache_folder
 
 FORK = multiprocessing.get_context("fork")
 NOTES: dict[str, Any] = {"skipped": ["a/ü.png"], "count": 3, "share": 0.1, "none": None, "given": {"a": ["b", True]}}

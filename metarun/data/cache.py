@@ -26,6 +26,7 @@ import torch
 from metarun.data.images import ImageTable
 from metarun.data.locks import alone
 from metarun.errors import UserError
+from metarun.places import cache_folder
 from metarun.progress import tell
 
 KEPT = 1 << 28  # bytes of a mapped file that a process keeps resident
@@ -49,12 +50,6 @@ class Cached(NamedTuple):
 
 
 Build = Callable[[BinaryIO], Decoded]
-
-
-def cache_folder() -> Path:
-    """METARUN_CACHE, or metarun's folder in the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metarun"
-    return Path(os.environ.get("METARUN_CACHE") or default)
 
 
 def cached_images(name: str, fingerprint: str, build: Build, verify: bool = False) -> Cached:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from metarun.data.augment import Augmentation
-from metarun.data.cache import Decoded, cache_folder, cached_images
+from metarun.data.cache import Decoded, cached_images
 from metarun.data.decoding import Read, Unreadable, write_images
 from metarun.data.fetch import Download, as_downloads, fetch
 from metarun.data.files import Files, fingerprint, is_archive, open_files, user_path
@@ -23,6 +23,7 @@ from metarun.data.pixels import Pixels
 from metarun.data.ravi import RAVI
 from metarun.data.splits import SplitSettings, automatic, check_split, fewer_training_classes, split_classes
 from metarun.errors import SettingError, UserError, require
+from metarun.places import cache_folder
 
 BENCHMARKS = {"miniimagenet": ("mini-imagenet", "miniimagenet", "mini_imagenet", "miniImageNet")}
 """Where people keep them below a folder of data sets."""
