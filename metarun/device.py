@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +22,17 @@ log = logging.getLogger(__name__)
 CPU_ROWS_PER_CHUNK = 320
 """Rows of images that one chunk of tasks should hold on a CPU: beyond that, the activations fall out of its caches."""
 
-CPU_PIXELS_ALONE = 70_000
-"""Pixels of a task's images beyond which a CPU is quicker with one task at a time and plain convolutions. On one core
-MAML with conv4-32 then takes 0.63 of the time for 80 images of 64x64, 0.35 for 100 of them; with the stride-2 conv4-64
-on 80 images of 28x28 it would take 1.4 times as long."""
+CPU_PIXELS_TOGETHER = 1_600_000
+"""The same as pixels for networks of matrix products, whose batches are the quicker the larger; this bounds memory. On
+two cores 16 tasks of 80 images of 28x28 (MAML, the stride-2 conv4-64) take 0.88 of the time of two chunks in one, and
+0.71 of the time of four."""
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+
+CPU_PIXELS_ALONE = 40_000
+"""Pixels of a task's images beyond which a CPU is quicker with one task at a time and plain convolutions than with a
+grouped one. On two cores MAML with the max-pool conv4-64 then takes 0.77 of the time for 80 images of 28x28, with
+conv4-32 0.46 for 80 of 84x84; on 10 images of 28x28 it would take 1.4 times as long."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Placement:
     chunk_size: Any  # auto, a number, None for all
     compile: bool | str  # auto, True, False
     memory_format: str = "auto"  # auto, contiguous, channels_last
+    of_products: bool = False  # the network's linear maps are all matrix products
     memory_rows: int | None = None  # of the tasks of a chunk, as many as fit into memory (memory.py)
 
     def params(self, params: Params) -> Params:
@@ -64,14 +74,18 @@ class Placement:
     def _fastest(self, rows: int, input_shape: tuple[int, ...]) -> int | None:
         if self.device.type != "cpu" or math.prod(input_shape) < 100:
             return None
-        if rows * math.prod(input_shape[1:]) > CPU_PIXELS_ALONE:
+        pixels = rows * math.prod(input_shape[1:])
+        if self.of_products:
+            return max(1, CPU_PIXELS_TOGETHER // pixels)
+        if pixels > CPU_PIXELS_ALONE:
             return 1
         return max(1, CPU_ROWS_PER_CHUNK // rows)
 
     def evaluation_chunk(self, spec: EpisodeSpec, input_shape: tuple[int, ...]) -> int | None:
-        """The same where no gradient of the queries is needed: one task at a time is best for many images on a CPU."""
+        """The same where no gradient of the queries is needed: for plain convolutions of many images on a CPU one task
+        at a time is best."""
         chunk = self.chunk(spec, input_shape)
-        many = chunk is not None and spec.ways * (spec.shots + spec.queries) >= 40
+        many = chunk is not None and not self.of_products and spec.ways * (spec.shots + spec.queries) >= 40
         return 1 if many and self.chunk_size == "auto" else chunk
 
 
@@ -86,6 +100,8 @@ def place(settings: DeviceConfig) -> Placement:
     if name == "cpu" and settings.precision == "bfloat16" and not _has_bfloat16():
         log.warning("device.precision=bfloat16: this CPU computes it in software; float32 is faster")
     _set_process(settings)
+    if name == "cpu":
+        keep_freed_memory()
     dtype = torch.float64 if settings.precision == "float64" else torch.float32  # of bfloat16: see precision.py
     compiled = compile_choice(settings)
     return Placement(torch.device(name), dtype, settings.chunk_size, compiled, settings.memory_format)
@@ -101,6 +117,18 @@ def _set_process(settings: DeviceConfig) -> None:
     torch.use_deterministic_algorithms(settings.deterministic)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one, unless MALLOC_* variables say otherwise.
+
+    By default it returns large blocks, and the kernel clears every page of them anew: a third of the step of a
+    convolution network. Other allocators have no such settings or ignore them.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _has_bfloat16() -> bool:

@@ -89,6 +89,7 @@ def assemble(config: Config) -> Experiment:
     if algorithm.head and dataset.outputs(train_spec.ways) != dataset.outputs(test_spec.ways):
         needed = f"must equal data.ways={test_spec.ways}: this algorithm's network has one output per class"
         raise SettingError("algo.train_ways", train_spec.ways, needed)
+    placement = replace(placement, of_products=getattr(algorithm.model, "by_products", False))
     regularization = build_regularization(config, dataset.kind)
     refuse_senseless_terms(config, regularization, algorithm)
     experiment = Experiment(config, dataset, algorithm, tested, regularization, train_spec, test_spec, placement)

@@ -17,6 +17,7 @@ from torch.nn.functional import conv2d, linear, max_pool2d, pad
 
 from metarun.errors import require
 from metarun.models.network import Network, pointwise
+from metarun.models.windows import Gather, places, windows
 
 DEPTH = 4
 
@@ -41,20 +42,13 @@ def conv4(
         linear=_strided(input_shape[1:]) if stride == 2 else functools.partial(conv2d, padding=1),
         prepare=functools.partial(windows, stride=stride) if by_windows else _identity,
         product=(pointwise if stride == 2 else _in_memory_order) if by_windows else None,
+        by_products=stride == 2,
         after=_identity if stride == 2 else functools.partial(max_pool2d, kernel_size=2),
         readout=_spatial_mean if readout == "mean" else _flatten,
         features=filters * (area if readout == "flatten" else 1),
         outputs=outputs,
         norm=norm,
     )
-
-
-def windows(x: Tensor, stride: int) -> Tensor:
-    """The 3x3 window around every place that a convolution visits: [B, C, H, W] -> [B, 9 C, H', W']."""
-    seen = pad(x, (1, 1, 1, 1)).unfold(2, 3, stride).unfold(3, 3, stride)  # [B, C, H', W', 3, 3]
-    if stride == 1 and x.stride(1) != 1:
-        return seen.permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
-    return seen.permute(0, 2, 3, 1, 4, 5).flatten(3).movedim(-1, 1)
 
 
 def _in_memory_order(x: Tensor, weight: Tensor) -> Tensor:
@@ -76,25 +70,24 @@ class Strided:
     places: dict[tuple[int, int], Tensor]  # of an image's (H, W): the padded image's places, window after window
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
-        traced = get_proxy_mode() is not None  # to a program, which should run as well on other devices
+        # Programs should run on other devices as well, and a compiler knows better.
+        traced = torch.compiler.is_compiling() or get_proxy_mode() is not None
         if traced or x.device.type not in ("cpu", "meta"):
             return conv2d(x, weight, padding=1, stride=2)
         height, width = x.shape[2:]
-        places = self.places[height, width].to(x.device)
-        seen = pad(x.movedim(1, -1), (0, 0, 1, 1, 1, 1)).flatten(1, 2).index_select(1, places)
+        image = pad(x.movedim(1, -1), (0, 0, 1, 1, 1, 1)).flatten(1, 2)
+        seen = Gather.apply(image, self.places[height, width].to(x.device))
         seen = seen.unflatten(1, ((height + 1) // 2, (width + 1) // 2, 9)).flatten(3)
         return linear(seen, weight.permute(0, 2, 3, 1).flatten(1)).movedim(-1, 1)
 
 
 def _strided(size: tuple[int, ...]) -> Strided:
     """For images of this size and what further blocks make of them."""
-    places, (height, width) = {}, size
+    found, (height, width) = {}, size
     for _ in range(DEPTH):
-        padded = torch.arange((height + 2) * (width + 2)).view(1, 1, height + 2, width + 2)
-        seen = padded.unfold(2, 3, 2).unfold(3, 3, 2)
-        places[height, width] = seen.flatten()
+        found[height, width] = places(height, width)
         height, width = (height + 1) // 2, (width + 1) // 2
-    return Strided(places)
+    return Strided(found)
 
 
 def _side(side: int, pool: str) -> int:

@@ -49,6 +49,7 @@ class Network:
     norm: str
     fixed: Stats | None = None  # population statistics, once measured
     product: Callable[[Tensor, Tensor], Tensor] | None = None  # the first block's linear part, where it is `pointwise`
+    by_products: bool = True  # `linear` is a matrix product, also on a CPU
     linear_blocks: tuple[int, ...] = ()  # those without a ReLU
     bottleneck: Bottleneck | None = None  # a block whose output may be noisy
 

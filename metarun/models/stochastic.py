@@ -34,6 +34,10 @@ class NoisyWeights:
     def features(self) -> int:
         return self.model.features
 
+    @property
+    def by_products(self) -> bool:
+        return getattr(self.model, "by_products", False)
+
     def init(self, seed: int) -> Params:
         weights = self.model.init(seed)
         return weights | {self._log_std(n): torch.full_like(weights[n], self.std).log() for n in self.names}
@@ -83,6 +87,10 @@ class NoisyActivations:
     @property
     def features(self) -> int:
         return self.network.features
+
+    @property
+    def by_products(self) -> bool:
+        return self.network.by_products
 
     def init(self, seed: int) -> Params:
         """The network's weights; beside them sigma's map, Xavier-uniform from the next seed."""
