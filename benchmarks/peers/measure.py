@@ -17,9 +17,11 @@ from benchmarks.peers.cases import Case
 from benchmarks.peers.tasks import Work
 from benchmarks.peers.worker import Order, serve
 
-TOLERANCES = {"gradient_error": 1e-6, "loss_error": 1e-9, "first_loss_error": 1e-4, "second_loss_error": 1e-2}
+TOLERANCES = {"gradient_error": 1e-6, "loss_error": 1e-9, "first_loss_error": 1e-3, "second_loss_error": 1e-2}
 """Relative. The first two are of two tasks in float64; the others of all tasks in float32, where a unit within rounding
-of its kink can change the gradient by a thousandth, and the loss after one update of Adam accordingly."""
+of its kink can change the gradient by a thousandth, and the loss after one update of Adam accordingly. Of photos-maml-5
+(84x84, five inner steps) the losses of loop and metarun agree to 2e-15 in float64 on all tasks; in float32 the loop's
+is 3e-5 from that, and metarun's 2e-4."""
 
 
 class Disagreement(Exception):
