@@ -140,3 +140,13 @@ def test_the_grid_has_every_cell_once_the_smallest_first() -> None:
     names = [case.name for case in grid()]
     assert len(names) == len(set(names)) == 48
     assert names[0] == "5w1s1q-4t-32f"
+
+
+def test_an_earlier_run_is_shown_as_a_table() -> None:
+    def found(*seconds: float) -> dict[str, Any]:
+        return summary(list(seconds), [0.1, 0.2]) | {"peak_mb": 300.0}
+
+    sides = {"metarun": found(0.1, 0.2), "loop": found(0.3, 0.4), "jax": {"why": "not installed: jax"}}
+    shown = table.markdown({"results": [{"title": "a case", "tasks": 25, "sides": sides}]})
+    assert shown[0] == "| work | metarun, ms | tasks/s | MB | jax | loop |"
+    assert shown[2] == "| a case | 150 | 167 | 300 | cannot | 2.5x (2-3) |"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("metarun", "torch", "numpy", "higher", "torchopt", "jax", "jaxlib", "optax")
+SIDES = ("higher", "torchopt", "jax", "loop", "metarun-eager")
 HEADER = f"{'':14} {'ms a step':>10} {'min-max':>17} {'tasks/s':>9}  {'metarun is':>10} {'min-max':>13} {'peak MB':>8}"
 
 
@@ -55,6 +56,32 @@ def row(side: str, found: dict[str, Any], tasks: int) -> str:
     times = f"{1e3 * step['median']:10.2f} {between(1e3 * step['min'], 1e3 * step['max']):>17}"
     rates = f"{tasks / step['median']:9.0f}  {ratio['median']:9.2f}x {between(ratio['min'], ratio['max']):>13}"
     return f"{side:14} {times} {rates} {found['peak_mb']:8.0f}"
+
+
+def markdown(run: dict[str, Any]) -> list[str]:
+    """A run's cases as a table: metarun's step, and how many times as long the others take."""
+    others = [side for side in SIDES if any(side in result["sides"] for result in run["results"])]
+    head = ["work", "metarun, ms", "tasks/s", "MB", *others]
+    rule = ["---"] * len(head)
+    return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *(cells_of(r, others) for r in run["results"]))]
+
+
+def cells_of(result: dict[str, Any], others: list[str]) -> list[str]:
+    own = result["sides"]["metarun"]
+    step = own["step_s"]["median"]
+    numbers = [three_digits(1e3 * step), three_digits(result["tasks"] / step), f"{own['peak_mb']:.0f}"]
+    return [result["title"], *numbers, *(ratio_of(result["sides"].get(side)) for side in others)]
+
+
+def ratio_of(found: dict[str, Any] | None) -> str:
+    if found is None or "why" in found:
+        return "" if found is None else "cannot"
+    ratio = found["metarun_is_faster_by"]
+    return f"{three_digits(ratio['median'])}x ({three_digits(ratio['min'])}-{three_digits(ratio['max'])})"
+
+
+def three_digits(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def between(low: float, high: float) -> str:
