@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from metarun.linalg import axpy, gradient, scale
+from metarun.linalg import gradient, joined, parted, scale, sub
 from metarun.types import OWN, Objective, Params, Rule
 
 State = TypeVar("State")
@@ -24,20 +24,21 @@ def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
     """Adam with beta1 = 0, as Reptile's inner loop: v <- beta2 v + (1 - beta2) g^2,
     step = lr * g / (sqrt(v / (1 - beta2^k)) + eps)."""
 
+    # Of all weights as one vector: the dozen operations a step has are quick, a dozen for each of many tensors are not.
     def init(params: Params) -> Any:
-        return {k: p * 0 for k, p in params.items()}, 0
+        return joined(params) * 0, 0
 
     def step(g: Params, state: Any) -> tuple[Params, Any]:
-        v, count = state
-        v = {k: beta2 * v[k] + (1 - beta2) * g[k] ** 2 for k in g}
-        state = v, count + 1
-        sizes = rates(state)
-        return {k: sizes[k] * g[k] for k in g}, state
+        (v, count), slope = state, joined(g)
+        state = beta2 * v + (1 - beta2) * slope**2, count + 1
+        return parted(rates_of(state) * slope, g), state
 
-    def rates(state: Any) -> Params:
+    def rates_of(state: Any) -> Tensor:
         v, count = state
-        correction = 1 - beta2**count
-        return {k: lr / (_root(v[k] / correction) + eps) for k in v}
+        return lr / (_root(v / (1 - beta2**count)) + eps)
+
+    def rates(state: Any, like: Params) -> Params:
+        return parted(rates_of(state), like)
 
     return Rule(init, step, lr, rates)
 
@@ -61,9 +62,9 @@ def descend(objective: Objective, start: Params, rule: Rule, steps: int, first: 
     for k in range(first, first + steps):
         part, rest = {n: phi[n] for n in names}, phi
         step, state = rule.step(gradient(of_part(objective, rest, k), part), state)
-        part = axpy(-1.0, step, part)
+        part = sub(part, step)
         if rule.finish:
-            part = rule.finish(part, rule.rates(state) if rule.rates else rule.lr, rule.lr)
+            part = rule.finish(part, rule.rates(state, part) if rule.rates else rule.lr, rule.lr)
         phi = {**phi, **part}
         yield phi
 

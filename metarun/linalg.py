@@ -40,6 +40,17 @@ def norm(x: Params) -> Tensor:
     return dot(x, x).sqrt()
 
 
+def joined(x: Params) -> Tensor:
+    """All entries as one vector."""
+    return torch.cat([v.reshape(-1) for v in x.values()])
+
+
+def parted(vector: Tensor, like: Params) -> Params:
+    """A vector's parts in the shapes of `like`."""
+    parts = vector.split([v.numel() for v in like.values()])
+    return {k: part.view(v.shape) for (k, v), part in zip(like.items(), parts, strict=True)}
+
+
 def layer_norms(x: Params) -> dict[str, float]:
     """|x| of each layer: of the tensors `LAYER.weight`, `LAYER.bias`, ... together, by the layer's name."""
     layers: dict[str, Params] = {}

@@ -53,7 +53,7 @@ class Rule(NamedTuple):
     init: Callable[[Params], Any]
     step: Callable[[Params, Any], tuple[Params, Any]]
     lr: float = 0.0
-    rates: Callable[[Any], Rates] | None = None  # of the step that led to this state, where they are not lr for all
+    rates: Callable[[Any, Params], Rates] | None = None  # of the step that led to a state, if not lr for all
     finish: Callable[[Params, Rates, float], Params] | None = None  # a proximal step that follows each step
     moves: tuple[str, ...] | None = None  # how the names begin of what is adapted; None: everything
 
