@@ -39,7 +39,7 @@ def main() -> int:
         say(*table.markdown(json.loads(arguments.show.read_text())))
         return 0
     thread_variables(arguments.threads)
-    about = table.machine(arguments.threads)
+    about = table.machine(arguments.threads, arguments.device)
     say(*table.facts(about))
     cases = chosen(arguments)
     plan = Plan(arguments.rounds or (3 if arguments.quick or arguments.grid else 7), 0.5 if arguments.quick else 1.0)
@@ -74,6 +74,8 @@ def chosen(arguments: argparse.Namespace) -> tuple[Case, ...]:
         cases = tuple(case for case in cases if case.quick)
     if arguments.forms:
         cases = tuple(replace(case, sides=FORMS) for case in cases if "jax" in case.sides)
+    if arguments.device == "cuda":
+        cases = tuple(replace(c, device="cuda", sides=tuple(s for s in c.sides if s != "jax")) for c in cases)
     return tuple(case for case in cases if arguments.only in case.name)
 
 
@@ -84,6 +86,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--forms", action="store_true", help="the forms that JAX was tried in")
     parser.add_argument("--only", default="", help="cases with this in their name")
     parser.add_argument("--rounds", type=int, default=None, help="turns that each side takes")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="on cuda without JAX")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=None, help="where the figures go (benchmarks/results/...)")
     parser.add_argument("--show", type=Path, default=None, metavar="FILE", help="an earlier run's figures, as Markdown")

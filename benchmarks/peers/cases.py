@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 # A rate so small that thousands of steps on the same tasks leave the work of a step as it is.
-COMMON = ("device.name=cpu", "diagnostics=off", "optim.clip=null", "optim.lr=1e-5")
+COMMON = ("diagnostics=off", "optim.clip=null", "optim.lr=1e-5")
 OMNIGLOT = ("data=folder", "data.image_size=28", "data.channels=1", "data.rotations=classes", "model=conv4")
 PHOTOS = ("data=folder", "data.image_size=84", "data.channels=3", "model=conv4")
 STRIDE = ("model.filters=64", "model.norm=batch", "model.pool=stride", "model.readout=mean")
@@ -27,6 +27,7 @@ class Case:
     sides: tuple[str, ...]
     images: str = ""  # which synthetic images: drawings, photos, or none
     quick: bool = False  # also in bench-quick
+    device: str = "cpu"  # cpu, cuda
 
 
 def sinusoid(algo: str, steps: int, sides: tuple[str, ...], *more: str, quick: bool = False) -> Case:

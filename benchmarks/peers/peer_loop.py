@@ -22,7 +22,7 @@ PerTask = Callable[[Work, Weights, tuple[Tensor, ...]], tuple[Tensor, Weights]]
 
 
 def build(work: Work) -> Side:
-    theta = {k: torch.tensor(v, requires_grad=True) for k, v in work.theta.items()}
+    theta = {k: torch.tensor(v, requires_grad=True, device=work.device) for k, v in work.theta.items()}
     tasks, per_task = torch_nets.tensors(work), learner(work)
     optimizer = torch_nets.optimizer(work, list(theta.values()))
 
@@ -37,7 +37,7 @@ def build(work: Work) -> Side:
         return total
 
     def gradient() -> tuple[float, dict[str, np.ndarray]]:
-        return accumulate(), {k: v.grad.numpy().copy() for k, v in theta.items()}  # type: ignore[union-attr]
+        return accumulate(), {k: v.grad.cpu().numpy().copy() for k, v in theta.items()}  # type: ignore[union-attr]
 
     def step() -> float:
         total = accumulate()

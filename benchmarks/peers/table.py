@@ -14,10 +14,11 @@ SIDES = ("higher", "torchopt", "jax", "loop", "metarun-eager")
 HEADER = f"{'':14} {'ms a step':>10} {'min-max':>17} {'tasks/s':>9}  {'metarun is':>10} {'min-max':>13} {'peak MB':>8}"
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
     """What a figure depends on beside the code."""
     return {
         "processor": processor(),
+        "gpu": gpu() if device == "cuda" else None,
         "cores": os.cpu_count(),
         "threads": threads,
         "system": platform.platform(),
@@ -34,6 +35,12 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device here"
 
 
 def installed(name: str) -> str | None:
@@ -91,6 +98,7 @@ def between(low: float, high: float) -> str:
 def facts(about: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     where = f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, {about['system']}"
+    where += f", {about['gpu']}" if about.get("gpu") else ""
     return [where, f"Python {about['python']}, {versions}", ""]
 
 

@@ -28,6 +28,7 @@ class Work(NamedTuple):
     ways: int
     threads: int
     dtype: str = "float32"
+    device: str = "cpu"
 
 
 class Side(NamedTuple):
@@ -47,16 +48,17 @@ def draw(case: Case, images: Path, threads: int, dtype: str = "float32", *more: 
     tasks = trainer.tasks(0)
     arrays = {f"{part}_{axis}": getattr(getattr(tasks, part), axis) for part in tasks._fields for axis in ("x", "y")}
     optim = {"name": config.optim.name, "lr": config.optim.lr}
-    theta = {name: value.numpy() for name, value in trainer.start().params.items()}
-    arrays_np = {name: value.contiguous().numpy() for name, value in arrays.items()}
+    theta = {name: value.cpu().numpy() for name, value in trainer.start().params.items()}
+    arrays_np = {name: value.contiguous().cpu().numpy() for name, value in arrays.items()}
     ways = trainer.spec.ways
-    return Work(theta, arrays_np, dict(config.algo), dict(config.model), optim, ways, threads, dtype)
+    return Work(theta, arrays_np, dict(config.algo), dict(config.model), optim, ways, threads, dtype, case.device)
 
 
 def settings(case: Case, images: Path, threads: int, dtype: str = "float32") -> list[str]:
     """The overrides of a case on this machine."""
     root = [f"data.root={images / case.images}"] if case.images else []
-    return [*case.overrides, *root, f"device.threads={threads}", f"device.precision={dtype}"]
+    device = [f"device.name={case.device}", f"device.threads={threads}", f"device.precision={dtype}"]
+    return [*case.overrides, *root, *device]
 
 
 def synthesise(kind: str, folder: Path) -> None:

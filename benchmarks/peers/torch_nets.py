@@ -66,7 +66,7 @@ def module(work: Work) -> nn.Module:
     if "head.weight" in shapes:
         net.head = nn.Linear(*reversed(shapes["head.weight"]))
     own = own_names(work)
-    net.to(getattr(torch, work.dtype))
+    net.to(work.device, getattr(torch, work.dtype))
     net.load_state_dict({own[k]: torch.tensor(v) for k, v in work.theta.items()})
     return net.train()
 
@@ -108,7 +108,7 @@ def loss(prediction: Tensor, y: Tensor) -> Tensor:
 def tensors(work: Work) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Support x and y, query x and y of each task."""
     names = ("support_x", "support_y", "query_x", "query_y")
-    return list(zip(*(torch.tensor(work.arrays[k]).unbind() for k in names), strict=True))
+    return list(zip(*(torch.tensor(work.arrays[k], device=work.device).unbind() for k in names), strict=True))
 
 
 def optimizer(work: Work, parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -119,4 +119,4 @@ def optimizer(work: Work, parameters: list[Tensor]) -> torch.optim.Optimizer:
 def gradients(work: Work, net: nn.Module) -> dict[str, np.ndarray]:
     """The `.grad` of a module's weights, by metarun's names."""
     found, own = dict(net.named_parameters()), own_names(work)
-    return {k: found[own[k]].grad.numpy().copy() for k in work.theta}  # type: ignore[union-attr]
+    return {k: found[own[k]].grad.cpu().numpy().copy() for k in work.theta}  # type: ignore[union-attr]

@@ -73,6 +73,7 @@ def built(order: Order, held: dict[str, Side], work: Work) -> dict[str, Any]:
     held["side"] = side = make(order, work)
     start = time.perf_counter()
     first = side.step()
+    finish(order.case)
     seconds = time.perf_counter() - start
     losses = [mean(first), mean(side.step())]
     reset_peak()
@@ -96,14 +97,16 @@ def make(order: Order, work: Work, *more: str) -> Side:
     peer: Any = importlib.import_module(f"benchmarks.peers.peer_{name}")
     if name == "jax":
         return peer.build(work, form)
-    set_torch_threads(order.threads)
+    prepare_torch(order.threads)
     return peer.build(work)
 
 
-def set_torch_threads(threads: int) -> None:
+def prepare_torch(threads: int) -> None:
+    """As metarun does: so many threads, and float32 without TF32, which torch's convolutions use unless told."""
     import torch
 
     torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 def steps(order: Order, held: dict[str, Side], seconds: float, most: int) -> list[float]:
@@ -112,8 +115,17 @@ def steps(order: Order, held: dict[str, Side], seconds: float, most: int) -> lis
     while not taken or (sum(taken) < seconds and len(taken) < most):
         start = time.perf_counter()
         held["side"].step()
+        finish(order.case)
         taken.append(time.perf_counter() - start)
     return taken
+
+
+def finish(case: Case) -> None:
+    """Wait until a GPU has done what it was given."""
+    if case.device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
 
 
 def reset_peak() -> None:
@@ -123,7 +135,11 @@ def reset_peak() -> None:
 
 
 def peak(order: Order, held: dict[str, Side]) -> float:
-    """The most resident memory since then, MB."""
+    """The most resident memory since then, MB; on a GPU the most that torch had allocated there."""
+    if order.case.device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1024**2
     if STATUS.exists():
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
