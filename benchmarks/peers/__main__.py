@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks.peers import table
 from benchmarks.peers.cases import CASES, Case, grid
-from benchmarks.peers.measure import Disagreement, Plan, measure, thread_variables
+from benchmarks.peers.measure import Disagreement, Failed, Plan, measure, thread_variables
 from benchmarks.peers.tasks import IMAGES, synthesise
 
 FORMS = ("metarun", "loop", "jax-vmap", "jax-map", "jax-unrolled", "jax-patches")
@@ -54,6 +54,8 @@ def main() -> int:
                 table.write(target, about, results)
         except Disagreement as error:
             sys.exit(f"the sides do not compute the same: {error}")
+        except Failed as error:
+            sys.exit(str(error).strip().splitlines()[-1])
     say(f"written: {target}")
     return 0
 

@@ -31,7 +31,8 @@ def build(case: Case, images: Path, threads: int, dtype: str = "float32", *more:
 
     def gradient() -> tuple[float, dict[str, np.ndarray]]:
         result = found()
-        return float(result.metrics["loss"].mean()), {k: v.detach().cpu().numpy().copy() for k, v in result.mean.items()}
+        slopes = {k: v.detach().cpu().numpy().copy() for k, v in result.mean.items()}
+        return float(result.metrics["loss"].mean()), slopes
 
     def step() -> Any:
         result = found()
