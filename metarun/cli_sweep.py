@@ -38,9 +38,16 @@ def new_sweep_folder(*, _root_: DictConfig) -> str:
 def new_job_folder(*, _root_: DictConfig) -> str:
     """The name of a job's folder: what was typed, and a digest of all settings, so that no two runs share one."""
     from metarun.sweep.identity import folder_name
+    from metarun.sweep.record import read_sweep
 
+    command = read_sweep(Path(_root_.hydra.sweep.dir)).command
     settings = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
-    return folder_name(list(_root_.hydra.overrides.task), _run_key(settings))
+    return folder_name(list(_root_.hydra.overrides.task), command, _run_key(settings))
+
+
+# Here, since this module is what a launcher's workers import.
+OmegaConf.register_new_resolver("metarun.sweep", new_sweep_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("metarun.job", new_job_folder, replace=True)
 
 
 def _run_key(settings: DictConfig) -> str:
@@ -54,6 +61,7 @@ class SweepReport(Callback):
     """Around the jobs of a sweep: what it is, how it goes on, and at the end a page that compares its runs."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        _seed_sampler(config)
         from metarun.sweep.sitting import Sitting
 
         SITTINGS.append(Sitting(Path(config.hydra.sweep.dir), _sweep_record(config)))
@@ -72,6 +80,13 @@ class SweepReport(Callback):
             print(f"metarun: no report of the sweep: {error}", file=sys.stderr)
 
 
+def _seed_sampler(config: DictConfig) -> None:
+    """A sampler of Optuna without a seed would propose other points when the same command goes on."""
+    sampler = config.hydra.sweeper.get("sampler")
+    if sampler is not None and "seed" in sampler and sampler.seed is None:
+        sampler.seed = 0
+
+
 def _sweep_record(config: DictConfig) -> SweepRecord:
     from metarun.sweep.identity import yaml_digests
     from metarun.sweep.record import SweepRecord
@@ -80,12 +95,13 @@ def _sweep_record(config: DictConfig) -> SweepRecord:
     hydra_node, settings = config.hydra, config.sweep
     launcher = OmegaConf.to_container(hydra_node.launcher, resolve=True)
     width = settings.jobs or width_of(launcher.pop("_target_"), launcher, cores())
+    threads = config.device.threads or launcher.get("cpus_per_task") or max(1, cores() // max(1, width))
     return SweepRecord(
         command=list(hydra_node.overrides.task),
         key=_command_key(config),
         total=_jobs_of(config),
         width=width,
-        threads=config.device.threads or max(1, cores() // width),
+        threads=threads,
         again=settings.again,
         files=yaml_digests(_settings_folders(hydra_node.runtime)),
     )

@@ -12,6 +12,15 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun import catalogue
 from metarun.errors import UserError, nearest
 
+EXTRAS = {
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/submitit_local": "submitit",
+    "hydra/launcher/submitit_slurm": "submitit",
+    "hydra/launcher/ray": "ray",
+    "hydra/sweeper/optuna": "optuna",
+}
+"""Plugins of Hydra, and the extra that each comes with."""
+
 ADVICE = "HYDRA_FULL_ERROR=1 shows where"
 
 
@@ -44,6 +53,9 @@ def _missing_option(error: Any) -> str:
     """An option of a group that has no file: `algo=mamll`."""
     name = str(error.missing_cfg_file)
     group, _, option = name.rpartition("/")
+    extra = EXTRAS.get(name)
+    if extra:
+        return f"{group}={option}: is not installed; pip install 'metarun[{extra}]'"
     options = [o for o in (error.options or catalogue.options(group)) if not o.startswith("_")]
     return f"{group}={option}: no such option, {nearest(option, options)}" if group else " ".join(str(error).split())
 

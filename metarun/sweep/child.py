@@ -30,7 +30,9 @@ class Ended(NamedTuple):
 
 def command(overrides: Sequence[str], flags: Sequence[str], folder: Path, resumes: bool) -> list[str]:
     """What runs the job in this folder, from the start or from its checkpoint."""
-    typed = [f"resume={quoted(folder)}"] if resumes else [*overrides, f"hydra.run.dir={quoted(folder)}"]
+    typed = (
+        [f"resume={quoted(folder)}"] if resumes else [*overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
+    )
     return [sys.executable, "-m", "metarun", *flags, *typed]
 
 

@@ -37,9 +37,10 @@ def code_version() -> str:
     return f"{metarun.__version__}+{digest.hexdigest()[:KEY_LENGTH]}"
 
 
-def folder_name(overrides: Sequence[str], key: str) -> str:
-    """`maml-inner_lr0.01-seed1-3f2a9c1b`: to be read by people, and different for different runs."""
-    words = "-".join(filter(None, map(_word, overrides)))
+def folder_name(overrides: Sequence[str], command: Sequence[str], key: str) -> str:
+    """`maml-inner_lr0.01-seed1-3f2a9c1b`: to be read by people, and different for different runs. What is in the sweep's
+    command as it is in the job's is the same for all of its jobs and left out."""
+    words = "-".join(filter(None, map(_word, [o for o in overrides if o not in command])))
     return f"{words[:LONGEST_NAME].rstrip('-.')}-{key[:8]}".lstrip("-")
 
 

@@ -9,16 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 POLL = 0.2  # seconds
+UNLIMITED = 0
+"""Not ours to decide: a cluster gives each job its cores."""
 
 
 def width_of(launcher: str, settings: dict[str, object], cores: int) -> int:
     """Jobs that a launcher of Hydra runs at once on this machine.
 
     joblib's `n_jobs` as joblib reads it (-1: all cores); Hydra's own runs one after another. Others start all jobs at
-    once (submitit's local executor) or as many as there are cores (Ray on one node): as many as there are cores.
+    once (submitit's local executor) or as many as there are cores (Ray on one node): as many as there are cores. Slurm
+    knows what it has.
     """
     if "Basic" in launcher:
         return 1
+    if "Slurm" in launcher:
+        return UNLIMITED
     jobs = settings.get("n_jobs")
     if isinstance(jobs, int):
         return max(1, jobs if jobs > 0 else cores + 1 + jobs)
@@ -36,6 +41,8 @@ def slot(folder: Path, count: int) -> Iterator[int]:
     try:
         import fcntl
     except ImportError:  # Windows: whatever the launcher does
+        count = UNLIMITED
+    if count == UNLIMITED:
         yield 0
         return
     folder.mkdir(exist_ok=True)
