@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metarun.catalogue import PACKAGED, conf_folder
 from metarun.errors import UserError
@@ -28,11 +28,11 @@ SITTINGS: list[Sitting] = []  # of the sweep that this process is
 EXIT_CODES: list[int] = []
 
 
-def new_sweep_folder(*, _root_: DictConfig) -> str:
+def new_sweep_folder(overrides: ListConfig, sweeper: DictConfig) -> str:
     """The folder of the sweep that was typed: where it was begun, if it was."""
     from metarun.sweep.sitting import sweep_folder
 
-    return str(sweep_folder(_command_key(_root_)))
+    return str(sweep_folder(_command_key(overrides, sweeper)))
 
 
 def new_job_folder(*, _root_: DictConfig) -> str:
@@ -98,7 +98,7 @@ def _sweep_record(config: DictConfig) -> SweepRecord:
     threads = config.device.threads or launcher.get("cpus_per_task") or max(1, cores() // max(1, width))
     return SweepRecord(
         command=list(hydra_node.overrides.task),
-        key=_command_key(config),
+        key=_command_key(hydra_node.overrides.task, hydra_node.sweeper),
         total=_jobs_of(config),
         width=width,
         threads=threads,
@@ -107,11 +107,11 @@ def _sweep_record(config: DictConfig) -> SweepRecord:
     )
 
 
-def _command_key(config: DictConfig) -> str:
+def _command_key(overrides: ListConfig, sweeper: DictConfig) -> str:
     from metarun.sweep.sitting import command_key
 
-    typed = [o for o in config.hydra.overrides.task if not o.startswith("sweep.")]
-    return command_key(typed, OmegaConf.to_container(config.hydra.sweeper, resolve=True))
+    typed = [o for o in overrides if not o.startswith("sweep.")]
+    return command_key(typed, OmegaConf.to_container(sweeper, resolve=True))
 
 
 def _jobs_of(config: DictConfig) -> int | None:

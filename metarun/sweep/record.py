@@ -76,7 +76,7 @@ def jobs_of(folder: Path, visit: str) -> Iterator[tuple[Path, JobRecord]]:
 
 
 def _read(kind: Any, path: Path) -> Any:
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         stored = json.loads(path.read_text(encoding="utf-8"))
         known = {f.name for f in fields(kind)}
         return kind(**{k: v for k, v in stored.items() if k in known})
