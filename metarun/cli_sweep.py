@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ValueType
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -40,9 +40,9 @@ def new_job_folder(*, _root_: DictConfig) -> str:
     from metarun.sweep.identity import folder_name
     from metarun.sweep.record import read_sweep
 
-    command = read_sweep(Path(_root_.hydra.sweep.dir)).command
+    fixed = read_sweep(Path(_root_.hydra.sweep.dir)).fixed
     settings = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
-    return folder_name(list(_root_.hydra.overrides.task), command, _run_key(settings))
+    return folder_name(list(_root_.hydra.overrides.task), fixed, _run_key(settings))
 
 
 # Here, since this module is what a launcher's workers import.
@@ -93,11 +93,12 @@ def _sweep_record(config: DictConfig) -> SweepRecord:
     from metarun.sweep.slots import cores, width_of
 
     hydra_node, settings = config.hydra, config.sweep
-    launcher = OmegaConf.to_container(hydra_node.launcher, resolve=True)
-    width = settings.jobs or width_of(launcher.pop("_target_"), launcher, cores())
+    launcher: Any = OmegaConf.to_container(hydra_node.launcher, resolve=True)
+    width = settings.jobs or width_of(launcher["_target_"], launcher.get("n_jobs"), cores())
     threads = config.device.threads or launcher.get("cpus_per_task") or max(1, cores() // max(1, width))
     return SweepRecord(
         command=list(hydra_node.overrides.task),
+        fixed=[o.get_key_element() for o in _overrides_of(config) if not o.is_sweep_override()],
         key=_command_key(hydra_node.overrides.task, hydra_node.sweeper),
         total=_jobs_of(config),
         width=width,
@@ -119,12 +120,16 @@ def _jobs_of(config: DictConfig) -> int | None:
     sweeper = config.hydra.sweeper
     if "n_trials" in sweeper:
         return sweeper.n_trials
-    given = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    parsed = OverridesParser.create().parse_overrides([*given, *config.hydra.overrides.task])
-    swept = {o.get_key_element(): o for o in parsed if o.is_sweep_override()}.values()
+    swept = {o.get_key_element(): o for o in _overrides_of(config) if o.is_sweep_override()}.values()
     if not all(o.is_discrete_sweep() for o in swept) or any(o.value_type == ValueType.GLOB_CHOICE_SWEEP for o in swept):
         return None
     return math.prod(sum(1 for _ in o.sweep_string_iterator()) for o in swept)
+
+
+def _overrides_of(config: DictConfig) -> list[Override]:
+    """What the sweep's settings and its command give, in this order."""
+    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    return OverridesParser.create().parse_overrides([*given, *config.hydra.overrides.task])
 
 
 def _settings_folders(runtime: Any) -> tuple[Path, ...]:

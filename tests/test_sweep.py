@@ -39,12 +39,13 @@ def test_the_key_follows_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["algo=maml", "algo.inner_lr=0.01", "seed=1"], "maml-inner_lr0.01-seed1-abcdef12"),
         (["hydra/launcher=joblib", "+model.x='a b/c'"], "joblib-xa_b_c-abcdef12"),
+        (["algo.inner_lr=0.012345678"], "inner_lr0.01235-abcdef12"),
         (["reg=[l1,l2]"], "l1_l2-abcdef12"),
         ([], "abcdef12"),
     ],
 )
 def test_a_folder_is_named_by_what_was_typed(overrides: list[str], name: str) -> None:
-    assert identity.folder_name([*overrides, "train.steps=5"], ["train.steps=5", "seed=0,1"], "abcdef1234") == name
+    assert identity.folder_name([*overrides, "train.steps=5"], ["train.steps"], "abcdef1234") == name
 
 
 def test_the_name_of_a_folder_has_a_limit() -> None:
@@ -63,7 +64,7 @@ def test_edited_new_and_lost_settings_files_are_named(tmp_path: Path) -> None:
 
 
 def test_records_are_read_back_and_damaged_ones_are_empty(tmp_path: Path) -> None:
-    record = JobRecord("k", 3, ["a=b"], "completed", 0.5, visit="v")
+    record = JobRecord("k", 3, ["a=b"], "completed", 0.5, visits={"v": False})
     write_job(tmp_path, record)
     assert read_job(tmp_path) == record
     (tmp_path / "job.json").write_text('{"key": "k"')
@@ -77,23 +78,23 @@ def test_jobs_of_another_sitting_are_not_counted(tmp_path: Path) -> None:
     for number, visit in enumerate(("now", "before", "now")):
         folder = tmp_path / str(2 - number)
         folder.mkdir()
-        write_job(folder, JobRecord(number=number, visit=visit))
+        write_job(folder, JobRecord(number=number, visits={visit: False}))
     assert [r.number for _, r in jobs_of(tmp_path, "now")] == [0, 2]
 
 
 @pytest.mark.parametrize(
-    ("launcher", "settings", "width"),
+    ("launcher", "jobs", "width"),
     [
-        ("hydra._internal.core_plugins.basic_launcher.BasicLauncher", {}, 1),
-        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", {"n_jobs": -1}, 8),
-        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", {"n_jobs": -2}, 7),
-        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", {"n_jobs": 3}, 3),
-        ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher", {}, 8),
-        ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", {}, slots.UNLIMITED),
+        ("hydra._internal.core_plugins.basic_launcher.BasicLauncher", None, 1),
+        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", -1, 8),
+        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", -2, 7),
+        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", 3, 3),
+        ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher", None, 8),
+        ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", None, slots.UNLIMITED),
     ],
 )
-def test_jobs_at_once_follow_the_launcher(launcher: str, settings: dict[str, object], width: int) -> None:
-    assert slots.width_of(launcher, settings, cores=8) == width
+def test_jobs_at_once_follow_the_launcher(launcher: str, jobs: int | None, width: int) -> None:
+    assert slots.width_of(launcher, jobs, cores=8) == width
 
 
 def hold(folder: Path, count: int, log: Path) -> None:
@@ -214,7 +215,7 @@ def job_in(tmp_path: Path, key: str = "k") -> Job:
 def test_a_finished_job_is_run_once(tmp_path: Path, processes: Ending) -> None:
     assert run_job(job_in(tmp_path)) == run_job(job_in(tmp_path)) == 0.25
     assert len(processes.commands) == 1
-    assert read_job(tmp_path / "job").skipped
+    assert read_job(tmp_path / "job").visits == {"v": True}
 
 
 def test_other_settings_in_the_same_folder_are_another_run(tmp_path: Path, processes: Ending) -> None:
@@ -294,7 +295,7 @@ def test_the_same_command_finds_its_sweep_and_another_one_does_not(
 
 def records(*given: tuple[str, float | None, float]) -> list[overview.Job]:
     return [
-        overview.Job(Path(f"job{n}"), JobRecord(number=n, status=status, objective=number, seconds=seconds))
+        overview.Job(Path(f"job{n}"), JobRecord(number=n, status=status, objective=number, seconds=seconds), False)
         for n, (status, number, seconds) in enumerate(given)
     ]
 

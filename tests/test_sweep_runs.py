@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from metarun.sweep.record import read_job, read_sweep
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["train.steps=6", "train.tasks=2", "train.eval_every=3", "train.checkpoint_every=1", "val.tasks=4"]
 TINY += ["test.tasks=4", "test.steps=1", "device.compile=off", "report=false", "diagnostics=off"]
-COMMAND = [sys.executable, "-m", "metarun", "-m", *TINY]
+MULTIRUN = [sys.executable, "-m", "metarun", "-m"]
+COMMAND = [*MULTIRUN, *TINY]
 
 
-def sweep(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *overrides], cwd=cwd, capture_output=True, text=True, timeout=300)
+def sweep(*overrides: str, cwd: Path, flags: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    command = [*MULTIRUN, *flags, *TINY, *overrides]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def jobs(cwd: Path) -> dict[str, Any]:
@@ -133,10 +136,10 @@ def test_settings_that_are_edited_between_two_sittings_are_named_and_their_jobs_
     mine = tmp_path / "mine" / "experiment"
     mine.mkdir(parents=True)
     (mine / "edited.yaml").write_text("# @package _global_\nalgo:\n  inner_lr: 0.01\n")
-    more = ["-cd", str(tmp_path / "mine"), "experiment=edited", "seed=0"]
-    assert sweep(*more, cwd=tmp_path).returncode == 0
+    flags = ["--config-dir", str(tmp_path / "mine")]
+    assert sweep("experiment=edited", "seed=0", cwd=tmp_path, flags=flags).returncode == 0
     (mine / "edited.yaml").write_text("# @package _global_\nalgo:\n  inner_lr: 0.02\n")
-    done = sweep(*more, cwd=tmp_path)
+    done = sweep("experiment=edited", "seed=0", cwd=tmp_path, flags=flags)
     assert done.returncode == 0, done.stderr
     assert f"settings edited since the sweep began: {mine / 'edited.yaml'}" in done.stdout
     assert len(jobs(tmp_path)) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -37,10 +38,10 @@ def code_version() -> str:
     return f"{metarun.__version__}+{digest.hexdigest()[:KEY_LENGTH]}"
 
 
-def folder_name(overrides: Sequence[str], command: Sequence[str], key: str) -> str:
-    """`maml-inner_lr0.01-seed1-3f2a9c1b`: to be read by people, and different for different runs. What is in the sweep's
-    command as it is in the job's is the same for all of its jobs and left out."""
-    words = "-".join(filter(None, map(_word, [o for o in overrides if o not in command])))
+def folder_name(overrides: Sequence[str], fixed: Sequence[str], key: str) -> str:
+    """`maml-inner_lr0.01-seed1-3f2a9c1b`: to be read by people, and different for different runs. Overrides of the
+    `fixed` keys are the same in all jobs of the sweep and left out."""
+    words = "-".join(filter(None, (_word(o) for o in overrides if o.partition("=")[0] not in fixed)))
     return f"{words[:LONGEST_NAME].rstrip('-.')}-{key[:8]}".lstrip("-")
 
 
@@ -58,6 +59,8 @@ def changed_files(before: Mapping[str, str], after: Mapping[str, str]) -> list[s
 def _word(override: str) -> str:
     """`algo=maml` -> maml, `algo.inner_lr=0.01` -> inner_lr0.01."""
     key, _, value = override.lstrip("+~").partition("=")
+    with contextlib.suppress(ValueError):
+        value = value if value.isdecimal() else f"{float(value):.4g}"  # of a sweeper that draws them
     value = re.sub(r"[^\w.+-]+", "_", value).strip("_")
     own = key.replace("/", ".").rpartition(".")[2].partition("@")[0]
     return value if "." not in key and own != "seed" else f"{own}{value}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from metarun.sweep.record import FINAL, SUCCEEDED, JobRecord, read_job, read_swe
 from metarun.sweep.slots import slot
 
 SLOTS = ".slots"
+SITTING = "METARUN_SITTING"
+"""The sitting that a launcher's worker belongs to; where the variable does not reach it, the one that began last."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,14 @@ def run_job(job: Job) -> float:
     with locked(job.folder) as lock:
         before, sweep = read_job(job.folder), read_sweep(job.sweep)
         known = before if before.key == job.key else JobRecord(key=job.key)
-        record = replace(known, number=job.number, overrides=list(job.overrides), visit=sweep.visit)
-        if known.final and not sweep.again:
-            write_job(job.folder, replace(record, skipped=True))
+        visit = os.environ.get(SITTING, sweep.visit)
+        done = known.final and not sweep.again
+        record = replace(known, number=job.number, overrides=list(job.overrides)).visited(visit, skipped=done)
+        if done:
+            write_job(job.folder, record)
             return known.objective if known.objective is not None else WORST
         begun = known.attempts > 0 and known.status not in FINAL
-        record = replace(record, status="waiting", skipped=False, objective=None, reason="")
+        record = replace(record, status="waiting", objective=None, reason="")
         write_job(job.folder, record)
         with slot(job.sweep / SLOTS, sweep.width):
             return _attempt(job, record, begun, sweep.threads, lock)

@@ -24,6 +24,12 @@ TAIL = 4096  # bytes of a record file, enough for its last line
 class Job(NamedTuple):
     folder: Path
     record: JobRecord
+    skipped: bool  # by this sitting: it was done before
+
+
+def jobs_seen(folder: Path, visit: str) -> list[Job]:
+    """Those that this sitting has come to."""
+    return [Job(path, record, record.visits[visit]) for path, record in jobs_of(folder, visit)]
 
 
 class Counts(NamedTuple):
@@ -69,7 +75,7 @@ class Overview:
             self.live.stop()
 
     def _look(self) -> None:
-        jobs = [Job(*found) for found in jobs_of(self.folder, self.sweep.visit)]
+        jobs = jobs_seen(self.folder, self.sweep.visit)
         for job in jobs:
             if job.folder not in self.told and _ended(job.record):
                 self.told.add(job.folder)
@@ -82,8 +88,8 @@ def line_of(job: Job, number: int, total: int | None) -> str:
     """What a job ended in: `[ 3/27] completed  val_error 0.123   0:12  maml-seed1-3f2a9c1b`."""
     record = job.record
     found = f"val_error {record.objective:.4g}" if record.status in SUCCEEDED and record.objective is not None else ""
-    state = "skipped" if record.skipped else record.status
-    time_taken = "" if record.skipped else duration(record.seconds)
+    state = "skipped" if job.skipped else record.status
+    time_taken = "" if job.skipped else duration(record.seconds)
     why = f"  {record.reason}" if record.reason else ""
     of = f"{number}/{total}" if total else str(number)
     edited = f"  (settings edited since the sweep began: {', '.join(record.changed)})" if record.changed else ""
@@ -108,12 +114,12 @@ def counted(jobs: Sequence[Job], sweep: SweepRecord) -> Counts:
     succeeded = sum(s in SUCCEEDED for s in states)
     running, lost = states.count("running"), sum(_ended(j.record) for j in jobs) - succeeded
     waiting = max(0, (sweep.total or len(jobs)) - succeeded - lost - running)
-    return Counts(succeeded, sum(j.record.skipped for j in jobs), lost, running, waiting)
+    return Counts(succeeded, sum(j.skipped for j in jobs), lost, running, waiting)
 
 
 def seconds_left(jobs: Sequence[Job], counts: Counts, width: int, now: float) -> float | None:
     """By the mean time of the jobs that ended in this sitting, `width` at once; None before the first."""
-    taken = [j.record.seconds for j in jobs if j.record.status in SUCCEEDED and not j.record.skipped]
+    taken = [j.record.seconds for j in jobs if j.record.status in SUCCEEDED and not j.skipped]
     if not taken:
         return None
     mean = sum(taken) / len(taken)

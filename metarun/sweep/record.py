@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ class JobRecord:
     attempts: int = 0
     started: float | None = None  # seconds since the epoch
     seconds: float = 0.0  # of the last attempt
-    visit: str = ""  # the sitting of the sweep that came by last
-    skipped: bool = False  # by that sitting, since it was done before
+    visits: dict[str, bool] = field(default_factory=dict)  # sittings that came by, and whether each skipped it as done
     changed: list[str] = field(default_factory=list)  # settings files that were edited while the sweep ran
+
+    def visited(self, visit: str, skipped: bool) -> JobRecord:
+        return replace(self, visits={**self.visits, visit: skipped})
 
     @property
     def final(self) -> bool:
@@ -43,6 +45,7 @@ class SweepRecord:
     """What a sweep is: one command, whose jobs may take several sittings."""
 
     command: list[str] = field(default_factory=list)
+    fixed: list[str] = field(default_factory=list)  # keys that the command gives a single value
     key: str = ""  # of the command
     visit: str = ""  # the sitting that goes on, or the last one
     total: int | None = None  # jobs, where that is known
@@ -72,7 +75,7 @@ def write_sweep(folder: Path, record: SweepRecord) -> None:
 def jobs_of(folder: Path, visit: str) -> Iterator[tuple[Path, JobRecord]]:
     """The jobs that this sitting of the sweep has come to, in their order."""
     found = [(path.parent, read_job(path.parent)) for path in folder.rglob("job.json")]
-    yield from sorted(((p, r) for p, r in found if r.visit == visit), key=lambda pair: pair[1].number)
+    yield from sorted(((p, r) for p, r in found if visit in r.visits), key=lambda pair: pair[1].number)
 
 
 def _read(kind: Any, path: Path) -> Any:

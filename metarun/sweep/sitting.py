@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from metarun.errors import UserError
 from metarun.sweep.identity import KEY_LENGTH, changed_files
-from metarun.sweep.overview import Counts, Job, Overview, counted
-from metarun.sweep.record import SUCCEEDED, SweepRecord, jobs_of, read_sweep, write_sweep
+from metarun.sweep.job import SITTING
+from metarun.sweep.overview import Counts, Job, Overview, counted, jobs_seen
+from metarun.sweep.record import SUCCEEDED, SweepRecord, read_sweep, write_sweep
 
 PARENT = Path("multirun")
 
@@ -56,6 +58,7 @@ class Sitting:
     def begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_sweep(self.folder, self.record)
+        os.environ[SITTING] = self.record.visit
         total = f"{self.record.total} jobs" if self.record.total else "jobs"
         at_once = f", {self.record.width} at once" if self.record.width > 1 else ""
         threads = f"{self.record.threads} thread{'s' * (self.record.threads > 1)} each"
@@ -71,7 +74,7 @@ class Sitting:
     def end(self) -> int:
         """The last lines; the exit code: 0, or 1 where jobs did not succeed, 2 where none did."""
         self.overview.stop()
-        jobs = [Job(*found) for found in jobs_of(self.folder, self.record.visit)]
+        jobs = jobs_seen(self.folder, self.record.visit)
         counts = counted(jobs, self.record)
         for line in last_lines(jobs, counts):
             self.overview.console.print(line, markup=False)

@@ -13,10 +13,10 @@ UNLIMITED = 0
 """Not ours to decide: a cluster gives each job its cores."""
 
 
-def width_of(launcher: str, settings: dict[str, object], cores: int) -> int:
-    """Jobs that a launcher of Hydra runs at once on this machine.
+def width_of(launcher: str, jobs: int | None, cores: int) -> int:
+    """Jobs that a launcher of Hydra runs at once on this machine, 0 where that is not ours to say.
 
-    joblib's `n_jobs` as joblib reads it (-1: all cores); Hydra's own runs one after another. Others start all jobs at
+    joblib's `n_jobs` is read as joblib reads it (-1: all cores); Hydra's own runs one after another. Others start all jobs at
     once (submitit's local executor) or as many as there are cores (Ray on one node): as many as there are cores. Slurm
     knows what it has.
     """
@@ -24,8 +24,7 @@ def width_of(launcher: str, settings: dict[str, object], cores: int) -> int:
         return 1
     if "Slurm" in launcher:
         return UNLIMITED
-    jobs = settings.get("n_jobs")
-    if isinstance(jobs, int):
+    if jobs is not None:
         return max(1, jobs if jobs > 0 else cores + 1 + jobs)
     return cores
 
