@@ -16,10 +16,10 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from metarun import cli_sweep
 from metarun.catalogue import PACKAGED, conf_folder
 from metarun.config import Config
 from metarun.errors import UserError
@@ -83,6 +83,8 @@ def new_run_folder(resume: str | None, job: str, algo: str, data: str, run: str 
 
 
 OmegaConf.register_new_resolver("metarun.folder", new_run_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("metarun.sweep", cli_sweep.new_sweep_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("metarun.job", cli_sweep.new_job_folder, replace=True)
 OmegaConf.register_new_resolver("metarun.subdir", lambda resume: ".hydra/resumed" if resume else ".hydra", replace=True)
 
 
@@ -90,6 +92,8 @@ OmegaConf.register_new_resolver("metarun.subdir", lambda resume: ".hydra/resumed
 def job(composed: DictConfig) -> float:
     """Run one job; the number is for a sweeper to minimise."""
     runtime = HydraConfig.get()
+    if runtime.mode == RunMode.MULTIRUN:
+        return cli_sweep.job_of_sweep(composed)
     try:
         typed = _typed(composed, runtime.runtime.choices)
         config = reuse_settings(typed, list(runtime.overrides.task), compose)
@@ -97,30 +101,12 @@ def job(composed: DictConfig) -> float:
 
         result = run(config, runtime.runtime.output_dir)
     except UserError as error:
-        if runtime.mode == RunMode.MULTIRUN:  # the other jobs of the sweep go on
-            print(f"metarun: {error}", file=sys.stderr)
-            raise
         leave(error)
     if result.status == "interrupted":
         sys.exit(INTERRUPTED)
-    if result.status == "diverged" and runtime.mode == RunMode.RUN:  # a sweep goes on with the worst number
+    if result.status == "diverged":
         leave(UserError(f"diverged: {result.summary['reason']}"))
     return result.objective
-
-
-class SweepReport(Callback):
-    """At the end of a sweep, a page that compares its runs."""
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        if not config.get("report", True):
-            return
-        from metarun.report import write_report
-
-        try:
-            print(f"report of the sweep: {write_report([folder])}")
-        except UserError as error:  # no job came as far as having a folder
-            print(f"metarun: no report of the sweep: {error}", file=sys.stderr)
 
 
 def leave(error: Exception) -> NoReturn:
@@ -163,15 +149,19 @@ def main() -> None:
     if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", ""):
         os.environ[TRACEBACK] = "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits itself
+    cli_sweep.end_with_parent()
     try:
         job()
     except KeyboardInterrupt:
+        if cli_sweep.SITTINGS:
+            print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # whoever read the output has seen enough, as `metarun --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)
     except Exception as error:
         leave(error)
+    sys.exit(cli_sweep.exit_code())
 
 
 if __name__ == "__main__":

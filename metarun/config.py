@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from metarun.config_jobs import ExportConfig, PredictConfig, ProfileConfig, SweepConfig
 from metarun.errors import SettingError
 
 JOBS = ("train", "evaluate", "analyze", "predict", "data", "export", "profile")
@@ -119,32 +120,6 @@ class DiagnosticsConfig:
 
 
 @dataclass
-class PredictConfig:
-    """Of job=predict."""
-
-    support: Optional[str] = None  # a folder with a folder of labelled images per class
-    query: Optional[str] = None  # a folder of images, or one image
-
-
-@dataclass
-class ExportConfig:
-    """Of job=export."""
-
-    threshold: float = 0.0  # weights of at most this size become 0; 0 cuts only what is 0 already
-    tasks: int = 200  # test tasks that the run's figure is compared on before and after
-    calls: int = 20  # timed
-
-
-@dataclass
-class ProfileConfig:
-    """Of job=profile."""
-
-    steps: int = 10  # timed at least
-    warmup: int = 3  # calls of the meta-gradient before; the first one compiles
-    trace: bool = True  # leave a Chrome trace in the run folder
-
-
-@dataclass
 class Config:
     job: str = "train"
     seed: int = 0
@@ -168,6 +143,7 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
 def check(config: Config) -> None:
@@ -186,7 +162,7 @@ def check(config: Config) -> None:
         _one_of(config, key, choices)
     for key in ("train.steps", "train.tasks", "train.log_every", "train.eval_every", "train.checkpoint_every"):
         _at_least(config, key, 1)
-    for key in ("train.pool", "val.tasks", "test.tasks", "optim.halve_every", "device.threads"):
+    for key in ("train.pool", "val.tasks", "test.tasks", "optim.halve_every", "device.threads", "sweep.jobs"):
         _at_least(config, key, 1)
     for key in ("export.tasks", "export.calls", "profile.steps", "profile.warmup"):
         _at_least(config, key, 1)

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from metarun.experiment import Experiment
+from metarun.outcome import objective
 from metarun.types import Params
-
-WORST = 1e9
-"""What a sweeper is told of a run that diverged or was never validated: finite, and worse than any figure."""
 
 
 @dataclass(frozen=True)
@@ -25,5 +23,5 @@ class Result:
 
     @property
     def objective(self) -> float:
-        """For a sweeper to minimise: the best validation error (1 - accuracy, or the MSE); always finite."""
-        return WORST if self.status == "diverged" else min(self.summary.get("val_error", WORST), WORST)
+        """For a sweeper to minimise."""
+        return objective(self.status, self.summary.get("val_error"))

@@ -1,0 +1,102 @@
+"""The process of a job: the command that a user would type, its output in a file, its end in words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from metarun.errors import one_line
+
+OUTPUT = "output.txt"
+PARENT = "METARUN_PARENT"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+PATIENCE = 60.0
+"""Seconds that an interrupted job has for the step at hand and its checkpoint."""
+
+
+class Ended(NamedTuple):
+    """How the process ended."""
+
+    code: int  # negative: by this signal
+    last_words: str
+
+
+def command(overrides: Sequence[str], flags: Sequence[str], folder: Path, resumes: bool) -> list[str]:
+    """What runs the job in this folder, from the start or from its checkpoint."""
+    typed = [f"resume={quoted(folder)}"] if resumes else [*overrides, f"hydra.run.dir={quoted(folder)}"]
+    return [sys.executable, "-m", "metarun", *flags, *typed]
+
+
+def quoted(path: Path) -> str:
+    """As Hydra's grammar reads it back, whatever is in it."""
+    text = str(path).replace("'", "\\'")
+    return f"'{text}'"
+
+
+def environment(threads: int, group: str) -> dict[str, str]:
+    """The parent's, with the job's share of the cores, and the sweep's name for loggers that group runs."""
+    shared = {name: str(threads) for name in THREADS}
+    return {**shared, "WANDB_RUN_GROUP": group, **os.environ, **shared, PARENT: str(os.getpid())}
+
+
+def run_child(arguments: Sequence[str], folder: Path, variables: dict[str, str], keep: Sequence[int] = ()) -> Ended:
+    """Run it to its end. An interrupt of this process, which a terminal sends to both, is raised once it has ended.
+
+    `keep`: file descriptors that the process inherits, as of a lock that should outlive this one.
+    """
+    with open(folder / OUTPUT, "ab") as output:
+        process = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=variables, pass_fds=keep
+        )
+        try:
+            code = process.wait()
+        except BaseException:
+            _stop(process)
+            raise
+    return Ended(code, _last_words(folder / OUTPUT))
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Give it time for a checkpoint, then end it."""
+    try:
+        process.wait(PATIENCE)
+    except BaseException:  # too long, or a second interrupt
+        process.kill()
+        process.wait()
+
+
+def explained(ended: Ended) -> str:
+    """Why a process failed."""
+    if ended.code < 0:
+        name = signal.Signals(-ended.code).name
+        memory = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{memory}"
+    return ended.last_words.removeprefix("metarun: ") or f"its process ended with code {ended.code}"
+
+
+def _last_words(path: Path) -> str:
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 4000))
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return one_line(lines[-1]) if lines else ""
+
+
+def end_with_parent() -> None:
+    """In a job's process: stop as on SIGTERM, with a checkpoint, when the sweep's process is gone."""
+    parent = int(os.environ.pop(PARENT, "0"))
+    if not parent:
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="sweep").start()

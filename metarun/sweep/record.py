@@ -1,0 +1,89 @@
+"""What a sweep leaves beside its runs: job.json in each job's folder, sweep.json in the sweep's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+FINAL = ("completed", "time is up", "diverged")
+"""A job that ended so is not run again: the same settings would end so again."""
+
+SUCCEEDED = ("completed", "time is up")
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What became of a job so far."""
+
+    key: str = ""
+    number: int = 0  # in its sweep
+    overrides: list[str] = field(default_factory=list)
+    status: str = "waiting"  # waiting, running, completed, time is up, diverged, failed, interrupted
+    objective: float | None = None  # what the sweeper was told
+    reason: str = ""
+    attempts: int = 0
+    started: float | None = None  # seconds since the epoch
+    seconds: float = 0.0  # of the last attempt
+    visit: str = ""  # the sitting of the sweep that came by last
+    skipped: bool = False  # by that sitting, since it was done before
+    changed: list[str] = field(default_factory=list)  # settings files that were edited while the sweep ran
+
+    @property
+    def final(self) -> bool:
+        return self.status in FINAL and self.objective is not None
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """What a sweep is: one command, whose jobs may take several sittings."""
+
+    command: list[str] = field(default_factory=list)
+    key: str = ""  # of the command
+    visit: str = ""  # the sitting that goes on, or the last one
+    total: int | None = None  # jobs, where that is known
+    width: int = 1  # jobs at once
+    threads: int = 1  # of each
+    again: bool = False
+    files: dict[str, str] = field(default_factory=dict)  # digests of the settings files
+
+
+def read_job(folder: Path) -> JobRecord:
+    """An empty record where there is none that can be read."""
+    return _read(JobRecord, folder / "job.json")
+
+
+def read_sweep(folder: Path) -> SweepRecord:
+    return _read(SweepRecord, folder / "sweep.json")
+
+
+def write_job(folder: Path, record: JobRecord) -> None:
+    _write(folder / "job.json", record)
+
+
+def write_sweep(folder: Path, record: SweepRecord) -> None:
+    _write(folder / "sweep.json", record)
+
+
+def jobs_of(folder: Path, visit: str) -> Iterator[tuple[Path, JobRecord]]:
+    """The jobs that this sitting of the sweep has come to, in their order."""
+    found = [(path.parent, read_job(path.parent)) for path in folder.rglob("job.json")]
+    yield from sorted(((p, r) for p, r in found if r.visit == visit), key=lambda pair: pair[1].number)
+
+
+def _read(kind: Any, path: Path) -> Any:
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        known = {f.name for f in fields(kind)}
+        return kind(**{k: v for k, v in stored.items() if k in known})
+    return kind()
+
+
+def _write(path: Path, record: Any) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

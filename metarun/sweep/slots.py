@@ -1,0 +1,50 @@
+"""How many jobs of a sweep run at once, whoever launched them: each holds one of so many locks while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+POLL = 0.2  # seconds
+
+
+def width_of(launcher: str, settings: dict[str, object], cores: int) -> int:
+    """Jobs that a launcher of Hydra runs at once on this machine.
+
+    joblib's `n_jobs` as joblib reads it (-1: all cores); Hydra's own runs one after another. Others start all jobs at
+    once (submitit's local executor) or as many as there are cores (Ray on one node): as many as there are cores.
+    """
+    if "Basic" in launcher:
+        return 1
+    jobs = settings.get("n_jobs")
+    if isinstance(jobs, int):
+        return max(1, jobs if jobs > 0 else cores + 1 + jobs)
+    return cores
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def slot(folder: Path, count: int) -> Iterator[int]:
+    """Wait for one of `count` places in the folder; gives its number. The system frees the place of whoever dies."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: whatever the launcher does
+        yield 0
+        return
+    folder.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open(folder / str(n), "wb")) for n in range(count)]
+        while True:
+            for number, file in enumerate(files):
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    yield number
+                    return
+            time.sleep(POLL)
