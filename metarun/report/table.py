@@ -1,4 +1,4 @@
-"""A table of text, and how it is written for a README, a spreadsheet or a paper."""
+"""A table of text, and how it is written for a README, a spreadsheet, a paper or a terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import csv
 import io
 import re
 from dataclasses import dataclass
+
+LEAST = 6  # letters that a column of words keeps where a line is too long
+GAP = 2  # blanks between columns
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -99,6 +102,27 @@ def to_latex(table: Table, label: str) -> str:
 
 def _latex_cell(table: Table, row: int, column: int, text: str) -> str:
     return f"\\textbf{{{latex(text)}}}" if (row, column) in table.strong else latex(text)
+
+
+def to_text(table: Table, width: int) -> list[str]:
+    """Lines of at most `width` signs, under a rule; where they would be longer, the widest words are cut.
+
+    Numbers are never cut: where these alone are too wide, so are the lines.
+    """
+    widths = [max(len(row[at]) for row in (table.columns, *table.rows)) for at in range(len(table.columns))]
+    while sum(widths) + GAP * (len(widths) - 1) > width:
+        words = [at for at in table.left if widths[at] > LEAST]
+        if not words:
+            break
+        widths[max(words, key=lambda at: widths[at])] -= 1
+    lines = [_text_row(table, row, widths) for row in (table.columns, *table.rows)]
+    return [lines[0], "─" * (sum(widths) + GAP * (len(widths) - 1)), *lines[1:]]
+
+
+def _text_row(table: Table, row: tuple[str, ...], widths: list[int]) -> str:
+    cut = [cell if len(cell) <= most else cell[: most - 1] + "…" for cell, most in zip(row, widths, strict=True)]
+    cells = [c.ljust(n) if at in table.left else c.rjust(n) for at, (c, n) in enumerate(zip(cut, widths, strict=True))]
+    return (" " * GAP).join(cells).rstrip()
 
 
 def latex(text: str) -> str:

@@ -1,0 +1,133 @@
+"""Parallel coordinates: a vertical axis for each swept setting, and a line for each combination through its values.
+
+In a grid many lines meet in one value: there they are spread a little, in the order of their figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+from matplotlib.ticker import MaxNLocator
+
+from metarun.report.axes import Axis, Value, ordered, shown
+from metarun.report.combinations import Benchmark, Row
+from metarun.report.drawing import GREY, NICE, WIDTH, Drawing, one_two_five, plain
+from metarun.report.points import file_name
+from metarun.report.shade import Shade, shade_of
+from metarun.report.text import number, with_unit
+
+MOST_AXES = 6
+HEIGHT = 3.3
+SPREAD = 0.03  # of the axis, to each side of a value in which lines meet
+NEAREST = 0.055  # of the axis: labels closer than this are left out
+BEND = 0.4  # of the way between two axes, after which a line turns
+LABEL = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+
+
+def parallel(all_axes: Sequence[Axis], benchmark: Benchmark) -> Drawing:
+    """The figure; `benchmark`'s rows have a value for each of the axes, of which the first few are drawn."""
+    drawn = [Axis(a.name, ordered([row.values[at] for row in benchmark.rows])) for at, a in enumerate(all_axes)]
+    drawn = drawn[:MOST_AXES]
+    shade = shade_of(benchmark)
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    axes = figure.add_axes((0.075, 0.05, 0.87, 0.78))
+    axes.set(xlim=(0, len(drawn)), ylim=(-0.06, 1.06))
+    axes.axis("off")
+    heights = [spread(positions(axis), [row.values[at] for row in benchmark.rows]) for at, axis in enumerate(drawn)]
+    for at in reversed(range(len(benchmark.rows))):  # the best on top
+        _line(axes, [column[at] for column in heights], benchmark.rows[at], shade, best=at == 0)
+    for at, axis in enumerate(drawn):
+        _axis(axes, at, axis.name, {shown(v, 14): y for v, y in positions(axis).items()})
+    _axis(axes, len(drawn), f"validation {with_unit(benchmark.metric)}", _figure_ticks(shade))
+    figure.text(0.012, 0.955, plain(benchmark.name, 80), fontsize=9)
+    return Drawing(f"sweep_{file_name(benchmark.name)}", _in_words(drawn, benchmark), figure)
+
+
+def positions(axis: Axis) -> dict[Value, float]:
+    """Between 0 and 1: numbers by their size, or its logarithm over more than a decade; words at even distances."""
+    if len(axis.values) == 1:
+        return {axis.values[0]: 0.5}
+    if not axis.numeric:
+        return {value: at / (len(axis.values) - 1) for at, value in enumerate(axis.values)}
+    sizes = [math.log(float(v)) if axis.logarithmic else float(v) for v in axis.values]
+    return {v: (size - sizes[0]) / (sizes[-1] - sizes[0]) for v, size in zip(axis.values, sizes, strict=True)}
+
+
+def spread(places: dict[Value, float], values: Sequence[Value]) -> list[float]:
+    """The height of each line on an axis: those that meet in a value side by side, in the order of the rows."""
+    heights = sorted(places.values())
+    gap = min((b - a for a, b in zip(heights, heights[1:], strict=False)), default=1.0)
+    width = min(SPREAD, gap / 3)
+    met: dict[Value, list[int]] = {}
+    for at, value in enumerate(values):
+        met.setdefault(value, []).append(at)
+    offsets = {row: o for rows in met.values() for row, o in zip(rows, _offsets(len(rows), width), strict=True)}
+    return [places[value] + offsets[at] for at, value in enumerate(values)]
+
+
+def _offsets(count: int, width: float) -> list[float]:
+    return np.linspace(width, -width, count).tolist() if count > 1 else [0.0] * count
+
+
+def _line(axes: Axes, heights: Sequence[float], row: Row, shade: Shade, best: bool) -> None:
+    known = math.isfinite(row.validation.mean)
+    points = [*enumerate(heights), *([(len(heights), shade.place(row.validation.mean))] if known else [])]
+    if len(points) < 2:
+        return
+    look: dict[str, Any] = {"edgecolor": GREY, "linestyle": (0, (3, 2)), "linewidth": 0.8}
+    if known:
+        look = {"edgecolor": shade.colour(row.validation.mean), "linewidth": 3.0 if best else 1.3, "alpha": 0.9}
+    axes.add_patch(PathPatch(_curve(points), facecolor="none", clip_on=False, **look))
+
+
+def _curve(points: Sequence[tuple[float, float]]) -> Path:
+    """Level where it crosses an axis, so that lines that meet can be followed."""
+    corners, codes = [points[0]], [Path.MOVETO]
+    for (x, y), (to_x, to_y) in zip(points, points[1:], strict=False):
+        corners += [(x + BEND * (to_x - x), y), (to_x - BEND * (to_x - x), to_y), (to_x, to_y)]
+        codes += [Path.CURVE4] * 3
+    return Path(corners, codes)
+
+
+def _axis(axes: Axes, x: int, name: str, ticks: dict[str, float]) -> None:
+    axes.plot([x, x], [-0.04, 1.04], color="black", linewidth=0.9, zorder=3, clip_on=False)
+    axes.text(x, 1.1, plain(name, 26), ha="center", va="bottom", fontsize=8, fontweight="bold")
+    for text, y in apart(ticks).items():
+        axes.plot([x - 0.008, x], [y, y], color="black", linewidth=0.9, zorder=3, clip_on=False)
+        axes.text(x - 0.015, y, plain(text), ha="right", va="center", fontsize=7.5, bbox=LABEL, zorder=4)
+
+
+def apart(ticks: dict[str, float]) -> dict[str, float]:
+    """The ticks that leave each other room, the highest and the lowest first."""
+    ordered_ticks = sorted(ticks.items(), key=lambda tick: tick[1])
+    kept: dict[str, float] = {}
+    for text, y in [*ordered_ticks[:1], *ordered_ticks[-1:], *ordered_ticks[1:-1]]:
+        if all(abs(y - other) >= NEAREST for other in kept.values()):
+            kept[text] = y
+    return kept
+
+
+def _figure_ticks(shade: Shade) -> dict[str, float]:
+    ends = [shade.low, shade.high]
+    if shade.high <= shade.low:
+        return {number(shade.low): 0.5}
+    locator = MaxNLocator(5, steps=NICE)
+    inside = one_two_five(*ends) if shade.logarithmic else locator.tick_values(*ends).tolist()
+    found = [*ends, *(v for v in inside if shade.low < v < shade.high)]
+    return {number(v, 3): shade.place(v) for v in found}
+
+
+def _in_words(drawn: Sequence[Axis], benchmark: Benchmark) -> str:
+    said = f"Combinations of {', '.join(axis.name for axis in drawn)} and their validation figure on {benchmark.name}."
+    rows = [
+        f"{', '.join(shown(v) for v in row.values[: len(drawn)])}: {number(row.validation.mean)}."
+        for row in benchmark.rows[:20]
+    ]
+    return " ".join([said, "Best first.", *rows])
