@@ -134,9 +134,7 @@ def _one_a_seed(jobs: Sequence[Job]) -> tuple[Job, ...]:
     return tuple(seeds[seed] for seed in sorted(seeds, key=lambda s: (not s.isdecimal(), s.zfill(20))))
 
 
-def _names(
-    axes: Sequence[Axis], members: Mapping[tuple[Value, ...], Sequence[Job]]
-) -> dict[tuple[Value, ...], str]:
+def _names(axes: Sequence[Axis], members: Mapping[tuple[Value, ...], Sequence[Job]]) -> dict[tuple[Value, ...], str]:
     """Each combination's benchmark. One without a run has that of the same data."""
     of_run = {run.path: name for name, runs in benchmarks(_runs(members)).items() for run in runs}
     of_data = [at for at, axis in enumerate(axes) if axis.name.partition(".")[0].partition("/")[0] in OF_THE_DATA]

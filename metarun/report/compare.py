@@ -60,7 +60,9 @@ def settings(found: Swept) -> Section:
     chosen = bests(found)
     commands = tuple((best.what, best.command) for best in chosen if best.command)
     text = (*(best.sentence for best in chosen), BEST) if chosen else (NO_BEST,)
-    return Section(text, tables=tuple(swept_table(found.axes, b, MOST_ROWS) for b in found.benchmarks), commands=commands)
+    return Section(
+        text, tables=tuple(swept_table(found.axes, b, MOST_ROWS) for b in found.benchmarks), commands=commands
+    )
 
 
 def effects(found: Swept) -> Section:

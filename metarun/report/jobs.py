@@ -86,13 +86,14 @@ def _job(path: Path, run: Run | None) -> Job:
 
 
 def _ending(run: Run | None, record: dict[str, Any]) -> tuple[str, str]:
-    """A summary that says how the run ended is right even where the sweep was not there to see it, as after `resume`."""
+    """As the summary says, if it says so: the sweep was not there to see a run end that was resumed by hand."""
     summary = run.summary if run else {}
     ended = summary if summary.get("status") in FINAL or not record.get("status") else record
     status = str(ended.get("status") or "unknown")
     if status in SUCCEEDED and run and never_finite(run):
         status = "not finite"
-    return status, str(ended.get("reason") or UNREASONED.get(status, ""))
+    reasons = [source.get("reason") for source in (ended, record) if source.get("status") == ended.get("status")]
+    return status, str(next(filter(None, reasons), "") or UNREASONED.get(status, ""))
 
 
 def never_finite(run: Run) -> bool:

@@ -5,6 +5,7 @@ In a grid many lines meet in one value: there they are spread a little, in the o
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -63,7 +64,7 @@ def positions(axis: Axis) -> dict[Value, float]:
 def spread(places: dict[Value, float], values: Sequence[Value]) -> list[float]:
     """The height of each line on an axis: those that meet in a value side by side, in the order of the rows."""
     heights = sorted(places.values())
-    gap = min((b - a for a, b in zip(heights, heights[1:], strict=False)), default=1.0)
+    gap = min((b - a for a, b in itertools.pairwise(heights)), default=1.0)
     width = min(SPREAD, gap / 3)
     met: dict[Value, list[int]] = {}
     for at, value in enumerate(values):
@@ -73,7 +74,7 @@ def spread(places: dict[Value, float], values: Sequence[Value]) -> list[float]:
 
 
 def _offsets(count: int, width: float) -> list[float]:
-    return np.linspace(width, -width, count).tolist() if count > 1 else [0.0] * count
+    return [float(v) for v in np.linspace(width, -width, count)] if count > 1 else [0.0]
 
 
 def _line(axes: Axes, heights: Sequence[float], row: Row, shade: Shade, best: bool) -> None:
@@ -90,7 +91,7 @@ def _line(axes: Axes, heights: Sequence[float], row: Row, shade: Shade, best: bo
 def _curve(points: Sequence[tuple[float, float]]) -> Path:
     """Level where it crosses an axis, so that lines that meet can be followed."""
     corners, codes = [points[0]], [Path.MOVETO]
-    for (x, y), (to_x, to_y) in zip(points, points[1:], strict=False):
+    for (x, y), (to_x, to_y) in itertools.pairwise(points):
         corners += [(x + BEND * (to_x - x), y), (to_x - BEND * (to_x - x), to_y), (to_x, to_y)]
         codes += [Path.CURVE4] * 3
     return Path(corners, codes)
@@ -119,7 +120,7 @@ def _figure_ticks(shade: Shade) -> dict[str, float]:
     if shade.high <= shade.low:
         return {number(shade.low): 0.5}
     locator = MaxNLocator(5, steps=NICE)
-    inside = one_two_five(*ends) if shade.logarithmic else locator.tick_values(*ends).tolist()
+    inside = one_two_five(*ends) if shade.logarithmic else [float(v) for v in locator.tick_values(*ends)]
     found = [*ends, *(v for v in inside if shade.low < v < shade.high)]
     return {number(v, 3): shade.place(v) for v in found}
 

@@ -96,7 +96,7 @@ def _best(found: Swept, benchmark: Benchmark, row: Row) -> Best:
 
 
 def lost_table(found: Swept | None, jobs: Sequence[Job]) -> Table | None:
-    """The jobs that failed, diverged or have not ended, and why; None for runs that no sweep made and none looks like."""
+    """The jobs that failed, diverged or have not ended, and why. None without any, and for runs that are no sweep."""
     lost = [job for job in jobs if not job.succeeded]
     if not lost or not (found or any(job.recorded for job in jobs)):
         return None

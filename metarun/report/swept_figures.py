@@ -9,7 +9,6 @@ import itertools
 import math
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -26,8 +25,8 @@ MOST_BENCHMARKS, MOST_MAPS = 3, 6
 MOST_CELLS = 12  # values of an axis, beyond which a heat map is not drawn
 LEAST_FILLED = 0.3  # share of the cells that have a figure
 PARALLEL = (
-    "Each line is a combination of swept settings, from setting to setting to its validation figure (mean over seeds) at "
-    "the right; dark is better, the thick line the best. Grey, dashed: no run of it completed."
+    "Each line is a combination of swept settings, from setting to setting to its validation figure (mean over seeds) "
+    "at the right; dark is better, the thick line the best. Grey, dashed: no run of it completed."
 )
 HEAT = (
     "Cells: the validation figure, a mean over seeds and over all other settings, of the combinations that have one; "

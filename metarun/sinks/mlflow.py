@@ -1,4 +1,4 @@
-"""MLflow (`logger=mlflow`, extra `metarun[mlflow]`): mlflow.db in the current folder, or where MLFLOW_TRACKING_URI says.
+"""MLflow (`logger=mlflow`, `metarun[mlflow]`): mlflow.db in the current folder, or what MLFLOW_TRACKING_URI says.
 
 The store is named here and not left to MLflow, which takes a folder `mlruns` for an old store where there is one and
 then refuses it. Records are sent in batches: a store that does not answer delays a run, but does not end it.
