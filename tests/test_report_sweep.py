@@ -292,8 +292,9 @@ def test_the_text_needs_neither_torch_nor_hydra_nor_matplotlib(tmp_path: Path) -
 
 def test_numbers_of_a_text_are_never_cut() -> None:
     table = Table("t", ("a long heading", "figure"), (("a very long word", "123456"),))
-    assert to_text(table, 20) == ["a long head…  figure", "─" * 20, "a very long…  123456"]
-    assert to_text(table, 5)[2] == "a ver…  123456"
+    assert to_text(table, 20) == ["…ong heading  figure", "─" * 20, "a very long…  123456"]
+    assert to_text(table, 5) == ["…ading  figure", "─" * 14, "a ver…  123456"]
+    assert to_text(Table("t", ("algo.inner_lr",), (("0.123",),), left=()), 5)[0] == "…er_lr"
 
 
 def test_places_on_an_axis() -> None:
@@ -315,11 +316,10 @@ def test_cells_of_a_heat_map_are_means_over_all_else(tmp_path: Path) -> None:
         job(tmp_path, at, f"algo={algo}", f"algo.inner_lr={rate}", f"train.steps={steps}", val=val)
     job(tmp_path, 4, "algo=imaml", "algo.inner_lr=2", "train.steps=1", run=False, status="failed", reason="x")
     result = found(tmp_path)
-    means, lost, (across, up) = cell_means(result.benchmarks[0].rows, (0, 1))
-    assert up == [1, 2]
-    order = [across.index("maml"), across.index("imaml")]
-    np.testing.assert_allclose(means[:, order], [[2.0, 7.0], [5.0, np.nan]])
-    assert lost[:, order].tolist() == [[0, 0], [0, 1]]
+    means, lost = cell_means(result.benchmarks[0].rows, (0, 1), *result.axes[:2])
+    assert [axis.values for axis in result.axes[:2]] == [("maml", "imaml"), (1, 2)]
+    np.testing.assert_allclose(means, [[2.0, 7.0], [5.0, np.nan]])
+    assert lost.tolist() == [[0, 0], [0, 1]]
     drawings, _ = drawings_of(result)
     assert [d.name for d in drawings] == ["sweep_sinusoid_10_shot", "sweep_pairs_sinusoid_10_shot"]
     assert len(drawings[1].figure.axes) == 3

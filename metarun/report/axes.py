@@ -39,10 +39,15 @@ class Axis(NamedTuple):
     @property
     def logarithmic(self) -> bool:
         """Whether the values are positive numbers over more than a decade."""
-        if not self.numeric:
-            return False
-        low, high = float(self.values[0]), float(self.values[-1])
-        return low > 0 and high > DECADE * low
+        return self.numeric and spans_decade(float(self.values[0]), float(self.values[-1]))
+
+    def among(self, values: Sequence[Value]) -> Axis:
+        """The axis with those of its values that are among these."""
+        return self._replace(values=tuple(v for v in self.values if v in set(values)))
+
+
+def spans_decade(low: float, high: float) -> bool:
+    return low > 0 and high > DECADE * low
 
 
 def axes_of(jobs: Sequence[Job]) -> tuple[list[Axis], list[tuple[Value, ...]]]:

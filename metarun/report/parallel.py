@@ -17,36 +17,38 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
-from metarun.report.axes import Axis, Value, ordered, shown
+from metarun.report.axes import Axis, Value, shown
 from metarun.report.combinations import Benchmark, Row
 from metarun.report.drawing import GREY, NICE, WIDTH, Drawing, one_two_five, plain
 from metarun.report.points import file_name
-from metarun.report.shade import Shade, shade_of
+from metarun.report.shade import Shade, place, shade_of
 from metarun.report.text import number, with_unit
 
 MOST_AXES = 6
+MOST_TYPED = 8  # values of an axis that are all labelled
 HEIGHT = 3.3
 SPREAD = 0.03  # of the axis, to each side of a value in which lines meet
 NEAREST = 0.055  # of the axis: labels closer than this are left out
+TICK = 0.008  # of the way between two axes
 BEND = 0.4  # of the way between two axes, after which a line turns
 LABEL = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 
 
 def parallel(all_axes: Sequence[Axis], benchmark: Benchmark) -> Drawing:
     """The figure; `benchmark`'s rows have a value for each of the axes, of which the first few are drawn."""
-    drawn = [Axis(a.name, ordered([row.values[at] for row in benchmark.rows])) for at, a in enumerate(all_axes)]
-    drawn = drawn[:MOST_AXES]
+    drawn = [axis.among([row.values[at] for row in benchmark.rows]) for at, axis in enumerate(all_axes[:MOST_AXES])]
     shade = shade_of(benchmark)
     figure = Figure(figsize=(WIDTH, HEIGHT))
-    axes = figure.add_axes((0.075, 0.05, 0.87, 0.78))
+    axes = figure.add_axes((0.075, 0.05, 0.85, 0.78))
     axes.set(xlim=(0, len(drawn)), ylim=(-0.06, 1.06))
     axes.axis("off")
     heights = [spread(positions(axis), [row.values[at] for row in benchmark.rows]) for at, axis in enumerate(drawn)]
     for at in reversed(range(len(benchmark.rows))):  # the best on top
         _line(axes, [column[at] for column in heights], benchmark.rows[at], shade, best=at == 0)
     for at, axis in enumerate(drawn):
-        _axis(axes, at, axis.name, {shown(v, 14): y for v, y in positions(axis).items()})
-    _axis(axes, len(drawn), f"validation {with_unit(benchmark.metric)}", _figure_ticks(shade))
+        _axis(axes, at, axis.name, ticks_of(axis))
+    scale = ticks(shade.low, shade.high, shade.logarithmic)
+    _axis(axes, len(drawn), f"validation {with_unit(benchmark.metric)}", scale, to_right=True)
     figure.text(0.012, 0.955, plain(benchmark.name, 80), fontsize=9)
     return Drawing(f"sweep_{file_name(benchmark.name)}", _in_words(drawn, benchmark), figure)
 
@@ -57,8 +59,8 @@ def positions(axis: Axis) -> dict[Value, float]:
         return {axis.values[0]: 0.5}
     if not axis.numeric:
         return {value: at / (len(axis.values) - 1) for at, value in enumerate(axis.values)}
-    sizes = [math.log(float(v)) if axis.logarithmic else float(v) for v in axis.values]
-    return {v: (size - sizes[0]) / (sizes[-1] - sizes[0]) for v, size in zip(axis.values, sizes, strict=True)}
+    low, high = float(axis.values[0]), float(axis.values[-1])
+    return {v: place(low, high, axis.logarithmic, float(v)) for v in axis.values}
 
 
 def spread(places: dict[Value, float], values: Sequence[Value]) -> list[float]:
@@ -97,12 +99,14 @@ def _curve(points: Sequence[tuple[float, float]]) -> Path:
     return Path(corners, codes)
 
 
-def _axis(axes: Axes, x: int, name: str, ticks: dict[str, float]) -> None:
+def _axis(axes: Axes, x: int, name: str, marks: dict[str, float], to_right: bool = False) -> None:
+    """With its labels to the left, where lines end in them."""
     axes.plot([x, x], [-0.04, 1.04], color="black", linewidth=0.9, zorder=3, clip_on=False)
     axes.text(x, 1.1, plain(name, 26), ha="center", va="bottom", fontsize=8, fontweight="bold")
-    for text, y in apart(ticks).items():
-        axes.plot([x - 0.008, x], [y, y], color="black", linewidth=0.9, zorder=3, clip_on=False)
-        axes.text(x - 0.015, y, plain(text), ha="right", va="center", fontsize=7.5, bbox=LABEL, zorder=4)
+    sign, side = (1, "left") if to_right else (-1, "right")
+    for text, y in apart(marks).items():
+        axes.plot([x, x + sign * TICK], [y, y], color="black", linewidth=0.9, zorder=3, clip_on=False)
+        axes.text(x + sign * 2 * TICK, y, plain(text), ha=side, va="center", fontsize=7.5, bbox=LABEL, zorder=4)
 
 
 def apart(ticks: dict[str, float]) -> dict[str, float]:
@@ -115,14 +119,22 @@ def apart(ticks: dict[str, float]) -> dict[str, float]:
     return kept
 
 
-def _figure_ticks(shade: Shade) -> dict[str, float]:
-    ends = [shade.low, shade.high]
-    if shade.high <= shade.low:
-        return {number(shade.low): 0.5}
-    locator = MaxNLocator(5, steps=NICE)
-    inside = one_two_five(*ends) if shade.logarithmic else [float(v) for v in locator.tick_values(*ends)]
-    found = [*ends, *(v for v in inside if shade.low < v < shade.high)]
-    return {number(v, 3): shade.place(v) for v in found}
+def ticks_of(axis: Axis) -> dict[str, float]:
+    """Every value where they are few, or round numbers between the lowest and the highest."""
+    if axis.numeric and len(axis.values) > MOST_TYPED:
+        return ticks(float(axis.values[0]), float(axis.values[-1]), axis.logarithmic)
+    return {shown(v, 14): y for v, y in positions(axis).items()}
+
+
+def ticks(low: float, high: float, logarithmic: bool) -> dict[str, float]:
+    """Both ends and round numbers between them, by their height."""
+    inside = (
+        one_two_five(low, high)
+        if logarithmic
+        else [float(v) for v in MaxNLocator(5, steps=NICE).tick_values(low, high)]
+    )
+    found = [low, high, *(v for v in inside if low < v < high)]
+    return {number(v, 3): place(low, high, logarithmic, v) for v in found}
 
 
 def _in_words(drawn: Sequence[Axis], benchmark: Benchmark) -> str:

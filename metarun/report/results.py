@@ -72,13 +72,12 @@ class Budget(NamedTuple):
 def result(group: Group) -> Result:
     scale, runs = scale_of(group.metric), group.runs
     means = [scale * r.summary["mean"] for r in runs if is_number(r.summary.get("mean"))]
-    single = [r.summary.get("ci95") for r in runs if is_number(r.summary.get("mean"))]
     best = [b for b in (best_validation(r) for r in runs) if math.isfinite(b)]
     return Result(
         group=group,
         tested=len(means),
         diverged=sum(bool(r.summary.get("diverged")) for r in runs),
-        test=interval_of(means, scale * single[0] if len(single) == 1 and is_number(single[0]) else NAN),
+        test=tested_over(group),
         iqm=_iqm(means),
         spread=_spread(group),
         validation=interval_of(best, NAN),
@@ -86,6 +85,13 @@ def result(group: Group) -> Result:
         seconds=_mean([r.summary.get("seconds") for r in runs]),
         inner_gradients=_mean([inner_gradients(r) for r in runs]),
     )
+
+
+def tested_over(group: Group) -> Interval:
+    """The test's figure over seeds, or over the tasks of one."""
+    scale, tested = scale_of(group.metric), [r.summary for r in group.runs if is_number(r.summary.get("mean"))]
+    half = tested[0].get("ci95") if len(tested) == 1 else None
+    return interval_of([scale * s["mean"] for s in tested], scale * half if is_number(half) else NAN)
 
 
 def interval_of(means: Sequence[float], half: float) -> Interval:
@@ -143,7 +149,7 @@ def pairs(groups: Sequence[Group]) -> list[Pair]:
 
 
 def best_group(groups: Sequence[Group]) -> Group | None:
-    means = {id(g): result(g).test.mean for g in groups}
+    means = {id(g): tested_over(g).mean for g in groups}
     tested = [g for g in groups if math.isfinite(means[id(g)])]
     sign = 1 if tested and higher_is_better(tested[0].metric) else -1
     return max(tested, key=lambda g: sign * means[id(g)], default=None)

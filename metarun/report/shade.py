@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import matplotlib
 
+from metarun.report.axes import spans_decade
 from metarun.report.combinations import Benchmark
 from metarun.report.text import higher_is_better
 
-DECADE = 10.0
 PALEST = 0.9  # of the scale: beyond it, lines are lost on white paper
 
 
@@ -23,9 +23,7 @@ class Shade(NamedTuple):
     best_is_high: bool
 
     def place(self, value: float) -> float:
-        """0 at the low end, 1 at the high one; one half where both are the same."""
-        low, high, own = (math.log(v) if self.logarithmic else v for v in (self.low, self.high, value))
-        return (own - low) / (high - low) if high > low else 0.5
+        return place(self.low, self.high, self.logarithmic, value)
 
     def colour(self, value: float) -> Any:
         return matplotlib.colormaps["viridis"](PALEST * self._light(value))
@@ -38,8 +36,14 @@ class Shade(NamedTuple):
         return 1 - self.place(value) if self.best_is_high else self.place(value)
 
 
+def place(low: float, high: float, logarithmic: bool, value: float) -> float:
+    """0 at the low end, 1 at the high one; one half where both are the same."""
+    low, high, value = (math.log(v) if logarithmic else v for v in (low, high, value))
+    return (value - low) / (high - low) if high > low else 0.5
+
+
 def shade_of(benchmark: Benchmark) -> Shade:
     """Logarithmic where the figures are positive and span more than a decade."""
     means = [row.validation.mean for row in benchmark.rows if math.isfinite(row.validation.mean)]
     low, high = min(means), max(means)
-    return Shade(low, high, low > 0 and high > DECADE * low, higher_is_better(benchmark.metric))
+    return Shade(low, high, spans_decade(low, high), higher_is_better(benchmark.metric))

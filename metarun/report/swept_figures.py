@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from metarun.report.axes import Axis, ordered, shown
+from metarun.report.axes import Axis, shown
 from metarun.report.combinations import Benchmark, Row, Swept
 from metarun.report.drawing import Drawing, panels, plain
 from metarun.report.parallel import MOST_AXES, parallel
@@ -69,7 +69,8 @@ def heat_maps(found: Swept, benchmark: Benchmark, places: Sequence[int]) -> tupl
     figure, all_axes = panels(len(taken), columns=min(3, max(2, len(taken))), height=3.0)
     shade = shade_of(benchmark)
     for axes, pair in zip(all_axes, taken, strict=True):
-        _draw(axes, [found.axes[at] for at in pair], pair, benchmark.rows, shade)
+        across, up = (found.axes[at].among([row.values[at] for row in benchmark.rows]) for at in pair)
+        _draw(axes, pair, across, up, benchmark.rows, shade)
     all_axes[0].set_title(plain(f"{benchmark.name}: validation {with_unit(benchmark.metric)}", 60), y=1.03)
     names = ", ".join(f"{found.axes[a].name} by {found.axes[b].name}" for a, b in taken)
     alt = f"Mean validation figure on {benchmark.name} for each pair of values: {names}."
@@ -86,30 +87,33 @@ def _is_map(benchmark: Benchmark, pair: tuple[int, int]) -> bool:
     return min(sizes) > 1 and max(sizes) <= MOST_CELLS and len(filled) >= LEAST_FILLED * sizes[0] * sizes[1]
 
 
-def cell_means(rows: Sequence[Row], pair: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, list[list[object]]]:
-    """Means [values of the second, values of the first], the numbers of runs lost there, and the values of both."""
-    values = [list(ordered([row.values[at] for row in rows])) for at in pair]
+def cell_means(rows: Sequence[Row], pair: tuple[int, int], across: Axis, up: Axis) -> tuple[np.ndarray, np.ndarray]:
+    """Means [values up, values across] and the numbers of runs lost there; `pair` is where a row has its two values."""
     cells: dict[tuple[int, int], list[Row]] = {}
     for row in rows:
-        x, y = (values[k].index(row.values[pair[k]]) for k in range(2))
-        cells.setdefault((y, x), []).append(row)
-    means, lost = np.full((len(values[1]), len(values[0])), math.nan), np.zeros((len(values[1]), len(values[0])), int)
+        x, y = row.values[pair[0]], row.values[pair[1]]
+        cells.setdefault((up.values.index(y), across.values.index(x)), []).append(row)
+    means, lost = (
+        np.full((len(up.values), len(across.values)), math.nan),
+        np.zeros((len(up.values), len(across.values))),
+    )
     for at, members in cells.items():
         found = [row.validation.mean for row in members if math.isfinite(row.validation.mean)]
         means[at] = sum(found) / len(found) if found else math.nan
         lost[at] = sum(row.number_lost for row in members)
-    return means, lost, [list(v) for v in values]
+    return means, lost
 
 
-def _draw(axes: Axes, named: Sequence[Axis], pair: tuple[int, int], rows: Sequence[Row], shade: Shade) -> None:
-    means, lost, (across, up) = cell_means(rows, pair)
+def _draw(axes: Axes, pair: tuple[int, int], across: Axis, up: Axis, rows: Sequence[Row], shade: Shade) -> None:
+    means, lost = cell_means(rows, pair, across, up)
+    many = len(across.values)
     for (y, x), mean in np.ndenumerate(means):
-        _cell(axes, x, y, float(mean), int(lost[y, x]), shade, len(across))
-    axes.set(xlim=(-0.5, len(across) - 0.5), ylim=(-0.5, len(up) - 0.5))
-    axes.set_xticks(range(len(across)), [plain(shown(v), 10) for v in across])  # type: ignore[arg-type]
-    axes.set_yticks(range(len(up)), [plain(shown(v), 8) for v in up])  # type: ignore[arg-type]
-    axes.set(xlabel=plain(named[0].name), ylabel=plain(named[1].name, 30))
-    axes.tick_params(axis="x", rotation=45 if len(across) > 6 else 0, length=0)
+        _cell(axes, x, y, float(mean), int(lost[y, x]), shade, many)
+    axes.set(xlim=(-0.5, many - 0.5), ylim=(-0.5, len(up.values) - 0.5))
+    axes.set_xticks(range(many), [plain(shown(v), 10) for v in across.values])
+    axes.set_yticks(range(len(up.values)), [plain(shown(v), 8) for v in up.values])
+    axes.set(xlabel=plain(across.name), ylabel=plain(up.name, 30))
+    axes.tick_params(axis="x", rotation=45 if many > 6 else 0, length=0)
     axes.tick_params(axis="y", length=0)
     axes.grid(False)
     axes.spines[:].set_visible(False)
