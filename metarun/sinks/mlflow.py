@@ -43,6 +43,7 @@ class MLflow:
             from mlflow.entities import Metric, Param, RunTag
         except ImportError as error:
             raise missing() from error
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it makes
         self.client_of, self.metric, self.param, self.tag = MlflowClient, Metric, Param, RunTag
         self.folder, self.project = folder, project
         self.waiting: list[Any] = []  # metrics that are not sent yet
