@@ -157,8 +157,10 @@ def test_the_store_is_a_file_in_the_current_folder_or_what_the_environment_says(
     pretended: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert started(pretended)[1].uri == "sqlite:///mlflow.db"
+    (pretended / ".mlflow.db.lock").unlink()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker")
     assert started(pretended)[1].uri == "http://tracker"
+    assert not (pretended / ".mlflow.db.lock").exists()
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
@@ -195,6 +197,7 @@ def test_a_store_that_cannot_be_used_is_a_users_mistake(pretended: Path, monkeyp
         started(pretended)
 
 
+@pytest.mark.slow
 def test_a_run_and_its_resumption_are_one_run_of_a_real_store(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     pytest.importorskip("sqlalchemy", reason="mlflow's store needs sqlalchemy")

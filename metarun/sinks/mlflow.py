@@ -54,11 +54,10 @@ class MLflow:
     def start(self, run: dict[str, Any]) -> None:
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         try:
-            with alone(STORE):  # two jobs of a sweep must not both make the tables
+            with contextlib.nullcontext() if uri else alone(STORE):  # two jobs of a sweep must not both make the tables
                 self.client = self.client_of(tracking_uri=uri or f"sqlite:///{STORE}")
-                experiment = self._experiment()
-            self.run_id = self._continued(run["step"]) or self._begun(experiment, run)
-            self._describe(run["config"])
+                self.run_id = self._continued(run["step"]) or self._begun(run)
+                self._describe(run["config"])
         except ImportError as error:  # of what a local store needs besides
             raise missing() from error
         except Exception as error:
@@ -104,8 +103,8 @@ class MLflow:
             return ""
         return str(run_id)
 
-    def _begun(self, experiment: str, run: Mapping[str, Any]) -> str:
-        made = self.client.create_run(experiment, run_name=run["name"])
+    def _begun(self, run: Mapping[str, Any]) -> str:
+        made = self.client.create_run(self._experiment(), run_name=run["name"])
         (self.folder / RUN_FILE).write_text(json.dumps({"run_id": made.info.run_id}) + "\n", encoding="utf-8")
         return str(made.info.run_id)
 
