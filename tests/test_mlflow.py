@@ -188,6 +188,16 @@ def test_a_store_that_stops_answering_costs_no_numbers_and_no_run(
     assert "1 numbers could not be sent" in caplog.text
 
 
+def test_what_waited_long_is_sent_in_several_batches(pretended: Path) -> None:
+    sink, client = started(pretended)
+    client.broken = True
+    for step in range(25):
+        sink.log(Record("train", step, {f"x{at}": 1.0 for at in range(100)}, {}))
+    client.broken = False
+    sink.finish({"status": "completed"})
+    assert len(client.metrics) == len({(m.key, m.step) for m in client.metrics}) == 2500
+
+
 def test_a_store_that_cannot_be_used_is_a_users_mistake(pretended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise ConnectionError("no such\nhost")
