@@ -29,7 +29,7 @@ ZEROS = "Each line is one algorithm and method, its points the weights of the pe
 DIFFERENCES = "Dark: paired, task by task. Light: had the two been tested on different tasks."
 
 
-BEST = "A best of several flatters; its test figure above does not, as it played no part in the choice."
+BEST = "As that of the best of several, the validation figure flatters; the test figure played no part in the choice."
 NO_BEST = "No run was validated, so that none is called the best."
 
 

@@ -38,6 +38,7 @@ T = TypeVar("T")
 class MLflow:
     def __init__(self, folder: Path, project: str) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import: nothing is sent unasked
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # not 7, which take minutes
         try:
             from mlflow import MlflowClient
             from mlflow.entities import Metric, Param, RunTag
