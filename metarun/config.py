@@ -23,7 +23,7 @@ COMPILE = {"auto": "auto", "on": True, "true": True, "off": False, "false": Fals
 MOST_THREADS = 1024
 POLICIES = ("stop", "skip")
 LEVELS = ("off", "basic", "full")  # of diagnostics
-LOGGERS = ("none", "wandb", "tensorboard")
+LOGGERS = ("none", "wandb", "tensorboard", "mlflow")
 
 
 @dataclass

@@ -156,4 +156,8 @@ def build_sinks(config: Config, folder: Path, quiet: bool) -> list[Sink]:
         from metarun.sinks.tensorboard import TensorBoard
 
         sinks.append(TensorBoard(folder))
+    if config.logger.name == "mlflow":
+        from metarun.sinks.mlflow import MLflow
+
+        sinks.append(MLflow(folder, config.logger.project))
     return sinks

@@ -228,9 +228,11 @@ def test_runs_started_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_weights_and_biases_works_offline_without_an_account(tmp_path: Path) -> None:
-    done = metarun(*TINY, "logger=wandb", cwd=tmp_path, WANDB_API_KEY="", HOME=str(tmp_path))
+    variables = {"WANDB_API_KEY": "", "HOME": str(tmp_path), "WANDB_RUN_GROUP": "name-of-a-sweep"}
+    done = metarun(*TINY, "logger=wandb", cwd=tmp_path, **variables)
     assert done.returncode == 0, done.stderr
-    assert list(only_run(tmp_path).rglob("*.wandb"))
+    (stored,) = only_run(tmp_path).glob("wandb/offline-run-*/*.wandb")  # the path that docs/metrics.md has
+    assert b"name-of-a-sweep" in stored.read_bytes()
 
 
 def test_tensorboard_writes_event_files(tmp_path: Path) -> None:

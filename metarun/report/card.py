@@ -147,7 +147,7 @@ def _digits(digest: Any) -> str:
 def command_of(run: Run) -> tuple[str, str]:
     """The command that repeats the run, and how far to trust it."""
     if run.overrides is not None:
-        return shlex.join(["metarun", *(o for o in run.overrides if not o.startswith("hydra."))]), ""
+        return shlex.join(["metarun", *(o for o in run.overrides if not o.startswith(("hydra.", "sweep.")))]), ""
     choices = setting(run, "choices")
     if not isinstance(choices, Mapping):
         return "", "The command is unknown: neither .hydra/overrides.yaml nor the choices in config.yaml are there."

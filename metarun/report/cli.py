@@ -9,7 +9,7 @@ from pathlib import Path
 
 from metarun.errors import UserError, one_line
 from metarun.report import FORMATS, write_report
-from metarun.report.files import pairs_beside
+from metarun.report.files import pairs_beside, sweep_beside
 
 EPILOG = """\
 examples:
@@ -50,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"metarun-report: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     print(written)
-    if typed.format == "csv" and pairs_beside(written).exists():
-        print(pairs_beside(written))
+    beside = (pairs_beside(written), sweep_beside(written)) if typed.format == "csv" else ()
+    for path in filter(Path.exists, beside):
+        print(path)
 
 
 if __name__ == "__main__":

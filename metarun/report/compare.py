@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from metarun.report import points, versus
+from metarun.report.combinations import Swept, swept
 from metarun.report.drawing import Drawing
+from metarun.report.jobs import Job, jobs_of
 from metarun.report.read import Run
 from metarun.report.results import device_of
 from metarun.report.sections import Section, titled
 from metarun.report.several import Several, all_pairs, budget_tables, pair_tables, result_tables, several
+from metarun.report.swept import MOST_ROWS, bests, lost_table, swept_table
+from metarun.report.swept_figures import drawings_of
 from metarun.report.zeros import sparsity_figure
 
 LEARNING = (
@@ -24,8 +29,49 @@ ZEROS = "Each line is one algorithm and method, its points the weights of the pe
 DIFFERENCES = "Dark: paired, task by task. Light: had the two been tested on different tasks."
 
 
-def of_runs(runs: Sequence[Run]) -> list[Section]:
-    """What the runs show together; cards and warnings of each are on the page besides."""
+BEST = "As that of the best of several, the validation figure flatters; the test figure played no part in the choice."
+NO_BEST = "No run was validated, so that none is called the best."
+
+
+def of_runs(runs: Sequence[Run], others: Sequence[Path] = ()) -> list[Section]:
+    """What the runs show together; cards and warnings of each are on the page besides.
+
+    `others` are the folders of jobs that left no run.
+    """
+    jobs = jobs_of(runs, others)
+    return [*of_sweep(jobs), *compared(runs)]
+
+
+def of_sweep(jobs: Sequence[Job]) -> list[Section]:
+    """The settings that were swept and what came to nothing; no sections where there is neither."""
+    found = swept(jobs)
+    parts: dict[str, Callable[[], Section]] = {}
+    if found:
+        parts["Swept settings"] = functools.partial(settings, found)
+        parts["Effect of the settings"] = functools.partial(effects, found)
+    lost = lost_table(found, jobs)
+    if lost:
+        parts["Without a result"] = lambda: Section(tables=(lost,))
+    return titled(parts)
+
+
+def settings(found: Swept) -> Section:
+    """The table of each benchmark, the best configurations and how to run them again."""
+    chosen = bests(found)
+    commands = tuple((best.what, best.command) for best in chosen if best.command)
+    text = (*(best.sentence for best in chosen), BEST) if chosen else (NO_BEST,)
+    return Section(
+        text, tables=tuple(swept_table(found.axes, b, MOST_ROWS) for b in found.benchmarks), commands=commands
+    )
+
+
+def effects(found: Swept) -> Section:
+    drawings, texts = drawings_of(found)
+    return Section(texts, drawings) if drawings else Section(missing="No two combinations were validated.")
+
+
+def compared(runs: Sequence[Run]) -> list[Section]:
+    """The comparison of runs that differ in whatever they differ."""
     shown = several(runs)
     if not shown.groups:
         return [Section(missing="None of the runs trained or tested: nothing to compare.", title="Comparison")]

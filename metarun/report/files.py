@@ -145,3 +145,8 @@ def table(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], int
 def pairs_beside(target: Path) -> Path:
     """report.csv -> report-pairs.csv"""
     return target.with_name(f"{target.stem}-pairs{target.suffix}")
+
+
+def sweep_beside(target: Path) -> Path:
+    """report.csv -> report-sweep.csv"""
+    return target.with_name(f"{target.stem}-sweep{target.suffix}")

@@ -44,17 +44,19 @@ class Group:
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """The runs that ended in a figure or should have, benchmark by benchmark in the order of their first run."""
-    compared = [run for run in runs if run.config.get("job") in COMPARED]
-    benchmarks = named(
-        _gathered(compared, _benchmark), lambda run: f"{short(component(run, 'data'))} {episode_size(run)}"
-    )
     found = []
-    for benchmark, members in benchmarks.items():
+    for benchmark, members in benchmarks(runs).items():
         for label, same in named(_gathered(members, _variant), lambda run: short(component(run, "algo"))).items():
             kept = _one_a_seed(same)
             algo, metric = component(same[0], "algo"), metric_of(same[0])
             found.append(Group(label, algo, benchmark, metric, kept, len(same) - len(kept)))
     return found
+
+
+def benchmarks(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs that ended in a figure or should have, by the name of their benchmark."""
+    compared = [run for run in runs if run.config.get("job") in COMPARED]
+    return named(_gathered(compared, _benchmark), lambda run: f"{short(component(run, 'data'))} {episode_size(run)}")
 
 
 def by_benchmark(groups: Sequence[Group]) -> dict[str, list[Group]]:
@@ -74,7 +76,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Flat:
 
 
 def _benchmark(run: Run) -> Flat:
-    data = {k: v for k, v in flat(run.config).items() if k.startswith("data.") and not _elsewhere(k)}
+    data = {k: v for k, v in flat(run.config).items() if k.startswith("data.") and not elsewhere(k)}
     size = {"data": component(run, "data"), "size": episode_size(run), "metric": metric_of(run)}
     return size | {k: v for k, v in data.items() if not k.startswith(OF_TRAINING)}
 
@@ -82,12 +84,13 @@ def _benchmark(run: Run) -> Flat:
 def _variant(run: Run) -> Flat:
     if not run.config:  # settings that are not known may differ
         return {"algo": component(run, "algo"), "folder": str(run.path)}
-    settings = {k: v for k, v in flat(run.config).items() if not _elsewhere(k)}
+    settings = {k: v for k, v in flat(run.config).items() if not elsewhere(k)}
     of_test = {k for k in settings if k.startswith("data.") and not k.startswith(OF_TRAINING)}
     return {"algo": component(run, "algo")} | {k: v for k, v in settings.items() if k not in of_test}
 
 
-def _elsewhere(key: str) -> bool:
+def elsewhere(key: str) -> bool:
+    """Whether a setting makes no difference to how a run learns."""
     return key.partition(".")[0] in ELSEWHERE or key in ELSEWHERE_KEYS
 
 

@@ -21,9 +21,9 @@ from metarun.report.sections import Section, failed, of_run
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The page of one run, or the comparison of several."""
-    sections = of_run(runs[0]) if len(runs) == 1 else of_runs(runs)
+def render(runs: Sequence[Run], others: Sequence[Path] = ()) -> str:
+    """The page of one run, or the comparison of several; `others` are the folders of jobs that left no run."""
+    sections = of_run(runs[0]) if len(runs) == 1 and not others else of_runs(runs, others)
     cards = [card(run) for run in runs]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -31,7 +31,8 @@ def render(runs: Sequence[Run]) -> str:
     )  # fmt: skip
     environment.globals |= {"png": png_uri, "png_width": png_width}
     return environment.get_template("page.html.j2").render(
-        title=title(cards),
+        title=title(cards, others),
+        single=len(runs) == 1 and not others,
         sections=[with_images(section) for section in sections],
         runs=list(zip(runs, cards, strict=True)),
         style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
@@ -47,8 +48,8 @@ def with_images(section: Section) -> tuple[Section, list[tuple[str, str, int]]]:
     return section, images
 
 
-def title(cards: Sequence[Card]) -> str:
-    return cards[0].title if len(cards) == 1 else f"Comparison of {len(cards)} runs"
+def title(cards: Sequence[Card], others: Sequence[Path]) -> str:
+    return cards[0].title if len(cards) == 1 and not others else f"Comparison of {len(cards)} runs"
 
 
 def png_uri(data: bytes) -> str:

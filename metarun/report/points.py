@@ -67,7 +67,7 @@ def differences(pairs: Sequence[Pair]) -> Drawing | None:
     finish(axes, plain(shown[0].a.benchmark, 60), plain(unit, 60), "")
     axes.set_yticks(range(len(shown)), [_versus(pair) for pair in shown])
     axes.set_ylim(-0.6, len(shown) - 0.4)
-    return Drawing(f"pairs_{_file_name(shown[0].a.benchmark)}", _in_words(shown), figure)
+    return Drawing(f"pairs_{file_name(shown[0].a.benchmark)}", _in_words(shown), figure)
 
 
 def _versus(pair: Pair) -> str:
@@ -79,5 +79,5 @@ def _in_words(pairs: Sequence[Pair]) -> str:
     return " ".join(f"{p.a.label} less {p.b.label}: {number(c.difference)} ± {number(c.half)}." for p, c in found)
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metarun.report.facts import Point, headline_scores, inner_gradients, setting, validations
+from metarun.report.facts import Point, headline_scores, inner_gradients, metric_of, setting, validations
 from metarun.report.groups import Group
 from metarun.report.read import Run
 from metarun.report.text import higher_is_better, is_number, scale_of
@@ -72,23 +72,29 @@ class Budget(NamedTuple):
 def result(group: Group) -> Result:
     scale, runs = scale_of(group.metric), group.runs
     means = [scale * r.summary["mean"] for r in runs if is_number(r.summary.get("mean"))]
-    single = [r.summary.get("ci95") for r in runs if is_number(r.summary.get("mean"))]
-    best = [b for b in (best_validation(group, r) for r in runs) if math.isfinite(b)]
+    best = [b for b in (best_validation(r) for r in runs) if math.isfinite(b)]
     return Result(
         group=group,
         tested=len(means),
         diverged=sum(bool(r.summary.get("diverged")) for r in runs),
-        test=_over(means, scale * single[0] if len(single) == 1 and is_number(single[0]) else NAN),
+        test=tested_over(group),
         iqm=_iqm(means),
         spread=_spread(group),
-        validation=_over(best, NAN),
+        validation=interval_of(best, NAN),
         steps=_mean([r.summary.get("steps_done") for r in runs]),
         seconds=_mean([r.summary.get("seconds") for r in runs]),
         inner_gradients=_mean([inner_gradients(r) for r in runs]),
     )
 
 
-def _over(means: Sequence[float], half: float) -> Interval:
+def tested_over(group: Group) -> Interval:
+    """The test's figure over seeds, or over the tasks of one."""
+    scale, tested = scale_of(group.metric), [r.summary for r in group.runs if is_number(r.summary.get("mean"))]
+    half = tested[0].get("ci95") if len(tested) == 1 else None
+    return interval_of([scale * s["mean"] for s in tested], scale * half if is_number(half) else NAN)
+
+
+def interval_of(means: Sequence[float], half: float) -> Interval:
     """Of one run its own interval, of several the one over seeds."""
     if len(means) < 2:
         return Interval(means[0], half, "tasks" if math.isfinite(half) else "") if means else Interval(NAN, NAN, "")
@@ -116,9 +122,9 @@ def _spread(group: Group) -> tuple[float, float]:
     return math.sqrt(found.seed), math.sqrt(found.task)
 
 
-def best_validation(group: Group, run: Run, within: Callable[[Point], bool] = lambda _: True) -> float:
+def best_validation(run: Run, within: Callable[[Point], bool] = lambda _: True) -> float:
     means = [p.mean for p in validations(run) if math.isfinite(p.mean) and within(p)]
-    better = max if higher_is_better(group.metric) else min
+    better = max if higher_is_better(metric_of(run)) else min
     return better(means) if means else NAN
 
 
@@ -143,7 +149,7 @@ def pairs(groups: Sequence[Group]) -> list[Pair]:
 
 
 def best_group(groups: Sequence[Group]) -> Group | None:
-    means = {id(g): result(g).test.mean for g in groups}
+    means = {id(g): tested_over(g).mean for g in groups}
     tested = [g for g in groups if math.isfinite(means[id(g)])]
     sign = 1 if tested and higher_is_better(tested[0].metric) else -1
     return max(tested, key=lambda g: sign * means[id(g)], default=None)
@@ -174,8 +180,8 @@ def _budget(groups: Sequence[Group], unit: str, of: Callable[[Point], float]) ->
     amount = min(v for g in usable for v in spent[g.label] if math.isfinite(v) and v > 0)
     best = {}
     for group in usable:
-        reached = [best_validation(group, run, lambda p: of(p) <= amount * (1 + 1e-9)) for run in group.runs]
-        best[group.label] = _over([v for v in reached if math.isfinite(v)], NAN)
+        reached = [best_validation(run, lambda p: of(p) <= amount * (1 + 1e-9)) for run in group.runs]
+        best[group.label] = interval_of([v for v in reached if math.isfinite(v)], NAN)
     return Budget(unit, amount, best)
 
 

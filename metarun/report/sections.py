@@ -31,6 +31,7 @@ class Section:
     tables: tuple[Table, ...] = ()
     pictures: tuple[tuple[str, bytes], ...] = ()  # what it shows, and a PNG
     details: tuple[tuple[str, str], ...] = ()  # a line, and preformatted text below it
+    commands: tuple[tuple[str, str], ...] = ()  # what it does, and the command to type
     missing: str = ""
     title: str = ""
 

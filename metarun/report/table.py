@@ -1,11 +1,15 @@
-"""A table of text, and how it is written for a README, a spreadsheet or a paper."""
+"""A table of text, and how it is written for a README, a spreadsheet, a paper or a terminal."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+LEAST = 6  # letters that a column of words keeps where a line is too long
+GAP = 2  # blanks between columns
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -99,6 +103,30 @@ def to_latex(table: Table, label: str) -> str:
 
 def _latex_cell(table: Table, row: int, column: int, text: str) -> str:
     return f"\\textbf{{{latex(text)}}}" if (row, column) in table.strong else latex(text)
+
+
+def to_text(table: Table, width: int) -> list[str]:
+    """Lines of at most `width` signs, under a rule. Where they would be longer, words lose their ends and headings
+    their beginnings, the widest first; numbers are never cut, and may make a line longer."""
+    columns = list(enumerate(zip(table.columns, *table.rows, strict=True)))
+    widths = [max(map(len, cells)) for _, cells in columns]
+    least = [LEAST if at in table.left else max([LEAST, *map(len, cells[1:])]) for at, cells in columns]
+    while sum(widths) + GAP * (len(widths) - 1) > width:
+        loose = [at for at, own in enumerate(widths) if own > least[at]]
+        if not loose:
+            break
+        widths[max(loose, key=lambda at: widths[at])] -= 1
+    head = [
+        c if len(c) <= most else "…" + c[len(c) - most + 1 :] for c, most in zip(table.columns, widths, strict=True)
+    ]
+    rule = "─" * (sum(widths) + GAP * (len(widths) - 1))
+    return [_text_row(table, head, widths), rule, *(_text_row(table, row, widths) for row in table.rows)]
+
+
+def _text_row(table: Table, row: Sequence[str], widths: list[int]) -> str:
+    cut = [cell if len(cell) <= most else cell[: most - 1] + "…" for cell, most in zip(row, widths, strict=True)]
+    cells = [c.ljust(n) if at in table.left else c.rjust(n) for at, (c, n) in enumerate(zip(cut, widths, strict=True))]
+    return (" " * GAP).join(cells).rstrip()
 
 
 def latex(text: str) -> str:

@@ -168,7 +168,7 @@ def _amount(budget: Budget) -> str:
 
 def raw_results(results: Sequence[Result]) -> Table:
     """Numbers in full, in the unit of `mean` (per cent for an accuracy), for other programs."""
-    rows = tuple(_raw(_raw_result(r)) for r in results)
+    rows = tuple(raw(_raw_result(r)) for r in results)
     return Table("results", RAW_RESULT, rows)
 
 
@@ -180,10 +180,10 @@ def _raw_result(r: Result) -> tuple[Any, ...]:
 
 def raw_pairs(pairs: Sequence[Pair]) -> Table:
     rows = [(p.a.benchmark, p.a.label, p.b.label, *(p.comparison or [math.nan] * 7), p.why) for p in pairs]
-    return Table("pairs", RAW_PAIR, tuple(_raw(row) for row in rows))
+    return Table("pairs", RAW_PAIR, tuple(raw(row) for row in rows))
 
 
-def _raw(row: Sequence[Any]) -> tuple[str, ...]:
+def raw(row: Sequence[Any]) -> tuple[str, ...]:
     return tuple("" if isinstance(v, float) and not math.isfinite(v) else str(v) for v in row)
 
 

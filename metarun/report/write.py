@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from metarun.errors import SettingError, UserError
-from metarun.report.read import Run, find_runs, read_run
+from metarun.report.jobs import found_in
+from metarun.report.read import Run, read_run
 
 ENDINGS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex", "png": "-figures"}
 FORMATS = tuple(ENDINGS)
@@ -23,11 +24,12 @@ def write_report(folders: Sequence[Path | str], output: Path | str | None = None
         raise SettingError("--format", format, f"choices: {', '.join(FORMATS)}")
     if not folders:
         raise UserError("a report needs at least one run folder")
-    paths = [found for folder in folders for found in find_runs(Path(folder))]
-    runs = [read_run(path) for path in dict.fromkeys(paths)]
+    found = [found_in(Path(folder)) for folder in folders]
+    runs = [read_run(path) for path in dict.fromkeys(path for paths, _ in found for path in paths)]
+    others = list(dict.fromkeys(path for _, paths in found for path in paths))
     target = Path(output) if output else _default(folders, format)
     try:
-        _writers()[format](runs, target)
+        _writers()[format](runs, others, target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from error
     return target
@@ -38,32 +40,32 @@ def _default(folders: Sequence[Path | str], format: str) -> Path:
     return parent / f"report{ENDINGS[format]}"
 
 
-def _writers() -> dict[str, Callable[[list[Run], Path], None]]:
+def _writers() -> dict[str, Callable[[list[Run], list[Path], Path], None]]:
     """Imported when needed: tables do without matplotlib."""
     from metarun.report import texts
 
     return {"html": _html, "png": _png, "md": texts.markdown, "csv": texts.comma_separated, "latex": texts.latex}
 
 
-def _html(runs: list[Run], target: Path) -> None:
+def _html(runs: list[Run], others: list[Path], target: Path) -> None:
     from metarun.report.drawing import style
     from metarun.report.page import render
 
     with style():
-        page = render(runs)
+        page = render(runs, others)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".tmp")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(target)
 
 
-def _png(runs: list[Run], target: Path) -> None:
+def _png(runs: list[Run], others: list[Path], target: Path) -> None:
     from metarun.report.compare import of_runs
     from metarun.report.drawing import save_png, style
     from metarun.report.sections import of_run
 
     target.mkdir(parents=True, exist_ok=True)
     with style():
-        for section in of_run(runs[0]) if len(runs) == 1 else of_runs(runs):
+        for section in of_run(runs[0]) if len(runs) == 1 and not others else of_runs(runs, others):
             for drawing in section.drawings:
                 save_png(drawing, target)
