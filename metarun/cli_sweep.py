@@ -69,11 +69,14 @@ class SweepReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
+        from metarun.report import write_report
+        from metarun.report.swept import sweep_text
+
+        SITTINGS[-1].stop()
+        print(*sweep_text(folder), sep="\n")
         EXIT_CODES.append(SITTINGS[-1].end())
         if not config.get("report", True):
             return
-        from metarun.report import write_report
-
         try:
             print(f"report of the sweep: {write_report([folder])}")
         except UserError as error:  # no job came as far as having a folder

@@ -85,13 +85,13 @@ class Overview:
 
 
 def line_of(job: Job, number: int, total: int | None) -> str:
-    """What a job ended in: `[ 3/27] completed  val_error 0.123   0:12  maml-seed1-3f2a9c1b`."""
+    """What a job ended in: `[ 3/27] completed  val_error 0.123  12.1 s  maml-seed1-3f2a9c1b`."""
     record = job.record
     found = f"val_error {record.objective:.4g}" if record.status in SUCCEEDED and record.objective is not None else ""
     state = "skipped" if job.skipped else record.status
     time_taken = "" if job.skipped else duration(record.seconds)
     why = f"  {record.reason}" if record.reason else ""
-    of = f"{number}/{total}" if total else str(number)
+    of = f"{number:>{len(str(total))}}/{total}" if total else str(number)
     edited = f"  (settings edited since the sweep began: {', '.join(record.changed)})" if record.changed else ""
     return f"[{of}] {state:<10} {found:<19} {time_taken:>6}  {job.folder.name}{why}{edited}"
 

@@ -19,6 +19,7 @@ from metarun.sweep.overview import Counts, Job, Overview, counted, jobs_seen
 from metarun.sweep.record import SUCCEEDED, SweepRecord, read_sweep, write_sweep
 
 PARENT = Path("multirun")
+MOST_TOLD = 10  # failed jobs at the end
 
 
 def command_key(overrides: Sequence[str], sweeper: object) -> str:
@@ -71,9 +72,12 @@ class Sitting:
             )
         self.overview.start()
 
+    def stop(self) -> None:
+        """No job runs any more."""
+        self.overview.stop()
+
     def end(self) -> int:
         """The last lines; the exit code: 0, or 1 where jobs did not succeed, 2 where none did."""
-        self.overview.stop()
         jobs = jobs_seen(self.folder, self.record.visit)
         counts = counted(jobs, self.record)
         for line in last_lines(jobs, counts):
@@ -84,9 +88,10 @@ class Sitting:
 
 
 def last_lines(jobs: Sequence[Job], counts: Counts) -> list[str]:
-    """What failed and why, and how many succeeded."""
-    lost = [j for j in jobs if j.record.status not in SUCCEEDED]
-    lines = [f"{j.record.status}: {j.folder.name}: {j.record.reason}" for j in lost]
+    """What failed and why, and how many succeeded. Those that diverged have been told, and are in the table."""
+    lost = [j for j in jobs if j.record.status not in (*SUCCEEDED, "diverged")]
+    lines = [f"{j.record.status}: {j.folder.name}: {j.record.reason}" for j in lost[:MOST_TOLD]]
+    lines += [f"... and {len(lost) - MOST_TOLD} more"] if len(lost) > MOST_TOLD else []
     skipped = f", {counts.skipped} of them skipped: done before" if counts.skipped else ""
     of = counts.ended + counts.running + counts.waiting
     return [*lines, f"{counts.succeeded} of {of} jobs succeeded{skipped}"]
