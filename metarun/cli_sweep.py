@@ -18,7 +18,7 @@ from metarun.catalogue import PACKAGED, conf_folder
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
-    from metarun.sweep.record import SweepRecord
+    from metarun.ledger import SweepRecord
     from metarun.sweep.sitting import Sitting
 
 PASSED_ON = ("hydra.searchpath", "hydra.job.", "hydra.job_logging", "hydra/job_logging", "hydra.verbose")
@@ -37,8 +37,8 @@ def new_sweep_folder(overrides: ListConfig, sweeper: DictConfig) -> str:
 
 def new_job_folder(*, _root_: DictConfig) -> str:
     """The name of a job's folder: what was typed, and a digest of all settings, so that no two runs share one."""
+    from metarun.ledger import read_sweep
     from metarun.sweep.identity import folder_name
-    from metarun.sweep.record import read_sweep
 
     fixed = read_sweep(Path(_root_.hydra.sweep.dir)).fixed
     settings = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
@@ -91,8 +91,8 @@ def _seed_sampler(config: DictConfig) -> None:
 
 
 def _sweep_record(config: DictConfig) -> SweepRecord:
+    from metarun.ledger import SweepRecord
     from metarun.sweep.identity import yaml_digests
-    from metarun.sweep.record import SweepRecord
     from metarun.sweep.slots import cores, width_of
 
     hydra_node, settings = config.hydra, config.sweep

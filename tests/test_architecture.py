@@ -31,6 +31,7 @@ LEVELS = {
     "adjoint": 1,
     "build": 1,
     "record": 1,
+    "ledger": 1,
     "device": 1,
     "batching": 1,
     "compilation": 1,

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from metarun.ledger import JobRecord, SweepRecord, jobs_of, read_job, read_sweep, write_job, write_sweep
 from metarun.outcome import WORST, objective
 from metarun.sweep import child, identity, overview, sitting, slots
 from metarun.sweep.job import Job, run_job
-from metarun.sweep.record import JobRecord, SweepRecord, jobs_of, read_job, read_sweep, write_job, write_sweep
 
 SETTINGS = {"algo": {"inner_lr": 0.1, "inner_steps": 1}, "seed": 0, "train": {"steps": 5}}
 

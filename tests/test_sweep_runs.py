@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import metarun as package
-from metarun.sweep.record import read_job, read_sweep
+from metarun.ledger import read_job, read_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["train.steps=6", "train.tasks=2", "train.eval_every=3", "train.checkpoint_every=1", "val.tasks=4"]

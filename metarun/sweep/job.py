@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from metarun.ledger import FINAL, SUCCEEDED, JobRecord, read_job, read_sweep, write_job
 from metarun.outcome import WORST, objective
 from metarun.sweep import child
 from metarun.sweep.identity import changed_files, yaml_digests
-from metarun.sweep.record import FINAL, SUCCEEDED, JobRecord, read_job, read_sweep, write_job
 from metarun.sweep.slots import slot
 
 SLOTS = ".slots"

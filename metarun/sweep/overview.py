@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from metarun.ledger import SUCCEEDED, JobRecord, SweepRecord, jobs_of
 from metarun.report.text import duration
-from metarun.sweep.record import SUCCEEDED, JobRecord, SweepRecord, jobs_of
 
 POLL = 0.5  # seconds
 SHOWN = 8  # running jobs

@@ -13,10 +13,10 @@ from datetime import datetime
 from pathlib import Path
 
 from metarun.errors import UserError
+from metarun.ledger import SUCCEEDED, SweepRecord, read_sweep, write_sweep
 from metarun.sweep.identity import KEY_LENGTH, changed_files
 from metarun.sweep.job import SITTING
 from metarun.sweep.overview import Counts, Job, Overview, counted, jobs_seen
-from metarun.sweep.record import SUCCEEDED, SweepRecord, read_sweep, write_sweep
 
 PARENT = Path("multirun")
 MOST_TOLD = 10  # failed jobs at the end

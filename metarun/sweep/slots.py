@@ -16,9 +16,9 @@ UNLIMITED = 0
 def width_of(launcher: str, jobs: int | None, cores: int) -> int:
     """Jobs that a launcher of Hydra runs at once on this machine, 0 where that is not ours to say.
 
-    joblib's `n_jobs` is read as joblib reads it (-1: all cores); Hydra's own runs one after another. Others start all jobs at
-    once (submitit's local executor) or as many as there are cores (Ray on one node): as many as there are cores. Slurm
-    knows what it has.
+    joblib's `n_jobs` is read as joblib reads it (-1: all cores); Hydra's own runs one after another. Others start all
+    jobs at once (submitit's local executor) or as many as there are cores (Ray on one node): as many as there are
+    cores. Slurm knows what it has.
     """
     if "Basic" in launcher:
         return 1
