@@ -69,7 +69,7 @@ def test_the_summary_holds_what_must_stand_beside_a_number(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL])
 def test_an_interrupted_run_resumes_to_the_same_bits(how: signal.Signals, tmp_path: Path) -> None:
     """Same weights, same metrics.jsonl byte for byte, wherever the run was cut."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -91,7 +91,8 @@ def test_a_setting_that_does_not_exist_ends_the_sweep_before_its_jobs(tmp_path: 
     assert done.stderr == "metarun: algo.inner_lrr: no such setting, did you mean inner_lr or inner_steps?\n"
 
 
-@pytest.mark.parametrize("victim", ["sweep", "job"])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["sweep", pytest.param("job", marks=pytest.mark.long)])
 def test_a_killed_sweep_goes_on_where_it_stopped_and_ends_as_an_undisturbed_one(
     victim: str, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -122,6 +123,7 @@ def child_of(pid: int) -> int:
     return int(" ".join(path.read_text() for path in children).split()[0])
 
 
+@pytest.mark.long
 def test_two_sweeps_at_once_in_one_folder_run_each_job_once(undisturbed: Path, tmp_path: Path) -> None:
     first_of_two = subprocess.Popen([*COMMAND, "seed=0,1"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     first(tmp_path, "job.json")
@@ -147,8 +149,15 @@ def test_settings_that_are_edited_between_two_sittings_are_named_and_their_jobs_
 
 LAUNCHERS = [
     pytest.param("joblib", "hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
-    pytest.param("submitit_local", "hydra_plugins.hydra_submitit_launcher", ["hydra.launcher.timeout_min=5"]),
-    pytest.param("ray", "hydra_plugins.hydra_ray_launcher", ["+hydra.launcher.ray.init.num_cpus=2"]),
+    pytest.param(
+        "submitit_local",
+        "hydra_plugins.hydra_submitit_launcher",
+        ["hydra.launcher.timeout_min=5"],
+        marks=pytest.mark.long,
+    ),
+    pytest.param(
+        "ray", "hydra_plugins.hydra_ray_launcher", ["+hydra.launcher.ray.init.num_cpus=2"], marks=pytest.mark.long
+    ),
 ]
 
 
@@ -168,7 +177,7 @@ def test_every_launcher_gives_the_same_runs(
     assert record.width * record.threads <= (os.cpu_count() or 1) or record.threads == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_optuna_takes_failures_and_goes_on_from_what_is_done(tmp_path: Path) -> None:
     if missing("hydra_plugins.hydra_optuna_sweeper"):
         pytest.skip("the plugin is not installed (extra optuna)")
