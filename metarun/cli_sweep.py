@@ -73,7 +73,8 @@ class SweepReport(Callback):
         from metarun.report.swept import sweep_text
 
         SITTINGS[-1].stop()
-        print(*sweep_text(folder), sep="\n")
+        for line in sweep_text(folder):
+            print(line)
         EXIT_CODES.append(SITTINGS[-1].end())
         if not config.get("report", True):
             return
