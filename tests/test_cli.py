@@ -175,9 +175,10 @@ def test_a_diverging_run_stops_before_the_weights_move(tmp_path: Path) -> None:
 
 def test_a_sweep_goes_on_after_a_diverged_job(tmp_path: Path) -> None:
     done = metarun("-m", *TINY, "train.steps=5", "optim=sgd", "optim.lr=1e30,0.001", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    statuses = [json.loads(p.read_text())["status"] for p in sorted((tmp_path / "multirun").rglob("summary.json"))]
-    assert statuses == ["diverged", "completed"]
+    assert done.returncode == 1, done.stderr
+    statuses = [json.loads(p.read_text())["status"] for p in (tmp_path / "multirun").rglob("summary.json")]
+    assert sorted(statuses) == ["completed", "diverged"]
+    assert "1 of 2 jobs succeeded" in done.stdout
 
 
 @pytest.mark.parametrize(
