@@ -93,7 +93,7 @@ def line_of(job: Job, number: int, total: int | None) -> str:
     why = f"  {record.reason}" if record.reason else ""
     of = f"{number:>{len(str(total))}}/{total}" if total else str(number)
     edited = f"  (settings edited since the sweep began: {', '.join(record.changed)})" if record.changed else ""
-    return f"[{of}] {state:<10} {found:<19} {time_taken:>6}  {job.folder.name}{why}{edited}"
+    return f"[{of}] {state:<10} {found:<19} {time_taken:>10}  {job.folder.name}{why}{edited}"
 
 
 def standing(jobs: Sequence[Job], sweep: SweepRecord) -> list[str]:
