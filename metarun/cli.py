@@ -103,6 +103,10 @@ def job(composed: DictConfig) -> float:
         result = run(config, runtime.runtime.output_dir)
     except UserError as error:
         leave(error)
+    except Exception as error:
+        if ranks.size() > 1:  # Hydra would announce it once for each process
+            leave(error)
+        raise
     if result.status == "interrupted":
         sys.exit(INTERRUPTED)
     if result.status == "diverged":

@@ -10,10 +10,13 @@ it in a sum are then disconnected: each says that it lost the others, and looks 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -115,6 +118,7 @@ _ANNOUNCEMENTS = itertools.count()
 """All ranks come to the same ones in the same order."""
 
 _REASONS: list[str] = []  # why this rank leaves, once it does
+_CONNECTIONS: list[int] = []  # the file numbers of those with other ranks
 
 
 @functools.cache
@@ -124,8 +128,9 @@ def team() -> Team:
         return ALONE
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    store = dist.PrefixStore("group", _store())
+    store, before = dist.PrefixStore("group", _store()), _open_files()
     dist.init_process_group(backend, store=store, rank=ranks.rank(), world_size=ranks.size(), timeout=TIMEOUT)
+    _CONNECTIONS.extend(number for number in _open_files() - before if not _leads_to_the_store(number))
     return Team(ranks.rank(), ranks.size())
 
 
@@ -190,10 +195,24 @@ def _endure() -> None:
 
 
 def _disconnect() -> None:
-    """So that whoever waits for this rank in a sum stops waiting. Of a GPU's connections only the process's end does
-    that: to close them may itself wait."""
-    if dist.is_initialized() and dist.get_backend() == "gloo":
-        dist.destroy_process_group()
+    """So that whoever waits for this rank in a sum stops waiting. destroy_process_group leaves the connections open as
+    long as anything in torch knows the group, hence the sockets themselves."""
+    for number in _CONNECTIONS:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def _open_files() -> set[int]:
+    """The numbers of what this process has open; none where the system has no list of them."""
+    with contextlib.suppress(OSError):
+        return {int(name) for name in os.listdir("/dev/fd")}
+    return set()
+
+
+def _leads_to_the_store(number: int) -> bool:
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
+        return connection.getpeername()[1] == int(os.environ["MASTER_PORT"])
+    return True  # no connection, or none yet
 
 
 def _who_left(error: str) -> str:
@@ -217,5 +236,6 @@ def leave_together(error: BaseException, message: str | None) -> NoReturn:
     if ranks.rank() == min(heard):
         whose = "" if lost or set(heard.values()) == {text} else f"rank {ranks.rank()}: "
         print(f"metarun: {whose}{text}", file=sys.stderr, flush=True)
-    sys.stderr.flush()
+    logging.shutdown()
+    sys.stdout.flush()
     os._exit(1 if message is None else 2)  # not by way of threads that may still wait for another rank
