@@ -128,7 +128,7 @@ def team() -> Team:
         return ALONE
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    store, before = dist.PrefixStore("group", _store()), _open_files()
+    store, before = dist.PrefixStore("sums", _store()), _open_files()
     dist.init_process_group(backend, store=store, rank=ranks.rank(), world_size=ranks.size(), timeout=TIMEOUT)
     _CONNECTIONS.extend(number for number in _open_files() - before if not _leads_to_the_store(number))
     return Team(ranks.rank(), ranks.size())

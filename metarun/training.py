@@ -87,10 +87,7 @@ def open_run(
     A `NonFinite` inside ends the block: the run's status is then "diverged", and the reason is in the summary.
     """
     config = experiment.config
-    record.create(dataclasses.asdict(config))
-    members = getattr(experiment.dataset, "members", None)
-    if members:
-        record.write_json("split.json", members)
+    begin(record, experiment)
     sinks = build_sinks(config, record.path, quiet)
     summary = describe_run(experiment, str(record.path))
     record.write_json("summary.json", summary)
@@ -107,8 +104,8 @@ def open_run(
         active.status, active.reason = "diverged", f"{error}{kept}"
         session.diverged(state.step, str(error))
     except RankLost as error:
-        kept = f", the last checkpoint is {record.last}" if record.last.exists() else ", before its first checkpoint"
-        active.reason = f"{error}; the run stopped at step {state.step}{kept}"
+        kept = f"the last checkpoint is {record.last}" if record.last.exists() else "before its first checkpoint"
+        active.reason = f"{error}; the run stopped at step {state.step}, {kept}"
         raise RankLost(active.reason) from error
     finally:
         summary |= describe_end(state, config.train.tasks, active.status, active.reason, alarms)
@@ -120,6 +117,14 @@ def open_run(
             summary["report"] = leave_report(record)
         for sink in sinks:
             sink.finish(summary)
+
+
+def begin(record: RunFolder, experiment: Experiment) -> None:
+    """What is written before anything else."""
+    record.create(dataclasses.asdict(experiment.config))
+    members = getattr(experiment.dataset, "members", None)
+    if members:
+        record.write_json("split.json", members)
 
 
 @contextlib.contextmanager

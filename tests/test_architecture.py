@@ -19,6 +19,7 @@ LEVELS = {
     "ranks": 0,
     "progress": 0,
     "config": 0,
+    "config_jobs": 0,
     "vision": 0,
     "types": 0,
     "penalties": 0,
