@@ -10,6 +10,7 @@ it in a sum are then disconnected: each says that it lost the others, and looks 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import itertools
@@ -131,7 +132,14 @@ def team() -> Team:
     store, before = dist.PrefixStore("sums", _store()), _open_files()
     dist.init_process_group(backend, store=store, rank=ranks.rank(), world_size=ranks.size(), timeout=TIMEOUT)
     _CONNECTIONS.extend(number for number in _open_files() - before if not _leads_to_the_store(number))
+    atexit.register(_close)
     return Team(ranks.rank(), ranks.size())
+
+
+def _close() -> None:
+    """Before the interpreter goes: its threads are not to meet what is left of it."""
+    if dist.is_initialized() and not _REASONS:
+        dist.destroy_process_group()
 
 
 @functools.cache
