@@ -16,7 +16,7 @@ from pathlib import Path
 
 REPEATS = 2
 PLAIN = ["val.tasks=2", "test.tasks=2", "test.steps=1", "report=false", "diagnostics=off", "device.compile=off"]
-SINUSOID = ["algo=maml", "train.steps=600", "train.log_every=100", "train.eval_every=600"]
+SINUSOID = ["algo=maml", "train.steps=1500", "train.log_every=250", "train.eval_every=1500"]
 OMNIGLOT = ["algo=maml", "data=omniglot", "train.steps=6", "train.log_every=2", "train.eval_every=6"]
 CASES = {
     "sinusoid, 4 tasks": [*SINUSOID, "train.tasks=4"],
