@@ -9,17 +9,24 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from metarun.parallel import ALONE, Team
 from metarun.types import Batch, Params, Task
 
 PerTask = Callable[[Params, Task], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 
-def over_tasks(function: PerTask, count: int, chunk: int | None, memory_format: str = "auto") -> PerTask:
+def over_tasks(
+    function: PerTask, count: int, chunk: int | None, memory_format: str = "auto", team: Team = ALONE
+) -> PerTask:
     """A function of (params, one task) as one of (params, `count` tasks), all its results with a leading T axis.
+
+    Of a team, each rank computes its share of the tasks that all are given, and all have the results.
 
     With chunks of one task nothing is batched by vmap: convolutions then stay plain ones, which on a CPU are two to
     five times as fast when a task has many images, and channels last in memory unless `memory_format` is contiguous.
     """
+    if team.size > 1:
+        return _spread(function, count, chunk, memory_format, team)
     ordered = _as_it_is if memory_format == "contiguous" else channels_last
     if count > 1 and chunk != 1:
         return vmap(function, in_dims=(None, 0), chunk_size=chunk)
@@ -32,6 +39,23 @@ def over_tasks(function: PerTask, count: int, chunk: int | None, memory_format: 
         )
 
     return one_by_one
+
+
+def _spread(function: PerTask, count: int, chunk: int | None, memory_format: str, team: Team) -> PerTask:
+    own = over_tasks(function, len(team.todo(count)), chunk, memory_format)
+
+    def spread(params: Params, tasks: Task) -> Any:
+        found = own(params, some_of(tasks, team.todo(count)))
+        # One exchange for both trees.
+        rows = team.gathered({f"{i}{k}": v for i, tree in enumerate(found) for k, v in tree.items()}, count)
+        return tuple({k: rows[f"{i}{k}"] for k in tree} for i, tree in enumerate(found))
+
+    return spread
+
+
+def some_of(tasks: Task, which: range) -> Task:
+    """A few of tasks with a leading T axis."""
+    return Task(*(Batch(b.x[which.start : which.stop], b.y[which.start : which.stop]) for b in tasks))
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from metarun.errors import UserError
+from metarun.parallel import team
 from metarun.record import RunFolder
 from metarun.trainer import State
 from metarun.types import Params
@@ -40,8 +41,9 @@ def save(path: Path, state: State) -> None:
 
 
 def restore(path: Path, state: State) -> None:
-    """Put what `path` (or, where that is missing or damaged, its predecessor) holds into a freshly started state."""
-    stored = load(path)
+    """Put what `path` (or, where that is missing or damaged, its predecessor) holds into a freshly started state; of
+    several processes the first one reads it."""
+    stored = team().of_first(lambda: load(path))
     _copy(stored["params"], state.params, path)
     state.optimizer.load_state_dict(stored["optimizer"])
     state.step, state.seconds, state.spent = stored["step"], stored["seconds"], stored.get("spent", {})
@@ -50,7 +52,7 @@ def restore(path: Path, state: State) -> None:
 
 def restore_params(path: Path, params: Params) -> None:
     """Only the meta-parameters."""
-    _copy(load(path)["params"], params, path)
+    _copy(team().of_first(lambda: load(path)["params"]), params, path)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import cli_sweep
+from metarun import cli_ranks, cli_sweep, ranks
 from metarun.catalogue import PACKAGED, conf_folder
 from metarun.config import Config
 from metarun.errors import UserError
@@ -83,7 +84,7 @@ def new_run_folder(resume: str | None, job: str, algo: str, data: str, run: str 
 
 
 OmegaConf.register_new_resolver("metarun.folder", new_run_folder, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("metarun.sweep", cli_sweep.new_sweep_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("metarun.sweep", cli_sweep.new_sweep_folder, replace=True)
 OmegaConf.register_new_resolver("metarun.job", cli_sweep.new_job_folder, replace=True)
 OmegaConf.register_new_resolver("metarun.subdir", lambda resume: ".hydra/resumed" if resume else ".hydra", replace=True)
 
@@ -96,12 +97,16 @@ def job(composed: DictConfig) -> float:
         return cli_sweep.job_of_sweep(composed)
     try:
         typed = _typed(composed, runtime.runtime.choices)
-        config = reuse_settings(typed, list(runtime.overrides.task), compose)
+        config = of_first_rank(lambda: reuse_settings(typed, list(runtime.overrides.task), compose))
         from metarun.jobs import run
 
         result = run(config, runtime.runtime.output_dir)
     except UserError as error:
         leave(error)
+    except Exception as error:
+        if ranks.size() > 1:  # Hydra would announce it once for each process
+            leave(error)
+        raise
     if result.status == "interrupted":
         sys.exit(INTERRUPTED)
     if result.status == "diverged":
@@ -109,9 +114,24 @@ def job(composed: DictConfig) -> float:
     return result.objective
 
 
+def of_first_rank(function: Callable[[], Config]) -> Config:
+    """The call's value; of several processes the first one reads files, and the others are told."""
+    if ranks.size() == 1:
+        return function()
+    from metarun.parallel import team
+
+    return team().of_first(function)
+
+
 def leave(error: Exception) -> NoReturn:
     """End on a user's mistake: one line and exit code 2, or the traceback where that is asked for."""
     message = one_line(error)
+    if ranks.size() > 1:
+        from metarun.parallel import leave_together
+
+        if os.environ.get(TRACEBACK):
+            traceback.print_exception(error)
+        leave_together(error, message)
     if message is None or os.environ.get(TRACEBACK):
         raise error
     print(f"metarun: {message}", file=sys.stderr)
@@ -150,6 +170,7 @@ def main() -> None:
         os.environ[TRACEBACK] = "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits itself
     cli_sweep.end_with_parent()
+    cli_ranks.be_quiet()
     try:
         job()
     except KeyboardInterrupt:

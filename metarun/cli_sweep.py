@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import Override, ValueType
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from metarun import ranks
 from metarun.catalogue import PACKAGED, conf_folder
 from metarun.errors import UserError
 
@@ -32,6 +33,8 @@ def new_sweep_folder(overrides: ListConfig, sweeper: DictConfig) -> str:
     """The folder of the sweep that was typed: where it was begun, if it was."""
     from metarun.sweep.sitting import sweep_folder
 
+    if ranks.size() > 1:
+        raise UserError(f"-m: a sweep starts its runs itself; not under torchrun with {ranks.size()} processes")
     return str(sweep_folder(_command_key(overrides, sweeper)))
 
 

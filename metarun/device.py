@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarun import ranks
 from metarun.config import DeviceConfig, compile_choice
 from metarun.errors import SettingError
+from metarun.parallel import ALONE, Team, team
 from metarun.types import Batch, EpisodeSpec, Params, Task
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Placement:
     memory_format: str = "auto"  # auto, contiguous, channels_last
     of_products: bool = False  # the network's linear maps are all matrix products
     memory_rows: int | None = None  # of the tasks of a chunk, as many as fit into memory (memory.py)
+    team: Team = ALONE  # the processes that share the tasks
 
     def params(self, params: Params) -> Params:
         return {k: self.inputs(v) for k, v in params.items()}
@@ -104,19 +107,37 @@ def place(settings: DeviceConfig) -> Placement:
         keep_freed_memory()
     dtype = torch.float64 if settings.precision == "float64" else torch.float32  # of bfloat16: see precision.py
     compiled = compile_choice(settings)
-    return Placement(torch.device(name), dtype, settings.chunk_size, compiled, settings.memory_format)
+    return Placement(_device(name), dtype, settings.chunk_size, compiled, settings.memory_format, team=team())
+
+
+def _device(name: str) -> torch.device:
+    """Of several processes on a machine, each has a GPU of its own."""
+    if name != "cuda" or ranks.size() == 1:
+        return torch.device(name)
+    if ranks.local_size() > torch.cuda.device_count():
+        there = f"this machine has {torch.cuda.device_count()} for {ranks.local_size()} processes"
+        raise SettingError("device.name", name, f"{there}; start as many, or choose device=cpu")
+    torch.cuda.set_device(ranks.local_rank())
+    return torch.device(name, ranks.local_rank())
 
 
 def _set_process(settings: DeviceConfig) -> None:
     """Threads, TF32 and determinism are the process's: set either way, since an analysis trains more than one run."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    elif ranks.size() > 1:  # torchrun says one, unless told otherwise
+        torch.set_num_threads(max(1, _cores() // ranks.local_size()))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
     # Never on: cuDNN would choose its kernels by a clock, and a resumed run could be given others.
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(settings.deterministic)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:

@@ -29,6 +29,10 @@ class NonFinite(Exception):
     """A loss or a meta-gradient is NaN or infinite; raised before the optimizer moves."""
 
 
+class RankLost(Exception):
+    """Another process of this job has ended or does not answer; the message says which, and why if it told."""
+
+
 def require(holds: bool, key: str, value: object, expected: str) -> None:
     """Raise `SettingError` unless `holds`."""
     if not holds:

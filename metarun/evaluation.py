@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metarun.batching import over_tasks
 from metarun.device import Placement
+from metarun.parallel import ALONE, Team
 from metarun.types import Algorithm, Dataset, EpisodeSpec, Metrics, Model, Params, Split, Task
 
 EPISODE_SEED = 0
@@ -44,7 +45,8 @@ class Evaluator:
             indices = range(start, min(start + TASKS_PER_DRAW, self.tasks))
             drawn = self.dataset.episodes(self.split, EPISODE_SEED, 0, indices, self.spec)
             _update(digest, drawn)
-            parts.append(adaptation_curves(calibrated, params, self.placement.task(drawn), self.steps, chunk))
+            placed = self.placement.task(drawn)
+            parts.append(adaptation_curves(calibrated, params, placed, self.steps, chunk, self.placement.team))
         losses, scores = (torch.cat(p).T for p in zip(*parts, strict=True))
         steps = self.steps[: len(scores)]  # a learner without steps reports one state
         headline = steps.index(min(algorithm.test_inner_steps, steps[-1]))
@@ -91,7 +93,7 @@ def mean_and_interval(values: Tensor) -> tuple[float, float]:
 
 
 def adaptation_curves(
-    algorithm: Algorithm, params: Params, tasks: Task, steps: Sequence[int], chunk: int | None
+    algorithm: Algorithm, params: Params, tasks: Task, steps: Sequence[int], chunk: int | None, team: Team = ALONE
 ) -> tuple[Tensor, Tensor]:
     """Query losses and scores of each task [T, R] after the R adaptation steps named ([T, 1] for a learner without)."""
 
@@ -105,7 +107,7 @@ def adaptation_curves(
         return {"": torch.stack(losses)}, {"": torch.stack(scores)}
 
     with torch.no_grad():
-        losses, scores = over_tasks(one, len(tasks.support.x), chunk)(params, tasks)
+        losses, scores = over_tasks(one, len(tasks.support.x), chunk, team=team)(params, tasks)
     return losses[""].cpu(), scores[""].cpu()
 
 

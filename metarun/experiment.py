@@ -59,7 +59,8 @@ class Experiment:
 
     def measures(self) -> StepMeasures:
         chunk = self.placement.evaluation_chunk(self.train_spec, self.dataset.input_shape())
-        return StepMeasures(self.algorithm, self.config.diagnostics.tasks, chunk, self.regularization)
+        followed = self.config.diagnostics.tasks
+        return StepMeasures(self.algorithm, followed, chunk, self.regularization, self.placement.team)
 
     def probe(self) -> Probe:
         return Probe(self.algorithm, self.dataset, self.train_spec, self.placement, self.config.diagnostics)
@@ -101,7 +102,8 @@ def within_memory(experiment: Experiment) -> Experiment:
     config, spec, params = experiment.config, experiment.train_spec, experiment.initial_params()
     episode = experiment.placement.task(experiment.dataset.episodes("train", config.seed, 0, range(1), spec))
     limit = budget(config.device.memory_mb, experiment.placement.device)
-    placed = fitted(experiment.placement, limit, experiment.algorithm, params, episode, config.train.tasks, spec)
+    count = len(experiment.placement.team.todo(config.train.tasks))
+    placed = fitted(experiment.placement, limit, experiment.algorithm, params, episode, count, spec)
     return replace(experiment, placement=placed)
 
 

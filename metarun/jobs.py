@@ -6,7 +6,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from metarun import ranks
 from metarun.config import Config, check
+from metarun.errors import SettingError
 from metarun.record import RunFolder
 
 if TYPE_CHECKING:
@@ -22,9 +24,14 @@ JOBS = {
     "profile": "metarun.profiling.profile_job",
 }
 
+SHARED = ("train", "evaluate")
+"""Those that several processes can work on together."""
+
 
 def run(config: Config, folder: str | Path) -> Result:
     """Do `config.job`, leaving its record in `folder`."""
     check(config)
+    if ranks.size() > 1 and config.job not in SHARED:
+        raise SettingError("job", config.job, f"runs in one process, not in {ranks.size()}; start it without torchrun")
     module, _, name = JOBS[config.job].rpartition(".")
     return getattr(import_module(module), name)(config, RunFolder(Path(folder)))

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metarun import ranks
 from metarun.adjoint import segment_length
 from metarun.device import Placement
 from metarun.regularization import with_noise
@@ -109,8 +110,11 @@ def _counted(algorithm: Algorithm, params: Params, task: Task) -> int:
 
 
 def budget(memory_mb: float | None, device: torch.device) -> int:
-    """Bytes that tensors may take."""
-    return int(memory_mb * MB) if memory_mb is not None else total_bytes(device) // 2
+    """Bytes that tensors of this process may take."""
+    if memory_mb is not None:
+        return int(memory_mb * MB)
+    sharing = 1 if device.type == "cuda" else ranks.local_size()
+    return total_bytes(device) // 2 // sharing
 
 
 def total_bytes(device: torch.device) -> int:

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from metarun import ranks
+
 T = TypeVar("T")
 
 
 def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     """Yield the items, showing on stderr how far along they are."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or ranks.rank() > 0:
         tell(f"{label}: {total} items")
         yield from items
         return
@@ -23,14 +25,15 @@ def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
 
 
 def tell(message: str) -> None:
-    """A line for the user, beside whatever the program prints as its result."""
-    print(message, file=sys.stderr, flush=True)
+    """A line for the user, beside whatever the program prints as its result. Of several processes, one speaks."""
+    if ranks.rank() == 0:
+        print(message, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def track_bytes(label: str, done: int, total: int) -> Iterator[Callable[[int], None]]:
     """Yield what is to be called with the number of bytes that came; `total` is `done` where it is not known."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or ranks.rank() > 0:
         tell(f"downloading {label}: {total - done} bytes" if total > done else f"downloading {label}")
         yield lambda count: None
         return

@@ -97,8 +97,9 @@ class Term:
 class NoisyModel(Protocol):
     """A network that a penalty has given noise; what it returns here goes to the meta-gradient and nowhere else."""
 
-    def noisy(self, params: Params, tasks: Task, seed: int, step: int) -> tuple[Params, Task]:
-        """Meta-parameters and tasks [T, ...] with the noise of this outer step, a function of (seed, step)."""
+    def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+        """Meta-parameters and tasks [T, ...] with the noise of this outer step, a function of (seed, step) and, by
+        task, of its number among those of the step: `first` and the following ones."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,11 @@ class Regularization:
     def shared_terms(self) -> list[Term]:
         """Added to the outer objective once: on theta, or on all tasks together."""
         return [t for t in self.terms if t.acts("outer") and not t.proximal and t not in self.outer_terms]
+
+    @property
+    def joins_tasks(self) -> bool:
+        """Whether a term needs all tasks of a step at once."""
+        return any(isinstance(t.penalty, TaskPenalty) for t in self.shared_terms)
 
     @property
     def outer_proximal(self) -> list[Term]:
@@ -205,9 +211,9 @@ class Regularization:
 NO_REGULARIZATION = Regularization()
 
 
-def with_noise(model: Model, params: Params, tasks: Task, seed: int, step: int) -> tuple[Params, Task]:
+def with_noise(model: Model, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
     """What the meta-gradient of an outer step is taken at: with noise, if the network has any."""
-    return model.noisy(params, tasks, seed, step) if isinstance(model, NoisyModel) else (params, tasks)
+    return model.noisy(params, tasks, seed, step, first) if isinstance(model, NoisyModel) else (params, tasks)
 
 
 def shared_value(term: Term, learner: Algorithm, params: Params, tasks: Task) -> Tensor:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from metarun import checkpoint
 from metarun.diagnostics.alarms import Alarms
 from metarun.evaluation import Evaluation
 from metarun.record import RunFolder
 from metarun.sinks import Record, Sink
+from metarun.stopping import StopRequests
 from metarun.trainer import State, Values
 
 log = logging.getLogger(__name__)
@@ -27,7 +25,7 @@ class Session:
         self.folder, self.sinks = folder, sinks
         self.steps, self.tasks = steps, tasks
         self.alarms = alarms
-        self.signal: int | None = None
+        self.requests = StopRequests()
         self.marked: tuple[int, float] | None = None  # step and time of the last training record
 
     def stepped(self, state: State) -> None:
@@ -67,26 +65,10 @@ class Session:
             sink.note(message)
 
     def stop_requested(self) -> bool:
-        return self.signal is not None
+        return self.requests.asked
 
-    @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask for a stop after the step at hand; a second one interrupts at once."""
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self.signal is not None:
-                raise KeyboardInterrupt
-            self.signal = number
-
-        if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
-            yield
-            return
-        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def signals(self) -> AbstractContextManager[None]:
+        return self.requests.heard()
 
     def _log(self, record: Record) -> None:
         for sink in self.sinks:
@@ -106,3 +88,30 @@ class Session:
             return {}
         rate = (state.step - marked[0]) / (now - marked[1])
         return {"tasks_per_second": self.tasks * rate, "seconds_left": (self.steps - state.step) / rate}
+
+
+class Follower:
+    """The `Watcher` of a rank that trains along: it keeps nothing and says nothing, but minds its signals."""
+
+    def __init__(self) -> None:
+        self.requests = StopRequests()
+
+    def stepped(self, state: State) -> None: ...
+
+    def trained(self, state: State, values: Values) -> None: ...
+
+    def probed(self, state: State, values: Values) -> None: ...
+
+    def validated(self, state: State, evaluation: Evaluation, improved: bool) -> None: ...
+
+    def checkpoint(self, state: State) -> None: ...
+
+    def noted(self, message: str) -> None: ...
+
+    def tested(self, evaluation: Evaluation, step: int) -> None: ...
+
+    def stop_requested(self) -> bool:
+        return self.requests.asked
+
+    def signals(self) -> AbstractContextManager[None]:
+        return self.requests.heard()

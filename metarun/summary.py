@@ -42,7 +42,8 @@ def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
         "regularization": describe_penalties(experiment.regularization, []),
         "seed": config.seed,
         "metric": experiment.algorithm.loss.metric,
-        "device": str(experiment.placement.device),
+        "device": experiment.placement.device.type,
+        "processes": experiment.placement.team.size,
         "run_dir": folder,
         "versions": versions(),
     }

@@ -6,32 +6,28 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from torch.func import grad_and_value
 
-from metarun.batching import over_tasks
 from metarun.compilation import compiled, compiles
 from metarun.config import OptimConfig, TrainConfig
 from metarun.device import Placement
 from metarun.diagnostics.step import StepMeasures, Values, update_measures
 from metarun.errors import NonFinite
 from metarun.evaluation import Evaluation
+from metarun.metagradient import (
+    WISHES,
+    MetaGradient,
+    batched_meta_gradient,
+    describe,
+    joined,
+    nonfinite_part,
+    own_meta_gradient,
+)
 from metarun.outer import apply_update, build_optimizer, clipped, learning_rate, step_rates
 from metarun.regularization import Regularization, with_noise
-from metarun.types import Algorithm, Dataset, EpisodeSpec, Metrics, Params, Task
-
-
-class MetaGradient(NamedTuple):
-    """One outer step's gradient, and what there is to say of it."""
-
-    mean: Params  # of the tasks' meta-gradients, plus the gradient of what the penalties add once
-    grads: Params  # each task's own, [T, ...]
-    metrics: Metrics  # each [T]
-    penalty: Tensor  # all that the penalties add to the outer objective
-    finite: Tensor  # whether all of `mean` is
+from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Task
 
 
 @dataclass
@@ -87,14 +83,21 @@ class Trainer:
         trained = {name: params[name] for name in self.regularization.trained(params)}
         return State(params, build_optimizer(self.optim, trained))
 
-    def tasks(self, step: int) -> Task:
-        drawn = self.dataset.episodes("train", self.seed, step, range(self.settings.tasks), self.spec)
-        return self.placement.task(drawn)
+    def tasks(self, step: int, which: range | None = None) -> Task:
+        """Those of a step that this process needs, or some of them."""
+        return self.placement.task(self.dataset.episodes("train", self.seed, step, which or self.own_tasks, self.spec))
+
+    @property
+    def own_tasks(self) -> range:
+        """All; of several ranks, its share. The first of them also has what concerns all tasks together."""
+        team, count = self.placement.team, self.settings.tasks
+        return range(count) if team.first and self.regularization.joins_tasks else team.todo(count)
 
 
 def train(trainer: Trainer, state: State, watcher: Watcher) -> str:
     """Run outer steps until all are done, time is up or a stop is requested; returns which ("completed", ...)."""
-    meta_gradient = batched_meta_gradient(trainer)
+    alone = trainer.placement.team.size == 1
+    meta_gradient: Any = batched_meta_gradient(trainer) if alone else own_meta_gradient(trainer)
     if compiles(trainer.placement, state.params, trainer.settings.steps):
         watcher.noted(
             "compiling the outer step first, half a minute unless an earlier run has (device.compile=off goes without)"
@@ -102,27 +105,36 @@ def train(trainer: Trainer, state: State, watcher: Watcher) -> str:
         meta_gradient = compiled(meta_gradient, trainer.placement)
     sitting = Clock(state.seconds)
     while state.step < trainer.settings.steps:
-        outer_step(trainer, state, meta_gradient, watcher)
+        agreed = outer_step(trainer, state, meta_gradient, watcher)
         state.seconds = sitting.seconds()
         after_step(trainer, state, watcher)
-        if watcher.stop_requested():
-            return stopped(state, watcher, "interrupted")
-        limit = trainer.settings.max_minutes
-        if limit is not None and state.seconds >= 60 * limit:
-            return stopped(state, watcher, "time is up")
+        why = wish(trainer, state, watcher) if alone else agreed
+        if why:
+            watcher.checkpoint(state)
+            return why
     return "completed"
 
 
-def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., MetaGradient], watcher: Watcher) -> None:
-    """Draw tasks, differentiate, check, and only then move the meta-parameters."""
+def wish(trainer: Trainer, state: State, watcher: Watcher) -> str:
+    """Why this process would stop now, if it would. Of several, the first one's clock counts."""
+    if watcher.stop_requested():
+        return WISHES[0]
+    limit = trainer.settings.max_minutes
+    over = limit is not None and state.seconds >= 60 * limit
+    return WISHES[1] if over and trainer.placement.team.first else ""
+
+
+def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Any], watcher: Watcher) -> str:
+    """Draw tasks, differentiate, check, and only then move the meta-parameters. Of several ranks all return why one of
+    them wishes to stop."""
     tasks = trainer.tasks(state.step)
     trainer.regularization.set_weights(state.params, state.step)
-    found = meta_gradient(*with_noise(trainer.algorithm.model, state.params, tasks, trainer.seed, state.step))
-    culprit, others = nonfinite_part(found)
+    found, agreed = of_all_tasks(trainer, state, meta_gradient, tasks, watcher)
+    culprit, others = nonfinite_part(found, trainer.placement.team)
     if culprit:
         refuse(trainer, f"at step {state.step}, {culprit}, seed {trainer.seed}{others}", watcher)
         state.step += 1
-        return
+        return agreed
     logged = due(state.step + 1, trainer.settings.log_every, trainer.settings.steps)
     values = described(trainer, state, found, tasks) if logged else {}
     before = {k: v.clone() for k, v in state.params.items()} if logged and trainer.measures else None
@@ -133,6 +145,18 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Meta
     if logged:
         moved = update_measures(before, state.params) if before else {}
         watcher.trained(state, values | moved | {"lr": lr})
+    return agreed
+
+
+def of_all_tasks(
+    trainer: Trainer, state: State, meta_gradient: Callable[..., Any], tasks: Task, watcher: Watcher
+) -> tuple[MetaGradient, str]:
+    """The step's meta-gradient, and what the ranks agree on, if there are several."""
+    model, team = trainer.algorithm.model, trainer.placement.team
+    found = meta_gradient(*with_noise(model, state.params, tasks, trainer.seed, state.step, trainer.own_tasks.start))
+    if team.size == 1:
+        return found, ""
+    return joined(team, found, trainer.settings.tasks, wish(trainer, state, watcher))
 
 
 def proximal_step(trainer: Trainer, state: State, lr: float) -> None:
@@ -161,47 +185,6 @@ def after_step(trainer: Trainer, state: State, watcher: Watcher) -> None:
         watcher.checkpoint(state)
 
 
-def stopped(state: State, watcher: Watcher, why: str) -> str:
-    watcher.checkpoint(state)
-    return why
-
-
-def batched_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGradient]:
-    """theta, tasks -> their meta-gradient."""
-    place, count = trainer.placement, trainer.settings.tasks
-    chunk = place.chunk(trainer.spec, trainer.dataset.input_shape())
-    per_task = over_tasks(trainer.algorithm.meta_grad, count, chunk, place.memory_format)
-    regularization = trainer.regularization
-
-    def shared(params: Params, tasks: Task) -> Tensor:
-        return regularization.shared(trainer.algorithm, params, tasks)
-
-    def meta_gradient(params: Params, tasks: Task) -> MetaGradient:
-        grads, metrics = per_task(params, tasks)
-        trained = regularization.trained(params)
-        mean = {k: grads[k].mean(0) for k in trained}
-        extra, penalty = grad_and_value(shared)(params, tasks)
-        total = {k: mean[k] + extra[k] for k in trained}
-        penalty = penalty + metrics["penalty"].mean() if "penalty" in metrics else penalty
-        finite = torch.stack([v.isfinite().all() for v in (*total.values(), metrics["loss"])]).all()
-        return MetaGradient(total, {k: grads[k] for k in trained}, metrics, penalty, finite)
-
-    return meta_gradient
-
-
-def nonfinite_part(found: MetaGradient) -> tuple[str, str]:
-    """Where a NaN or an infinity came from, and who else had one; empty when all is finite."""
-    if found.finite:
-        return "", ""
-    rows = [g.flatten(1) if g.ndim > 1 else g[:, None] for g in (*found.grads.values(), found.metrics["loss"])]
-    sound = torch.stack([r.isfinite().all(1) for r in rows]).all(0)
-    tasks = torch.nonzero(~sound).flatten().tolist()
-    if tasks:
-        others = f" (and {len(tasks) - 1} more of {len(sound)} tasks)" if len(tasks) > 1 else ""
-        return f"task {tasks[0]}", others
-    return "the penalty or the mean over tasks", ""
-
-
 def refuse(trainer: Trainer, where: str, watcher: Watcher) -> None:
     """Keep a non-finite step away from the meta-parameters: skip it, or stop the run."""
     what = f"non-finite loss or meta-gradient {where}"
@@ -215,15 +198,17 @@ def described(trainer: Trainer, state: State, found: MetaGradient, tasks: Task) 
     values = describe(found)
     if trainer.measures:
         with timed(state, "measures"):
-            values |= trainer.measures(state.params, found.grads, tasks)
+            values |= trainer.measures(state.params, *measured(trainer, state.step, found.grads, tasks))
     return values
 
 
-def describe(found: MetaGradient) -> Values:
-    """The tasks' own metrics, averaged, and the penalty."""
-    values = {name: float(v.double().mean()) for name, v in found.metrics.items() if name != "penalty"}
-    penalty = float(found.penalty)
-    return values | {"penalty": penalty} if penalty else values
+def measured(trainer: Trainer, step: int, grads: Params, tasks: Task) -> tuple[Params, Task]:
+    """All tasks' meta-gradients, and the tasks whose inner loop is followed. Of several ranks each has its share, and
+    brings the others what is asked for."""
+    team, count = trainer.placement.team, trainer.settings.tasks
+    if team.size == 1 or trainer.measures is None:
+        return grads, tasks
+    return team.gathered(grads, count), trainer.tasks(step, range(min(count, trainer.measures.tasks)))
 
 
 @contextlib.contextmanager

@@ -15,13 +15,14 @@ from metarun.config import Config
 from metarun.diagnostics.alarm_rules import Baseline
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.chance import chance_of
-from metarun.errors import NonFinite
+from metarun.errors import NonFinite, RankLost
 from metarun.evaluation import EPISODE_SEED
 from metarun.experiment import Experiment, assemble
+from metarun.parallel import team
 from metarun.record import RunFolder, source_run
 from metarun.report import write_report
 from metarun.result import Result
-from metarun.session import Session
+from metarun.session import Follower, Session
 from metarun.sinks import Sink
 from metarun.sinks.console import console_sink
 from metarun.sinks.jsonl import JsonLines
@@ -33,16 +34,19 @@ log = logging.getLogger(__name__)
 
 def train_job(config: Config, record: RunFolder, quiet: bool = False) -> Result:
     """Train, from the start or from where a run stopped, then test the best checkpoint; `quiet` prints nothing."""
-    experiment = assemble(config)
+    experiment = team().in_turn(lambda: assemble(config))
+    first = experiment.placement.team.first
     state = experiment.trainer().start()
     if experiment.config.resume:
         checkpoint.restore(record.last, state)
-        record.forget_after(state.step)
-    with open_run(experiment, record, state, quiet, watched(experiment, record)) as active:
+        if first:
+            record.forget_after(state.step)
+    opened = open_run(experiment, record, state, quiet, watched(experiment, record)) if first else follow(experiment)
+    with opened as active:
         with active.session.signals():
             active.status = train(experiment.trainer(), state, active.session)
         if active.status != "interrupted":
-            if record.best.exists():
+            if team().of_first(record.best.exists):
                 checkpoint.restore_params(record.best, state.params)
             test(active, state)
     return Result(active.status, active.summary, record.path, state.params, experiment)
@@ -51,10 +55,11 @@ def train_job(config: Config, record: RunFolder, quiet: bool = False) -> Result:
 def evaluate_job(config: Config, record: RunFolder) -> Result:
     """Test the best checkpoint of `config.run`, with whatever was changed on the command line."""
     source = source_run(config)
-    experiment = assemble(config)
+    experiment = team().in_turn(lambda: assemble(config))
     state = experiment.trainer().start()
     checkpoint.restore(checkpoint.best_of(source), state)
-    with open_run(experiment, record, state) as active:
+    opened = open_run(experiment, record, state) if experiment.placement.team.first else follow(experiment)
+    with opened as active:
         active.summary["evaluated_run"] = str(source.path)
         test(active, state)
         active.status = "completed"
@@ -66,8 +71,8 @@ class ActiveRun:
     """A run whose folder and sinks are open."""
 
     experiment: Experiment
-    record: RunFolder
-    session: Session
+    record: RunFolder | None  # None: another process owns it
+    session: Session | Follower
     summary: dict[str, Any]
     status: str = "failed"
     reason: str = ""
@@ -82,10 +87,7 @@ def open_run(
     A `NonFinite` inside ends the block: the run's status is then "diverged", and the reason is in the summary.
     """
     config = experiment.config
-    record.create(dataclasses.asdict(config))
-    members = getattr(experiment.dataset, "members", None)
-    if members:
-        record.write_json("split.json", members)
+    begin(record, experiment)
     sinks = build_sinks(config, record.path, quiet)
     summary = describe_run(experiment, str(record.path))
     record.write_json("summary.json", summary)
@@ -101,6 +103,10 @@ def open_run(
         kept = f"; the last good checkpoint is {record.last}" if record.last.exists() else ""
         active.status, active.reason = "diverged", f"{error}{kept}"
         session.diverged(state.step, str(error))
+    except RankLost as error:
+        kept = f"the last checkpoint is {record.last}" if record.last.exists() else "before its first checkpoint"
+        active.reason = f"{error}; the run stopped at step {state.step}, {kept}"
+        raise RankLost(active.reason) from error
     finally:
         summary |= describe_end(state, config.train.tasks, active.status, active.reason, alarms)
         if config.job == "train":
@@ -111,6 +117,24 @@ def open_run(
             summary["report"] = leave_report(record)
         for sink in sinks:
             sink.finish(summary)
+
+
+def begin(record: RunFolder, experiment: Experiment) -> None:
+    """What is written before anything else."""
+    record.create(dataclasses.asdict(experiment.config))
+    members = getattr(experiment.dataset, "members", None)
+    if members:
+        record.write_json("split.json", members)
+
+
+@contextlib.contextmanager
+def follow(experiment: Experiment) -> Iterator[ActiveRun]:
+    """The same run in a process that helps with it: nothing is written, nothing is said."""
+    active = ActiveRun(experiment, None, Follower(), {})
+    try:
+        yield active
+    except NonFinite as error:
+        active.status, active.summary["reason"] = "diverged", str(error)
 
 
 def leave_report(record: RunFolder) -> str | None:
@@ -139,6 +163,8 @@ def test(active: ActiveRun, state: State) -> None:
     tester = active.experiment.tester()
     active.session.noted(f"testing on {tester.tasks} tasks ...")
     evaluation = tester(active.experiment.tested, state.params)
+    if active.record is None:
+        return
     active.summary |= describe_test(evaluation, state.params, active.experiment.regularization)
     per_task = {"episodes_sha256": evaluation.episodes_sha256, "steps": evaluation.steps}
     per_task |= {"scores": evaluation.scores.tolist()}

@@ -16,8 +16,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A file may import from its own level or from a lower one. What is not listed is level 2: components and their helpers.
 LEVELS = {
     "errors": 0,
+    "ranks": 0,
     "progress": 0,
     "config": 0,
+    "config_jobs": 0,
     "vision": 0,
     "types": 0,
     "penalties": 0,
@@ -33,6 +35,7 @@ LEVELS = {
     "record": 1,
     "ledger": 1,
     "device": 1,
+    "parallel": 1,
     "batching": 1,
     "compilation": 1,
     "outer": 1,
@@ -40,6 +43,7 @@ LEVELS = {
     "statistics": 1,
     "report": 2,
     "evaluation": 3,
+    "metagradient": 4,
     "trainer": 4,
     "checkpoint": 5,
     "experiment": 5,
@@ -126,7 +130,18 @@ def test_no_algorithm_imports_another() -> None:
         assert not algorithms & (set(imports(path)) - {module})
 
 
-FRAME = ("trainer", "evaluation", "outer", "session", "jobs", "experiment", "predict", "prepare")
+FRAME = (
+    "trainer",
+    "metagradient",
+    "parallel",
+    "evaluation",
+    "outer",
+    "session",
+    "jobs",
+    "experiment",
+    "predict",
+    "prepare",
+)
 ORDINARY = ("none", "folder")  # options whose names are ordinary words
 
 

@@ -21,19 +21,22 @@ from torch import Tensor
 
 from metarun.batching import over_tasks
 from metarun.linalg import norm, sub
+from metarun.parallel import ALONE, Team
 from metarun.types import GradientLearner, Metrics, Params, Task
 
 HEAD = "head."
 
 
-def adaptation_measures(learner: GradientLearner, params: Params, tasks: Task, chunk: int | None) -> dict[str, float]:
+def adaptation_measures(
+    learner: GradientLearner, params: Params, tasks: Task, chunk: int | None, team: Team = ALONE
+) -> dict[str, float]:
     """The measures by name, on tasks with a leading T axis; no gradient flows."""
 
     def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
         return followed(learner, theta, task)
 
     with torch.no_grad():
-        losses, moves = over_tasks(one, len(tasks.support.x), chunk)(params, tasks)
+        losses, moves = over_tasks(one, len(tasks.support.x), chunk, team=team)(params, tasks)
     return _loss_measures(losses, learner.inner_steps) | _move_measures(moves)
 
 

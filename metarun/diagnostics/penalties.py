@@ -44,6 +44,7 @@ from metarun.batching import over_tasks
 from metarun.diagnostics.probe_tasks import adapted_weights
 from metarun.inner import moved
 from metarun.linalg import norm, sub, total
+from metarun.parallel import ALONE, Team
 from metarun.penalties import Adaptation, ProximalPenalty
 from metarun.regularization import Regularization, Term, shared_value
 from metarun.types import OWN, Algorithm, GradientLearner, Metrics, Params, ProximalLearner, Task
@@ -59,10 +60,11 @@ class Followed(NamedTuple):
 
     tasks: Task
     chunk: int | None  # of these that vmap handles at once
+    team: Team = ALONE  # the processes that share them
 
     def each(self, one: Callable[[Params, Task], tuple[Metrics, Metrics]], params: Params) -> tuple[Metrics, Metrics]:
         with torch.no_grad():
-            return over_tasks(one, len(self.tasks.support.x), self.chunk)(params, self.tasks)
+            return over_tasks(one, len(self.tasks.support.x), self.chunk, team=self.team)(params, self.tasks)
 
 
 class Part(NamedTuple):

@@ -8,17 +8,19 @@ import torch
 
 from metarun.batching import PerTask, over_tasks
 from metarun.inner import final
+from metarun.parallel import ALONE, Team
 from metarun.types import Batch, GradientLearner, Metrics, Params, Task
 
 
 class ProbeTasks(NamedTuple):
     drawn: Task  # with a leading T axis
     chunk: int | None  # of these that vmap handles at once
+    team: Team = ALONE  # the processes that share them
 
     def each(self, one: PerTask, params: Params) -> tuple[Metrics, Metrics]:
         """Both results of (theta, task), with a leading T axis; no gradient flows."""
         with torch.no_grad():
-            return over_tasks(one, len(self.drawn.support.x), self.chunk)(params, self.drawn)
+            return over_tasks(one, len(self.drawn.support.x), self.chunk, team=self.team)(params, self.drawn)
 
     def mean(self, one: PerTask, params: Params) -> dict[str, float]:
         """Mean over tasks of the scalars that come first."""

@@ -8,6 +8,7 @@ from metarun.diagnostics.adaptation import adaptation_measures
 from metarun.diagnostics.gradients import gradient_measures
 from metarun.diagnostics.penalties import Followed, network, penalty_measures
 from metarun.linalg import layer_norms, norm, sub
+from metarun.parallel import ALONE, Team
 from metarun.regularization import NO_REGULARIZATION, Regularization
 from metarun.types import Algorithm, Batch, GradientLearner, Params, Task
 
@@ -22,14 +23,15 @@ class StepMeasures:
     tasks: int  # whose inner loop is followed
     chunk: int | None  # of these that vmap handles at once
     regularization: Regularization = NO_REGULARIZATION
+    team: Team = ALONE  # the processes that share them
 
     def __call__(self, params: Params, grads: Params, tasks: Task) -> Values:
         """theta before the step, the meta-gradients [T, ...] of its tasks, the tasks."""
         values = gradient_measures(network(grads))
         few = Task(*(Batch(b.x[: self.tasks], b.y[: self.tasks]) for b in tasks))
         if isinstance(self.algorithm, GradientLearner):
-            values |= adaptation_measures(self.algorithm, params, few, self.chunk)
-        followed = Followed(few, self.chunk)
+            values |= adaptation_measures(self.algorithm, params, few, self.chunk, self.team)
+        followed = Followed(few, self.chunk, self.team)
         return values | penalty_measures(self.algorithm, self.regularization, params, grads, followed)
 
 

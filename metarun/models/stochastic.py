@@ -42,7 +42,7 @@ class NoisyWeights:
         weights = self.model.init(seed)
         return weights | {self._log_std(n): torch.full_like(weights[n], self.std).log() for n in self.names}
 
-    def noisy(self, params: Params, tasks: Task, seed: int, step: int) -> tuple[Params, Task]:
+    def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
         """With eps beside the weights, under names of its own."""
         sizes = [params[n].numel() for n in self.names]
         drawn = torch.from_numpy(draws.noise(seed, step, range(1), sum(sizes))[0])
@@ -101,10 +101,10 @@ class NoisyActivations:
         shift = torch.full(shape[:1], shift_of(self.std))
         return self.network.init(seed) | dict(zip(bottleneck.names, (weight, shift), strict=True))
 
-    def noisy(self, params: Params, tasks: Task, seed: int, step: int) -> tuple[Params, Task]:
-        """With eps behind each row of the inputs."""
+    def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+        """With eps behind each row of the inputs; `first` is the number of the first of these tasks."""
         rows = [batch.x.shape[1] for batch in tasks]
-        drawn = draws.noise(seed, step, range(len(tasks.support.x)), sum(rows) * self.width)
+        drawn = draws.noise(seed, step, range(first, first + len(tasks.support.x)), sum(rows) * self.width)
         parts = np.split(drawn, [rows[0] * self.width], axis=1)
         eps = [torch.from_numpy(p).unflatten(1, (r, self.width)) for p, r in zip(parts, rows, strict=True)]
         return params, Task(*(Batch(with_noise(b.x, e), b.y) for b, e in zip(tasks, eps, strict=True)))

@@ -1,0 +1,38 @@
+"""The command line in one of several processes: rank 0 owns the folder and speaks, the others write nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, flag_override
+
+from metarun import ranks
+
+SILENT = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"none": {"class": "logging.NullHandler"}},
+    "root": {"handlers": ["none"]},
+}
+
+
+class OneFolder(Callback):
+    """Keeps Hydra from making folders and files in any process but the first."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        if ranks.rank() > 0:
+            with flag_override(config.hydra, ["readonly", "struct"], False):
+                config.hydra.run.dir = "."
+                config.hydra.output_subdir = None
+                config.hydra.job_logging = SILENT
+
+
+def be_quiet() -> None:
+    """Leave stdout and warnings to the first process."""
+    if ranks.rank() > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+        warnings.simplefilter("ignore")
