@@ -84,8 +84,6 @@ def new_run_folder(resume: str | None, job: str, algo: str, data: str, run: str 
 
 
 OmegaConf.register_new_resolver("metarun.folder", new_run_folder, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("metarun.sweep", cli_sweep.new_sweep_folder, replace=True)
-OmegaConf.register_new_resolver("metarun.job", cli_sweep.new_job_folder, replace=True)
 OmegaConf.register_new_resolver("metarun.subdir", lambda resume: ".hydra/resumed" if resume else ".hydra", replace=True)
 
 

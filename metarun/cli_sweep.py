@@ -97,12 +97,12 @@ def _seed_sampler(config: DictConfig) -> None:
 def _sweep_record(config: DictConfig) -> SweepRecord:
     from metarun.ledger import SweepRecord
     from metarun.sweep.identity import yaml_digests
-    from metarun.sweep.slots import cores, width_of
+    from metarun.sweep.slots import width_of
 
     hydra_node, settings = config.hydra, config.sweep
     launcher: Any = OmegaConf.to_container(hydra_node.launcher, resolve=True)
-    width = settings.jobs or width_of(launcher["_target_"], launcher.get("n_jobs"), cores())
-    threads = config.device.threads or launcher.get("cpus_per_task") or max(1, cores() // max(1, width))
+    width = settings.jobs or width_of(launcher["_target_"], launcher.get("n_jobs"), ranks.cores())
+    threads = config.device.threads or launcher.get("cpus_per_task") or max(1, ranks.cores() // max(1, width))
     return SweepRecord(
         command=list(hydra_node.overrides.task),
         fixed=[o.get_key_element() for o in _overrides_of(config) if not o.is_sweep_override()],

@@ -126,18 +126,13 @@ def _set_process(settings: DeviceConfig) -> None:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     elif ranks.size() > 1:  # torchrun says one, unless told otherwise
-        torch.set_num_threads(max(1, _cores() // ranks.local_size()))
+        torch.set_num_threads(max(1, ranks.cores() // ranks.local_size()))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
     # Never on: cuDNN would choose its kernels by a clock, and a resumed run could be given others.
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(settings.deterministic)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:

@@ -25,6 +25,11 @@ def local_size() -> int:
     return _number("LOCAL_WORLD_SIZE", 1) if _launched() else 1
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _launched() -> bool:
     """Some batch systems set WORLD_SIZE alone, for processes that know nothing of one another."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))

@@ -25,7 +25,6 @@ LEVELS = {
     "penalties": 0,
     "places": 0,
     "outcome": 0,
-    "config_jobs": 0,
     "linalg": 1,
     "losses": 1,
     "regularization": 1,

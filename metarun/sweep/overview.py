@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from metarun.ledger import SUCCEEDED, JobRecord, SweepRecord, jobs_of
+from metarun.outcome import WORST
 from metarun.report.text import duration
 
 POLL = 0.5  # seconds
@@ -98,7 +99,8 @@ def line_of(job: Job, number: int, total: int | None) -> str:
 
 def standing(jobs: Sequence[Job], sweep: SweepRecord) -> list[str]:
     """How many wait, run, are done; the best so far; the time left; the running jobs with their step."""
-    counts, done = counted(jobs, sweep), [j for j in jobs if j.record.status in SUCCEEDED]
+    counts = counted(jobs, sweep)
+    done = [j for j in jobs if j.record.status in SUCCEEDED and _error(j.record) < WORST]
     running = [j for j in jobs if j.record.status == "running"]
     parts = [f"{counts.waiting} waiting", f"{counts.running} running", f"{counts.succeeded} done"]
     parts += [f"{counts.lost} failed"] if counts.lost else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,11 +26,6 @@ def width_of(launcher: str, jobs: int | None, cores: int) -> int:
     if jobs is not None:
         return max(1, jobs if jobs > 0 else cores + 1 + jobs)
     return cores
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
