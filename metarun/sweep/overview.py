@@ -88,7 +88,8 @@ class Overview:
 def line_of(job: Job, number: int, total: int | None) -> str:
     """What a job ended in: `[ 3/27] completed  val_error 0.123  12.1 s  maml-seed1-3f2a9c1b`."""
     record = job.record
-    found = f"val_error {record.objective:.4g}" if record.status in SUCCEEDED and record.objective is not None else ""
+    known = record.status in SUCCEEDED and _error(record) < WORST
+    found = f"val_error {_error(record):.4g}" if known else ""
     state = "skipped" if job.skipped else record.status
     time_taken = "" if job.skipped else duration(record.seconds)
     why = f"  {record.reason}" if record.reason else ""
