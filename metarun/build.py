@@ -25,8 +25,12 @@ def build(group: str, node: Mapping[str, Any], trusted: Sequence[str] = (), **pr
     `provided` are objects that settings cannot name; the target receives those that it has a parameter for.
     Raises `SettingError` with the full key for an unknown, missing or wrongly typed setting.
     """
+    return construct(group, locate(group, node, trusted), node, **provided)
+
+
+def construct(group: str, target: Any, node: Mapping[str, Any], **provided: Any) -> Any:
+    """The same for a class or function at hand."""
     settings = {k: v for k, v in node.items() if k != "_target_"}
-    target = locate(group, node, trusted)
     accepted = inspect.signature(target).parameters
     _refuse_unknown(group, settings, [name for name in accepted if name not in provided])
     given = {k: v for k, v in provided.items() if k in accepted}
@@ -38,15 +42,47 @@ def build(group: str, node: Mapping[str, Any], trusted: Sequence[str] = (), **pr
         raise error.under(group) from error
 
 
+OWN = {
+    "algo": ("metarun.algorithms", "meta_grad"),
+    "analysis": ("metarun.analyses", "measure"),
+    "data": ("metarun.data", "episodes"),
+    "model": ("metarun.models", "apply"),
+    "reg": ("metarun.regularizers", "__init__"),
+}
+"""Where metarun's own components of a group are, and what each of them has. Other functions of metarun read and write
+files, import modules and start processes: settings of somebody else must not be able to name them."""
+
+
 def locate(group: str, node: Mapping[str, Any], trusted: Sequence[str] = ()) -> Any:
-    """The class or function that `_target_` names, if its module is metarun's or declared as trusted."""
+    """The class or function that `_target_` names: a component of the group, or anything in a trusted package."""
     path = node.get("_target_")
     key = f"{group}._target_"
     if not isinstance(path, str) or "." not in path:
         raise SettingError(key, path, "must be the dotted path of a class or function")
-    prefixes = ("metarun", *trusted)
+    prefixes = ("metarun", *(prefix for prefix in trusted if prefix))
+    if not all(map(str.isidentifier, path.split("."))):
+        raise SettingError(key, path, "must be the dotted path of a class or function")
     if not any(path.startswith(prefix + ".") for prefix in prefixes):
         raise SettingError(key, path, f"is outside of {', '.join(prefixes)}; add its package to trusted_modules")
+    if path.startswith("metarun."):
+        return _own(key, group, path)
+    return _imported(key, path)
+
+
+def _own(key: str, group: str, path: str) -> Any:
+    """A component of metarun's, of this group, in the module that defines it."""
+    package, needed = OWN[group.partition(".")[0]]
+    if not path.startswith(package + "."):
+        raise SettingError(key, path, f"is not in {package}, where the components of this group are")
+    found = _imported(key, path)
+    made = found if isinstance(found, type) else _annotations(found).get("return") if callable(found) else None
+    defined = getattr(found, "__module__", None) == path.rpartition(".")[0]
+    if not (defined and isinstance(made, type) and hasattr(made, needed)):
+        raise SettingError(key, path, "is no component of this group")
+    return found
+
+
+def _imported(key: str, path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)

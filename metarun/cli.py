@@ -5,6 +5,7 @@ torch is imported inside the job, so that --help, --cfg and completion stay quic
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -20,31 +21,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import cli_ranks, cli_sweep, ranks
+from metarun import bugs, cli_ranks, cli_sweep, ranks
+from metarun.bugs import TRACEBACK
 from metarun.catalogue import PACKAGED, conf_folder
 from metarun.config import Config
 from metarun.errors import UserError
 from metarun.record import RunFolder
-from metarun.reuse import reuse_settings
+from metarun.reuse import GROUPS, reuse_settings
 from metarun.usage import one_line
 
-GROUPS = (
-    "algo",
-    "data",
-    "model",
-    "reg",
-    "optim",
-    "device",
-    "logger",
-    "diagnostics",
-    "analysis",
-    "recipe",
-    "experiment",
-)
 CONFIG_PATH = "pkg://metarun.conf" if PACKAGED.is_dir() else str(conf_folder())
 INTERRUPTED = 130
 CLOSED_PIPE = 141
-TRACEBACK = "METARUN_TRACEBACK"
 
 
 def _itself(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:
@@ -122,7 +110,7 @@ def of_first_rank(function: Callable[[], Config]) -> Config:
 
 
 def leave(error: Exception) -> NoReturn:
-    """End on a user's mistake: one line and exit code 2, or the traceback where that is asked for."""
+    """End in one line, on a user's mistake with code 2, on ours with 1; with the traceback where that is asked for."""
     message = one_line(error)
     if ranks.size() > 1:
         from metarun.parallel import leave_together
@@ -130,10 +118,21 @@ def leave(error: Exception) -> NoReturn:
         if os.environ.get(TRACEBACK):
             traceback.print_exception(error)
         leave_together(error, message)
-    if message is None or os.environ.get(TRACEBACK):
+    if os.environ.get(TRACEBACK):
         raise error
+    if message is None:
+        print(f"metarun: {bugs.told(error, _folder())}", file=sys.stderr)
+        sys.exit(bugs.CODE)
     print(f"metarun: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def _folder() -> Path | None:
+    """The run folder, once Hydra has made one."""
+    with contextlib.suppress(Exception):  # before there is one
+        known = HydraConfig.get()
+        return Path(known.runtime.output_dir) if known.mode == RunMode.RUN else None
+    return None
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -164,8 +163,10 @@ def _typed(composed: DictConfig, choices: Any) -> Config:
 
 def main() -> None:
     """The console script: a user's mistake ends in one line on stderr and exit code 2."""
-    if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", ""):
+    if bugs.wanted():
         os.environ[TRACEBACK] = "1"
+    else:
+        os.environ.pop(TRACEBACK, None)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits itself
     cli_sweep.end_with_parent()
     cli_ranks.be_quiet()

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from metarun import foreign
+from metarun.errors import one_line
+
 FINAL = ("completed", "time is up", "diverged")
 """A job that ended so is not run again: the same settings would end so again."""
 
 SUCCEEDED = ("completed", "time is up")
+
+MOST_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,30 @@ def jobs_of(folder: Path, visit: str) -> Iterator[tuple[Path, JobRecord]]:
 
 
 def _read(kind: Any, path: Path) -> Any:
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        known = {f.name for f in fields(kind)}
-        return kind(**{k: v for k, v in stored.items() if k in known})
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
+        stored = json.loads(foreign.text(path, MOST_BYTES))
+        known = {f.name: f.type for f in fields(kind)}
+        return kind(**{k: _checked(v, str(known[k])) for k, v in stored.items() if k in known})
     return kind()
+
+
+def _checked(value: Any, hint: str) -> Any:
+    """The value of a field if it is of its type, its texts without control characters: they are shown on terminals."""
+    if value is None and hint.endswith("| None"):
+        return None
+    numeric = isinstance(value, (int, float)) and math.isfinite(value)
+    plain, _, inner = hint.removesuffix(" | None").partition("[")
+    if plain == "str" and isinstance(value, str):
+        return one_line(value) if value else ""
+    if (plain == "int" and type(value) is int) or (plain == "bool" and isinstance(value, bool)):
+        return value
+    if plain == "float" and numeric and not isinstance(value, bool):
+        return value
+    if inner == "str]" and isinstance(value, list):
+        return [_checked(item, "str") for item in value]
+    if plain == "dict" and isinstance(value, dict):
+        return {_checked(key, "str"): _checked(item, inner[:-1].partition(", ")[2]) for key, item in value.items()}
+    raise TypeError(f"is no {hint}")
 
 
 def _write(path: Path, record: Any) -> None:

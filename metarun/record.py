@@ -18,8 +18,12 @@ from typing import Any
 
 import yaml
 
+from metarun import foreign
 from metarun.config import Config
 from metarun.errors import SettingError, UserError
+
+KINDS = ("train", "val", "probe")
+"""Of the records that a resumed run keeps; its test is done again."""
 
 
 class RunFolder:
@@ -39,13 +43,16 @@ class RunFolder:
             raise UserError(f"hydra.run.dir={self.path}: cannot be written ({error.strerror})") from error
 
     def config(self) -> dict[str, Any]:
-        """The stored settings; `UserError` when this is no run folder."""
+        """The stored settings; `UserError` when this is no run folder, or leads out of itself."""
         try:
-            stored = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            stored = None
+            stored, why = foreign.settings(self.path / "config.yaml"), ""
+        except foreign.Refused as error:
+            stored, why = None, f": it {error.strerror}"
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+            stored, why = None, ""
         if not isinstance(stored, dict):
-            raise UserError(f"{self.path}: is no run folder of metarun (it has no readable config.yaml)")
+            raise UserError(f"{self.path}: is no run folder of metarun (it has no readable config.yaml{why})")
+        foreign.confine(self.path)
         return stored
 
     def write_json(self, name: str, values: Any) -> None:
@@ -53,21 +60,23 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any]:
         try:
-            return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            stored = json.loads(foreign.text(self.path / "summary.json"))
+        except (OSError, ValueError, RecursionError):
             return {}
+        return stored if isinstance(stored, dict) else {}
 
     def read_records(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """The lines of a record file, once `forget_after` has dropped those that are none."""
         path = self.path / name
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        return [json.loads(line) for line in foreign.text(path).splitlines()] if path.exists() else []
 
     def forget_after(self, step: int) -> None:
         """Drop records of what will be done again (later steps, the test), and a line cut off in writing."""
         for name in ("metrics.jsonl", "timing.jsonl"):
             path = self.path / name
             if path.exists():
-                kept = [line for line in path.read_text(encoding="utf-8").splitlines(True) if _kept(line, step)]
+                lines = foreign.text(path, errors="replace").splitlines(True)
+                kept = [line for line in lines if _kept(line, step)]
                 self._replace(name, "".join(kept))
 
     def _replace(self, name: str, text: str) -> None:
@@ -88,9 +97,18 @@ def source_run(config: Config) -> RunFolder:
 def _kept(line: str, step: int) -> bool:
     try:
         record = json.loads(line)
-        return line.endswith("\n") and record["step"] <= step and record["kind"] != "test"
-    except (ValueError, KeyError, TypeError):
+        whole = line.endswith("\n") and record["kind"] in KINDS and all(map(_is_number, record.values()))
+        return whole and type(record["step"]) is int and 0 <= record["step"] <= step
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def _is_number(value: Any) -> bool:
+    """What a record of metarun holds: numbers, null for one that is not finite, its kind, and tables of these."""
+    if isinstance(value, (list, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        return all(item is None or isinstance(item, (int, float)) for item in items)
+    return value is None or value in KINDS or isinstance(value, (int, float))
 
 
 def finite(values: Any) -> Any:

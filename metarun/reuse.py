@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import Config
-from metarun.errors import UserError
+from metarun.errors import UserError, one_line
+from metarun.progress import tell
 from metarun.record import RunFolder
 
 CONTROL = ("resume", "run", "job", "choices")
 OF_A_RUN = ("evaluate", "predict", "analyze", "export", "profile")
-RESUMABLE = ("train.steps", "train.max_minutes", "train.checkpoint_every", "test", "logger", "device.threads", "report")
+RESUMABLE = (
+    *("train.steps", "train.max_minutes", "train.checkpoint_every", "test", "logger", "device.threads", "report"),
+    *("trusted_modules", "data.urls"),  # which are not taken from the run's own settings
+)
 """What a resumed run may change; anything else would make it another run."""
+
+GROUPS = (
+    "algo",
+    "data",
+    "model",
+    "reg",
+    "optim",
+    "device",
+    "logger",
+    "diagnostics",
+    "analysis",
+    "recipe",
+    "experiment",
+)
+"""Groups of settings, whose chosen options a run folder keeps."""
+
+OPTION = re.compile(r"[\w.-]+(/[\w.-]+)*|\[[\w.,-]*\]")
 
 
 def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[Sequence[str]], Config]) -> Config:
@@ -31,21 +53,57 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     if source is None:
         return config
     stored = RunFolder(Path(source)).config()
+    refuse_hostile(stored, source)
     groups = [f"{group}={option}" for group, option in stored.get("choices", {}).items()]
     asked = [o for o in overrides if o.partition("=")[0] not in CONTROL]
     base, changed = (OmegaConf.structured(compose([*groups, *more])) for more in ([], asked))
     changes = differences(_plain(base), _plain(changed)) | _named(asked, _plain(changed))
     if config.resume:
         _refuse_other_run(changes, config.resume)
-    merged = _merge(stored, changes)
+    merged = _with_own_trust(_merge(stored, changes), _plain(changed))
     for key in CONTROL[:-1]:
         merged[key] = getattr(config, key)
+    _tell_what_is_read(source, stored, changes)
     try:
         typed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), merged))
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{source}: its settings are not those of this version ({reason})") from error
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"{source}: its settings are not those of this version ({_reason(error)})") from error
     return typed
+
+
+def refuse_hostile(stored: dict[str, Any], source: str) -> None:
+    """What metarun never writes into config.yaml, and what would be more than a setting there.
+
+    An interpolation could read the environment or make folders; choices are typed to Hydra again.
+    """
+    for key, value in differences({}, {"": stored}).items():
+        if any(isinstance(v, str) and "${" in v for v in (key, *(value if isinstance(value, list) else [value]))):
+            raise UserError(f"{source}: config.yaml: {one_line(key[1:])} holds an interpolation; settings are plain")
+    choices = stored.get("choices", {})
+    if not isinstance(choices, dict):
+        raise UserError(f"{source}: config.yaml: choices must be a table of groups and options")
+    for group, option in choices.items():
+        if group not in GROUPS or not isinstance(option, str) or not OPTION.fullmatch(option):
+            raise UserError(
+                f"{source}: config.yaml: choices.{one_line(group)}={one_line(option)}: is no choice of a group"
+            )
+
+
+def _with_own_trust(merged: Any, own: dict[str, Any]) -> Any:
+    """Which code may be run and what may be downloaded is said by who types the command, never by a run folder."""
+    merged["trusted_modules"] = own["trusted_modules"]
+    if isinstance(OmegaConf.select(merged, "data.urls", default=None), ListConfig):
+        merged["data"]["urls"] = own["data"].get("urls", [])
+    return merged
+
+
+def _tell_what_is_read(source: str, stored: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Paths outside of the run folder, when it is the run folder that names them."""
+    data = stored.get("data")
+    for key in ("root", "split"):
+        place = data.get(key) if isinstance(data, dict) else None
+        if isinstance(place, str) and f"data.{key}" not in changes and (key == "root" or "/" in place):
+            tell(f"{one_line(source)}: its data.{key} is read: {one_line(place)}")
 
 
 def _named(overrides: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
@@ -74,8 +132,15 @@ def _refuse_other_run(changes: dict[str, Any], folder: str) -> None:
             raise UserError(f"{key}={changes[key]}: cannot change in resume={folder}; choices: {', '.join(RESUMABLE)}")
 
 
+def _reason(error: Exception) -> str:
+    return one_line((str(error) or type(error).__name__).splitlines()[0])[:200]
+
+
 def _merge(stored: dict[str, Any], changes: dict[str, Any]) -> Any:
-    merged = OmegaConf.create(stored)
+    try:
+        merged = OmegaConf.create(stored)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:  # dates, keys that are no names ...
+        raise UserError(f"config.yaml holds what is no setting ({_reason(error)})") from error
     for key, value in changes.items():
         OmegaConf.update(merged, key, value, force_add=True)
     return merged

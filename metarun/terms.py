@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from metarun import catalogue
-from metarun.build import build, locate
+from metarun.build import build, construct, locate
 from metarun.config import Config
 from metarun.errors import SettingError, UserError, nearest, require
 from metarun.penalties import TaskPenalty
@@ -70,7 +70,7 @@ def _term(name: str, group: str, node: dict[str, Any], config: Config, kind: Kin
     _refuse_unknown(group, node, config)
     own = {k: v for k, v in node.items() if k not in SHARED}
     weighing = {k: v for k, v in node.items() if k in SHARED}
-    settings: TermSettings = build(group, {"_target_": f"{__name__}.TermSettings", **weighing})
+    settings: TermSettings = construct(group, TermSettings, weighing)
     penalty = _penalty(group, own, config, kind)
     places = getattr(penalty, "places", PLACES)
     if settings.where not in places:

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun import catalogue
 from metarun.errors import UserError, nearest
+from metarun.errors import one_line as one_line_of
 
 EXTRAS = {
     "hydra/launcher/joblib": "joblib",
@@ -29,7 +30,7 @@ def one_line(error: BaseException) -> str | None:
     chain = list(_causes(error))
     for link in chain:
         if isinstance(link, UserError):
-            return str(link)
+            return one_line_of(link)
     for link in chain:
         if hasattr(link, "missing_cfg_file"):
             return _missing_option(link)
@@ -38,9 +39,9 @@ def one_line(error: BaseException) -> str | None:
             return _bad_key(link)
     for link in chain:
         if isinstance(link, OSError) and link.filename:
-            return f"{link.filename}: {link.strerror}"
+            return one_line_of(f"{link.filename}: {link.strerror}")
     hydra_made = type(error).__module__.startswith(("hydra.", "omegaconf."))
-    return " ".join(str(error).split()) if hydra_made else None
+    return one_line_of(error) if hydra_made else None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -67,6 +68,6 @@ def _bad_key(error: OmegaConfBaseException) -> str:
     reason = " ".join(str(error.msg or error).split("\n")[0].split())
     if re.search(r"not in struct|not in '|is not in", reason):
         siblings: Any = [] if parent is None else OmegaConf.to_container(parent, resolve=False)
-        return f"{key}: no such setting, {nearest(str(error.key), siblings)}"
+        return one_line_of(f"{key}: no such setting, {nearest(str(error.key), siblings)}")
     value = "" if error.value is None else f"={error.value}"
-    return f"{key}{value}: {reason}"
+    return one_line_of(f"{key}{value}: {reason}")

@@ -20,6 +20,8 @@ LEVELS = {
     "progress": 0,
     "config": 0,
     "config_jobs": 0,
+    "foreign": 0,
+    "bugs": 0,
     "vision": 0,
     "types": 0,
     "penalties": 0,

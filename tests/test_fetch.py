@@ -383,12 +383,12 @@ def test_the_setting_names_files_with_their_sums_and_addresses(tmp_path: Path, s
     kind, digits = checksum(CONTENT, "md5").split(":")
     entries = [
         {"file": "a.zip", "checksum": checksum(CONTENT), "urls": [url]},
-        {"file": "b", "checksum": f"{kind}:{digits.upper()}", "urls": (url, "x")},
+        {"file": "b", "checksum": f"{kind}:{digits.upper()}", "urls": (url, url + "x")},
     ]
     found = as_downloads(entries)
     assert found == (
         Download("a.zip", checksum(CONTENT), (url,)),
-        Download("b", checksum(CONTENT, "md5"), (url, "x")),
+        Download("b", checksum(CONTENT, "md5"), (url, url + "x")),
     )
     fetch(found, tmp_path)
     assert files(tmp_path) == {"a.zip": CONTENT, "b": CONTENT}

@@ -26,10 +26,12 @@ import torch
 from metarun.data.images import ImageTable
 from metarun.data.locks import alone
 from metarun.errors import UserError
+from metarun.foreign import text
 from metarun.places import cache_folder
 from metarun.progress import tell
 
 KEPT = 1 << 28  # bytes of a mapped file that a process keeps resident
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError)
 FORMAT = 2  # raise it when what is stored changes its meaning
 
 
@@ -68,7 +70,7 @@ def cached_images(name: str, fingerprint: str, build: Build, verify: bool = Fals
 def _read(path: Path, verify: bool) -> Cached | None:
     """None where there is nothing, or something else than what was written."""
     try:
-        stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        stored = json.loads(text(path.with_suffix(".json")))
         if stored.pop("sum") != _sum_of(stored):
             return None
         shape, stat = stored["shape"], path.stat()
@@ -80,11 +82,19 @@ def _read(path: Path, verify: bool) -> Cached | None:
         with open(path, "rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written stays in this process
         images = torch.frombuffer(mapping, dtype=torch.uint8).view(shape)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):  # the source is still there
+        starts, counts = (np.array(stored[k], dtype=np.intp) for k in ("starts", "counts"))
+        names = tuple(stored["names"])
+        if not _consistent(names, starts, counts, len(images)) or not isinstance(stored["notes"], dict):
+            return None
+    except BROKEN:  # the source is still there
         return None
-    starts, counts = (np.array(stored[k], dtype=np.intp) for k in ("starts", "counts"))
-    table = ImageTable(images, tuple(stored["names"]), starts, counts, _forgetting(mapping))
-    return Cached(table, stored["notes"], path)
+    return Cached(ImageTable(images, names, starts, counts, _forgetting(mapping)), stored["notes"], path)
+
+
+def _consistent(names: tuple[Any, ...], starts: np.ndarray, counts: np.ndarray, rows: int) -> bool:
+    """Whether every class has a name, and rows that are there."""
+    one_each = starts.shape == counts.shape == (len(names),) and all(isinstance(name, str) for name in names)
+    return one_each and bool(((starts >= 0) & (counts >= 0) & (counts <= rows) & (starts <= rows - counts)).all())
 
 
 def _forgetting(mapping: mmap.mmap) -> Callable[[int], None]:

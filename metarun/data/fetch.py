@@ -45,7 +45,8 @@ def _as_download(entry: Any) -> Download:
     name, checksum, addresses = str(entry["file"] or ""), str(entry["checksum"]).lower(), entry["urls"]
     require(Path(name).name == name not in ("", ".."), "urls", name, "file must be a plain file name")
     require(bool(SUM.fullmatch(checksum)), "urls", checksum, "checksum must be sha256:SUM or md5:SUM")
-    require(all(a and isinstance(a, str) for a in addresses), "urls", addresses, "every address must be a text")
+    of_the_web = all(isinstance(a, str) and a.lower().startswith(("https://", "http://")) for a in addresses)
+    require(of_the_web, "urls", addresses, "every address must begin with https:// or http://")
     return Download(name, checksum, tuple(addresses))
 
 

@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import lzma
 import os
-import shutil
 import tarfile
 import tempfile
 import weakref
@@ -27,6 +26,8 @@ from metarun.errors import UserError, one_line
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LARGEST = 1 << 26  # bytes of one image file; more is a mistake or an attack
+SUSPECT = 1 << 28  # bytes of what an archive holds, from which on its compression is looked at
+MOST_TIMES = 100
 DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -121,7 +122,9 @@ def _walk(place: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 def _from_zip(place: Path) -> Files:
     with zipfile.ZipFile(place) as archive:
-        members = [(i.filename, i.file_size) for i in archive.infolist() if not i.is_dir() and not _is_zipped_link(i)]
+        infos = archive.infolist()
+        members = [(i.filename, i.file_size) for i in infos if not i.is_dir() and not _is_zipped_link(i)]
+    refuse_bomb(place, sum(size for _, size in members))
 
     @contextlib.contextmanager
     def reader() -> Iterator[Callable[[str], bytes]]:
@@ -168,10 +171,18 @@ def _uncompressed(place: Path) -> IO[bytes] | None:
             return None
         with opener(place) as source, contextlib.ExitStack() as on_failure:
             plain = on_failure.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(source, plain)
+            while block := source.read(1 << 20):
+                plain.write(block)
+                refuse_bomb(place, plain.tell())
             on_failure.pop_all()
             return plain
     raise reasons[0]
+
+
+def refuse_bomb(place: Path, size: int) -> None:
+    """Images hardly get smaller in an archive; one that becomes hundreds of times larger was made to fill the disk."""
+    if size > SUSPECT and size > MOST_TIMES * place.stat().st_size:
+        raise ValueError(f"unpacked it has more than {MOST_TIMES} times its size")
 
 
 def _refuse_open_end(archive: tarfile.TarFile) -> None:

@@ -146,7 +146,13 @@ def _as_array(stored: Any) -> np.ndarray:
     """An array, or a list of arrays or numbers."""
     if isinstance(stored, Array):
         return stored.value
-    return np.asarray([item.value if isinstance(item, Array) else item for item in stored])
+    items = list(stored)
+    if not all(isinstance(item, (Array, int)) for item in items):  # lists of a list of a list ... have no end in memory
+        raise pickle.UnpicklingError("its lists are not of arrays or whole numbers")
+    values = [item.value if isinstance(item, Array) else item for item in items]
+    if sum(value.nbytes for value in values if isinstance(value, np.ndarray)) > LARGEST:
+        raise pickle.UnpicklingError(f"its arrays have more than {LARGEST} bytes")
+    return np.asarray(values)
 
 
 STAND_INS: dict[tuple[str, str], Any] = {

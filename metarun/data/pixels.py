@@ -36,6 +36,9 @@ TURNS = {
 }
 """EXIF's orientation -> what brings the picture upright."""
 
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""What is read, whatever a file's name ends in. Among Pillow's others are some that start programs, as EPS does."""
+
 FITS = ("stretch", "crop")
 NORMALIZE = {
     "none": ((0.0,), (1.0,)),
@@ -112,7 +115,7 @@ class Pixels:
         if not isinstance(content, bytes):
             image = Image.fromarray(content.squeeze(-1) if content.shape[-1] == 1 else content)
         else:
-            image = Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
             image.load()
             image = image if image.format == "TIFF" else upright(image)  # Pillow turns TIFFs itself
         return as_seen(image).convert("L" if self.channels == 1 else "RGB")

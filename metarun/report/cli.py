@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from metarun import bugs
 from metarun.errors import UserError, one_line
 from metarun.report import FORMATS, write_report
 from metarun.report.files import pairs_beside, sweep_beside
@@ -49,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"metarun-report: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if bugs.wanted():
+            raise
+        print(f"metarun-report: {bugs.told(error)}", file=sys.stderr)
+        sys.exit(bugs.CODE)
     print(written)
     beside = (pairs_beside(written), sweep_beside(written)) if typed.format == "csv" else ()
     for path in filter(Path.exists, beside):

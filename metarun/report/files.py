@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,15 @@ from typing import Any
 
 import yaml
 
+from metarun import foreign
 from metarun.report.text import is_number
 
 Record = dict[str, Any]
 """One line of metrics.jsonl: `kind`, `step`, and numbers."""
 
 MAX_ROWS = 200  # of an analysis that are kept
+MOST_BYTES = 1 << 28  # of a file of records; 100 000 validations have 10 MB
+MOST_PICTURE = 1 << 25
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -36,9 +41,11 @@ class Analysis:
 def json_file(path: Path, kind: type) -> tuple[Any, str]:
     """The value of a JSON file, or None and what is wrong with it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(foreign.text(path, MOST_BYTES))
     except FileNotFoundError:
         return None, f"{path.name} is missing."
+    except foreign.Refused as error:
+        return None, f"{path.name} is left out: it {error.strerror}."
     except OSError as error:
         return None, f"{path.name} cannot be read ({error.strerror})."
     except (ValueError, RecursionError):
@@ -49,9 +56,11 @@ def json_file(path: Path, kind: type) -> tuple[Any, str]:
 def mapping(path: Path) -> tuple[dict[str, Any], str]:
     """The settings in a YAML file, or none and what is wrong with it."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = foreign.settings(path)
     except FileNotFoundError:
         return {}, f"{path.name} is missing: the settings are unknown."
+    except foreign.Refused as error:
+        return {}, f"{path.name} is left out: it {error.strerror}; the settings are unknown."
     except OSError as error:
         return {}, f"{path.name} cannot be read ({error.strerror}): the settings are unknown."
     except (ValueError, RecursionError, yaml.YAMLError):
@@ -59,10 +68,27 @@ def mapping(path: Path) -> tuple[dict[str, Any], str]:
     return (value, "") if isinstance(value, dict) else ({}, f"{path.name} holds no settings.")
 
 
+OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/:-]*(=.*)?")
+
+
+def overrides_in(typed: Any) -> tuple[str, ...] | None:
+    """A list of overrides as Hydra noted it; None where one of them is none, or would not be seen as it is.
+
+    They are shown as a command to be typed: nothing in it may be a flag, or hide behind control characters.
+    """
+    if not isinstance(typed, list):
+        return None
+    words = [str(word) for word in typed]
+    sound = all(word.isprintable() and OVERRIDE.fullmatch(word) for word in words)
+    return tuple(words) if sound and len(words) <= MAX_ROWS else None
+
+
 def records(path: Path) -> tuple[list[Record], list[str]]:
     """The lines of a .jsonl file that are records, and a sentence for those that are not."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = foreign.text(path, MOST_BYTES, errors="replace").split("\n")
+    except foreign.Refused as error:
+        return [], [f"{path.name} is left out: it {error.strerror}."]
     except OSError:
         return [], [f"{path.name} is missing."]
     parsed = [_record(line) for line in lines if line.strip()]
@@ -105,7 +131,8 @@ def _bad_lines(name: str, bad: list[int], total: int) -> str:
 def analyses(folder: Path) -> tuple[list[Analysis], list[str]]:
     """All analyses of a run, by name; an unfinished one has what it has."""
     try:
-        folders = sorted(p for p in folder.iterdir() if p.is_dir())
+        inside = [] if folder.is_symlink() else folder.iterdir()
+        folders = sorted(p for p in inside if p.is_dir() and not p.is_symlink())
     except OSError:
         return [], []
     found = [_analysis(path) for path in folders]
@@ -122,7 +149,7 @@ def _analysis(path: Path) -> Analysis:
 def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.glob("*.png"), key=lambda p: (p.name != "figure.png", p.name)):
         try:
-            data = path.read_bytes()
+            data = foreign.content(path, MOST_PICTURE)
         except OSError:
             continue
         if data.startswith(PNG):
@@ -132,8 +159,8 @@ def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
 def table(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], int]:
     """Head and rows of a csv file, and how many rows were left out."""
     try:
-        with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            lines = [tuple(line) for line in csv.reader(file) if line]
+        text = foreign.text(path, MOST_BYTES, errors="replace")
+        lines = [tuple(line) for line in csv.reader(io.StringIO(text, newline="")) if line]
     except (OSError, csv.Error):
         return (), (), 0
     if not lines:

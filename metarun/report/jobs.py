@@ -15,7 +15,7 @@ from metarun.errors import UserError
 from metarun.ledger import FINAL, SUCCEEDED
 from metarun.report.card import command_of
 from metarun.report.facts import setting
-from metarun.report.files import json_file, mapping
+from metarun.report.files import json_file, mapping, overrides_in
 from metarun.report.groups import COMPARED
 from metarun.report.read import Run, find_runs
 from metarun.report.text import is_number
@@ -79,7 +79,7 @@ def _job(path: Path, run: Run | None) -> Job:
     stored, _ = json_file(path / "job.json", dict)
     record = stored or {}
     typed = record.get("overrides")
-    overrides = tuple(map(str, typed)) if isinstance(typed, list) else run.overrides if run else None
+    overrides = overrides_in(typed) if isinstance(typed, list) else run.overrides if run else None
     status, reason = _ending(run, record)
     number = record.get("number")
     return Job(path, run, overrides, status, reason, int(number) if is_number(number) else 0, stored is not None)
@@ -118,9 +118,10 @@ def command(job: Job) -> str:
 
 def _flags(path: Path) -> list[str]:
     """The folders of settings that were given by --config-dir."""
-    noted, _ = mapping(path / ".hydra" / "hydra.yaml")
+    noted, _ = ({}, "") if (path / ".hydra").is_symlink() else mapping(path / ".hydra" / "hydra.yaml")
     sources: Any = noted
     for part in ("hydra", "runtime", "config_sources"):
         sources = sources.get(part) if isinstance(sources, dict) else None
-    given = [s for s in sources or () if isinstance(s, dict) and s.get("provider") == "command-line"]
-    return [word for source in given for word in ("--config-dir", str(source.get("path")))]
+    sources = sources if isinstance(sources, list) else []
+    given = [str(s.get("path")) for s in sources if isinstance(s, dict) and s.get("provider") == "command-line"]
+    return [word for folder in given if folder.isprintable() for word in ("--config-dir", folder)]

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from metarun import foreign
 from metarun.errors import UserError, one_line
-from metarun.report.files import Analysis, Record, analyses, json_file, mapping, records
+from metarun.report.files import Analysis, Record, analyses, json_file, mapping, overrides_in, records
 from metarun.report.text import is_number
 
 SIGNS = ("summary.json", "metrics.jsonl")  # one of these beside config.yaml makes a run folder
@@ -157,15 +158,16 @@ def _scores(path: Path, expected: bool) -> tuple[Scores | None, str]:
 
 
 def _overrides(path: Path) -> tuple[str, ...] | None:
+    """None where one of them is no override: it would be shown as part of a command."""
     try:
-        typed = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        typed = None if path.parent.is_symlink() else foreign.settings(path)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
-    return tuple(str(o) for o in typed) if isinstance(typed, list) else None
+    return overrides_in(typed)
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return foreign.text(path, foreign.SETTINGS, errors="replace")
     except OSError:
         return ""

@@ -71,9 +71,20 @@ def _markdown(text: str) -> str:
 def to_csv(table: Table) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows(table.rows)
+    writer.writerow(map(no_formula, table.columns))
+    writer.writerows(map(no_formula, row) for row in table.rows)
     return buffer.getvalue()
+
+
+def no_formula(cell: str) -> str:
+    """A text that a spreadsheet does not take for a formula: only numbers may begin with a sign."""
+    if not cell.lstrip().startswith(("=", "+", "-", "@")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def to_latex(table: Table, label: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from metarun.errors import SettingError, UserError
+from metarun.report.files import pairs_beside, sweep_beside
 from metarun.report.jobs import found_in
 from metarun.report.read import Run, read_run
 
@@ -28,6 +29,8 @@ def write_report(folders: Sequence[Path | str], output: Path | str | None = None
     runs = [read_run(path) for path in dict.fromkeys(path for paths, _ in found for path in paths)]
     others = list(dict.fromkeys(path for _, paths in found for path in paths))
     target = Path(output) if output else _default(folders, format)
+    if not output:
+        _refuse_links(target)
     try:
         _writers()[format](runs, others, target)
     except OSError as error:
@@ -38,6 +41,14 @@ def write_report(folders: Sequence[Path | str], output: Path | str | None = None
 def _default(folders: Sequence[Path | str], format: str) -> Path:
     parent = Path(folders[0]) if len(folders) == 1 else Path()
     return parent / f"report{ENDINGS[format]}"
+
+
+def _refuse_links(target: Path) -> None:
+    """A folder that is reported on may hold a link of the report's name: what it leads to is not overwritten."""
+    beside = [target, target.with_name(target.name + ".tmp"), pairs_beside(target), sweep_beside(target)]
+    for path in [*beside, *(target.iterdir() if target.is_dir() else ())]:
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link, which is not written to; name another place with --output")
 
 
 def _writers() -> dict[str, Callable[[list[Run], list[Path], Path], None]]:

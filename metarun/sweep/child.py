@@ -17,6 +17,8 @@ from metarun.errors import one_line
 OUTPUT = "output.txt"
 PARENT = "METARUN_PARENT"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+TRUST = ("trusted_modules=", "data.urls=")
+"""Overrides that a run folder does not answer for: a run that is resumed is given them again."""
 PATIENCE = 60.0
 """Seconds that an interrupted job has for the step at hand and its checkpoint."""
 
@@ -30,9 +32,9 @@ class Ended(NamedTuple):
 
 def command(overrides: Sequence[str], flags: Sequence[str], folder: Path, resumes: bool) -> list[str]:
     """What runs the job in this folder, from the start or from its checkpoint."""
-    typed = (
-        [f"resume={quoted(folder)}"] if resumes else [*overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
-    )
+    trust = [o for o in overrides if o.lstrip("+").startswith(TRUST)]
+    begun = [f"resume={quoted(folder)}", *trust]
+    typed = begun if resumes else [*overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
     return [sys.executable, "-m", "metarun", *flags, *typed]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from metarun import foreign
 from metarun.ledger import FINAL, SUCCEEDED, JobRecord, read_job, read_sweep, write_job
 from metarun.outcome import WORST, objective
 from metarun.sweep import child
@@ -94,7 +95,7 @@ def _forget(folder: Path) -> None:
 
 def _summary(folder: Path) -> dict[str, object]:
     with contextlib.suppress(OSError, ValueError):
-        stored = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        stored = json.loads(foreign.text(folder / "summary.json"))
         return stored if isinstance(stored, dict) else {}
     return {}
 
