@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ GROUPS = (
 )
 """Groups of settings, whose chosen options a run folder keeps."""
 
-OPTION = re.compile(r"[\w.-]+(/[\w.-]+)*|\[[\w.,-]*\]")
+OPTION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*|\[[\w.,-]*\]")
 
 
 def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[Sequence[str]], Config]) -> Config:
@@ -77,7 +77,7 @@ def refuse_hostile(stored: dict[str, Any], source: str) -> None:
     An interpolation could read the environment or make folders; choices are typed to Hydra again.
     """
     for key, value in differences({}, {"": stored}).items():
-        if any(isinstance(v, str) and "${" in v for v in (key, *(value if isinstance(value, list) else [value]))):
+        if any("${" in text or text == "???" for text in _texts([key, value])):
             raise UserError(f"{source}: config.yaml: {one_line(key[1:])} holds an interpolation; settings are plain")
     choices = stored.get("choices", {})
     if not isinstance(choices, dict):
@@ -87,6 +87,14 @@ def refuse_hostile(stored: dict[str, Any], source: str) -> None:
             raise UserError(
                 f"{source}: config.yaml: choices.{one_line(group)}={one_line(option)}: is no choice of a group"
             )
+
+
+def _texts(values: list[Any]) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, (list, dict)):
+            yield from _texts([*value, *value.values()] if isinstance(value, dict) else value)
+        elif isinstance(value, str):
+            yield value
 
 
 def _with_own_trust(merged: Any, own: dict[str, Any]) -> Any:

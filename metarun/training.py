@@ -24,6 +24,7 @@ from metarun.report import write_report
 from metarun.result import Result
 from metarun.session import Follower, Session
 from metarun.sinks import Sink
+from metarun.sinks.apart import Apart
 from metarun.sinks.console import console_sink
 from metarun.sinks.jsonl import JsonLines
 from metarun.summary import describe_convergence, describe_end, describe_penalties, describe_run, describe_test, title
@@ -173,17 +174,32 @@ def test(active: ActiveRun, state: State) -> None:
 
 
 def build_sinks(config: Config, folder: Path, quiet: bool) -> list[Sink]:
-    sinks: list[Sink] = [JsonLines(folder), *([] if quiet else [console_sink()])]
+    """metrics.jsonl, the terminal, and the logger that was asked for, which may fail without them."""
+    own: list[Sink] = [JsonLines(folder), *([] if quiet else [console_sink()])]
+    made = logger_sink(config, folder)
+    if made is None:
+        return own
+
+    def tell(message: str) -> None:
+        log.warning(message)
+        for sink in own:
+            sink.note(message)
+
+    return [*own, Apart(config.logger.name, made, tell)]
+
+
+def logger_sink(config: Config, folder: Path) -> Sink | None:
+    """Imported when asked for."""
     if config.logger.name == "wandb":
         from metarun.sinks.wandb import WandB
 
-        sinks.append(WandB(folder, config.logger.project))
+        return WandB(folder, config.logger.project)
     if config.logger.name == "tensorboard":
         from metarun.sinks.tensorboard import TensorBoard
 
-        sinks.append(TensorBoard(folder))
+        return TensorBoard(folder)
     if config.logger.name == "mlflow":
         from metarun.sinks.mlflow import MLflow
 
-        sinks.append(MLflow(folder, config.logger.project))
-    return sinks
+        return MLflow(folder, config.logger.project)
+    return None

@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from metarun.errors import one_line
+
 LEAST = 6  # letters that a column of words keeps where a line is too long
 GAP = 2  # blanks between columns
 
@@ -56,13 +58,18 @@ def to_markdown(table: Table) -> str:
     return f"### {_markdown(table.title)}\n\n" + "\n".join(lines) + f"\n{note}"
 
 
+def printable(text: str) -> str:
+    """On one line, control characters as code writes them: a terminal obeys them."""
+    return one_line(text) if text.strip() else ""
+
+
 def _markdown_row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
 def _markdown(text: str) -> str:
     """On one line, with nothing that a Markdown reader takes for a mark or for HTML."""
-    text = " ".join(text.split()).replace("\\", "\\\\")
+    text = printable(text).replace("\\", "\\\\")
     for sign in "|*_`[]":
         text = text.replace(sign, "\\" + sign)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -78,7 +85,8 @@ def to_csv(table: Table) -> str:
 
 def no_formula(cell: str) -> str:
     """A text that a spreadsheet does not take for a formula: only numbers may begin with a sign."""
-    if not cell.lstrip().startswith(("=", "+", "-", "@")):
+    cell = printable(cell) if cell else ""
+    if not cell.startswith(("=", "+", "-", "@")):
         return cell
     try:
         float(cell)
@@ -142,5 +150,5 @@ def _text_row(table: Table, row: Sequence[str], widths: list[int]) -> str:
 
 def latex(text: str) -> str:
     """Text as LaTeX's text mode shows it, the sign of a negative number as a minus."""
-    escaped = "".join(LATEX.get(sign, sign) for sign in " ".join(text.split()))
+    escaped = "".join(LATEX.get(sign, sign) for sign in printable(text))
     return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", escaped)

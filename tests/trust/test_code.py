@@ -1,0 +1,311 @@
+"""Nothing that is read from a file runs code: a malicious sample of every kind of file is refused or harmless."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from report_folders import write_run
+
+import metarun
+from metarun import build, catalogue, checkpoint, cli
+from metarun.data.cache import Decoded, cached_images
+from metarun.data.pickles import HarmlessUnpickler
+from metarun.data.pixels import CorruptImage, Pixels
+from metarun.errors import SettingError, UserError
+from metarun.record import RunFolder
+from metarun.report.read import read_run
+from metarun.reuse import reuse_settings
+
+MARK = "METARUN_TEST_MARK"
+
+
+class Bomb:
+    """Unpickled without care, it sets a variable of this process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.putenv, (MARK, "1")
+
+
+class Exec:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, (f"__import__('os').environ.__setitem__('{MARK}', '1')",)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_ran() -> Any:
+    os.environ.pop(MARK, None)
+    yield
+    assert MARK not in os.environ
+
+
+def test_the_sample_is_malicious() -> None:
+    pickle.loads(pickle.dumps(Exec()))
+    assert os.environ.pop(MARK) == "1"
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_checkpoint_that_names_a_function_is_not_loaded(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "last.pt"
+    stored = {"format": 1, "step": 1, "params": {"w": torch.zeros(1)}, "optimizer": Exec()}
+    torch.save(stored, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError, match=r"no checkpoint to read: last.pt is damaged"):
+        checkpoint.load(path)
+
+
+def test_a_bare_pickle_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(pickle.dumps(Exec()))
+    with pytest.raises(UserError, match=r"last.pt is damaged"):
+        checkpoint.load(tmp_path / "last.pt")
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_its_size_is_not_loaded(tmp_path: Path) -> None:
+    torch.save({"format": 1, "params": {"w": torch.zeros(1 << 20)}}, tmp_path / "whole.pt")
+    path = tmp_path / "last.pt"
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    assert path.stat().st_size < 1 << 16
+    with pytest.raises(UserError, match="it holds more bytes than it has"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"params": [1]},
+        {"params": {"w": 3}},
+        {"step": -1},
+        {"step": "1"},
+        {"best_error": None},
+        {"spent": [1]},
+        {"optimizer": None},
+    ],
+)
+def test_a_checkpoint_of_other_contents_is_none(tmp_path: Path, changes: dict[str, Any]) -> None:
+    whole = {"format": 1, "step": 1, "params": {}, "optimizer": {}, "best_error": 1.0, "best_step": 0, "seconds": 1.0}
+    torch.save(whole, tmp_path / "last.pt")
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 1
+    torch.save(whole | changes, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"last.pt has another format"):
+        checkpoint.load(tmp_path / "last.pt")
+
+
+@pytest.mark.parametrize("payload", [Exec(), Bomb(), {"image_data": Exec()}, subprocess.Popen, np.load])
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_of_images_that_names_anything_else_is_refused(payload: Any, protocol: int) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="only arrays and plain containers"):
+        HarmlessUnpickler(io.BytesIO(pickle.dumps(payload, protocol)), encoding="latin1").load()
+
+
+def test_a_cache_is_numbers_and_json(tmp_path: Path, elsewhere: None) -> None:
+    def decoded(file: Any) -> Decoded:
+        file.write(bytes(4))
+        return Decoded((1, 1, 2, 2), ("a",), [0], [1], {})
+
+    made = cached_images("x", "key", decoded)
+    made.path.with_suffix(".json").write_bytes(pickle.dumps(Exec()))
+    assert cached_images("x", "key", decoded).table.names == ("a",)
+
+
+@pytest.mark.parametrize("changes", [{"starts": [9]}, {"counts": [9]}, {"starts": [-1]}, {"names": [1]}, {"notes": 1}])
+def test_a_cache_with_rows_that_are_not_there_is_built_again(
+    tmp_path: Path, elsewhere: None, changes: dict[str, Any]
+) -> None:
+    from metarun.data.cache import _sum_of
+
+    def decoded(file: Any) -> Decoded:
+        file.write(bytes(4))
+        return Decoded((1, 1, 2, 2), ("a",), [0], [1], {})
+
+    path = cached_images("x", "key", decoded).path.with_suffix(".json")
+    stored = json.loads(path.read_text()) | changes
+    stored.pop("sum")
+    path.write_text(json.dumps(stored | {"sum": _sum_of(stored)}))
+    table = cached_images("x", "key", decoded).table
+    assert (table.names, list(table.starts), list(table.counts)) == (("a",), [0], [1])
+
+
+def test_yaml_that_names_python_is_no_settings(tmp_path: Path) -> None:
+    evil = f"!!python/object/apply:os.putenv [{MARK}, '1']\n"
+    folder = write_run(tmp_path / "run")
+    (folder / "config.yaml").write_text(evil)
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "overrides.yaml").write_text(evil)
+    (folder / ".hydra" / "hydra.yaml").write_text(evil)
+    with pytest.raises(UserError, match=r"no readable config.yaml"):
+        RunFolder(folder).config()
+    assert read_run(folder).config == {}
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_a_picture_starts_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow has Ghostscript draw an EPS, whatever the name of its file."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(subprocess, "check_call", refuse)
+    with pytest.raises(CorruptImage, match="no image format that is known"):
+        Pixels(28, 1, "lanczos").decode(EPS)
+
+
+def run_folder(tmp_path: Path, **changes: Any) -> Path:
+    """A run folder whose settings are whole, with some of them exchanged."""
+    folder = tmp_path / "run"
+    config = cli.compose([])
+    from dataclasses import asdict
+
+    RunFolder(folder).create(asdict(config) | changes)
+    return folder
+
+
+def reused(folder: Path, *overrides: str, key: str = "run") -> Any:
+    typed = [f"{key}={folder}", *(["job=evaluate"] if key == "run" else []), *overrides]
+    return reuse_settings(cli.compose(typed), typed, cli.compose)
+
+
+TARGETS = {
+    "algo": ("os.system", "metarun.sweep.child.run_child", "metarun.jobs.import_module", "metarun.data.sinusoid.Sinusoid"),
+    "data": ("subprocess.run", "metarun.sweep.child.run_child", "metarun.data.fetch.fetch", "metarun.data.files.os"),
+    "model": ("builtins.eval", "metarun.checkpoint.load", "metarun.models.norm.check_norm"),
+    "reg": ("evil.Penalty", "metarun.build.build", "metarun.export.export_job"),
+    "analysis": ("pty.spawn", "metarun.cli.main", "metarun.analyses.frame.write_csv"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("group", "target"), [(g, t) for g, targets in TARGETS.items() for t in targets])
+def test_a_target_that_is_no_component_of_its_group_is_refused(group: str, target: str) -> None:
+    with pytest.raises(SettingError, match=rf"^{group}\._target_="):
+        build.locate(group, {"_target_": target})
+
+
+@pytest.mark.parametrize("group", ["algo", "data", "model", "reg", "analysis"])
+def test_every_option_that_ships_is_a_component_of_its_group(group: str) -> None:
+    for name in catalogue.options(group):
+        node = catalogue._component(group, name)
+        for inner in [node, *(v for v in node.values() if isinstance(v, dict))]:
+            if "_target_" in inner:
+                assert build.locate(group, inner)
+
+
+@pytest.mark.parametrize(
+    "target", ["metarun..x", ".os.system", "metarun.\0.x", "metarun.algorithms.maml.", "a b.c", "."]
+)
+def test_a_target_that_is_no_path_is_refused(target: str) -> None:
+    with pytest.raises(SettingError):
+        build.locate("algo", {"_target_": target}, ["", "a b"])
+
+
+def test_a_target_is_refused_before_its_module_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil.py").write_text(f"import os\nos.environ['{MARK}'] = '1'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for group in TARGETS:
+        with pytest.raises(SettingError, match="add its package to trusted_modules"):
+            build.locate(group, {"_target_": "evil.Thing"}, ["evi", "evil.other"])
+
+
+@pytest.mark.parametrize(
+    ("key", "group"), [("run", "algo"), ("run", "data"), ("run", "model"), ("run", "reg"), ("resume", "data")]
+)
+def test_a_run_folder_cannot_trust_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, group: str
+) -> None:
+    (tmp_path / "evil.py").write_text(f"import os\nos.environ['{MARK}'] = '1'\ndef thing(**_): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = run_folder(tmp_path, trusted_modules=["evil"], **{group: {"_target_": "evil.thing", "weight": 1}})
+    config = reused(folder, key=key)
+    assert config.trusted_modules == []
+    with pytest.raises(SettingError, match=rf"^{group}\._target_=evil.thing: is outside of metarun"):
+        build.locate(group, getattr(config, group), config.trusted_modules)
+    assert reused(folder, "trusted_modules=[mine]", key=key).trusted_modules == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"hydra.searchpath": "[pkg://evil]"},
+        {"hydra/launcher": "evil"},
+        {"+trusted_modules": "[evil]"},
+        {"algo": "maml,reptile"},
+        {"algo": "${oc.env:HOME}"},
+        {"algo": "../../x"},
+        {"algo": ["maml"]},
+        ["algo"],
+    ],
+)
+def test_choices_of_a_run_folder_are_options_of_groups(tmp_path: Path, choices: Any) -> None:
+    with pytest.raises(UserError):
+        reused(run_folder(tmp_path, choices=choices))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"logger": {"name": "none", "project": "${oc.env:PATH}"}},
+        {"trusted_modules": ["${oc.env:PATH}"]},
+        {"data": {"root": "${metarun.folder:null,/../../x,a,b,null,null}"}},
+        {"${oc.env:PATH}": 1},
+        {"hydra": {"callbacks": {"x": {"_target_": "os.system"}}}},
+        {"seed": {"a": 1}},
+        {"train": 3},
+        {"algo": "???"},
+    ],
+)
+def test_settings_of_a_run_folder_are_plain(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        reused(run_folder(tmp_path, **changes))
+
+
+def test_downloads_are_not_taken_from_a_run_folder(tmp_path: Path) -> None:
+    urls = [{"file": ".profile", "checksum": "md5:" + 32 * "0", "urls": ["https://evil.example/x"]}]
+    data = cli.compose(["data=folder"]).data | {"root": str(tmp_path), "urls": urls}
+    folder = run_folder(tmp_path, data=data, choices={"data": "folder"})
+    assert reused(folder).data["urls"] == []
+    assert reused(folder).data["root"] == str(tmp_path)
+    with pytest.raises(SettingError, match="must begin with https"):
+        from metarun.data.fetch import as_downloads
+
+        as_downloads([urls[0] | {"urls": ["file:///etc/passwd"]}])
+
+
+def test_what_a_run_folder_has_read_elsewhere_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = cli.compose(["data=folder"]).data | {"root": "/photos\x1b[2J"}
+    reused(run_folder(tmp_path, data=data, choices={"data": "folder"}))
+    assert "its data.root is read: /photos\\x1b[2J" in capsys.readouterr().err
+
+
+def test_settings_that_grow_without_end_are_refused(tmp_path: Path) -> None:
+    """A billion laughs: nine lists of nine aliases are 4e8 values in 300 bytes."""
+    lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'])}]" for n in range(1, 10)]
+    folder = write_run(tmp_path / "run")
+    (folder / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"no readable config.yaml"):
+        RunFolder(folder).config()
+    assert "config.yaml is damaged: the settings are unknown." in read_run(folder).missing
+    (folder / "config.yaml").write_text(f"a: {1000 * '['}{1000 * ']'}")
+    with pytest.raises(UserError, match=r"no readable config.yaml"):
+        RunFolder(folder).config()
+    (folder / "config.yaml").write_text("a: &a [*a]")
+    with pytest.raises(UserError, match=r"no readable config.yaml"):
+        RunFolder(folder).config()
+
+
+def test_whole_settings_are_read_as_ever(tmp_path: Path) -> None:
+    config = reused(run_folder(tmp_path), "test.tasks=3")
+    assert config.test.tasks == 3
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["test"]["tasks"] == 600
+    assert metarun.compose([]).algo == config.algo
