@@ -87,12 +87,8 @@ def job(composed: DictConfig) -> float:
         from metarun.jobs import run
 
         result = run(config, runtime.runtime.output_dir)
-    except UserError as error:
+    except Exception as error:  # here, where the run folder is known, and before Hydra announces it
         leave(error)
-    except Exception as error:
-        if ranks.size() > 1:  # Hydra would announce it once for each process
-            leave(error)
-        raise
     if result.status == "interrupted":
         sys.exit(INTERRUPTED)
     if result.status == "diverged":

@@ -22,6 +22,8 @@ EXTRAS = {
 }
 """Plugins of Hydra, and the extra that each comes with."""
 
+HYDRAS = ("hydra.", "omegaconf.", "antlr4.")
+
 ADVICE = "HYDRA_FULL_ERROR=1 shows where"
 
 
@@ -40,8 +42,16 @@ def one_line(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, OSError) and link.filename:
             return one_line_of(f"{link.filename}: {link.strerror}")
-    hydra_made = type(error).__module__.startswith(("hydra.", "omegaconf."))
+    hydra_made = type(error).__module__.startswith(HYDRAS) or _raised_in(error).startswith(HYDRAS)
     return one_line_of(error) if hydra_made else None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module in which it was raised: Hydra meets some of what can be typed with a bare ValueError."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return str(at.tb_frame.f_globals.get("__name__", "")) if at is not None else ""
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
