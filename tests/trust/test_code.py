@@ -20,7 +20,8 @@ from report_folders import write_run
 import metarun
 from metarun import build, catalogue, checkpoint, cli
 from metarun.data.cache import Decoded, cached_images
-from metarun.data.pickles import HarmlessUnpickler
+from metarun.data.files import open_files
+from metarun.data.pickles import HarmlessUnpickler, pickled
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import SettingError, UserError
 from metarun.record import RunFolder
@@ -309,3 +310,15 @@ def test_whole_settings_are_read_as_ever(tmp_path: Path) -> None:
     assert config.test.tasks == 3
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["test"]["tasks"] == 600
     assert metarun.compose([]).algo == config.algo
+
+
+def test_lists_of_lists_in_a_pickle_are_not_multiplied(tmp_path: Path) -> None:
+    """Twelve lists of ten references each would be 1e12 numbers."""
+    rows: list[Any] = [0]
+    for _ in range(12):
+        rows = 10 * [rows]
+    stored = {"image_data": np.zeros((1, 2, 2, 3), np.uint8), "class_dict": {"a": rows}}
+    for split in ("train", "val", "test"):
+        (tmp_path / f"mini-imagenet-cache-{split}.pkl").write_bytes(pickle.dumps(stored))
+    with pytest.raises(UserError, match="its lists are not of arrays or whole numbers"):
+        pickled(open_files(tmp_path))
