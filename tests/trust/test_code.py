@@ -322,3 +322,13 @@ def test_lists_of_lists_in_a_pickle_are_not_multiplied(tmp_path: Path) -> None:
         (tmp_path / f"mini-imagenet-cache-{split}.pkl").write_bytes(pickle.dumps(stored))
     with pytest.raises(UserError, match="its lists are not of arrays or whole numbers"):
         pickled(open_files(tmp_path))
+
+
+def test_a_checkpoint_with_a_changed_byte_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    torch.save({"format": 1, "params": {"w": torch.ones(64)}}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.ones(1).numpy().tobytes() * 64) + 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="a check sum is wrong"):
+        checkpoint.load(path)

@@ -56,9 +56,9 @@ def fuzzed(few: int, **strategies: Any) -> Callable[[Any], Any]:
 
     def decorate(test: Any) -> Any:
         made = given(**strategies)(test)
-        return pytest.mark.parametrize(
-            "count", [few, pytest.param(MANY, marks=pytest.mark.long)], ids=["few", "many"]
-        )(_with_count(made))
+        return pytest.mark.parametrize("count", [few, pytest.param(MANY, marks=pytest.mark.long)], ids=["few", "many"])(
+            _with_count(made)
+        )
 
     return decorate
 
@@ -109,11 +109,15 @@ VALUES = st.one_of(
     st.text(max_size=12),
     st.integers().map(str),
     st.floats().map(str),
-    st.sampled_from(["", "null", "???", "${seed}", "${oc.env:HOME}", "[1,2]", "{a: 1}", "1,2", "os.system", "nan", "''"]),
+    st.sampled_from(
+        ["", "null", "???", "${seed}", "${oc.env:HOME}", "[1,2]", "{a: 1}", "1,2", "os.system", "nan", "''"]
+    ),
     st.sampled_from(["maml", "omniglot", "../../x", "a" * 5000, "1e400", "[[[[", "${${seed}}", "${x}", "range(1,3)"]),
 )
 OVERRIDES = st.one_of(
-    st.tuples(st.sampled_from(["", "+", "++", "~"]), st.sampled_from(KEYS), VALUES).map(lambda t: f"{t[0]}{t[1]}={t[2]}"),
+    st.tuples(st.sampled_from(["", "+", "++", "~"]), st.sampled_from(KEYS), VALUES).map(
+        lambda t: f"{t[0]}{t[1]}={t[2]}"
+    ),
     st.text(max_size=20).filter(lambda word: not word.startswith("-")),
 )
 
@@ -142,7 +146,9 @@ def test_settings_that_are_composed_and_checked(here: Path, words: list[str]) ->
         assert "\n" not in line
 
 
-@fuzzed(20, content=st.one_of(st.binary(max_size=200), JSON.map(lambda v: yaml.safe_dump(v).encode("utf-8", "replace"))))
+@fuzzed(
+    20, content=st.one_of(st.binary(max_size=200), JSON.map(lambda v: yaml.safe_dump(v).encode("utf-8", "replace")))
+)
 def test_config_files_of_a_run(here: Path, content: bytes) -> None:
     folder = here / "run"
     folder.mkdir(exist_ok=True)
@@ -217,7 +223,9 @@ def archived(kind: str, names: list[str]) -> bytes:
     return buffer.getvalue()
 
 
-NAMES = st.lists(st.text(max_size=10) | st.sampled_from(["../x", "/x", "a/b.png", "a//b.png", "a/./b.png", "C:x"]), max_size=4)
+NAMES = st.lists(
+    st.text(max_size=10) | st.sampled_from(["../x", "/x", "a/b.png", "a//b.png", "a/./b.png", "C:x"]), max_size=4
+)
 
 
 @fuzzed(80, kind=st.sampled_from(["zip", "", "gz", "bz2", "xz"]), names=NAMES, damage=DAMAGE)
@@ -286,7 +294,14 @@ TREES = st.dictionaries(st.sampled_from(sorted([
 ])), JSON, max_size=6)  # fmt: skip
 
 
-@fuzzed(12, name=st.sampled_from(FILES), values=TREES, format=st.sampled_from(OFTEN), both=st.booleans(), raw=st.binary(max_size=60))
+@fuzzed(
+    12,
+    name=st.sampled_from(FILES),
+    values=TREES,
+    format=st.sampled_from(OFTEN),
+    both=st.booleans(),
+    raw=st.binary(max_size=60),
+)
 def test_reports(here: Path, name: str, values: dict[str, Any], format: str, both: bool, raw: bytes) -> None:
     import shutil
 
@@ -342,13 +357,17 @@ def _is_json(line: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["algo.inner_lr=\x1b"], ["seed=${oc.env:NOTHING}"], ["run=x", "job=evaluate"], ["\udcff=1"]])
+@pytest.mark.parametrize(
+    "words", [["algo.inner_lr=\x1b"], ["seed=${oc.env:NOTHING}"], ["run=x", "job=evaluate"], ["\udcff=1"]]
+)
 def test_real_processes(tmp_path: Path, words: list[str]) -> None:
     import subprocess
     import sys
 
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run([sys.executable, "-m", "metarun", *words], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "metarun", *words], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
@@ -366,7 +385,9 @@ def test_an_error_that_nobody_foresaw_is_one_line(here: Path, monkeypatch: pytes
     assert end.code == 1
     log = Path("run/metarun.log")
     said = "internal error: ZeroDivisionError: what nobody foresaw; please report it with the traceback in"
-    assert end.err.splitlines() == [f"metarun: {said} {here / log}"] or end.err.splitlines() == [f"metarun: {said} {log}"]
+    assert end.err.splitlines() == [f"metarun: {said} {here / log}"] or end.err.splitlines() == [
+        f"metarun: {said} {log}"
+    ]
     assert "in fail\n" in log.read_text()
     monkeypatch.setenv("METARUN_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
