@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config import Config
@@ -100,8 +100,9 @@ def _texts(values: list[Any]) -> Iterator[str]:
 def _with_own_trust(merged: Any, own: dict[str, Any]) -> Any:
     """Which code may be run and what may be downloaded is said by who types the command, never by a run folder."""
     merged["trusted_modules"] = own["trusted_modules"]
-    if isinstance(OmegaConf.select(merged, "data.urls", default=None), ListConfig):
-        merged["data"]["urls"] = own["data"].get("urls", [])
+    data = merged.get("data")
+    if isinstance(data, DictConfig) and data.get("urls") is not None:
+        data["urls"] = own["data"].get("urls", [])
     return merged
 
 

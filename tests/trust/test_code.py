@@ -1,3 +1,4 @@
+# ruff: noqa: PT012, PT017  an error that may come is looked at where it comes
 """Nothing that is read from a file runs code: a malicious sample of every kind of file is refused or harmless."""
 
 from __future__ import annotations
@@ -264,6 +265,7 @@ def test_choices_of_a_run_folder_are_options_of_groups(tmp_path: Path, choices: 
         {"seed": {"a": 1}},
         {"train": 3},
         {"algo": "???"},
+        {"data": []},
     ],
 )
 def test_settings_of_a_run_folder_are_plain(tmp_path: Path, changes: dict[str, Any]) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: PT012, PT017  an error that may come is looked at where it comes
 """Random input of every kind: a result, or one line. Each test has few cases by default and many in the long suite.
 
 A case that fails by an error of a kind that its reader does not promise is a bug of the reader: the functions that
@@ -318,7 +319,7 @@ def test_reports(here: Path, name: str, values: dict[str, Any], format: str, bot
         (folder / name).write_text(json.dumps({**whole, **values}) + ("" if len(raw) < 50 else str(raw)))
     else:
         (folder / name).write_text(json.dumps(values))
-    before = {p for p in here.rglob("*")}
+    before = set(here.rglob("*"))
     from fuzzing import called
 
     end = called(lambda: report_main([str(here / "runs"), "--format", format]), ["metarun-report"])
