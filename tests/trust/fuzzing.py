@@ -33,7 +33,7 @@ def cases(count: int) -> Any:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
-    | st.sampled_from(["train", "val", "test", "completed", "accuracy", "mse", "$\\frac{", "<b>", 10**400, -1, 0, 1e308]),
+    | st.sampled_from(["train", "val", "test", "completed", "accuracy", "mse", "$\\frac{", "<b>", 10**400, -1, 0, 1e308]),  # noqa: E501
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )  # fmt: skip

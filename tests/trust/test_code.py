@@ -1,4 +1,4 @@
-# ruff: noqa: PT012, PT017  an error that may come is looked at where it comes
+# ruff: noqa: PT012  an error that may come is looked at where it comes
 """Nothing that is read from a file runs code: a malicious sample of every kind of file is refused or harmless."""
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def reused(folder: Path, *overrides: str, key: str = "run") -> Any:
 
 
 TARGETS = {
-    "algo": ("os.system", "metarun.sweep.child.run_child", "metarun.jobs.import_module", "metarun.data.sinusoid.Sinusoid"),
+    "algo": ("os.system", "metarun.sweep.child.run_child", "metarun.jobs.import_module", "metarun.data.sinusoid.Sinusoid"),  # noqa: E501
     "data": ("subprocess.run", "metarun.sweep.child.run_child", "metarun.data.fetch.fetch", "metarun.data.files.os"),
     "model": ("builtins.eval", "metarun.checkpoint.load", "metarun.models.norm.check_norm"),
     "reg": ("evil.Penalty", "metarun.build.build", "metarun.export.export_job"),

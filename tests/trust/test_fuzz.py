@@ -1,4 +1,4 @@
-# ruff: noqa: PT012, PT017  an error that may come is looked at where it comes
+# ruff: noqa: PT017  an error that may come is looked at where it comes
 """Random input of every kind: a result, or one line. Each test has few cases by default and many in the long suite.
 
 A case that fails by an error of a kind that its reader does not promise is a bug of the reader: the functions that
