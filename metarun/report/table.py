@@ -85,8 +85,8 @@ def to_csv(table: Table) -> str:
 
 def no_formula(cell: str) -> str:
     """A text that a spreadsheet does not take for a formula: only numbers may begin with a sign."""
-    cell = printable(cell) if cell else ""
-    if not cell.startswith(("=", "+", "-", "@")):
+    cell = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in cell)
+    if not cell.lstrip().startswith(("=", "+", "-", "@")):
         return cell
     try:
         float(cell)

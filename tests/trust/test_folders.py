@@ -211,7 +211,7 @@ def test_a_report_escapes_every_text(tmp_path: Path, word: str) -> None:
 
 def test_cells_that_a_spreadsheet_would_compute_are_quoted() -> None:
     assert [no_formula(c) for c in ("=1", "+a", "-x", "@x", " =1", "-0.5", "+3", "1e-3", "-inf", "maml", "")] == [
-        *("'=1", "'+a", "'-x", "'@x", "'=1", "-0.5", "+3", "1e-3", "-inf", "maml", "")
+        *("'=1", "'+a", "'-x", "'@x", "' =1", "-0.5", "+3", "1e-3", "-inf", "maml", "")
     ]  # fmt: skip
 
 
