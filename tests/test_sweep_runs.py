@@ -78,7 +78,7 @@ def test_a_failing_and_a_diverging_job_leave_the_others_alone(tmp_path: Path) ->
     done = sweep("algo.inner_lr=0.01,-1,1e25", cwd=tmp_path)
     assert done.returncode == 1
     assert "1 of 3 jobs succeeded" in done.stdout
-    assert "algo.inner_lr=-1.0: must be above 0" in done.stdout
+    assert "  algo.inner_lr=-1.0: must be above 0" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     states = sorted((r.status, r.objective) for r, _ in jobs(tmp_path).values())
     assert states[0][0] == "completed"
