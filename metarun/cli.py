@@ -26,7 +26,7 @@ from metarun.bugs import TRACEBACK
 from metarun.catalogue import PACKAGED, conf_folder
 from metarun.config import Config
 from metarun.errors import UserError
-from metarun.record import RunFolder
+from metarun.record import RunFolder, new_folder
 from metarun.reuse import GROUPS, reuse_settings
 from metarun.usage import one_line
 
@@ -51,7 +51,7 @@ ConfigStore.instance().store(name="schema", node=SCHEMA)
 
 
 def new_run_folder(resume: str | None, job: str, algo: str, data: str, run: str | None, analysis: str | None) -> str:
-    """outputs/DATE/TIME-ALGO-DATA, made here so that no other process gets the same; the old folder for `resume`, one
+    """outputs/DATE/TIME-ALGO-DATA; the old folder for `resume`, one
     inside of the run for its analysis."""
     analysed = run if job == "analyze" and analysis else None
     if resume or analysed:
@@ -59,16 +59,7 @@ def new_run_folder(resume: str | None, job: str, algo: str, data: str, run: str 
         return resume or f"{analysed}/analyses/{analysis}"
     now = datetime.now()
     what = f"{algo}-{data}" if job == "train" else job
-    parent = Path("outputs") / f"{now:%Y-%m-%d}"
-    parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(1000):
-        folder = parent / (f"{now:%H-%M-%S}-{what}" + (f"-{attempt + 1}" if attempt else ""))
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return str(folder)
-    raise UserError(f"{parent}: cannot make a new run folder")
+    return str(new_folder(Path("outputs") / f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{what}"))
 
 
 OmegaConf.register_new_resolver("metarun.folder", new_run_folder, use_cache=True, replace=True)

@@ -85,6 +85,19 @@ class RunFolder:
         os.replace(temporary, self.path / name)
 
 
+def new_folder(parent: Path, name: str) -> Path:
+    """A folder that was not there: NAME, NAME-2, ...; made here so that no other process gets the same."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1000):
+        folder = parent / (name + (f"-{attempt + 1}" if attempt else ""))
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise UserError(f"{parent}: cannot make a new folder {name}")
+
+
 def source_run(config: Config) -> RunFolder:
     """The run that `run=` names; `SettingError` when there is none."""
     if not config.run:

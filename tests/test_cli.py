@@ -150,14 +150,14 @@ def test_a_damaged_checkpoint_gives_way_to_its_predecessor(tmp_path: Path) -> No
 
 
 def test_a_sweep_runs_every_job_and_returns_finite_numbers(tmp_path: Path) -> None:
-    more = ["train.steps=10", "algo=maml,reptile", "seed=0,1", "report=true"]
+    more = ["train.steps=10", "algo=maml,reptile", "report=true"]
     done = metarun("-m", *TINY, *more, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (page,) = (tmp_path / "multirun").glob("*/*/report.html")
     assert f"report of the sweep: {page.relative_to(tmp_path)}" in done.stdout
-    assert "Comparison of 4 runs" in page.read_text()
+    assert "Comparison of 2 runs" in page.read_text()
     summaries = [json.loads(p.read_text()) for p in (tmp_path / "multirun").rglob("summary.json")]
-    assert {(s["algo"], s["seed"]) for s in summaries} == {("maml", 0), ("maml", 1), ("reptile", 0), ("reptile", 1)}
+    assert {s["algo"] for s in summaries} == {"maml", "reptile"}
     assert len({s["episodes_sha256"] for s in summaries}) == 1
 
 

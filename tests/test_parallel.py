@@ -185,7 +185,7 @@ def test_two_processes_train_the_same_run(name: str, alone: dict[str, Path], by_
     assert_same_run(alone[name], by_two / name, CLOSE.get(name, NEARLY_EXACT))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", WITH_THREE)
 def test_three_processes_train_the_same_run(name: str, alone: dict[str, Path], by_three: Path) -> None:
     assert_same_run(alone[name], by_three / name, CLOSE.get(name, NEARLY_EXACT))
@@ -337,6 +337,7 @@ class Failing(Sinusoid):
 """
 
 
+@pytest.mark.long
 def test_a_rank_that_fails_has_the_first_one_say_why(tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     process = typed(2, *ENDLESS, "trusted_modules=[failing]", "data._target_=failing.Failing", cwd=tmp_path)

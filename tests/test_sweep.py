@@ -149,6 +149,10 @@ def test_a_child_is_given_its_share_of_the_cores_and_the_name_of_its_sweep(monke
     variables = child.environment(3, "mine")
     assert variables["OMP_NUM_THREADS"] == variables["MKL_NUM_THREADS"] == "3"
     assert variables["WANDB_RUN_GROUP"] == "mine"
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert "HYDRA_FULL_ERROR" not in child.environment(3, "mine")
+    monkeypatch.setenv("METARUN_TRACEBACK", "1")
+    assert child.environment(3, "mine")["HYDRA_FULL_ERROR"] == "1"
     monkeypatch.setenv("WANDB_RUN_GROUP", "theirs")
     assert child.environment(3, "mine")["WANDB_RUN_GROUP"] == "theirs"
 

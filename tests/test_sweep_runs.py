@@ -78,7 +78,7 @@ def test_a_failing_and_a_diverging_job_leave_the_others_alone(tmp_path: Path) ->
     done = sweep("algo.inner_lr=0.01,-1,1e25", cwd=tmp_path)
     assert done.returncode == 1
     assert "1 of 3 jobs succeeded" in done.stdout
-    assert "algo.inner_lr=-1.0: must be above 0" in done.stdout
+    assert "  algo.inner_lr=-1.0: must be above 0" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     states = sorted((r.status, r.objective) for r, _ in jobs(tmp_path).values())
     assert states[0][0] == "completed"
@@ -191,14 +191,12 @@ def test_optuna_takes_failures_and_goes_on_from_what_is_done(tmp_path: Path) -> 
     assert again.returncode == done.returncode
 
 
-@pytest.mark.parametrize(("plugin", "extra"), [("hydra/launcher=ray", "ray"), ("hydra/sweeper=optuna", "optuna")])
-def test_a_plugin_that_is_not_installed_is_named_with_its_extra(plugin: str, extra: str, tmp_path: Path) -> None:
-    known = {"ray": "hydra_plugins.hydra_ray_launcher", "optuna": "hydra_plugins.hydra_optuna_sweeper"}
-    if not missing(known[extra]):
+def test_a_plugin_that_is_not_installed_is_named_with_its_extra(tmp_path: Path) -> None:
+    if not missing("hydra_plugins.hydra_ray_launcher"):
         pytest.skip("the plugin is installed")
-    done = sweep("seed=0,1", plugin, cwd=tmp_path)
+    done = sweep("seed=0,1", "hydra/launcher=ray", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == f"metarun: {plugin}: is not installed; pip install 'metarun[{extra}]'\n"
+    assert done.stderr == "metarun: hydra/launcher=ray: is not installed; pip install 'metarun[ray]'\n"
 
 
 SHIPPED = sorted((ROOT / "conf/experiment").glob("sweep_*.yaml"))

@@ -19,6 +19,9 @@ PARENT = "METARUN_PARENT"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 TRUST = ("trusted_modules=", "data.urls=")
 """Overrides that a run folder does not answer for: a run that is resumed is given them again."""
+FULL_ERROR, TRACEBACK = "HYDRA_FULL_ERROR", "METARUN_TRACEBACK"
+"""metarun sets the first for itself; whoever asked for it has the second as well."""
+
 PATIENCE = 60.0
 """Seconds that an interrupted job has for the step at hand and its checkpoint."""
 
@@ -47,7 +50,8 @@ def quoted(path: Path) -> str:
 def environment(threads: int, group: str) -> dict[str, str]:
     """The parent's, with the job's share of the cores, and the sweep's name for loggers that group runs."""
     shared = {name: str(threads) for name in THREADS}
-    return {**shared, "WANDB_RUN_GROUP": group, **os.environ, **shared, PARENT: str(os.getpid())}
+    given = {k: v for k, v in os.environ.items() if k != FULL_ERROR or TRACEBACK in os.environ}
+    return {"WANDB_RUN_GROUP": group, **given, **shared, PARENT: str(os.getpid())}
 
 
 def run_child(arguments: Sequence[str], folder: Path, variables: dict[str, str], keep: Sequence[int] = ()) -> Ended:

@@ -12,8 +12,8 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from metarun.errors import UserError
 from metarun.ledger import SUCCEEDED, SweepRecord, read_sweep, write_sweep
+from metarun.record import new_folder
 from metarun.sweep.identity import KEY_LENGTH, changed_files
 from metarun.sweep.job import SITTING
 from metarun.sweep.overview import Counts, Job, Overview, counted, jobs_seen
@@ -34,16 +34,7 @@ def sweep_folder(key: str) -> Path:
     if begun:
         return max(begun, key=lambda folder: (folder / "sweep.json").stat().st_mtime)
     now = datetime.now()
-    parent = PARENT / f"{now:%Y-%m-%d}"
-    parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(1000):
-        folder = parent / (f"{now:%H-%M-%S}" + (f"-{attempt + 1}" if attempt else ""))
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise UserError(f"{parent}: cannot make a new folder for a sweep")
+    return new_folder(PARENT / f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}")
 
 
 class Sitting:
