@@ -118,7 +118,7 @@ def test_the_reason_is_the_same_whenever_it_is_given(kind: str) -> None:
 def test_an_error_without_words_or_with_many_is_one_line(
     monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
-    def failing(*_: object) -> None:
+    def failing(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(Image, "open", failing)
