@@ -5,7 +5,9 @@ torch is imported inside the job, so that --help, --cfg and completion stay quic
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,6 +26,7 @@ from metarun import cli_ranks, cli_sweep, ranks
 from metarun.catalogue import PACKAGED, conf_folder
 from metarun.config import Config
 from metarun.errors import UserError
+from metarun.ownership import owner
 from metarun.record import RunFolder
 from metarun.reuse import reuse_settings
 from metarun.usage import one_line
@@ -42,7 +45,7 @@ GROUPS = (
     "experiment",
 )
 CONFIG_PATH = "pkg://metarun.conf" if PACKAGED.is_dir() else str(conf_folder())
-INTERRUPTED = 130
+STOPPED_BY = 128  # and the signal's number: 130 after Ctrl-C, 143 after SIGTERM
 CLOSED_PIPE = 141
 TRACEBACK = "METARUN_TRACEBACK"
 
@@ -83,8 +86,16 @@ def new_run_folder(resume: str | None, job: str, algo: str, data: str, run: str 
     raise UserError(f"{parent}: cannot make a new run folder")
 
 
+def hydra_subfolder(resume: str | None, folder: str) -> str | None:
+    """Where Hydra leaves its own files: nowhere if the folder is at work in another process, which this job will learn
+    only later, or if the run has ended, of which nothing is to be touched."""
+    if owner(Path(folder)) or (resume and RunFolder(Path(resume)).ended()):
+        return None
+    return ".hydra/resumed" if resume else ".hydra"
+
+
 OmegaConf.register_new_resolver("metarun.folder", new_run_folder, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("metarun.subdir", lambda resume: ".hydra/resumed" if resume else ".hydra", replace=True)
+OmegaConf.register_new_resolver("metarun.subdir", hydra_subfolder, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="config")
@@ -106,7 +117,7 @@ def job(composed: DictConfig) -> float:
             leave(error)
         raise
     if result.status == "interrupted":
-        sys.exit(INTERRUPTED)
+        sys.exit(STOPPED_BY + (result.signal or signal.SIGINT))
     if result.status == "diverged":
         leave(UserError(f"diverged: {result.summary['reason']}"))
     return result.objective
@@ -167,14 +178,15 @@ def main() -> None:
     if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", ""):
         os.environ[TRACEBACK] = "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits itself
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a page of traceback each time
     cli_sweep.end_with_parent()
     cli_ranks.be_quiet()
     try:
         job()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if cli_sweep.SITTINGS:
             print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(STOPPED_BY + getattr(error, "number", signal.SIGINT))
     except BrokenPipeError:  # whoever read the output has seen enough, as `metarun --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)
