@@ -52,7 +52,7 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
 def _named(overrides: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
     """What the overrides set by name, also where that is the default: the stored run may have another value."""
     flat = differences({}, settings)
-    names = {o.partition("=")[0].lstrip("+~") for o in overrides}
+    names = dict.fromkeys(o.partition("=")[0].lstrip("+~") for o in overrides)
     return {key: flat[key] for key in names if key in flat}
 
 
