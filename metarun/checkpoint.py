@@ -54,9 +54,16 @@ def restore(path: Path, state: State) -> None:
     state.best_error, state.best_step = stored["best_error"], stored["best_step"]
 
 
-def restore_params(path: Path, params: Params) -> None:
-    """Only the meta-parameters."""
-    _copy(team().of_first(lambda: load(path)["params"]), params, path)
+def restore_params(path: Path, params: Params) -> int:
+    """Only the meta-parameters; returns the step that they are of."""
+
+    def read() -> tuple[Params, int]:
+        stored = load(path)
+        return stored["params"], stored["step"]
+
+    found, step = team().of_first(read)
+    _copy(found, params, path)
+    return step
 
 
 def load(path: Path) -> dict[str, Any]:

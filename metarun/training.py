@@ -15,7 +15,7 @@ from metarun.config import Config
 from metarun.diagnostics.alarm_rules import Baseline
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.chance import chance_of
-from metarun.errors import NonFinite, RankLost, WriteError
+from metarun.errors import NonFinite, RankLost, UserError, WriteError
 from metarun.evaluation import EPISODE_SEED
 from metarun.experiment import Experiment, assemble
 from metarun.parallel import team
@@ -24,6 +24,7 @@ from metarun.report import write_report
 from metarun.result import Result
 from metarun.resuming import forget_after, goes_on, has_ended, last_kept, refuse_used, result_of_ended
 from metarun.session import Follower, Session
+from metarun.shortage import advice, out_of_memory
 from metarun.sinks import Sink
 from metarun.sinks.console import console_sink
 from metarun.sinks.jsonl import JsonLines
@@ -50,7 +51,7 @@ def train_job(config: Config, record: RunFolder, quiet: bool = False) -> Result:
             active.status = train(experiment.trainer(), state, active.session)
         if active.status != "interrupted":
             if team().of_first(lambda: checkpoint.exists(record.best)):
-                checkpoint.restore_params(record.best, state.params)
+                state.best_step = checkpoint.restore_params(record.best, state.params)
             with active.session.signals(at_once=True) if team().size == 1 else contextlib.nullcontext():
                 test(active, state)
     number = active.session.requests.number
@@ -116,6 +117,11 @@ def open_run(
     except KeyboardInterrupt:
         active.status = "interrupted"
         raise
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        active.reason = f"{advice(experiment)}; the run stopped at step {state.step}, {last_kept(record)}"
+        raise UserError(active.reason) from error
     finally:
         close(active, record, state, alarms, quiet)
 

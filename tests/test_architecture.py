@@ -50,6 +50,7 @@ LEVELS = {
     "experiment": 5,
     "result": 6,
     "resuming": 6,
+    "shortage": 6,
     "session": 6,
     "summary": 6,
     "predict": 7,

@@ -18,7 +18,9 @@ KILOBYTE = 1024
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kilobytes", "named"), [(16, "checkpoints/best.pt"), (40, "metrics.jsonl")])
+@pytest.mark.parametrize(
+    ("kilobytes", "named"), [pytest.param(16, "checkpoints/best.pt", marks=pytest.mark.long), (40, "metrics.jsonl")]
+)
 def test_no_file_may_grow_further(kilobytes: int, named: str, ended: Path, tmp_path: Path) -> None:
     """A limit on files' sizes, which a full disk is like: 28 kB of a checkpoint do not fit, or a record does not."""
     limit = (kilobytes * KILOBYTE, kilobytes * KILOBYTE)

@@ -16,7 +16,11 @@ from metarun.errors import Interrupted
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.long)],
+    ids=lambda n: n.name,
+)
 def test_a_signal_ends_a_run_soon_with_a_checkpoint_and_its_code(number: signal.Signals, tmp_path: Path) -> None:
     process = started(ENDLESS, f"hydra.run.dir={tmp_path}/run", "report=true", cwd=tmp_path)
     wait_for_lines(tmp_path / "run/metrics.jsonl", 20, process)
