@@ -22,7 +22,7 @@ from metarun.types import Batch, Task
 
 IMAGES = ["data=folder", "data.image_size=16", "data.ways=3", "data.shots=1", "data.queries=1", "data.test_queries=1"]
 IMAGES += ["model.filters=4"]
-SCALES = (0.0, 1e-20, 1e-10, 1e10, 1e20)
+SCALES = (0.0, 1e-20, *(pytest.param(s, marks=pytest.mark.long) for s in (1e-10, 1e10)), 1e20)
 
 
 class OneBad:
@@ -83,7 +83,7 @@ def test_weights_of_any_size_stay_finite_or_the_step_is_refused(
     assert all(value.isfinite().all() for value in state.params.values())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+@pytest.mark.parametrize("value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.long), 1e38])
 @pytest.mark.parametrize("algo", catalogue.options("algo"))
 def test_a_bad_number_in_the_data_is_refused_with_its_task(algo: str, value: float, flat: Path) -> None:
     trainer = built(algo, flat, *(["algo.train_shots=1"] if algo == "reptile" else [])).trainer()
