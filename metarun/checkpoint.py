@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import io
 import stat
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metarun import durable
 from metarun.errors import UserError
 from metarun.parallel import team
-from metarun.record import RunFolder
+from metarun.progress import tell
+from metarun.record import RunFolder, previous
 from metarun.trainer import State
 from metarun.types import Params
 
-FORMAT = 1  # raise it when what is stored changes its meaning
+FORMAT = 2  # raise it when what is stored changes its meaning; 1 had no checksum
+READABLE = (1, 2)
 
 
 def save(path: Path, state: State) -> None:
-    """Write the state under a temporary name, force it to disk, rename it; the previous one stays as NAME.previous."""
+    """Write the state, whole or not at all; the one before stays as NAME.previous."""
     stored = {
         "format": FORMAT,
         "step": state.step,
@@ -32,15 +37,10 @@ def save(path: Path, state: State) -> None:
         "seconds": state.seconds,
         "spent": state.spent,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(stored, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
-        os.replace(path, previous(path))
-    os.replace(temporary, path)
+    # By way of memory: on a full disk torch's own writer ends in an error that names neither file nor cause.
+    buffer = io.BytesIO()
+    torch.save(stored | {"sha256": digest(stored)}, buffer)
+    durable.replace(path, buffer.getvalue(), previous(path))
 
 
 def restore(path: Path, state: State) -> None:
@@ -53,28 +53,84 @@ def restore(path: Path, state: State) -> None:
     state.best_error, state.best_step = stored["best_error"], stored["best_step"]
 
 
-def restore_params(path: Path, params: Params) -> None:
-    """Only the meta-parameters."""
-    _copy(team().of_first(lambda: load(path)["params"]), params, path)
+def restore_params(path: Path, params: Params) -> int:
+    """Only the meta-parameters; returns the step that they are of."""
+
+    def read() -> tuple[Params, int]:
+        stored = load(path)
+        return stored["params"], stored["step"]
+
+    found, step = team().of_first(read)
+    _copy(found, params, path)
+    return step
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The stored containers; `UserError` when neither file can be read."""
-    reasons = []
+    """The stored containers, the predecessor's where `path` is missing or damaged; `UserError` when neither can be
+    read."""
+    reasons: list[str] = []
     for candidate in (path, previous(path)):
         try:
-            refuse_inflated(candidate)
-            stored = torch.load(candidate, weights_only=True, map_location="cpu")
-        except FileNotFoundError:
-            reasons.append(f"{candidate.name} is missing")
-        except Exception as error:  # torch raises many kinds for a damaged file
-            what = (str(error) or type(error).__name__).splitlines()[0][:80]
-            reasons.append(f"{candidate.name} is damaged ({what})")
+            stored = _read(candidate)
+        except Damaged as error:
+            reasons.append(f"{candidate.name} {error}")
         else:
-            if is_checkpoint(stored):
-                return stored
-            reasons.append(f"{candidate.name} has another format")
+            if reasons:
+                tell(f"{path.parent}: {reasons[0]}; {candidate.name} of step {stored['step']} is taken instead")
+            return stored
     raise UserError(f"{path.parent}: no checkpoint to read: {', '.join(reasons)}")
+
+
+class Damaged(Exception):
+    """Why a file is no checkpoint."""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        refuse_inflated(path)
+        stored = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise Damaged("is missing") from None
+    except Exception as error:  # torch raises many kinds for a damaged file
+        what = (str(error) or type(error).__name__).splitlines()[0][:80]
+        raise Damaged(f"is damaged ({what})") from error
+    number = stored.pop("format", None) if isinstance(stored, dict) else None
+    if isinstance(number, int) and number > FORMAT:
+        raise UserError(f"{path}: was written by a newer metarun (format {number}; this one reads up to {FORMAT})")
+    if number not in READABLE or not is_checkpoint(stored):
+        raise Damaged("is no checkpoint of metarun")
+    if number > 1 and stored.pop("sha256", None) != digest({"format": number} | stored):
+        raise Damaged("is damaged (its content does not have its checksum)")
+    return {"format": number} | stored
+
+
+def digest(stored: Any) -> str:
+    """SHA-256 of containers, numbers and tensors, whatever file they are in."""
+    sha = hashlib.sha256()
+    for part in _parts(stored):
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def _parts(value: Any) -> Iterator[bytes]:
+    if isinstance(value, Tensor):
+        yield f"{value.dtype}{tuple(value.shape)}".encode()
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield repr(key).encode()
+            yield from _parts(inner)
+    elif isinstance(value, (list, tuple)):
+        yield f"[{len(value)}]".encode()
+        for inner in value:
+            yield from _parts(inner)
+    else:
+        yield repr(value).encode()
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything to read; a kill may have come when only the predecessor was there."""
+    return path.exists() or previous(path).exists()
 
 
 def refuse_inflated(path: Path) -> None:
@@ -90,7 +146,7 @@ def refuse_inflated(path: Path) -> None:
 
 def is_checkpoint(stored: Any) -> bool:
     """Whether these are the containers that `save` writes."""
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+    if not isinstance(stored, dict):
         return False
     params, spent = stored.get("params"), stored.get("spent", {})
     whole = isinstance(params, dict) and all(isinstance(w, Tensor) and isinstance(n, str) for n, w in params.items())
@@ -102,11 +158,7 @@ def is_checkpoint(stored: Any) -> bool:
 
 def best_of(run: RunFolder) -> Path:
     """The best checkpoint of a run, or the last of one that was never validated."""
-    return run.best if run.best.exists() else run.last
-
-
-def previous(path: Path) -> Path:
-    return path.with_name(path.name + ".previous")
+    return run.best if exists(run.best) else run.last
 
 
 def _restore_optimizer(stored: dict[str, Any], optimizer: torch.optim.Optimizer, path: Path) -> None:

@@ -6,7 +6,9 @@ torch is imported inside the job, so that --help, --cfg and completion stay quic
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -26,12 +28,13 @@ from metarun.bugs import TRACEBACK
 from metarun.catalogue import PACKAGED, conf_folder
 from metarun.config import Config
 from metarun.errors import UserError
+from metarun.ownership import owner
 from metarun.record import RunFolder, new_folder
 from metarun.reuse import GROUPS, reuse_settings
 from metarun.usage import one_line
 
 CONFIG_PATH = "pkg://metarun.conf" if PACKAGED.is_dir() else str(conf_folder())
-INTERRUPTED = 130
+STOPPED_BY = 128  # and the signal's number: 130 after Ctrl-C, 143 after SIGTERM
 CLOSED_PIPE = 141
 
 
@@ -62,8 +65,16 @@ def new_run_folder(resume: str | None, job: str, algo: str, data: str, run: str 
     return str(new_folder(Path("outputs") / f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{what}"))
 
 
+def hydra_subfolder(resume: str | None, folder: str) -> str | None:
+    """Where Hydra leaves its own files: nowhere if the folder is at work in another process, which this job will learn
+    only later, or if the run has ended, of which nothing is to be touched."""
+    if owner(Path(folder)) or (resume and RunFolder(Path(resume)).ended()):
+        return None
+    return ".hydra/resumed" if resume else ".hydra"
+
+
 OmegaConf.register_new_resolver("metarun.folder", new_run_folder, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("metarun.subdir", lambda resume: ".hydra/resumed" if resume else ".hydra", replace=True)
+OmegaConf.register_new_resolver("metarun.subdir", hydra_subfolder, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="config")
@@ -81,7 +92,7 @@ def job(composed: DictConfig) -> float:
     except Exception as error:  # here, where the run folder is known, and before Hydra announces it
         leave(error)
     if result.status == "interrupted":
-        sys.exit(INTERRUPTED)
+        sys.exit(STOPPED_BY + (result.signal or signal.SIGINT))
     if result.status == "diverged":
         leave(UserError(f"diverged: {result.summary['reason']}"))
     return result.objective
@@ -155,14 +166,15 @@ def main() -> None:
     else:
         os.environ.pop(TRACEBACK, None)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits itself
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a page of traceback each time
     cli_sweep.end_with_parent()
     cli_ranks.be_quiet()
     try:
         job()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if cli_sweep.SITTINGS:
             print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(STOPPED_BY + getattr(error, "number", signal.SIGINT))
     except BrokenPipeError:  # whoever read the output has seen enough, as `metarun --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)

@@ -125,6 +125,7 @@ class Config:
     seed: int = 0
     run: Optional[str] = None  # a finished or stopped run's folder, for job=evaluate, predict, analyze and export
     resume: Optional[str] = None  # a stopped run's folder
+    resume_allow: list[str] = field(default_factory=list)  # settings that resume may change beyond the harmless ones
     report: bool = True  # leave a report.html in the run folder
     trusted_modules: list[str] = field(default_factory=list)  # packages of yours that _target_ may name
     choices: dict[str, str] = field(default_factory=dict)  # the option taken of each group; filled in by compose

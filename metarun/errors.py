@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -23,6 +25,22 @@ class SettingError(UserError):
 
     def under(self, group: str) -> SettingError:
         return SettingError(f"{group}.{self.key}", self.value, self.expected)
+
+
+class WriteError(UserError):
+    """A file cannot be written: the disk is full, the folder is gone or may only be read."""
+
+    @classmethod
+    def of(cls, path: Path, error: OSError) -> WriteError:
+        return cls(f"{path}: cannot be written ({error.strerror or error})")
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that asks for a stop came where there is nothing to finish."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class NonFinite(Exception):

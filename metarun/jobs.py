@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from metarun import ranks
 from metarun.config import Config, check
 from metarun.errors import SettingError
+from metarun.ownership import owned
 from metarun.record import RunFolder
 
 if TYPE_CHECKING:
@@ -34,4 +36,5 @@ def run(config: Config, folder: str | Path) -> Result:
     if ranks.size() > 1 and config.job not in SHARED:
         raise SettingError("job", config.job, f"runs in one process, not in {ranks.size()}; start it without torchrun")
     module, _, name = JOBS[config.job].rpartition(".")
-    return getattr(import_module(module), name)(config, RunFolder(Path(folder)))
+    with owned(Path(folder)) if ranks.rank() == 0 else contextlib.nullcontext():
+        return getattr(import_module(module), name)(config, RunFolder(Path(folder)))

@@ -12,15 +12,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from metarun import foreign
+from metarun import durable, foreign
 from metarun.config import Config
-from metarun.errors import SettingError, UserError
+from metarun.durable import naming
+from metarun.errors import SettingError, UserError, one_line
+
+ENDED = ("completed", "time is up")
+NEEDED = ("algo", "data", "train")
+"""Without these a file of settings is none of a run."""
 
 KINDS = ("train", "val", "probe")
 """Of the records that a resumed run keeps; its test is done again."""
@@ -34,24 +39,30 @@ class RunFolder:
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
 
+    def begun(self) -> bool:
+        """Whether there is a checkpoint; a kill may have come when only the predecessor was there."""
+        return self.last.exists() or previous(self.last).exists()
+
     def create(self, config: dict[str, Any]) -> None:
         """Make the folder and store the settings in it."""
-        try:
+        with naming(self.path):
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            self._replace("config.yaml", yaml.safe_dump(config, sort_keys=False))
-        except OSError as error:
-            raise UserError(f"hydra.run.dir={self.path}: cannot be written ({error.strerror})") from error
+        self._replace("config.yaml", yaml.safe_dump(config, sort_keys=False))
 
     def config(self) -> dict[str, Any]:
         """The stored settings; `UserError` when this is no run folder, or leads out of itself."""
+        path = self.path / "config.yaml"
         try:
-            stored, why = foreign.settings(self.path / "config.yaml"), ""
+            stored = foreign.settings(path)
         except foreign.Refused as error:
-            stored, why = None, f": it {error.strerror}"
-        except (OSError, ValueError, RecursionError, yaml.YAMLError):
-            stored, why = None, ""
-        if not isinstance(stored, dict):
-            raise UserError(f"{self.path}: is no run folder of metarun (it has no readable config.yaml{why})")
+            raise UserError(f"{path}: cannot be read: it {error.strerror}") from error
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: is no run folder of metarun (it has no config.yaml)") from None
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            raise UserError(f"{path}: cannot be read ({one_line(error)[:100]})") from error
+        lacking = [key for key in NEEDED if not isinstance(stored, dict) or not isinstance(stored.get(key), dict)]
+        if lacking:
+            raise UserError(f"{path}: is damaged, or not of metarun (it lacks the settings of {', '.join(lacking)})")
         foreign.confine(self.path)
         return stored
 
@@ -65,24 +76,39 @@ class RunFolder:
             return {}
         return stored if isinstance(stored, dict) else {}
 
-    def read_records(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-        """The lines of a record file, once `forget_after` has dropped those that are none."""
-        path = self.path / name
-        return [json.loads(line) for line in foreign.text(path).splitlines()] if path.exists() else []
+    def ended(self) -> bool:
+        """Whether the run came to its end and was tested."""
+        return self.read_summary().get("status") in ENDED and (self.path / "test.json").exists()
 
-    def forget_after(self, step: int) -> None:
-        """Drop records of what will be done again (later steps, the test), and a line cut off in writing."""
+    def read_records(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """The lines of a record file; what is no record is left out."""
+        return [record for line in self._lines(name) if (record := _record(line))]
+
+    def forget_after(self, step: int) -> int:
+        """Drop records of what will be done again (later steps, the test), and a line cut off in writing. Returns how
+        many lines before the last of metrics.jsonl were no records: these are damaged, and lost."""
+        damaged = sum(_record(line) is None for line in self._lines("metrics.jsonl")[:-1])
         for name in ("metrics.jsonl", "timing.jsonl"):
-            path = self.path / name
-            if path.exists():
-                lines = foreign.text(path, errors="replace").splitlines(True)
-                kept = [line for line in lines if _kept(line, step)]
+            lines = self._lines(name)
+            kept = [line for line in lines if line.endswith("\n") and _kept(_record(line), step)]
+            if kept != lines:
                 self._replace(name, "".join(kept))
+        return damaged
+
+    def _lines(self, name: str) -> list[str]:
+        path = self.path / name
+        if not path.exists():
+            return []
+        # Not splitlines: a damaged line may hold what Unicode takes for the end of one.
+        return re.findall(r"[^\n]*\n|[^\n]+", foreign.text(path, errors="replace"))
 
     def _replace(self, name: str, text: str) -> None:
-        temporary = self.path / (name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        durable.replace(self.path / name, text.encode())
+
+
+def previous(path: Path) -> Path:
+    """The predecessor of a checkpoint."""
+    return path.with_name(path.name + ".previous")
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -107,13 +133,20 @@ def source_run(config: Config) -> RunFolder:
     return RunFolder(Path(config.run))
 
 
-def _kept(line: str, step: int) -> bool:
+def _record(line: str) -> dict[str, Any] | None:
+    """What the line says, if it is a record."""
     try:
-        record = json.loads(line)
-        whole = line.endswith("\n") and record["kind"] in KINDS and all(map(_is_number, record.values()))
-        return whole and type(record["step"]) is int and 0 <= record["step"] <= step
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or found.get("kind") not in (*KINDS, "test"):
+        return None
+    numbers = all(_is_number(value) for key, value in found.items() if key != "kind")
+    return found if numbers and type(found.get("step")) is int and found["step"] >= 0 else None
+
+
+def _kept(record: dict[str, Any] | None, step: int) -> bool:
+    return record is not None and record["step"] <= step and record["kind"] in KINDS
 
 
 def _is_number(value: Any) -> bool:
@@ -121,7 +154,7 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, (list, dict)):
         items = value.values() if isinstance(value, dict) else value
         return all(item is None or isinstance(item, (int, float)) for item in items)
-    return value is None or value in KINDS or isinstance(value, (int, float))
+    return value is None or isinstance(value, (int, float))
 
 
 def finite(values: Any) -> Any:

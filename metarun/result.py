@@ -20,6 +20,7 @@ class Result:
     folder: Path
     params: Params = field(default_factory=dict, repr=False)
     experiment: Experiment | None = field(default=None, repr=False)
+    signal: int | None = None  # that interrupted it
 
     @property
     def objective(self) -> float:

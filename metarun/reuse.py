@@ -15,7 +15,7 @@ from metarun.errors import UserError, one_line
 from metarun.progress import tell
 from metarun.record import RunFolder
 
-CONTROL = ("resume", "run", "job", "choices")
+CONTROL = ("resume", "resume_allow", "run", "job", "choices")
 OF_A_RUN = ("evaluate", "predict", "analyze", "export", "profile")
 RESUMABLE = (
     *("train.steps", "train.max_minutes", "train.checkpoint_every", "test", "logger", "device.threads", "report"),
@@ -59,7 +59,7 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     base, changed = (OmegaConf.structured(compose([*groups, *more])) for more in ([], asked))
     changes = differences(_plain(base), _plain(changed)) | _named(asked, _plain(changed))
     if config.resume:
-        _refuse_other_run(changes, config.resume)
+        _refuse_other_run(changes, stored, config)
     merged = _with_own_trust(_merge(stored, changes), _plain(changed))
     for key in CONTROL[:-1]:
         merged[key] = getattr(config, key)
@@ -118,7 +118,7 @@ def _tell_what_is_read(source: str, stored: dict[str, Any], changes: dict[str, A
 def _named(overrides: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
     """What the overrides set by name, also where that is the default: the stored run may have another value."""
     flat = differences({}, settings)
-    names = {o.partition("=")[0].lstrip("+~") for o in overrides}
+    names = dict.fromkeys(o.partition("=")[0].lstrip("+~") for o in overrides)
     return {key: flat[key] for key in names if key in flat}
 
 
@@ -134,11 +134,27 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> d
     return found
 
 
-def _refuse_other_run(changes: dict[str, Any], folder: str) -> None:
-    for key in changes:
-        allowed = any(key == may or key.startswith(may + ".") for may in RESUMABLE)
-        if not allowed and not key.startswith("choices."):
-            raise UserError(f"{key}={changes[key]}: cannot change in resume={folder}; choices: {', '.join(RESUMABLE)}")
+def _refuse_other_run(changes: dict[str, Any], stored: dict[str, Any], config: Config) -> None:
+    """Settings that would make it another run, unless `resume_allow` names them: then it is told that they did."""
+    before, unknown = differences({}, stored), object()
+    other = {k: v for k, v in changes.items() if v != before.get(k, unknown) and not _within(k, RESUMABLE)}
+    other = {key: value for key, value in other.items() if not key.startswith("choices.")}
+    refused = [key for key in other if not _within(key, config.resume_allow)]
+    told = [f"{key}={other[key]} (the run has {before.get(key, 'no such setting')})" for key in other]
+    if refused:
+        first, *more = refused
+        others = f", nor {', '.join(t for t in told if not t.startswith(f'{first}='))}" if more else ""
+        raise UserError(
+            f"{first}={other[first]}: cannot change in resume={config.resume}, which has "
+            f"{before.get(first, 'no such setting')}{others}; choices: {', '.join(RESUMABLE)}; "
+            f"resume_allow=[{','.join(refused)}] changes it all the same, and makes it another run from there on"
+        )
+    if other:
+        tell(f"resume={config.resume}: from here on another run than it was: {', '.join(told)}")
+
+
+def _within(key: str, nodes: Sequence[str]) -> bool:
+    return any(key == node or key.startswith(f"{node}.") for node in nodes)
 
 
 def _reason(error: Exception) -> str:

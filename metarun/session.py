@@ -67,8 +67,8 @@ class Session:
     def stop_requested(self) -> bool:
         return self.requests.asked
 
-    def signals(self) -> AbstractContextManager[None]:
-        return self.requests.heard()
+    def signals(self, at_once: bool = False) -> AbstractContextManager[None]:
+        return self.requests.heard(at_once)
 
     def _log(self, record: Record) -> None:
         for sink in self.sinks:
@@ -113,5 +113,5 @@ class Follower:
     def stop_requested(self) -> bool:
         return self.requests.asked
 
-    def signals(self) -> AbstractContextManager[None]:
-        return self.requests.heard()
+    def signals(self, at_once: bool = False) -> AbstractContextManager[None]:
+        return self.requests.heard(at_once)

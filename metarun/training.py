@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ from metarun.config import Config
 from metarun.diagnostics.alarm_rules import Baseline
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.chance import chance_of
-from metarun.errors import NonFinite, RankLost
+from metarun.errors import NonFinite, RankLost, UserError, WriteError
 from metarun.evaluation import EPISODE_SEED
 from metarun.experiment import Experiment, assemble
 from metarun.parallel import team
 from metarun.record import RunFolder, source_run
 from metarun.report import write_report
 from metarun.result import Result
+from metarun.resuming import forget_after, goes_on, has_ended, last_kept, refuse_used, result_of_ended
 from metarun.session import Follower, Session
+from metarun.shortage import advice, out_of_memory
 from metarun.sinks import Sink
 from metarun.sinks.apart import Apart
 from metarun.sinks.console import console_sink
@@ -35,27 +37,32 @@ log = logging.getLogger(__name__)
 
 def train_job(config: Config, record: RunFolder, quiet: bool = False) -> Result:
     """Train, from the start or from where a run stopped, then test the best checkpoint; `quiet` prints nothing."""
+    if team().of_first(lambda: has_ended(config, record)):
+        return result_of_ended(config, record, quiet)
     experiment = team().in_turn(lambda: assemble(config))
     first = experiment.placement.team.first
     state = experiment.trainer().start()
-    if experiment.config.resume:
+    if team().of_first(lambda: goes_on(config, record)):
         checkpoint.restore(record.last, state)
-        if first:
-            record.forget_after(state.step)
+    if first:
+        forget_after(record, state.step)
     opened = open_run(experiment, record, state, quiet, watched(experiment, record)) if first else follow(experiment)
     with opened as active:
         with active.session.signals():
             active.status = train(experiment.trainer(), state, active.session)
         if active.status != "interrupted":
-            if team().of_first(record.best.exists):
-                checkpoint.restore_params(record.best, state.params)
-            test(active, state)
-    return Result(active.status, active.summary, record.path, state.params, experiment)
+            if team().of_first(lambda: checkpoint.exists(record.best)):
+                state.best_step = checkpoint.restore_params(record.best, state.params)
+            with active.session.signals(at_once=True) if team().size == 1 else contextlib.nullcontext():
+                test(active, state)
+    number = active.session.requests.number
+    return Result(active.status, active.summary, record.path, state.params, experiment, number)
 
 
 def evaluate_job(config: Config, record: RunFolder) -> Result:
     """Test the best checkpoint of `config.run`, with whatever was changed on the command line."""
     source = source_run(config)
+    team().of_first(lambda: refuse_used(record))
     experiment = team().in_turn(lambda: assemble(config))
     state = experiment.trainer().start()
     checkpoint.restore(checkpoint.best_of(source), state)
@@ -77,6 +84,7 @@ class ActiveRun:
     summary: dict[str, Any]
     status: str = "failed"
     reason: str = ""
+    sinks: Sequence[Sink] = ()
 
 
 @contextlib.contextmanager
@@ -93,7 +101,7 @@ def open_run(
     summary = describe_run(experiment, str(record.path))
     record.write_json("summary.json", summary)
     session = Session(record, sinks, config.train.steps, config.train.tasks, alarms)
-    active = ActiveRun(experiment, record, session, summary)
+    active = ActiveRun(experiment, record, session, summary, sinks=sinks)
     run_facts = {"name": record.path.name, "folder": str(record.path), "title": title(summary), "step": state.step}
     run_facts |= {"steps": config.train.steps, "metric": summary["metric"], "config": dataclasses.asdict(config)}
     for sink in sinks:
@@ -104,19 +112,37 @@ def open_run(
         kept = f"; the last good checkpoint is {record.last}" if record.last.exists() else ""
         active.status, active.reason = "diverged", f"{error}{kept}"
         session.diverged(state.step, str(error))
-    except RankLost as error:
-        kept = f"the last checkpoint is {record.last}" if record.last.exists() else "before its first checkpoint"
-        active.reason = f"{error}; the run stopped at step {state.step}, {kept}"
-        raise RankLost(active.reason) from error
+    except (RankLost, WriteError) as error:
+        active.reason = f"{error}; the run stopped at step {state.step}, {last_kept(record)}"
+        raise type(error)(active.reason) from error
+    except KeyboardInterrupt:
+        active.status = "interrupted"
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        active.reason = f"{advice(experiment)}; the run stopped at step {state.step}, {last_kept(record)}"
+        raise UserError(active.reason) from error
     finally:
-        summary |= describe_end(state, config.train.tasks, active.status, active.reason, alarms)
+        close(active, record, state, alarms, quiet)
+
+
+def close(active: ActiveRun, record: RunFolder, state: State, alarms: Alarms | None, quiet: bool) -> None:
+    """Complete summary and sinks, also where the summary cannot be written."""
+    config, summary = active.experiment.config, active.summary
+    summary |= describe_end(state, config.train.tasks, active.status, active.reason, alarms)
+    try:
         if config.job == "train":
-            summary["convergence"] = describe_convergence(experiment, record)
-            summary["regularization"] = describe_penalties(experiment.regularization, record.read_records())
+            summary["convergence"] = describe_convergence(active.experiment, record)
+            summary["regularization"] = describe_penalties(active.experiment.regularization, record.read_records())
         record.write_json("summary.json", summary)
-        if config.report and not quiet:
+        if config.report and not quiet and active.status != "interrupted":  # whoever stops a run waits for its end
             summary["report"] = leave_report(record)
-        for sink in sinks:
+    except WriteError:
+        if not active.reason:  # else it has been told what cannot be written
+            raise
+    finally:
+        for sink in active.sinks:
             sink.finish(summary)
 
 

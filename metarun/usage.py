@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,7 @@ EXTRAS = {
 """Plugins of Hydra, and the extra that each comes with."""
 
 HYDRAS = ("hydra.", "omegaconf.", "antlr4.")
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 ADVICE = "HYDRA_FULL_ERROR=1 shows where"
 
@@ -42,6 +44,9 @@ def one_line(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, OSError) and link.filename:
             return one_line_of(f"{link.filename}: {link.strerror}")
+    for link in chain:
+        if isinstance(link, OSError) and link.errno in DISK:  # an error in writing does not say which file it was
+            return f"a file cannot be written ({link.strerror})"
     hydra_made = type(error).__module__.startswith(HYDRAS) or _raised_in(error).startswith(HYDRAS)
     return one_line_of(error) if hydra_made else None
 

@@ -17,6 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = {
     "errors": 0,
     "ranks": 0,
+    "durable": 1,
+    "ownership": 1,
     "progress": 0,
     "config": 0,
     "config_jobs": 0,
@@ -49,6 +51,8 @@ LEVELS = {
     "checkpoint": 5,
     "experiment": 5,
     "result": 6,
+    "resuming": 6,
+    "shortage": 6,
     "session": 6,
     "summary": 6,
     "predict": 7,

@@ -80,7 +80,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(how: signal.Signals, tmp_pa
     process.send_signal(how)
     output, _ = process.communicate(timeout=60)
     if how != signal.SIGKILL:
-        assert process.returncode == 130
+        assert process.returncode == 128 + how
         assert f"continue with: metarun resume={cut}" in output
         assert json.loads((cut / "summary.json").read_text())["status"] == "interrupted"
     assert len(read_lines(cut / "metrics.jsonl")) < len(read_lines(whole / "metrics.jsonl"))
@@ -140,10 +140,13 @@ def test_a_damaged_checkpoint_gives_way_to_its_predecessor(tmp_path: Path) -> No
     assert metarun(*TINY, f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
     last = folder / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:100])
-    assert metarun(f"resume={folder}", cwd=tmp_path).returncode == 0
+    done = metarun(f"resume={folder}", "train.steps=70", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "last.pt is damaged" in done.stderr
+    assert "last.pt.previous of step 50 is taken instead" in done.stderr
     for path in (folder / "checkpoints").iterdir():
         path.write_bytes(b"")
-    done = metarun(f"resume={folder}", cwd=tmp_path)
+    done = metarun(f"resume={folder}", "train.steps=80", cwd=tmp_path)
     assert done.returncode == 2
     assert "no checkpoint to read: last.pt is damaged" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -90,7 +90,7 @@ class Context:
         found = record.read_summary()
         if found.get("status") in DONE:
             return Trained(found, record, _cost(record))
-        config.resume = str(record.path) if record.last.exists() else None
+        config.resume = str(record.path) if record.begun() else None
         start = time.process_time()
         result = train_job(config, record, quiet=True)
         if result.status == "interrupted":

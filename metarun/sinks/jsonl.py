@@ -1,11 +1,13 @@
-"""metrics.jsonl and timing.jsonl: one line a record, flushed as it is written."""
+"""metrics.jsonl and timing.jsonl: one line a record, written at once and whole."""
 
 from __future__ import annotations
 
 import json
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from metarun.durable import append, naming
 from metarun.record import finite
 from metarun.sinks import Record
 
@@ -13,11 +15,12 @@ from metarun.sinks import Record
 class JsonLines:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files: dict[str, TextIO] = {}
+        self.files: dict[str, FileIO] = {}
 
     def start(self, run: dict[str, Any]) -> None:
         for name in ("metrics", "timing"):
-            self.files[name] = (self.folder / f"{name}.jsonl").open("a", encoding="utf-8")
+            with naming(path := self._path(name)):
+                self.files[name] = FileIO(path, "a")
 
     def progress(self, step: int) -> None:
         """Nothing to write."""
@@ -25,8 +28,7 @@ class JsonLines:
     def log(self, record: Record) -> None:
         for name, values in (("metrics", record.values), ("timing", record.timing)):
             line = {"kind": record.kind, "step": record.step, **values}
-            self.files[name].write(json.dumps(finite(line)) + "\n")
-            self.files[name].flush()
+            append(self.files[name], self._path(name), (json.dumps(finite(line)) + "\n").encode())
 
     def note(self, message: str) -> None:
         """Notes are in metarun.log."""
@@ -34,3 +36,6 @@ class JsonLines:
     def finish(self, summary: dict[str, Any]) -> None:
         for file in self.files.values():
             file.close()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.jsonl"

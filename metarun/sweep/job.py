@@ -15,6 +15,7 @@ from pathlib import Path
 from metarun import foreign
 from metarun.ledger import FINAL, SUCCEEDED, JobRecord, read_job, read_sweep, write_job
 from metarun.outcome import WORST, objective
+from metarun.record import RunFolder
 from metarun.sweep import child
 from metarun.sweep.identity import changed_files, yaml_digests
 from metarun.sweep.slots import slot
@@ -70,7 +71,7 @@ def _attempt(job: Job, record: JobRecord, begun: bool, threads: int, lock: Seque
 
 def _run(job: Job, record: JobRecord, begun: bool, threads: int, lock: Sequence[int]) -> JobRecord:
     """The job's process, and what it left."""
-    resumes = begun and (job.folder / "checkpoints" / "last.pt").exists()
+    resumes = begun and RunFolder(job.folder).begun()
     if not resumes:
         _forget(job.folder)
     variables = child.environment(threads, job.sweep.name)
