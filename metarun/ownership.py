@@ -24,6 +24,7 @@ TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """The folder is this process's own; `UserError` with the owner where it is another's."""
+    new = not folder.exists()
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = FileIO(folder / NAME, "a+")
@@ -33,7 +34,20 @@ def owned(folder: Path) -> Iterator[None]:
         with naming(folder / NAME):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        yield
+        try:
+            yield
+        except BaseException:
+            if new:
+                _leave_no_trace(folder)
+            raise
+
+
+def _leave_no_trace(folder: Path) -> None:
+    """Of a job that was refused before it wrote anything, in a folder that was made for it."""
+    with contextlib.suppress(OSError):
+        if os.listdir(folder) == [NAME]:
+            (folder / NAME).unlink()
+            folder.rmdir()
 
 
 def owner(folder: Path) -> str | None:

@@ -55,6 +55,7 @@ def training(experiment: Experiment, record: RunFolder) -> Iterator[tuple[State,
     settings = experiment.config.train
     with tempfile.TemporaryDirectory(dir=record.path, prefix="scratch-") as scratch:
         folder = RunFolder(Path(scratch))
+        folder.last.parent.mkdir()
         sink = JsonLines(folder.path)
         session = Session(folder, [sink], settings.steps, settings.tasks, watched(experiment, folder))
         sink.start({})

@@ -69,7 +69,9 @@ def test_the_summary_holds_what_must_stand_beside_a_number(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, *(pytest.param(s, marks=pytest.mark.long) for s in (signal.SIGTERM, signal.SIGKILL))]
+)
 def test_an_interrupted_run_resumes_to_the_same_bits(how: signal.Signals, tmp_path: Path) -> None:
     """Same weights, same metrics.jsonl byte for byte, wherever the run was cut."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -100,6 +102,7 @@ def wait_for_lines(path: Path, count: int) -> None:
     pytest.fail(f"{path} did not reach {count} lines")
 
 
+@pytest.mark.long
 def test_a_line_cut_off_in_writing_is_forgotten_on_resuming(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert metarun(*TINY, "train.max_minutes=1e-9", f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
@@ -135,6 +138,7 @@ def test_evaluating_a_run_gives_its_test_figure_again_and_another_one_for_other_
     assert five["episodes_sha256"] != trained["episodes_sha256"]
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_gives_way_to_its_predecessor(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert metarun(*TINY, f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0

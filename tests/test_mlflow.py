@@ -207,7 +207,7 @@ def test_a_store_that_cannot_be_used_is_a_users_mistake(pretended: Path, monkeyp
         started(pretended)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_and_its_resumption_are_one_run_of_a_real_store(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     pytest.importorskip("sqlalchemy", reason="mlflow's store needs sqlalchemy")

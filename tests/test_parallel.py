@@ -308,7 +308,7 @@ def test_a_killed_rank_ends_the_job_with_its_reason_and_an_intact_checkpoint(vic
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks up processes in /proc")
-@pytest.mark.parametrize("receiver", ["rank 1", pytest.param("torchrun", marks=pytest.mark.long)])
+@pytest.mark.parametrize("receiver", [pytest.param(r, marks=pytest.mark.long) for r in ("rank 1", "torchrun")])
 def test_a_signal_stops_all_ranks_after_the_same_step(receiver: str, tmp_path: Path) -> None:
     process = typed(2, *ENDLESS, cwd=tmp_path)
     folder, pids = under_way(process, tmp_path)

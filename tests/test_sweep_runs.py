@@ -134,6 +134,7 @@ def test_two_sweeps_at_once_in_one_folder_run_each_job_once(undisturbed: Path, t
     assert all(record.attempts == 1 for record, _ in jobs(tmp_path).values())
 
 
+@pytest.mark.long
 def test_settings_that_are_edited_between_two_sittings_are_named_and_their_jobs_run_again(tmp_path: Path) -> None:
     mine = tmp_path / "mine" / "experiment"
     mine.mkdir(parents=True)

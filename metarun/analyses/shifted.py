@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metarun.build import build
+from metarun.build import construct
 from metarun.data.changes import ImageChange
 from metarun.data.image_data import ImageData
 from metarun.data.images import Index
@@ -64,7 +64,7 @@ def _episodes(experiment: Experiment, changes: Mapping[str, Any], name: str) -> 
         tested = _with_classes(tested, classes, pooled=data is not experiment.dataset)
     images = {k: v for k, v in changes.items() if k in CHANGES and k in of_images}
     if isinstance(data, ImageData) and images:
-        change = build(name, {"_target_": "metarun.data.changes.ImageChange", **images})
+        change = construct(name, ImageChange, images)
         tested = ChangedImages(tested, data.pixels, change)
     return tested
 
