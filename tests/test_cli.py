@@ -14,6 +14,7 @@ import pytest
 
 TINY = ["train.steps=60", "train.tasks=4", "train.log_every=5", "train.eval_every=10", "train.checkpoint_every=10"]
 TINY += ["val.tasks=4", "test.tasks=5", "test.steps=3", "device.compile=false", "device.threads=1", "report=false"]
+OTHER_SIGNALS = (signal.SIGTERM, signal.SIGKILL)
 MODULE = [sys.executable, "-m", "metarun"]
 
 
