@@ -161,6 +161,15 @@ def _typed(composed: DictConfig, choices: Any) -> Config:
 
 def main() -> None:
     """The console script: a user's mistake ends in one line on stderr and exit code 2."""
+    try:
+        _run()
+    except SystemExit as ending:
+        if ranks.size() > 1:
+            cli_ranks.end(ending.code)
+        raise
+
+
+def _run() -> NoReturn:
     if bugs.wanted():
         os.environ[TRACEBACK] = "1"
     else:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import metarun
 from metarun import ranks
+from metarun.cli_ranks import end
 from metarun.summary import params_sha256
 
 
@@ -34,6 +35,7 @@ def main() -> None:
         found = run(case)
         path = listed.parent / "ranks" / f"{case['name']}-{ranks.rank()}.json"
         path.write_text(json.dumps(found))
+    end(0)
 
 
 if __name__ == "__main__":
