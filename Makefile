@@ -21,13 +21,13 @@ run: $(READY)  ## MAML on sinusoids, about two minutes; settings with ARGS="seed
 	$(BIN)/metarun $(ARGS)
 
 test: lint types $(READY)  ## all that CI runs
-	$(BIN)/pytest -n 2 -m 'not long' tests $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup -m 'not long' tests $(ARGS)
 
 test-long: $(READY)  ## every test, also those of which `make test` has an example
-	$(BIN)/pytest -n 2 tests $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup tests $(ARGS)
 
 test-fast: $(READY)  ## the tests of less than ten seconds each
-	$(BIN)/pytest -n 2 -m 'not slow and not long' tests $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup -m 'not slow and not long' tests $(ARGS)
 
 lint: $(READY)  ## ruff: rules and formatting
 	$(BIN)/ruff check .

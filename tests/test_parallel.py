@@ -22,6 +22,7 @@ import metarun
 from metarun import checkpoint
 from metarun.parallel import ALONE, Team
 
+pytestmark = pytest.mark.xdist_group("parallel")  # what they compare with is made once
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("rank_worker.py")
 COMMON = ["val.tasks=5", "test.tasks=7", "test.steps=2", "device.compile=off", "device.threads=1", "report=false"]

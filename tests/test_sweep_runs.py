@@ -19,6 +19,7 @@ import yaml
 import metarun as package
 from metarun.ledger import read_job, read_sweep
 
+pytestmark = pytest.mark.xdist_group("sweep_runs")  # what they compare with is made once
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["train.steps=6", "train.tasks=2", "train.eval_every=3", "train.checkpoint_every=1", "val.tasks=4"]
 TINY += ["test.tasks=4", "test.steps=1", "device.compile=off", "report=false", "diagnostics=off"]
