@@ -13,11 +13,7 @@ from typing import Any
 
 from metarun import foreign
 from metarun.errors import one_line
-
-FINAL = ("completed", "time is up", "diverged")
-"""A job that ended so is not run again: the same settings would end so again."""
-
-SUCCEEDED = ("completed", "time is up")
+from metarun.outcome import FINAL
 
 MOST_BYTES = 1 << 24
 
@@ -80,8 +76,17 @@ def write_sweep(folder: Path, record: SweepRecord) -> None:
 
 def jobs_of(folder: Path, visit: str) -> Iterator[tuple[Path, JobRecord]]:
     """The jobs that this sitting of the sweep has come to, in their order."""
-    found = [(path.parent, read_job(path.parent)) for path in folder.rglob("job.json")]
+    found = [(path, read_job(path)) for path in job_folders(folder)]
     yield from sorted(((p, r) for p, r in found if visit in r.visits), key=lambda pair: pair[1].number)
+
+
+def job_folders(folder: Path) -> Iterator[Path]:
+    """The folders of a sweep's jobs; what lies in them is not looked through, for a sweep may have thousands."""
+    for where, folders, files in os.walk(folder):
+        if "job.json" in files:
+            yield Path(where)
+            folders.clear()
+        folders[:] = [name for name in folders if not name.startswith(".")]
 
 
 def _read(kind: Any, path: Path) -> Any:

@@ -74,7 +74,7 @@ def gradients(objective: Callable[..., tuple[Tensor, Any]], *at: Params) -> tupl
 
     By a pull-back after the objective has returned: `torch.func.grad` differentiates while its own level is still open,
     and so records how the gradient itself could be differentiated at that level. Nobody asks for that graph, and for
-    MAML it takes twice the memory of all the rest. Levels further out record what they need either way.
+    MAML it takes as much memory as all the rest. Levels further out record what they need either way.
     """
     found: Any = vjp(objective, *at, has_aux=True)
     value, pullback, aside = found

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+SUCCEEDED = ("completed", "time is up")
+FINAL = (*SUCCEEDED, "diverged")
+"""Of these statuses a run would end so again."""
+
 WORST = 1e9
 """Of a run that diverged, failed or was never validated: finite, and worse than any figure."""
 

@@ -22,8 +22,8 @@ from metarun import durable, foreign
 from metarun.config import Config
 from metarun.durable import naming
 from metarun.errors import SettingError, UserError, one_line
+from metarun.outcome import SUCCEEDED
 
-ENDED = ("completed", "time is up")
 NEEDED = ("algo", "data", "train")
 """Without these a file of settings is none of a run."""
 
@@ -78,7 +78,7 @@ class RunFolder:
 
     def ended(self) -> bool:
         """Whether the run came to its end and was tested."""
-        return self.read_summary().get("status") in ENDED and (self.path / "test.json").exists()
+        return self.read_summary().get("status") in SUCCEEDED and (self.path / "test.json").exists()
 
     def read_records(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """The lines of a record file; what is no record is left out."""

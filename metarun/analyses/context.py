@@ -20,11 +20,10 @@ from metarun.config import Config, check
 from metarun.errors import SettingError, UserError
 from metarun.evaluation import REFERENCE_INPUTS, Evaluation, with_model
 from metarun.experiment import Experiment, assemble
+from metarun.outcome import FINAL
 from metarun.record import RunFolder
 from metarun.training import train_job
 from metarun.types import Algorithm, Params
-
-DONE = ("completed", "time is up", "diverged")
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Context:
         record = RunFolder(self.folder / "runs" / name)
         config = self.changed(changes)
         found = record.read_summary()
-        if found.get("status") in DONE:
+        if found.get("status") in FINAL:
             return Trained(found, record, _cost(record))
         config.resume = str(record.path) if record.begun() else None
         start = time.process_time()

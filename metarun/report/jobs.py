@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metarun.errors import UserError
-from metarun.ledger import FINAL, SUCCEEDED
+from metarun.ledger import job_folders
+from metarun.outcome import FINAL, SUCCEEDED
 from metarun.report.card import command_of
 from metarun.report.facts import setting
 from metarun.report.files import json_file, mapping, overrides_in
@@ -65,7 +66,7 @@ def found_in(folder: Path) -> tuple[list[Path], list[Path]]:
 
     `UserError` where there is neither.
     """
-    jobs = sorted(path.parent for path in folder.rglob("job.json"))
+    jobs = sorted(job_folders(folder))
     try:
         runs = find_runs(folder)
     except UserError:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from metarun.outcome import SUCCEEDED
 from metarun.sinks import Record
 
 
@@ -39,4 +40,4 @@ class WandB:
 
     def finish(self, summary: dict[str, Any]) -> None:
         self.run.summary.update({k: v for k, v in summary.items() if isinstance(v, (int, float, str))})
-        self.run.finish(exit_code=0 if summary["status"] in ("completed", "time is up") else 1)
+        self.run.finish(exit_code=0 if summary["status"] in SUCCEEDED else 1)

@@ -4,7 +4,6 @@ wrong in the job: it is recorded with its reason, and the sweeper is given the w
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import time
@@ -12,15 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from metarun import foreign
-from metarun.ledger import FINAL, SUCCEEDED, JobRecord, read_job, read_sweep, write_job
-from metarun.outcome import WORST, objective
+from metarun.ledger import JobRecord, read_job, read_sweep, write_job
+from metarun.outcome import FINAL, SUCCEEDED, WORST, objective
 from metarun.record import RunFolder
 from metarun.sweep import child
 from metarun.sweep.identity import changed_files, yaml_digests
 from metarun.sweep.slots import slot
 
 SLOTS = ".slots"
+STOPPED_BY = 128  # and the signal's number, is how a run ends that was asked to stop
 SITTING = "METARUN_SITTING"
 """The sitting that a launcher's worker belongs to; where the variable does not reach it, the one that began last."""
 
@@ -76,13 +75,13 @@ def _run(job: Job, record: JobRecord, begun: bool, threads: int, lock: Sequence[
         _forget(job.folder)
     variables = child.environment(threads, job.sweep.name)
     ended = child.run_child(child.command(job.overrides, job.flags, job.folder, resumes), job.folder, variables, lock)
-    summary = _summary(job.folder)
+    summary = RunFolder(job.folder).read_summary()
     status = str(summary.get("status", "failed"))
     if ended.code == 0 and status in SUCCEEDED:
         return replace(record, status=status, objective=objective(status, summary.get("val_error")))
     if status == "diverged":
         return replace(record, status=status, objective=WORST, reason=str(summary.get("reason", "")))
-    if status == "interrupted":
+    if status == "interrupted" and ended.code > STOPPED_BY:
         return replace(record, status=status, objective=WORST, reason="stopped by a signal")
     return replace(record, status="failed", objective=WORST, reason=child.explained(ended))
 
@@ -92,13 +91,6 @@ def _forget(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for name in ("metrics.jsonl", "timing.jsonl", "test.json", "summary.json", child.OUTPUT):
         (folder / name).unlink(missing_ok=True)
-
-
-def _summary(folder: Path) -> dict[str, object]:
-    with contextlib.suppress(OSError, ValueError):
-        stored = json.loads(foreign.text(folder / "summary.json"))
-        return stored if isinstance(stored, dict) else {}
-    return {}
 
 
 @contextlib.contextmanager

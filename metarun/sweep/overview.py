@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from metarun.ledger import SUCCEEDED, JobRecord, SweepRecord, jobs_of
-from metarun.outcome import WORST
+from metarun.ledger import JobRecord, SweepRecord, jobs_of
+from metarun.outcome import SUCCEEDED, WORST
 from metarun.report.text import duration
 
-POLL = 0.5  # seconds
+POLL, SHARE = 0.5, 20  # seconds between two looks, but at least so many times what a look at all jobs takes
 SHOWN = 8  # running jobs
 TAIL = 4096  # bytes of a record file, enough for its last line
 
@@ -68,8 +68,11 @@ class Overview:
     def _follow(self) -> None:
         if self.live:
             self.live.start()
-        while not self.over.wait(POLL):
+        pause = POLL
+        while not self.over.wait(pause):
+            start = time.monotonic()
             self._look()
+            pause = max(POLL, SHARE * (time.monotonic() - start))
         self._look()
         if self.live:
             self.live.update(Text(""))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from metarun.ledger import SUCCEEDED, SweepRecord, read_sweep, write_sweep
+from metarun.ledger import SweepRecord, read_sweep, write_sweep
+from metarun.outcome import SUCCEEDED
 from metarun.record import new_folder
 from metarun.sweep.identity import KEY_LENGTH, changed_files
 from metarun.sweep.job import SITTING
@@ -45,7 +45,6 @@ class Sitting:
         self.before = read_sweep(folder)
         self.record = replace(record, visit=uuid.uuid4().hex)
         self.overview = Overview(folder, self.record)
-        self.start = time.monotonic()
 
     def begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
