@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from metarun.analyses.context import DONE, Context, Trained
+from metarun.analyses.context import Context, Trained
 from metarun.analyses.frame import Cell, Row
 from metarun.analyses.seeds_figure import draw_seeds
 from metarun.errors import UserError, require
+from metarun.outcome import FINAL
 from metarun.record import RunFolder, finite
 from metarun.report.drawing import Drawing
 from metarun.report.text import figure
@@ -88,7 +89,7 @@ def own_run(context: Context, seed: int) -> Trained | None:
     asked, stored = dataclasses.asdict(context.changed({"seed": seed})), context.source.config()
     same = all(_plain(asked[k]) == _plain(stored.get(k)) for k in DECIDE)
     tested = summary.get("status") == "diverged" or (context.source.path / "test.json").exists()
-    return Trained(summary, context.source) if same and tested and summary.get("status") in DONE else None
+    return Trained(summary, context.source) if same and tested and summary.get("status") in FINAL else None
 
 
 def _plain(value: Any) -> Any:
