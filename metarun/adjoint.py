@@ -21,7 +21,7 @@ from typing import Any
 from torch.func import vjp
 
 from metarun.errors import UserError
-from metarun.inner import descend, final
+from metarun.inner import descend, final, moved
 from metarun.linalg import axpy, scale
 from metarun.types import Objective, Params, Rule
 
@@ -66,7 +66,7 @@ def segment_length(setting: Any, steps: int) -> int:
 
 def refuse_carried_state(rule: Rule, theta: Params) -> None:
     """A segment is run again from phi alone."""
-    if rule.init(theta) is not None:
+    if rule.init({k: v for k, v in theta.items() if moved(k, rule)}, theta) is not None:
         raise UserError(
             "inner_checkpoint: this inner rule carries a state from step to step, which is not kept; use false"
         )

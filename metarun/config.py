@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from metarun.config_jobs import ExportConfig, PredictConfig, ProfileConfig, SweepConfig
+from metarun.config_jobs import ExportConfig, PredictConfig, ProfileConfig, PublishedConfig, SweepConfig
 from metarun.errors import SettingError
 
 JOBS = ("train", "evaluate", "analyze", "predict", "data", "export", "profile")
@@ -64,6 +64,7 @@ class OptimConfig:
     name: str = "adam"
     lr: float = 1e-3
     schedule: str = "constant"
+    final_lr: float = 0.0  # at the last step, for schedule=linear and cosine
     halve_every: int = 2000  # steps, for schedule=halving
     weight_decay: float = 0.0
     momentum: float = 0.0  # sgd
@@ -145,6 +146,7 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    published: PublishedConfig = field(default_factory=PublishedConfig)
 
 
 def check(config: Config) -> None:
@@ -179,6 +181,16 @@ def check(config: Config) -> None:
     if config.optim.momentum >= 1:
         raise SettingError("optim.momentum", config.optim.momentum, "must be below 1")
     _check_device_choices(config.device)
+    _check_published(config.published)
+
+
+def _check_published(published: PublishedConfig) -> None:
+    if published.value is not None and published.after:
+        raise SettingError(
+            "published.after", published.after, "goes without published.value: one figure, or one a step"
+        )
+    if (published.value is not None or published.after) and not published.source:
+        raise SettingError("published.source", published.source, "must say where the figure is printed")
 
 
 def get(config: Any, key: str) -> Any:

@@ -1,8 +1,8 @@
-"""Settings of single jobs and of sweeps; `config.py` has what a training run is made of."""
+"""Settings of single jobs, of sweeps and of published rows; `config.py` has what a training run is made of."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 
@@ -38,3 +38,15 @@ class SweepConfig:
 
     jobs: Optional[int] = None  # at once; null: as many as the launcher runs
     again: bool = False  # run jobs again that are done
+
+
+@dataclass
+class PublishedConfig:
+    """What a paper reports for these settings: shown beside the result, of no effect on it."""
+
+    value: Optional[float] = None  # as printed: an accuracy in per cent, or an MSE
+    ci95: Optional[float] = None
+    after: dict[int, float] = field(default_factory=dict)  # of a regression: the MSE after so many adaptation steps
+    source: str = ""
+    goal: Optional[float] = None  # what a shorter training is meant to reach, in the unit of the value
+    trained_as: Optional[str] = None  # the experiment with the same training, tested otherwise here

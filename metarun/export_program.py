@@ -160,7 +160,7 @@ class _Loop(nn.Module):
 
     def _start(self, tensors: Params) -> tuple[Params, Any]:
         part = {name: tensors[name] for name in self.moved}
-        return part, self.rule.init(part)
+        return part, self.rule.init(part, tensors)
 
     def _first(self, start: Any) -> list[Tensor]:
         """Copies: a tensor that were carried and given as well could not be told apart in tracing."""
@@ -190,7 +190,7 @@ def one_step(objective: Objective, phi: Params, rule: Rule, state: Any) -> tuple
         states.append(after)
         return taken, after
 
-    phi = final(descend(objective, phi, rule._replace(init=lambda _: state, step=step), 1))
+    phi = final(descend(objective, phi, rule._replace(init=lambda *_: state, step=step), 1))
     return phi, states[-1]
 
 

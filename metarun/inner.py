@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from metarun.linalg import gradient, joined, parted, scale, sub
-from metarun.types import OWN, Objective, Params, Rule
+from metarun.types import OWN, RATES, Objective, Params, Rule
 
 State = TypeVar("State")
 
 
 def sgd(lr: float) -> Rule:
     """step = lr * g."""
-    return Rule(init=lambda _: None, step=lambda g, state: (scale(lr, g), state), lr=lr)
+    return Rule(init=lambda *_: None, step=lambda g, state: (scale(lr, g), state), lr=lr)
 
 
 def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
@@ -25,8 +25,8 @@ def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
     step = lr * g / (sqrt(v / (1 - beta2^k)) + eps)."""
 
     # Of all weights as one vector: the dozen operations a step has are quick, a dozen for each of many tensors are not.
-    def init(params: Params) -> Any:
-        return joined(params) * 0, 0
+    def init(moved: Params, _: Params) -> Any:
+        return joined(moved) * 0, 0
 
     def step(g: Params, state: Any) -> tuple[Params, Any]:
         (v, count), slope = state, joined(g)
@@ -43,6 +43,34 @@ def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
     return Rule(init, step, lr, rates)
 
 
+def learned(by_step: bool) -> Rule:
+    """step = rate * g with the rates `rates.NAME` of theta: one for each weight, or (`by_step`) one for the tensor at
+    each step k, of which the last stays in force beyond them."""
+
+    def init(moved: Params, theta: Params) -> Any:
+        rates = {name: theta[RATES + name] for name in moved}
+        return rates, torch.zeros((), dtype=torch.int64, device=next(iter(rates.values())).device)
+
+    def rates_at(state: Any, k: Tensor) -> Params:
+        if not by_step:
+            return state[0]
+        return {name: rate[k.clamp(0, len(rate) - 1)] for name, rate in state[0].items()}
+
+    def step(g: Params, state: Any) -> tuple[Params, Any]:
+        rates, k = state
+        now = rates_at(state, k)
+        return {name: now[name] * slope for name, slope in g.items()}, (rates, k + 1)
+
+    return Rule(init, step, rates=lambda state, _: rates_at(state, state[1] - 1))
+
+
+def first_rates(weights: Params, rate: float, steps: int | None) -> Params:
+    """The learned rates that training begins at: for each weight, or for each tensor at so many steps."""
+    return {
+        RATES + n: torch.full(w.shape if steps is None else (steps,), rate, dtype=w.dtype) for n, w in weights.items()
+    }
+
+
 def _root(v: Tensor) -> Tensor:
     """sqrt(v) with the derivative 0 at 0: a weight without a gradient, as of a dead unit, must not turn the derivative
     of the whole inner loop into 0 * inf."""
@@ -57,7 +85,7 @@ def descend(objective: Objective, start: Params, rule: Rule, steps: int, first: 
     its steps are those from number `first` on.
     """
     names = [name for name in start if moved(name, rule)]
-    phi, state = start, rule.init({k: start[k] for k in names})
+    phi, state = start, rule.init({k: start[k] for k in names}, start)
     yield phi
     for k in range(first, first + steps):
         part, rest = {n: phi[n] for n in names}, phi

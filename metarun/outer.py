@@ -16,8 +16,8 @@ from metarun.types import OWN, Params, Rates
 def learning_rate(settings: OptimConfig, step: int, steps: int) -> float:
     """The rate of step 0 .. steps - 1.
 
-    constant: lr; linear: lr (1 - step/steps), as Reptile; cosine: lr (1 + cos(pi step/steps)) / 2; halving: lr /
-    2^floor(step / halve_every), as ProtoNet.
+    constant: lr; linear: f + (lr - f)(1 - step/steps), as Reptile; cosine: f + (lr - f)(1 + cos(pi step/steps)) / 2,
+    with f `final_lr`; halving: lr / 2^floor(step / halve_every), as ProtoNet.
     """
     progress = step / steps
     factor = {
@@ -26,7 +26,8 @@ def learning_rate(settings: OptimConfig, step: int, steps: int) -> float:
         "cosine": (1 + math.cos(math.pi * progress)) / 2,
         "halving": 0.5 ** (step // settings.halve_every),
     }
-    return settings.lr * factor[settings.schedule]
+    lowest = settings.final_lr if settings.schedule in ("linear", "cosine") else 0.0
+    return lowest + (settings.lr - lowest) * factor[settings.schedule]
 
 
 def build_optimizer(settings: OptimConfig, params: Params) -> torch.optim.Optimizer:

@@ -23,7 +23,7 @@ from torch import Tensor
 from metarun.errors import SettingError
 from metarun.linalg import scale, total
 from metarun.penalties import Adaptation, AdaptationPenalty, ProximalPenalty, TaskPenalty
-from metarun.types import OWN, Algorithm, Model, Params, Rates, Task
+from metarun.types import REG, Algorithm, Model, Params, Rates, Task
 
 PLACES = ("inner", "outer", "both")
 FURTHEST = 10
@@ -74,7 +74,7 @@ class Term:
     @property
     def prefix(self) -> str:
         """Of the names of its entries among the meta-parameters."""
-        return f"{OWN}{self.name}."
+        return f"{REG}{self.name}."
 
     def weight(self, theta: Params) -> Tensor | float:
         return theta[f"{self.prefix}weight"] if self.schedule.changes else self.schedule.weight

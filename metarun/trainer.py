@@ -10,23 +10,15 @@ from typing import Any, Protocol
 
 import torch
 
-from metarun.compilation import compiled, compiles
 from metarun.config import OptimConfig, TrainConfig
 from metarun.device import Placement
 from metarun.diagnostics.step import StepMeasures, Values, update_measures
 from metarun.errors import NonFinite
 from metarun.evaluation import Evaluation
-from metarun.metagradient import (
-    WISHES,
-    MetaGradient,
-    batched_meta_gradient,
-    describe,
-    joined,
-    nonfinite_part,
-    own_meta_gradient,
-)
+from metarun.metagradient import WISHES, MetaGradient, describe, joined, nonfinite_part
 from metarun.outer import apply_update, build_optimizer, clipped, learning_rate, step_rates
 from metarun.regularization import Regularization, with_noise
+from metarun.stages import MetaGradients
 from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Task
 
 
@@ -97,15 +89,10 @@ class Trainer:
 def train(trainer: Trainer, state: State, watcher: Watcher) -> str:
     """Run outer steps until all are done, time is up or a stop is requested; returns which ("completed", ...)."""
     alone = trainer.placement.team.size == 1
-    meta_gradient: Any = batched_meta_gradient(trainer) if alone else own_meta_gradient(trainer)
-    if compiles(trainer.placement, state.params, trainer.settings.steps):
-        watcher.noted(
-            "compiling the outer step first, half a minute unless an earlier run has (device.compile=off goes without)"
-        )
-        meta_gradient = compiled(meta_gradient, trainer.placement)
+    meta_gradients = MetaGradients(trainer, state.params, watcher.noted)
     sitting = Clock(state.seconds)
     while state.step < trainer.settings.steps:
-        agreed = outer_step(trainer, state, meta_gradient, watcher)
+        agreed = outer_step(trainer, state, meta_gradients.at(state.step), watcher)
         state.seconds = sitting.seconds()
         after_step(trainer, state, watcher)
         why = wish(trainer, state, watcher) if alone else agreed

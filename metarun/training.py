@@ -193,6 +193,7 @@ def test(active: ActiveRun, state: State) -> None:
     if active.record is None:
         return
     active.summary |= describe_test(evaluation, state.params, active.experiment.regularization)
+    active.summary["published"] = dataclasses.asdict(active.experiment.config.published)
     per_task = {"episodes_sha256": evaluation.episodes_sha256, "steps": evaluation.steps}
     per_task |= {"scores": evaluation.scores.tolist()}
     active.record.write_json("test.json", per_task)

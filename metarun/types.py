@@ -9,7 +9,7 @@ Dimension letters, used in every docstring and as suffixes of local names:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -40,8 +40,10 @@ class Task(NamedTuple):
     query: Batch
 
 
-OWN = "reg."
-"""How the names of the meta-parameters begin that belong to a regularizer: no inner loop moves them."""
+REG, RATES = "reg.", "rates."
+OWN = (REG, RATES)
+"""How the names of the meta-parameters begin that are no weights of the network, but a regularizer's or learned step
+sizes: no inner loop moves them."""
 
 Rates = float | Tensor | Params
 """The step size of a rule, one for all weights or one for each."""
@@ -50,7 +52,7 @@ Rates = float | Tensor | Params
 class Rule(NamedTuple):
     """How a gradient becomes a step: pure functions of the gradient and a carried state."""
 
-    init: Callable[[Params], Any]
+    init: Callable[[Params, Params], Any]  # what is adapted, all meta-parameters -> the first state
     step: Callable[[Params, Any], tuple[Params, Any]]
     lr: float = 0.0
     rates: Callable[[Any, Params], Rates] | None = None  # of the step that led to a state, if not lr for all
@@ -161,6 +163,17 @@ class GradientLearner(Algorithm, Protocol):
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
         """What adaptation from theta = `params` descends, all penalties included but those taken as proximal steps."""
+
+
+@runtime_checkable
+class StagedLearner(Algorithm, Protocol):
+    """One whose meta-gradient changes in the course of training."""
+
+    def stage(self, step: int) -> Hashable:
+        """What holds at an outer step; few different values, for each may be compiled."""
+
+    def at(self, stage: Any) -> Algorithm:
+        """The learner of a stage."""
 
 
 @runtime_checkable

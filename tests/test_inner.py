@@ -61,7 +61,7 @@ def test_the_first_step_of_adam_is_the_learning_rate_times_the_sign() -> None:
     """v = (1 - beta2) g^2 and its correction 1 - beta2 give sqrt(v / correction) = |g|: lr g / (|g| + eps)."""
     g = {"w": torch.tensor([3.0, -0.5, 1e-3], dtype=torch.float64)}
     rule = adam(lr=0.1, eps=0.0)
-    step, _ = rule.step(g, rule.init(g))
+    step, _ = rule.step(g, rule.init(g, g))
     assert_same(step["w"], torch.tensor([0.1, -0.1, 0.1], dtype=torch.float64))
 
 

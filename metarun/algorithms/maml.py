@@ -1,4 +1,4 @@
-r"""MAML and FOMAML (Finn, Abbeel, Levine 2017, arXiv 1703.03400).
+r"""MAML, FOMAML (Finn, Abbeel, Levine 2017, arXiv 1703.03400) and what ANIL, Meta-SGD and MAML++ change in it.
 
     phi_0 = theta;   phi_{k+1} = phi_k - alpha grad L^S(phi_k),   k = 0 .. T-1
     meta-gradient  g = d/dtheta L^Q(phi_T(theta))
@@ -13,6 +13,15 @@ ways: its rate a on N ways is N a here (0.4 on 5-way Omniglot is 2.0).
 2020, arXiv 1909.09157); null moves everything. FOMAML takes a penalty Omega(theta, phi) of the outer objective by both
 partial derivatives, as if phi were theta plus a constant.
 
+`learned_rates` makes alpha a meta-parameter, which starts as `inner_lr`: for every weight (`weight`: Meta-SGD, Li, Zhou,
+Chen, Li 2017, arXiv 1707.09835, phi_{k+1} = phi_k - alpha * grad, elementwise), or for every tensor at every step
+(`step`: MAML++, Antoniou, Edwards, Storkey 2019, arXiv 1810.09502). Beyond `inner_steps` the last step's rates hold.
+The gradient by the rates is exact also with `first_order`, where grad L^S(phi_k) is taken for a constant.
+
+`step_weights` w makes the outer loss sum_k w_k L^Q(phi_k), k = 1 .. T (MAML++'s multi-step loss); `multi_step_until` = E
+lets them go, in ten stages over E outer steps, from 1/T each to the last step alone. `first_order_until` takes the
+first-order gradient in the outer steps before it (derivative-order annealing). `stage` and `at` tell the trainer.
+
 `inner_checkpoint` is for the second-order gradient: it keeps phi at every n-th step instead of the graph of all steps,
 and goes back over n steps at a time (metarun/adjoint.py). The gradient is the same; memory grows with sqrt(T), not T.
 """
@@ -20,19 +29,22 @@ and goes back over n steps at a time (metarun/adjoint.py). The gradient is the s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from metarun.adjoint import checkpointed, segment_length
-from metarun.algorithms import common
+from metarun.algorithms import common, multistep
 from metarun.algorithms.common import FastWeights
+from metarun.algorithms.multistep import Stage
 from metarun.errors import require
-from metarun.inner import sgd
+from metarun.inner import first_rates, learned, moved, sgd
 from metarun.linalg import axpy
 from metarun.regularization import NO_REGULARIZATION, Regularization
 from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
+
+LEARNED_RATES = ("none", "weight", "step")
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,10 @@ class MAML:
     adapted: tuple[str, ...] | None = None
     regularization: Regularization = NO_REGULARIZATION
     inner_checkpoint: Any = False  # False, True, or the steps between two that are kept
+    learned_rates: str = "none"
+    step_weights: tuple[float, ...] | None = None  # None: the last step's loss alone
+    multi_step_until: int = 0
+    first_order_until: int = 0
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     head: ClassVar[bool] = True
@@ -61,9 +77,18 @@ class MAML:
         )
         needed = "must be false for a first-order gradient, which records no graph of the inner loop"
         require(not (kept and self.first_order), "inner_checkpoint", kept, needed)
+        choices = "choices: " + ", ".join(LEARNED_RATES)
+        require(self.learned_rates in LEARNED_RATES, "learned_rates", self.learned_rates, choices)
+        multistep.check(self.step_weights, self.inner_steps, self.multi_step_until, self.first_order_until)
+        staged = kept and (self.multi_step_until or self.step_weights or self.first_order_until)
+        require(not staged, "inner_checkpoint", kept, "goes with the loss after the last step, second order throughout")
 
     def init(self, seed: int) -> Params:
-        return self.model.init(seed)
+        weights = self.model.init(seed)
+        if self.learned_rates == "none":
+            return weights
+        adapted = {name: w for name, w in weights.items() if moved(name, self.inner_rule)}
+        return weights | first_rates(adapted, self.inner_lr, self.inner_steps if self.learned_rates == "step" else None)
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
         return common.adapt(self, params, support)
@@ -75,6 +100,8 @@ class MAML:
         return self.model.apply(adapted.params, x, adapted.stats)
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
+        if self.step_weights or (self.first_order and self.learned_rates != "none"):
+            return multistep.meta_grad(self, params, task)
         if self.first_order:
             # Adapting outside the gradient transform records no graph of the inner loop at all.
             phi = self.adapt(params, task.support).params
@@ -101,13 +128,23 @@ class MAML:
         by_theta, by_phi, metrics = common.outer_gradients(self, params, phi, task)
         return axpy(1.0, by_theta, pullback(by_phi)), metrics | {"distance": common.distance(phi, params)}
 
+    def stage(self, step: int) -> Stage:
+        weights = multistep.annealed(step, self.multi_step_until, self.inner_steps)
+        return Stage(step < self.first_order_until, weights)
+
+    def at(self, stage: Stage) -> MAML:
+        weights = stage.weights or self.step_weights
+        first_order = self.first_order or stage.first_order
+        return replace(self, first_order=first_order, step_weights=weights, multi_step_until=0, first_order_until=0)
+
     @property
     def sees_adaptation(self) -> bool:
         return not self.first_order
 
     @property
     def inner_rule(self) -> Rule:
-        return common.proximal(sgd(self.inner_lr)._replace(moves=self.adapted), self.regularization)
+        rule = sgd(self.inner_lr) if self.learned_rates == "none" else learned(by_step=self.learned_rates == "step")
+        return common.proximal(rule._replace(moves=self.adapted), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
         loss = common.batch_loss(self.model, self.loss, support)

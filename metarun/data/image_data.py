@@ -22,7 +22,7 @@ from metarun.errors import SettingError, UserError, require
 from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
 
 EPISODES_SHOWN = 3
-ROTATIONS = ("classes", "task", "none")
+ROTATIONS = ("classes", "train", "task", "none")
 
 
 class Source(NamedTuple):
@@ -127,4 +127,10 @@ class ImageData:
     @functools.cached_property
     def _episodes(self) -> dict[Split, ImageEpisodes]:
         table, splits = self.source.table, self.source.splits
-        return {s: ImageEpisodes(table, variants(ids, len(table.names), self.rotations)) for s, ids in splits.items()}
+        return {s: ImageEpisodes(table, variants(ids, len(table.names), self._turned(s))) for s, ids in splits.items()}
+
+    def _turned(self, split: Split) -> str:
+        """The rotations of a split: `train` turns the training classes alone."""
+        if self.rotations != "train":
+            return self.rotations
+        return "classes" if split == "train" else "none"

@@ -5,7 +5,8 @@ Splits:
     random1200  a seeded shuffle of the characters, 1100 / 100 / 423, as MAML's code (its paper: 1200 = train + val)
     background  Lake's own: the 30 background alphabets (the last 5 by name for validation), the 20 evaluation alphabets
 Rotations by 90 degrees: `classes` makes four classes of every character, in all splits (ProtoNet); `task` turns each
-class of an episode at random, so that two rotations of a character never meet (MAML); `none`.
+class of an episode at random, so that two rotations of a character never meet (MAML); `train` makes four classes of
+every training character and leaves the others upright (Reptile); `none`.
 The drawings are 105x105 pixels of one bit. `resize=lanczos` and `area` give greys, `nearest` does not (what most
 published code does).
 """

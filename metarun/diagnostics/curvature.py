@@ -24,6 +24,7 @@ from torch import Tensor
 
 from metarun.diagnostics.lanczos import Ritz, directions, extremes
 from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
+from metarun.inner import moved
 from metarun.linalg import hessian_product
 from metarun.types import Batch, GradientLearner, Metrics, Params, ProximalLearner, Task
 
@@ -69,8 +70,9 @@ def spectra(learner: GradientLearner, theta: Params, support: Batch, start: Para
 def descends_gradient(learner: GradientLearner, like: Params) -> bool:
     """Whether the inner rule's step is inner_lr times the gradient, also the second time: no momentum, no scaling."""
     rule = learner.inner_rule
-    state = rule.init(like)
-    for g in directions(like, 2, SEED):
+    adapted = {k: v for k, v in like.items() if moved(k, rule)}
+    state = rule.init(adapted, like)
+    for g in directions(adapted, 2, SEED):
         step, state = rule.step(g, state)
         if not all(torch.allclose(step[k], learner.inner_lr * g[k]) for k in g):
             return False

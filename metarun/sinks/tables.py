@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from metarun.published import compared, described
 from metarun.sinks import Record
 
 SHOWN = ("loss", "adaptation_gain", "accuracy", "grad_norm", "cg_residual")
@@ -56,6 +57,7 @@ def result_table(summary: dict[str, Any]) -> Group:
         parts += [Text(headline(summary), style="bold"), Text(conditions(summary))]
         parts += [Text(f"note: {summary['caveat']}")] if summary.get("caveat") else []
         parts += [_curve(summary)]
+        parts += [Text(line) for line in published_lines(summary)]
     parts += [Text(line) for line in _ending(summary)]
     return Group(*parts)
 
@@ -75,6 +77,13 @@ def conditions(summary: dict[str, Any]) -> str:
         f"{summary['algo']} on {summary['data']}, {size}{summary['shots']}-shot, {summary['test_queries']} queries"
         f"{' a class' if size else ''}, split {summary['split']}, {images}norm {summary['norm']}, {hashes}"
     )
+
+
+def published_lines(summary: dict[str, Any]) -> list[str]:
+    """One line with the paper's figures, where the settings are those of a published row."""
+    published = summary.get("published") or {}
+    found = compared(published, summary) if published else []
+    return [described(found, published["source"])] if found else []
 
 
 def _curve(summary: dict[str, Any]) -> Table:
