@@ -13,14 +13,14 @@ ways: its rate a on N ways is N a here (0.4 on 5-way Omniglot is 2.0).
 2020, arXiv 1909.09157); null moves everything. FOMAML takes a penalty Omega(theta, phi) of the outer objective by both
 partial derivatives, as if phi were theta plus a constant.
 
-`learned_rates` makes alpha a meta-parameter, which starts as `inner_lr`: for every weight (`weight`: Meta-SGD, Li, Zhou,
-Chen, Li 2017, arXiv 1707.09835, phi_{k+1} = phi_k - alpha * grad, elementwise), or for every tensor at every step
+`learned_rates` makes alpha a meta-parameter, which starts as `inner_lr`: for every weight (`weight`: Meta-SGD, Li,
+Zhou, Chen, Li 2017, arXiv 1707.09835, phi_{k+1} = phi_k - alpha * grad, elementwise), or for every tensor at every step
 (`step`: MAML++, Antoniou, Edwards, Storkey 2019, arXiv 1810.09502). Beyond `inner_steps` the last step's rates hold.
-The gradient by the rates is exact also with `first_order`, where grad L^S(phi_k) is taken for a constant.
+With `first_order` the rates keep their exact gradient, where each grad L^S(phi_k) is taken for a constant.
 
-`step_weights` w makes the outer loss sum_k w_k L^Q(phi_k), k = 1 .. T (MAML++'s multi-step loss); `multi_step_until` = E
-lets them go, in ten stages over E outer steps, from 1/T each to the last step alone. `first_order_until` takes the
-first-order gradient in the outer steps before it (derivative-order annealing). `stage` and `at` tell the trainer.
+`step_weights` w makes the outer loss sum_k w_k L^Q(phi_k), k = 1 .. T (MAML++); with `multi_step_until` = E
+the earlier ones go, in ten stages over E outer steps, from 1/T each to the last step alone. `first_order_until`
+takes the first-order gradient in the outer steps before it (derivative-order annealing).
 
 `inner_checkpoint` is for the second-order gradient: it keeps phi at every n-th step instead of the graph of all steps,
 and goes back over n steps at a time (metarun/adjoint.py). The gradient is the same; memory grows with sqrt(T), not T.
