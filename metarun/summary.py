@@ -14,6 +14,7 @@ from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.penalties import label, targets
 from metarun.evaluation import Evaluation
 from metarun.experiment import Experiment, name_of
+from metarun.machine import machine
 from metarun.record import RunFolder
 from metarun.regularization import Regularization, Term
 from metarun.sparsity import sparsity
@@ -43,6 +44,7 @@ def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
         "seed": config.seed,
         "metric": experiment.algorithm.loss.metric,
         "device": experiment.placement.device.type,
+        "machine": machine(experiment.placement.device),
         "processes": experiment.placement.team.size,
         "run_dir": folder,
         "versions": versions(),

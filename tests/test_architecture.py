@@ -39,6 +39,7 @@ LEVELS = {
     "record": 1,
     "ledger": 1,
     "device": 1,
+    "machine": 1,
     "parallel": 1,
     "batching": 1,
     "compilation": 1,

@@ -9,6 +9,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from metarun.machine import processor
+
 PACKAGES = ("metarun", "torch", "numpy", "higher", "torchopt", "jax", "jaxlib", "optax")
 SIDES = ("higher", "torchopt", "jax", "loop", "metarun-eager")
 HEADER = f"{'':14} {'ms a step':>10} {'min-max':>17} {'tasks/s':>9}  {'metarun is':>10} {'min-max':>13} {'peak MB':>8}"
@@ -25,16 +27,6 @@ def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := installed(name))},
     }
-
-
-def processor() -> str:
-    """Its name, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def gpu() -> str:

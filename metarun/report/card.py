@@ -130,10 +130,17 @@ def _machine(run: Run) -> list[Fact]:
     versions = run.summary.get("versions")
     parts = [f"{name} {v}" for name, v in versions.items()] if isinstance(versions, Mapping) else []
     return [
-        Fact("device", str(run.summary.get("device") or NOTHING)),
+        Fact("device", str(run.summary.get("device") or NOTHING), _processor(run.summary.get("machine"))),
         Fact("versions", ", ".join(parts) or NOTHING),
         Fact("folder", str(run.path)),
     ]
+
+
+def _processor(machine: Any) -> str:
+    if not isinstance(machine, Mapping):
+        return ""
+    name = str(machine.get("gpu") or machine.get("processor") or "")
+    return f"{name}, {number(machine.get('threads'))} of {number(machine.get('cores'))} cores"
 
 
 def _hash(what: str, digest: Any) -> str:
