@@ -47,7 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0])
     parser.add_argument("--outputs", type=Path, default=Path("outputs/reproduce"))
     parser.add_argument("overrides", nargs="*", help="settings of the machine, as device.threads=1")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def refused(message: str) -> int:
