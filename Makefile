@@ -5,9 +5,10 @@ READY := .venv/.ready
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 ARGS ?=
+ROW ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-fast lint types smoke omniglot study bench bench-quick clean
+.PHONY: help run test test-long test-fast lint types smoke omniglot study reproduce bench bench-quick clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,9 @@ omniglot: $(READY)  ## ProtoNet on Omniglot, about a quarter of an hour; another
 
 study: $(READY)  ## MAML against iMAML: figure, stability, gap, cost; about half an hour on one core; stopped, it continues
 	$(BIN)/metarun experiment=stability_study hydra.run.dir=outputs/study $(ARGS)
+
+reproduce: $(READY)  ## a published row, as ROW=omniglot_5w1s_protonet_cpu; stopped, it continues; ARGS="--seeds 0,1"
+	$(BIN)/python -m benchmarks.reproduce $(ROW) $(ARGS)
 
 $(BENCH_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-bench

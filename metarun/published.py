@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from metarun.errors import one_line
+
 
 class Comparison(NamedTuple):
     """One published figure and the run's own, in the paper's unit."""
@@ -51,4 +53,4 @@ def described(comparisons: list[Comparison], source: str) -> str:
         after = "" if c.step is None else f" after {c.step} steps"
         where = "inside" if c.verdict == "inside" else f"{abs(c.mean - c.published):.2f} {c.verdict}"
         parts.append(f"{c.published:g}{interval}{after} (this is {where})")
-    return f"published: {', '.join(parts)}, {source}"
+    return f"published: {', '.join(parts)}, {one_line(source)}"

@@ -20,8 +20,9 @@ from metarun.config import check
 from metarun.device import place
 from metarun.errors import SettingError
 from metarun.experiment import assemble, build_learner
+from metarun.metagradient import batched_meta_gradient
 from metarun.precision import Narrow, in_precision
-from metarun.trainer import batched_meta_gradient, outer_step
+from metarun.trainer import outer_step
 from metarun.types import Algorithm, Batch, Kind, Params, Task
 
 UNIT = 2.0**-8

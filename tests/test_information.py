@@ -25,13 +25,14 @@ from metarun.errors import SettingError, UserError
 from metarun.evaluation import with_model
 from metarun.experiment import Experiment, assemble, build_learner
 from metarun.losses import MeanSquaredError
+from metarun.metagradient import batched_meta_gradient
 from metarun.models.bottleneck import LEAST
 from metarun.models.mlp import mlp
 from metarun.models.stochastic import NoisyActivations, NoisyWeights
 from metarun.regularization import Regularization, Schedule, Term, with_noise
 from metarun.regularizers.information import Information, gaussian_kl
 from metarun.terms import build_regularization
-from metarun.trainer import batched_meta_gradient, train
+from metarun.trainer import train
 from metarun.types import Batch, Params, Task
 
 FORMS = ("weights", "activations")

@@ -20,8 +20,9 @@ from metarun.experiment import assemble
 from metarun.inner import adam, descend, final, sgd
 from metarun.linalg import dot, gradient
 from metarun.losses import CrossEntropy, MeanSquaredError
+from metarun.metagradient import MetaGradient, batched_meta_gradient
 from metarun.models.conv4 import conv4
-from metarun.trainer import MetaGradient, Trainer, batched_meta_gradient
+from metarun.trainer import Trainer
 from metarun.types import EpisodeSpec, Objective, Params, Task
 
 MODEL = LinearModel(3, 2, bias=True)

@@ -27,10 +27,11 @@ from metarun.errors import NonFinite
 from metarun.evaluation import Evaluation
 from metarun.linalg import norm
 from metarun.losses import MeanSquaredError
+from metarun.metagradient import batched_meta_gradient
 from metarun.outer import apply_update, build_optimizer, clipped, learning_rate
 from metarun.regularization import NO_REGULARIZATION, Regularization, Schedule, Term
 from metarun.regularizers.l2 import L2
-from metarun.trainer import State, Trainer, batched_meta_gradient, train
+from metarun.trainer import State, Trainer, train
 from metarun.types import Batch, EpisodeSpec, Metrics, Params, Split, Task
 
 CPU = Placement(torch.device("cpu"), torch.float64, None, False)

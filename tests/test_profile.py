@@ -21,13 +21,14 @@ from metarun.config import Config
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import SettingError
 from metarun.experiment import assemble
+from metarun.metagradient import batched_meta_gradient
 from metarun.profiling_flops import operations
 from metarun.profiling_inside import traced
 from metarun.profiling_marks import META, PREFIX, inside, marked, marked_loop, region, regions_of
 from metarun.profiling_parts import group_of, groups, kind_of, part_of, parts
 from metarun.profiling_phases import REST, Phase, Stopwatch, loop_phases, outside_share, step_seconds
 from metarun.profiling_trace import ROOT, Event, Spent, memory_peak, nested, read_trace, spent_in
-from metarun.trainer import batched_meta_gradient, outer_step
+from metarun.trainer import outer_step
 
 TINY = ["model.hidden=[6,5]", "algo.inner_steps=2", "val.tasks=2", "train.tasks=3", "profile.steps=2"]
 NODE = "autograd::engine::evaluate_function: MulBackward0"

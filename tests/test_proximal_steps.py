@@ -27,6 +27,7 @@ from metarun.device import Placement
 from metarun.evaluation import Evaluation
 from metarun.inner import adam, descend, final, sgd
 from metarun.losses import CrossEntropy, MeanSquaredError
+from metarun.metagradient import batched_meta_gradient
 from metarun.models.mlp import mlp
 from metarun.outer import apply_update, build_optimizer, learning_rate, step_rates
 from metarun.regularization import NO_REGULARIZATION, Regularization, Schedule, Term
@@ -35,7 +36,7 @@ from metarun.regularizers.group import Group
 from metarun.regularizers.l1 import L1, soft_threshold
 from metarun.regularizers.l2 import L2
 from metarun.regularizers.prox_l2 import ProxL2
-from metarun.trainer import State, Trainer, batched_meta_gradient, outer_step, train
+from metarun.trainer import State, Trainer, outer_step, train
 from metarun.types import Batch, EpisodeSpec, Metrics, Params, Split, Task
 
 CPU = Placement(torch.device("cpu"), torch.float64, None, False)

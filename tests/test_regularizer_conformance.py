@@ -26,7 +26,8 @@ from metarun.config import Config
 from metarun.errors import UserError
 from metarun.experiment import Experiment, assemble
 from metarun.linalg import axpy, dot
-from metarun.trainer import MetaGradient, batched_meta_gradient, train
+from metarun.metagradient import MetaGradient, batched_meta_gradient
+from metarun.trainer import train
 from metarun.types import Params
 
 ALGORITHMS = catalogue.options("algo")

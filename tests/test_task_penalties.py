@@ -29,11 +29,11 @@ from metarun.errors import SettingError, UserError
 from metarun.experiment import assemble
 from metarun.linalg import axpy, dot
 from metarun.losses import CrossEntropy, MeanSquaredError
+from metarun.metagradient import batched_meta_gradient
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.regularizers.coherence import Coherence, direction, unit
 from metarun.regularizers.inequality import Inequality, losses
-from metarun.trainer import batched_meta_gradient
 from metarun.types import Batch, Params, Task
 
 ALPHA = 0.15

@@ -20,12 +20,15 @@ def mlp(
     hidden: tuple[int, ...],
     norm: str,
     linear_blocks: tuple[int, ...] = (),
+    init_std: float | None = None,
 ) -> Network:
-    """A network for inputs [B, ...], flattened."""
+    """A network for inputs [B, ...], flattened; `init_std` is that of its first weights, None: Xavier-uniform."""
     widths_hold = bool(hidden) and all(h >= 1 for h in hidden)
     require(widths_hold, "hidden", list(hidden), "must be a list of widths of at least 1, as [40,40]")
     inside = all(0 <= i < len(hidden) for i in linear_blocks)
     require(inside, "linear_blocks", list(linear_blocks), f"must be numbers from 0 to {len(hidden) - 1}")
+    sound = init_std is None or (init_std > 0 and math.isfinite(init_std))
+    require(sound, "init_std", init_std, "must be above 0 and finite, or null")
     widths = [math.prod(input_shape), *hidden]
     return Network(
         shapes=tuple((widths[i + 1], widths[i]) for i in range(len(hidden))),
@@ -37,6 +40,7 @@ def mlp(
         outputs=outputs,
         norm=norm,
         linear_blocks=linear_blocks,
+        init_std=init_std,
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, relu
-from torch.nn.init import xavier_uniform_
+from torch.nn.init import trunc_normal_, xavier_uniform_
 
 from metarun.models.bottleneck import Bottleneck
 from metarun.models.norm import (
@@ -52,24 +52,32 @@ class Network:
     by_products: bool = True  # `linear` is a matrix product, also on a CPU
     linear_blocks: tuple[int, ...] = ()  # those without a ReLU
     bottleneck: Bottleneck | None = None  # a block whose output may be noisy
+    init_std: float | None = None  # of the first weights; None: Xavier-uniform
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
 
     def init(self, seed: int) -> Params:
-        """Xavier-uniform weights (Glorot, Bengio 2010), gains 1, shifts and head bias 0."""
+        """Xavier-uniform weights (Glorot, Bengio 2010), or normal ones of `init_std` cut off at two of it; gains 1,
+        shifts and head bias 0."""
         generator = torch.Generator().manual_seed(seed)
         params = {}
         for i, shape in enumerate(self.shapes):
-            params[f"block{i}.weight"] = xavier_uniform_(torch.empty(shape), generator=generator)
+            params[f"block{i}.weight"] = self._drawn(torch.empty(shape), generator)
             params[f"block{i}.shift"] = torch.zeros(shape[0])
             if self.norm != "none":
                 params[f"block{i}.gain"] = torch.ones(shape[0])
         if self.outputs is not None:
             head = torch.empty(self.outputs, self.features)
-            params["head.weight"] = xavier_uniform_(head, generator=generator)
+            params["head.weight"] = self._drawn(head, generator)
             params["head.bias"] = torch.zeros(self.outputs)
         return params
+
+    def _drawn(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        if self.init_std is None:
+            return xavier_uniform_(weight, generator=generator)
+        std = self.init_std
+        return trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
 
     def apply(self, params: Params, x: Tensor, stats: Stats | None = None) -> Tensor:
         """[B, ...] -> [B, outputs], or [B, D] without a head; `stats` replace the batch's own moments."""

@@ -1,0 +1,180 @@
+"""Rows with a published figure: they compose, train two steps, and what a run reached is held against the paper."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from image_files import png
+
+import metarun
+from benchmarks import reproduce, results
+from metarun.config import Config, check
+from metarun.errors import UserError
+from metarun.published import Comparison, compared, described
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+PUBLISHED = [p.stem for p in sorted((CONF / "experiment").glob("*.yaml")) if "published:" in p.read_text()]
+SHORT = [row for row in PUBLISHED if "_5w1s_" in row and row.startswith("omniglot")]
+ROWS = [row if row in SHORT else pytest.param(row, marks=pytest.mark.long) for row in PUBLISHED]
+SIZES = ("ways", "shots", "queries", "test_queries", "rotations")
+TINY = (
+    *("train.steps=2", "train.tasks=2", "val.tasks=1", "test.tasks=2", "test.steps=1", "report=false"),
+    *("diagnostics=off", "device.compile=false", "model.filters=4"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of small random pictures, as many classes and pictures as the largest episode needs."""
+    root, draw = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, classes in (("train", 60), ("val", 20), ("test", 20)):
+        for name in range(classes):
+            (root / split / f"{split}{name}").mkdir(parents=True)
+            for i in range(30 if split == "train" else 20):
+                pixels = draw.integers(0, 255, (16, 16), dtype=np.uint8)
+                (root / split / f"{split}{name}" / f"{i}.png").write_bytes(png(pixels))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield root
+
+
+def small(row: str, root: Path) -> Config:
+    """The row with its algorithm, episodes and schedule, on the small pictures."""
+    sinusoid = row.startswith("sinusoid")
+    config = metarun.compose([f"experiment={row}", *(TINY[:-1] if sinusoid else TINY)])
+    if not sinusoid:
+        own = metarun.compose(["data=folder", f"data.root={root}", "data.image_size=16"]).data
+        config.data = own | {k: config.data[k] for k in SIZES}
+        config.published = dataclasses.replace(config.published)
+    return config
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_trains_two_steps(row: str, stand_in: Path, tmp_path: Path) -> None:
+    config = small(row, stand_in)
+    result = metarun.run(config, tmp_path)
+    assert result.status == "completed"
+    assert result.summary["published"]["source"]
+
+
+@pytest.mark.parametrize("row", PUBLISHED)
+def test_every_row_says_where_its_figure_is_printed(row: str) -> None:
+    config = metarun.compose([f"experiment={row}"])
+    check(config)
+    assert config.published.source
+    if config.published.value is not None:
+        assert 40 < config.published.value < 100
+        assert row.split("_")[1] == f"{config.data['ways']}w{config.data['shots']}s"
+        assert config.train.steps >= 700
+    if config.published.trained_as:
+        other = metarun.compose([f"experiment={config.published.trained_as}"])
+        assert trained(config) == trained(other)
+
+
+def trained(config: Config) -> tuple[Any, ...]:
+    """What decides a training, with the sizes of its episodes as they come out."""
+    sizes = ("train_ways", "train_shots")
+    data = {k: v for k, v in config.data.items() if k not in ("ways", "shots", "test_queries")}
+    algo = {k: v for k, v in config.algo.items() if k not in sizes}
+    episodes = tuple(config.algo.get(f"train_{k}") or config.data[k] for k in ("ways", "shots"))
+    return config.seed, algo, data, config.model, config.optim, config.train, episodes
+
+
+@pytest.mark.parametrize("row", [row for row in PUBLISHED if row.endswith("_cpu")])
+def test_a_shorter_row_is_tested_as_the_published_one(row: str) -> None:
+    short, whole = (metarun.compose([f"experiment={name}"]) for name in (row, row.removesuffix("_cpu")))
+    assert short.train.steps * short.train.tasks < whole.train.steps * whole.train.tasks
+    for key in ("ways", "shots", "test_queries", "split", "rotations"):
+        assert short.data[key] == whole.data[key], key
+    assert (short.model["norm"], short.published.value) == (whole.model["norm"], whole.published.value)
+
+
+# ------------------------------------------------------------------------------------------------- comparing
+
+
+SUMMARY = {
+    "metric": "accuracy",
+    "mean": 0.975,
+    "ci95": 0.003,
+    "curve": [{"step": 0, "mean": 3.0, "ci95": 0.2}, {"step": 5, "mean": 0.4, "ci95": 0.05}],
+}
+NONE = {"value": None, "ci95": None, "after": {}, "source": "somewhere", "goal": None, "trained_as": None}
+
+
+@pytest.mark.parametrize(
+    ("value", "ci95", "verdict"),
+    [(97.5, None, "inside"), (97.79, None, "inside"), (97.81, None, "below"), (98.19, 0.4, "inside"),
+     (98.21, 0.4, "below"), (97.19, None, "above")],
+)  # fmt: skip
+def test_a_row_agrees_where_the_intervals_touch(value: float, ci95: float | None, verdict: str) -> None:
+    (found,) = compared(NONE | {"value": value, "ci95": ci95}, SUMMARY)
+    assert found.verdict == verdict
+
+
+def test_a_regression_is_compared_after_each_step_that_the_paper_names() -> None:
+    found = compared(NONE | {"after": {1: 0.67, 5: 0.38}}, SUMMARY | {"metric": "mse"})
+    assert found == [Comparison(5, 0.38, 0.0, 0.4, 0.05)]
+    assert found[0].verdict == "inside"
+    assert described(found, "A\nB") == "published: 0.38 after 5 steps (this is inside), A B"
+
+
+def test_without_a_figure_nothing_is_compared() -> None:
+    assert compared(NONE, SUMMARY) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["published.value=98"], r"published\.source=: must say where"),
+        (["published.value=98", "published.source=x", "published.after={1:2.0}"], r"published\.after=.*one figure"),
+    ],
+)
+def test_a_figure_without_a_source_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(metarun.compose(overrides))
+
+
+# ------------------------------------------------------------------------------------------------- make reproduce
+
+
+def test_a_row_is_trained_tested_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same command again trains nothing; another row of the same training is a test of it."""
+    page = tmp_path / "results.md"
+    page.write_text("before\n<!-- Sinusoids: made by benchmarks/results.py -->\n<!-- end of Sinusoids -->\nafter\n")
+    monkeypatch.setattr(reproduce, "RECORDS", tmp_path / "results.json")
+    tiny = [o for o in TINY[:-1] if o != "test.steps=1"]
+    arguments = ["sinusoid_maml", "--outputs", str(tmp_path), *tiny]
+    assert reproduce.main(arguments) == 0
+    first = json.loads((tmp_path / "results.json").read_text())
+    metrics = (tmp_path / "sinusoid_maml/seed0/metrics.jsonl").read_bytes()
+    assert reproduce.main(arguments) == 0
+    assert json.loads((tmp_path / "results.json").read_text()) == first
+    assert reproduce.main(["sinusoid_5s_maml", *arguments[1:]]) == 0
+    assert (tmp_path / "sinusoid_maml/seed0/metrics.jsonl").read_bytes() == metrics
+    rows = {r["row"]: r for r in json.loads((tmp_path / "results.json").read_text())}
+    assert rows["sinusoid_5s_maml"]["params_sha256"] == rows["sinusoid_maml"]["params_sha256"]
+    assert (rows["sinusoid_5s_maml"]["shots"], rows["sinusoid_maml"]["shots"]) == (5, 10)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| sinusoid_5s_maml | 0 |" in text
+    assert "0.67 / 0.38 / 0.35" in text
+
+
+@pytest.mark.parametrize("row", ["no_such_row", "sweep_seeds"])
+def test_what_is_no_row_is_refused_in_one_line(row: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce.main([row]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_page_is_what_the_records_make_of_it() -> None:
+    """No figure of the tables is typed by hand."""
+    text = results.PAGE.read_text()
+    for name in results.TABLES:
+        assert results.table(name, results.load(results.RECORDS)) in text
