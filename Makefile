@@ -48,7 +48,7 @@ study: $(READY)  ## MAML against iMAML: figure, stability, gap, cost; about half
 	$(BIN)/metarun experiment=stability_study hydra.run.dir=outputs/study $(ARGS)
 
 reproduce: $(READY)  ## a published row, as ROW=omniglot_5w1s_protonet_cpu; stopped, it continues; ARGS="--seeds 0,1"
-	$(BIN)/python -m benchmarks.reproduce $(ROW) $(ARGS)
+	$(BIN)/python -m benchmarks.reproduce "$(ROW)" $(ARGS)
 
 $(BENCH_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-bench

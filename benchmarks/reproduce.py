@@ -19,19 +19,21 @@ from typing import Any
 
 import metarun
 from benchmarks.results import RECORDS, record_of, save
+from metarun import catalogue
 from metarun.config import Config
+from metarun.errors import nearest
 
 ENDED = ("completed", "time is up")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = parse(arguments)
-    try:
-        config = metarun.compose([f"experiment={asked.row}"])
-    except metarun.UserError as error:
-        return refused(str(error))
+    rows = catalogue.options("experiment")
+    if asked.row not in rows:
+        return refused(f"ROW={asked.row}: {nearest(asked.row, rows)}")
+    config = metarun.compose([f"experiment={asked.row}"])
     if not (config.published.source or config.published.trained_as):
-        return refused(f"experiment={asked.row}: has no published figure")
+        return refused(f"ROW={asked.row}: is an experiment without a published figure")
     for seed in asked.seeds:
         folder = reproduced(asked.row, config, seed, asked.outputs, asked.overrides)
         if isinstance(folder, int):
@@ -44,10 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make reproduce", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("row")
-    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0])
+    parser.add_argument("--seeds", type=numbers, default=[0])
     parser.add_argument("--outputs", type=Path, default=Path("outputs/reproduce"))
     parser.add_argument("overrides", nargs="*", help="settings of the machine, as device.threads=1")
     return parser.parse_intermixed_args(arguments)
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def refused(message: str) -> int:

@@ -110,7 +110,7 @@ def printed(r: Mapping[str, Any]) -> str:
     """The paper's figure."""
     published = r["published"]
     if published["value"] is None:
-        return " / ".join(f"{v:g}" for v in published["after"].values())
+        return " / ".join(f"{v:g}" for v in published["values"])
     return f"{published['value']:g}" + (f" +- {published['ci95']:g}" if published["ci95"] else "")
 
 

@@ -185,11 +185,11 @@ def check(config: Config) -> None:
 
 
 def _check_published(published: PublishedConfig) -> None:
-    if published.value is not None and published.after:
-        raise SettingError(
-            "published.after", published.after, "goes without published.value: one figure, or one a step"
-        )
-    if (published.value is not None or published.after) and not published.source:
+    if len(published.values) != len(published.steps):
+        raise SettingError("published.values", published.values, f"must be one for each of steps={published.steps}")
+    if published.value is not None and published.values:
+        raise SettingError("published.values", published.values, "goes without published.value: one figure or several")
+    if (published.value is not None or published.values) and not published.source:
         raise SettingError("published.source", published.source, "must say where the figure is printed")
 
 

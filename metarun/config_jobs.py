@@ -46,7 +46,8 @@ class PublishedConfig:
 
     value: Optional[float] = None  # as printed: an accuracy in per cent, or an MSE
     ci95: Optional[float] = None
-    after: dict[int, float] = field(default_factory=dict)  # of a regression: the MSE after so many adaptation steps
+    values: list[float] = field(default_factory=list)  # or several, after these adaptation steps
+    steps: list[int] = field(default_factory=list)
     source: str = ""
     goal: Optional[float] = None  # what a shorter training is meant to reach, in the unit of the value
     trained_as: Optional[str] = None  # the experiment with the same training, tested otherwise here

@@ -39,9 +39,9 @@ def compared(published: Mapping[str, Any], summary: Mapping[str, Any]) -> list[C
         return [Comparison(None, published["value"], ci95, scale * summary["mean"], scale * summary["ci95"])]
     rows = {row["step"]: row for row in summary["curve"]}
     return [
-        Comparison(int(step), value, ci95, scale * rows[int(step)]["mean"], scale * rows[int(step)]["ci95"])
-        for step, value in published["after"].items()
-        if int(step) in rows
+        Comparison(step, value, ci95, scale * rows[step]["mean"], scale * rows[step]["ci95"])
+        for step, value in zip(published["steps"], published["values"], strict=True)
+        if step in rows
     ]
 
 

@@ -104,7 +104,7 @@ SUMMARY = {
     "ci95": 0.003,
     "curve": [{"step": 0, "mean": 3.0, "ci95": 0.2}, {"step": 5, "mean": 0.4, "ci95": 0.05}],
 }
-NONE = {"value": None, "ci95": None, "after": {}, "source": "somewhere", "goal": None, "trained_as": None}
+NONE = {"value": None, "ci95": None, "values": [], "steps": [], "source": "somewhere", "goal": None, "trained_as": None}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_row_agrees_where_the_intervals_touch(value: float, ci95: float | None
 
 
 def test_a_regression_is_compared_after_each_step_that_the_paper_names() -> None:
-    found = compared(NONE | {"after": {1: 0.67, 5: 0.38}}, SUMMARY | {"metric": "mse"})
+    found = compared(NONE | {"steps": [1, 5], "values": [0.67, 0.38]}, SUMMARY | {"metric": "mse"})
     assert found == [Comparison(5, 0.38, 0.0, 0.4, 0.05)]
     assert found[0].verdict == "inside"
     assert described(found, "A\nB") == "published: 0.38 after 5 steps (this is inside), A B"
@@ -132,7 +132,11 @@ def test_without_a_figure_nothing_is_compared() -> None:
     ("overrides", "message"),
     [
         (["published.value=98"], r"published\.source=: must say where"),
-        (["published.value=98", "published.source=x", "published.after={1:2.0}"], r"published\.after=.*one figure"),
+        (["published.value=98", "published.source=x", "published.values=[2]", "published.steps=[1]"], "one figure or"),
+        (
+            ["published.source=x", "published.values=[2]"],
+            r"published\.values=\[2\.0\]: must be one for each of steps=\[\]",
+        ),
     ],
 )
 def test_a_figure_without_a_source_is_refused(overrides: list[str], message: str) -> None:
