@@ -393,6 +393,13 @@ def test_rotations_as_classes_make_four_of_each_in_every_split(place: Path) -> N
             data.check(split, EpisodeSpec(4 * len(labels) + 1, 1, 1))
 
 
+def test_rotations_of_training_classes_leave_the_others_upright(place: Path) -> None:
+    data = dataset(place, rotations="train")
+    assert data.facts()["classes"] == {split: (4 if split == "train" else 1) * len(p) for split, p in PARTS.items()}
+    seen = draw(data, "test", EpisodeSpec(len(PARTS["test"]), 1, 1)).query.x
+    assert all(0 in turns(image) for image in seen.flatten(0, 1))
+
+
 def turns(image: torch.Tensor) -> list[int]:
     """By how many quarters an image can have been turned, to be one of ours."""
     upright = [(image.rot90(-t, (1, 2)) * 255).round().to(torch.uint8).permute(1, 2, 0) for t in range(4)]

@@ -295,6 +295,18 @@ def test_an_mlp_has_as_many_weights_as_the_formula_says(norm: str) -> None:
 # ---------------------------------------------------------------- initialisation
 
 
+def test_first_weights_of_a_given_deviation_are_normal_and_cut_off_at_two_of_it() -> None:
+    """The deviation of a normal variable within two of its own is 0.880 of it."""
+    params = mlp((100,), 100, (100, 100), "none", init_std=0.01).init(0)
+    weights = torch.cat([v.flatten() for name, v in params.items() if name.endswith("weight")])
+    assert float(weights.abs().max()) <= 0.02
+    assert float(weights.std()) == pytest.approx(0.00880, rel=0.02)
+    assert float(weights.mean()) == pytest.approx(0, abs=2e-4)
+    assert all(not v.any() for name, v in params.items() if name.endswith(("shift", "bias")))
+    with pytest.raises(SettingError, match=r"init_std=0\.0: must be above 0"):
+        mlp((1,), 1, (4,), "none", init_std=0.0)
+
+
 @EITHER_MODEL
 def test_weights_are_xavier_uniform_gains_one_shifts_zero(kind: str) -> None:
     """|w| <= sqrt(6 / (fan_in + fan_out)), fans counted with the kernel's 9 taps; uniform has variance bound^2 / 3.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -64,8 +65,14 @@ def random(*shape: int, seed: int = 0) -> Tensor:
             ],
         ),
         (OptimConfig(lr=0.8, schedule="halving", halve_every=3), [0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.2]),
+        (OptimConfig(lr=0.9, schedule="linear", final_lr=0.1), [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]),
+        (
+            OptimConfig(lr=0.9, schedule="cosine", final_lr=0.1),
+            [0.1 + 0.4 * (1 + c) for c in (1, *(math.cos(math.pi * k / 8) for k in range(1, 8)))],
+        ),
+        (OptimConfig(lr=0.8, final_lr=0.1), [0.8] * 8),
     ],
-    ids=["constant", "linear", "cosine", "halving"],
+    ids=["constant", "linear", "cosine", "halving", "linear-to", "cosine-to", "constant-to"],
 )
 def test_schedules_by_hand(settings: OptimConfig, expected: list[float]) -> None:
     """Eight steps: step k of `steps` has progress k / 8, so that the first has the full rate and none has 0."""

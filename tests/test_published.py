@@ -17,6 +17,7 @@ from benchmarks import reproduce, results
 from metarun.config import Config, check
 from metarun.errors import UserError
 from metarun.published import Comparison, compared, described
+from metarun.reuse import reuse_settings
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PUBLISHED = [p.stem for p in sorted((CONF / "experiment").glob("*.yaml")) if "published:" in p.read_text()]
@@ -142,6 +143,17 @@ def test_without_a_figure_nothing_is_compared() -> None:
 def test_a_figure_without_a_source_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check(metarun.compose(overrides))
+
+
+def test_a_run_tested_otherwise_has_no_published_figure(tmp_path: Path) -> None:
+    row = ["experiment=sinusoid_5s_maml", *TINY[:-1]]
+    metarun.run(metarun.compose(row), tmp_path / "run")
+    found = {}
+    for shots in (5, 7):
+        typed = [f"run={tmp_path / 'run'}", "job=evaluate", f"data.shots={shots}"]
+        changed = reuse_settings(metarun.compose(typed), typed, metarun.compose)
+        found[shots] = changed.published.source
+    assert found == {5: "Finn et al. 2017, table 2", 7: ""}
 
 
 # ------------------------------------------------------------------------------------------------- make reproduce
