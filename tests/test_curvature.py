@@ -200,7 +200,7 @@ def momentum(lr: float) -> Rule:
         moved = {k: lr * g[k] + 0.9 * before[k] for k in g}
         return moved, moved
 
-    return Rule(lambda params: {k: v * 0 for k, v in params.items()}, step)
+    return Rule(lambda moved, _: {k: v * 0 for k, v in moved.items()}, step)
 
 
 def test_momentum_and_a_rate_of_its_own_are_told_from_gradient_descent() -> None:
