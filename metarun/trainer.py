@@ -14,7 +14,6 @@ from metarun.compilation import compiled, compiles
 from metarun.config import OptimConfig, TrainConfig
 from metarun.device import Placement
 from metarun.diagnostics.step import StepMeasures, Values, update_measures
-from metarun.errors import NonFinite
 from metarun.evaluation import Evaluation
 from metarun.metagradient import (
     WISHES,
@@ -25,6 +24,7 @@ from metarun.metagradient import (
     nonfinite_part,
     own_meta_gradient,
 )
+from metarun.nonfinite import Rewinding, begin, refuse, taken
 from metarun.outer import apply_update, build_optimizer, clipped, learning_rate, step_rates
 from metarun.regularization import Regularization, with_noise
 from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Task
@@ -41,6 +41,7 @@ class State:
     best_step: int = 0
     seconds: float = 0.0  # of training, over all sittings
     spent: dict[str, float] = field(default_factory=dict)  # seconds of these on validation, measures, probes
+    rewinding: Rewinding | None = None  # with train.on_nonfinite=rewind
 
 
 class Watcher(Protocol):
@@ -103,6 +104,7 @@ def train(trainer: Trainer, state: State, watcher: Watcher) -> str:
             "compiling the outer step first, half a minute unless an earlier run has (device.compile=off goes without)"
         )
         meta_gradient = compiled(meta_gradient, trainer.placement)
+    begin(trainer, state)
     sitting = Clock(state.seconds)
     while state.step < trainer.settings.steps:
         agreed = outer_step(trainer, state, meta_gradient, watcher)
@@ -132,7 +134,7 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Any]
     found, agreed = of_all_tasks(trainer, state, meta_gradient, tasks, watcher)
     culprit, others = nonfinite_part(found, trainer.placement.team)
     if culprit:
-        refuse(trainer, f"at step {state.step}, {culprit}, seed {trainer.seed}{others}", watcher)
+        refuse(trainer, state, f"at step {state.step}, {culprit}, seed {trainer.seed}{others}", watcher)
         state.step += 1
         return agreed
     logged = due(state.step + 1, trainer.settings.log_every, trainer.settings.steps)
@@ -142,6 +144,7 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Any]
     apply_update(state.optimizer, state.params, clipped(found.mean, trainer.optim.clip), lr)
     proximal_step(trainer, state, lr)
     state.step += 1
+    taken(trainer, state)
     if logged:
         moved = update_measures(before, state.params) if before else {}
         watcher.trained(state, values | moved | {"lr": lr})
@@ -183,14 +186,6 @@ def after_step(trainer: Trainer, state: State, watcher: Watcher) -> None:
         watcher.probed(state, values)
     if due(state.step, trainer.settings.checkpoint_every, trainer.settings.steps):
         watcher.checkpoint(state)
-
-
-def refuse(trainer: Trainer, where: str, watcher: Watcher) -> None:
-    """Keep a non-finite step away from the meta-parameters: skip it, or stop the run."""
-    what = f"non-finite loss or meta-gradient {where}"
-    if trainer.settings.on_nonfinite == "stop":
-        raise NonFinite(what)
-    watcher.noted(f"skipped: {what}")
 
 
 def described(trainer: Trainer, state: State, found: MetaGradient, tasks: Task) -> Values:

@@ -47,6 +47,7 @@ LEVELS = {
     "report": 2,
     "evaluation": 3,
     "metagradient": 4,
+    "nonfinite": 4,
     "trainer": 4,
     "checkpoint": 5,
     "experiment": 5,

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from bad_steps import bad
 from colours import class_folders
 
 import metarun
@@ -59,6 +60,7 @@ CASES: dict[str, list[str]] = {
     "protonet": ["algo=protonet", *IMAGES, "train.tasks=3", *SHORT, *EXACT],
     "augmented": ["algo=maml", *IMAGES, "data.crop=2", "data.flip=true", "train.tasks=3", *SHORT, *EXACT],
     "skipped": ["algo=maml", "train.tasks=4", "algo.inner_lr=1e200", "train.on_nonfinite=skip", *SHORT, *EXACT],
+    "rewound": ["algo=maml", "train.tasks=4", "train.on_nonfinite=rewind", *bad(4), *SHORT, *EXACT],
     "diverged": ["algo=maml", "train.tasks=4", "algo.inner_lr=1e200", *SHORT, *EXACT],
 }  # fmt: skip
 HALF = [s.replace("steps=50", "steps=25") for s in CASES["maml in float64"]]
