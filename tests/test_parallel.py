@@ -162,7 +162,7 @@ def assert_same_run(one: Path, other: Path, within: float) -> None:
         assert difference(first["params"], second["params"]) <= within
     for a, b in zip(read(one, "metrics.jsonl"), read(other, "metrics.jsonl"), strict=True):
         assert_same_record(a, b, within)
-    for key in ("episodes_sha256", "status", "steps_done", "best_step", "tasks_seen"):
+    for key in ("episodes_sha256", "status", "steps_done", "best_step", "tasks_seen", "rewinds"):
         assert read(one, "summary.json").get(key) == read(other, "summary.json").get(key)
     if (one / "test.json").exists():
         scores, others = (rows_of(read(folder, "test.json")["scores"]) for folder in (one, other))
