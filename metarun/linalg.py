@@ -108,8 +108,8 @@ def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: in
     `product` is v -> A v with A symmetric. The count is fixed because `vmap` allows no data-dependent
     stop. A direction p with p'Ap <= 0 shows that A is not positive definite, where a further step would
     leave the minimiser for a saddle: the iterate is frozen there, and `min_curvature` tells. If that
-    is the very first direction, x = b is returned (for iMAML the first-order meta-gradient) and not 0. A product that is
-    not finite makes x NaN, so that whoever asked for it can refuse.
+    is the very first direction, x = b is returned (for iMAML the first-order meta-gradient) and not 0. A product
+    that is not finite makes x NaN, so that whoever asked for it can refuse.
     """
     x = scale(0.0, b)
     r = p = b

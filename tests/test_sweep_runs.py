@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import metarun
 
 import metarun as package
 from metarun.ledger import read_job, read_sweep
@@ -28,8 +29,7 @@ COMMAND = [*MULTIRUN, *TINY]
 
 
 def sweep(*overrides: str, cwd: Path, flags: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    command = [*MULTIRUN, *flags, *TINY, *overrides]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return metarun("-m", *flags, *TINY, *overrides, cwd=cwd)
 
 
 def jobs(cwd: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def held(state: State) -> str:
 def test_a_rewind_is_a_run_from_the_last_point_with_the_number_of_the_step_moved(
     case: str, at: tuple[int, ...], point: int
 ) -> None:
-    """Checkpoints every 5 steps: after bad ones up to s the run is that of step 5 floor(s/5), and goes on with s + 1."""
+    """Checkpoints every 5 steps: after bad ones up to s it is the run of 5 floor(s/5), and goes on with s + 1."""
     expected = trainer_of(*CASES[case])
     state = expected.start()
     if point:
