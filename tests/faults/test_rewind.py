@@ -57,7 +57,13 @@ def held(state: State) -> str:
 
 @pytest.mark.parametrize(
     ("case", "at", "point"),
-    [*((case, (7,), 5) for case in CASES), ("adam", (5,), 5), ("adam", (6, 9), 5), ("scheduled", (0,), 0)],
+    [
+        ("scheduled", (7,), 5),
+        ("adam", (6, 9), 5),
+        ("adam", (0,), 0),
+        *(pytest.param(case, (7,), 5, marks=pytest.mark.long) for case in ("adam", "momentum", "learned")),
+        pytest.param("adam", (5,), 5, marks=pytest.mark.long),
+    ],
 )
 def test_a_rewind_is_a_run_from_the_last_point_with_the_number_of_the_step_moved(
     case: str, at: tuple[int, ...], point: int
@@ -104,7 +110,9 @@ def kept(folder: Path) -> dict[str, Any]:
     return facts | {"last": digest} | {k: (folder / k).read_bytes() for k in names}
 
 
-@pytest.mark.parametrize(("ended", "bad_steps"), [(6, (7, 8)), (7, (7, 8)), (9, (9, 12))])
+@pytest.mark.parametrize(
+    ("ended", "bad_steps"), [(6, (7, 8)), (9, (9, 12)), pytest.param(7, (7, 8), marks=pytest.mark.long)]
+)
 def test_a_run_stopped_at_any_step_goes_back_to_the_same_point(
     ended: int, bad_steps: tuple[int, ...], tmp_path: Path
 ) -> None:
@@ -182,7 +190,7 @@ def test_another_policy_leaves_the_point_out_again_and_a_checkpoint_without_one_
     assert "rewinding" not in checkpoint.load(run / "checkpoints/last.pt")
 
 
-@pytest.mark.parametrize("key", ["params", "optimizer", "step", "in_a_row", "total"])
+@pytest.mark.parametrize("key", ["params", *(pytest.param(k, marks=pytest.mark.long) for k in ("optimizer", "total"))])
 def test_a_damaged_point_is_no_checkpoint(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here(tmp_path / "run", REWIND)
     last = tmp_path / "run/checkpoints/last.pt"
