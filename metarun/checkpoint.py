@@ -7,6 +7,7 @@ import io
 import stat
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from metarun import durable
 from metarun.errors import UserError
+from metarun.nonfinite import point_of
 from metarun.parallel import team
 from metarun.progress import tell
 from metarun.record import RunFolder, previous
@@ -37,6 +39,8 @@ def save(path: Path, state: State) -> None:
         "seconds": state.seconds,
         "spent": state.spent,
     }
+    if state.rewinding:
+        stored["rewinding"] = dict(vars(state.rewinding))
     # By way of memory: on a full disk torch's own writer ends in an error that names neither file nor cause.
     buffer = io.BytesIO()
     torch.save(stored | {"sha256": digest(stored)}, buffer)
@@ -47,10 +51,18 @@ def restore(path: Path, state: State) -> None:
     """Put what `path` (or, where that is missing or damaged, its predecessor) holds into a freshly started state; of
     several processes the first one reads it."""
     stored = team().of_first(lambda: load(path))
-    _copy(stored["params"], state.params, path)
-    _restore_optimizer(stored["optimizer"], state.optimizer, path)
+    if "rewinding" in stored:  # by way of the state itself, where it is checked
+        kept = stored["rewinding"]
+        _restore_tensors(kept, state, path)
+        state.rewinding = replace(point_of(state, kept["step"]), in_a_row=kept["in_a_row"], total=kept["total"])
+    _restore_tensors(stored, state, path)
     state.step, state.seconds, state.spent = stored["step"], stored["seconds"], stored.get("spent", {})
     state.best_error, state.best_step = stored["best_error"], stored["best_step"]
+
+
+def _restore_tensors(stored: dict[str, Any], state: State, path: Path) -> None:
+    _copy(stored["params"], state.params, path)
+    _restore_optimizer(stored["optimizer"], state.optimizer, path)
 
 
 def restore_params(path: Path, params: Params) -> int:
@@ -148,12 +160,21 @@ def is_checkpoint(stored: Any) -> bool:
     """Whether these are the containers that `save` writes."""
     if not isinstance(stored, dict):
         return False
-    params, spent = stored.get("params"), stored.get("spent", {})
-    whole = isinstance(params, dict) and all(isinstance(w, Tensor) and isinstance(n, str) for n, w in params.items())
-    counts = all(type(stored.get(key)) is int and stored[key] >= 0 for key in ("step", "best_step"))
+    spent = stored.get("spent", {})
+    whole = _holds(stored, "step", "best_step")
+    point = "rewinding" not in stored or _holds(stored["rewinding"], "step", "in_a_row", "total")
     numbers = all(isinstance(stored.get(key), (int, float)) for key in ("seconds", "best_error"))
     clocks = isinstance(spent, dict) and all(isinstance(s, (int, float)) for s in spent.values())
-    return whole and counts and numbers and clocks and isinstance(stored.get("optimizer"), dict)
+    return whole and point and numbers and clocks
+
+
+def _holds(stored: Any, *counts: str) -> bool:
+    """Meta-parameters, an optimizer's state and these counts."""
+    if not isinstance(stored, dict) or not isinstance(stored.get("optimizer"), dict):
+        return False
+    params = stored.get("params")
+    whole = isinstance(params, dict) and all(isinstance(w, Tensor) and isinstance(n, str) for n, w in params.items())
+    return whole and all(type(stored.get(key)) is int and stored[key] >= 0 for key in counts)
 
 
 def best_of(run: RunFolder) -> Path:

@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from metarun import ranks
 from metarun.catalogue import PACKAGED, conf_folder
@@ -29,12 +30,15 @@ SITTINGS: list[Sitting] = []  # of the sweep that this process is
 EXIT_CODES: list[int] = []
 
 
-def new_sweep_folder(overrides: ListConfig, sweeper: DictConfig) -> str:
-    """The folder of the sweep that was typed: where it was begun, if it was."""
+def new_sweep_folder(overrides: ListConfig, sweeper: DictConfig, jobs: int | None) -> str:
+    """The folder of the sweep that was typed: where it was begun, if it was. The first that is asked of a sweep, and so
+    where its launcher's `n_jobs` is checked."""
     from metarun.sweep.sitting import sweep_folder
+    from metarun.sweep.slots import check_jobs
 
     if ranks.size() > 1:
         raise UserError(f"-m: a sweep starts its runs itself; not under torchrun with {ranks.size()} processes")
+    check_jobs(jobs)
     return str(sweep_folder(_command_key(overrides, sweeper)))
 
 
@@ -67,7 +71,11 @@ class SweepReport(Callback):
         _seed_sampler(config)
         from metarun.sweep.sitting import Sitting
 
-        SITTINGS.append(Sitting(Path(config.hydra.sweep.dir), _sweep_record(config)))
+        try:
+            folder = Path(config.hydra.sweep.dir)
+        except OmegaConfBaseException:  # Hydra asks again, where it ends the sweep; an error in here would be a warning
+            return
+        SITTINGS.append(Sitting(folder, _sweep_record(config)))
         SITTINGS[-1].begin()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

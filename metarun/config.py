@@ -21,7 +21,7 @@ PRECISIONS = ("float32", "bfloat16", "float64")
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
 COMPILE = {"auto": "auto", "on": True, "true": True, "off": False, "false": False}
 MOST_THREADS = 1024
-POLICIES = ("stop", "skip")
+POLICIES = ("stop", "skip", "rewind")
 LEVELS = ("off", "basic", "full")  # of diagnostics
 LOGGERS = ("none", "wandb", "tensorboard", "mlflow")
 
@@ -36,7 +36,7 @@ class TrainConfig:
     eval_every: int = 100
     checkpoint_every: int = 100
     max_minutes: Optional[float] = None  # of training; then the run stops cleanly and tests
-    on_nonfinite: str = "stop"
+    on_nonfinite: str = "stop"  # skip: leave out the step; rewind: go back to the last multiple of checkpoint_every
     pool: Optional[int] = None  # train on so many fixed tasks only; null: new tasks at every step
     pool_seed: int = 0
     pool_replaced: Optional[int] = None  # exchange this task of the pool for another

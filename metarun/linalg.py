@@ -108,7 +108,8 @@ def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: in
     `product` is v -> A v with A symmetric. The count is fixed because `vmap` allows no data-dependent
     stop. A direction p with p'Ap <= 0 shows that A is not positive definite, where a further step would
     leave the minimiser for a saddle: the iterate is frozen there, and `min_curvature` tells. If that
-    is the very first direction, x = b is returned (for iMAML the first-order meta-gradient) and not 0.
+    is the very first direction, x = b is returned (for iMAML the first-order meta-gradient) and not 0. A product
+    that is not finite makes x NaN, so that whoever asked for it can refuse.
     """
     x = scale(0.0, b)
     r = p = b
@@ -128,4 +129,7 @@ def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: in
         rr_next = dot(r, r)
         p = axpy(rr_next / rr.clamp_min(tiny), p, r)
         rr, active = rr_next, active & (rr_next > tiny)
-    return Solution(x, norm(r) / norm(b).clamp_min(tiny), curvature)
+    # A product that was not finite leaves its trace in r, but not always in x, which may be b or an earlier iterate.
+    residual = norm(r) / norm(b).clamp_min(tiny)
+    x = select(residual.isfinite(), x, scale(torch.nan, x))
+    return Solution(x, residual, curvature)

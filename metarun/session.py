@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ class Session:
         values = {"mean": evaluation.mean, "ci95": evaluation.ci95, "improved": improved}
         self._log(Record("val", state.step, values, {"seconds": state.seconds}))
         if improved:
-            checkpoint.save(self.folder.best, state)
+            # Nobody trains on from there, so it goes without what only a run that goes on needs.
+            checkpoint.save(self.folder.best, dataclasses.replace(state, rewinding=None))
         self.marked = None  # validation is no part of the training speed
 
     def tested(self, evaluation: Evaluation, step: int) -> None:

@@ -104,6 +104,7 @@ def describe_end(state: State, tasks: int, status: str, reason: str, alarms: Ala
         "steps_done": state.step,
         "tasks_seen": state.step * tasks,
         "best_step": state.best_step,
+        "rewinds": state.rewinding.total if state.rewinding else 0,
         "val_error": state.best_error,
         "seconds": state.seconds,
         "seconds_spent": dict(state.spent),

@@ -13,9 +13,9 @@ import torch
 from metarun.config import OptimConfig, TrainConfig
 from metarun.device import Placement
 from metarun.diagnostics.step import StepMeasures, Values, update_measures
-from metarun.errors import NonFinite
 from metarun.evaluation import Evaluation
 from metarun.metagradient import WISHES, MetaGradient, describe, joined, nonfinite_part
+from metarun.nonfinite import Rewinding, begin, refuse, taken
 from metarun.outer import apply_update, build_optimizer, clipped, learning_rate, step_rates
 from metarun.regularization import Regularization, with_noise
 from metarun.stages import MetaGradients
@@ -33,6 +33,7 @@ class State:
     best_step: int = 0
     seconds: float = 0.0  # of training, over all sittings
     spent: dict[str, float] = field(default_factory=dict)  # seconds of these on validation, measures, probes
+    rewinding: Rewinding | None = None  # with train.on_nonfinite=rewind
 
 
 class Watcher(Protocol):
@@ -90,6 +91,7 @@ def train(trainer: Trainer, state: State, watcher: Watcher) -> str:
     """Run outer steps until all are done, time is up or a stop is requested; returns which ("completed", ...)."""
     alone = trainer.placement.team.size == 1
     meta_gradients = MetaGradients(trainer, state.params, watcher.noted)
+    begin(trainer, state)
     sitting = Clock(state.seconds)
     while state.step < trainer.settings.steps:
         agreed = outer_step(trainer, state, meta_gradients.at(state.step), watcher)
@@ -119,7 +121,7 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Any]
     found, agreed = of_all_tasks(trainer, state, meta_gradient, tasks, watcher)
     culprit, others = nonfinite_part(found, trainer.placement.team)
     if culprit:
-        refuse(trainer, f"at step {state.step}, {culprit}, seed {trainer.seed}{others}", watcher)
+        refuse(trainer, state, f"at step {state.step}, {culprit}, seed {trainer.seed}{others}", watcher)
         state.step += 1
         return agreed
     logged = due(state.step + 1, trainer.settings.log_every, trainer.settings.steps)
@@ -129,6 +131,7 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Any]
     apply_update(state.optimizer, state.params, clipped(found.mean, trainer.optim.clip), lr)
     proximal_step(trainer, state, lr)
     state.step += 1
+    taken(trainer, state)
     if logged:
         moved = update_measures(before, state.params) if before else {}
         watcher.trained(state, values | moved | {"lr": lr})
@@ -170,14 +173,6 @@ def after_step(trainer: Trainer, state: State, watcher: Watcher) -> None:
         watcher.probed(state, values)
     if due(state.step, trainer.settings.checkpoint_every, trainer.settings.steps):
         watcher.checkpoint(state)
-
-
-def refuse(trainer: Trainer, where: str, watcher: Watcher) -> None:
-    """Keep a non-finite step away from the meta-parameters: skip it, or stop the run."""
-    what = f"non-finite loss or meta-gradient {where}"
-    if trainer.settings.on_nonfinite == "stop":
-        raise NonFinite(what)
-    watcher.noted(f"skipped: {what}")
 
 
 def described(trainer: Trainer, state: State, found: MetaGradient, tasks: Task) -> Values:

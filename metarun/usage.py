@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ EXTRAS = {
 }
 """Plugins of Hydra, and the extra that each comes with."""
 
+LAUNCHER = re.compile(r"hydra_plugins\.\w+_launcher\.")
 HYDRAS = ("hydra.", "omegaconf.", "antlr4.")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -47,16 +49,28 @@ def one_line(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, OSError) and link.errno in DISK:  # an error in writing does not say which file it was
             return f"a file cannot be written ({link.strerror})"
+    if _of_launcher(error):
+        return one_line_of(f"hydra.launcher: cannot start jobs with these settings ({type(error).__name__}: {error})")
     hydra_made = type(error).__module__.startswith(HYDRAS) or _raised_in(error).startswith(HYDRAS)
     return one_line_of(error) if hydra_made else None
 
 
 def _raised_in(error: BaseException) -> str:
     """The module in which it was raised: Hydra meets some of what can be typed with a bare ValueError."""
-    at = error.__traceback__
-    while at is not None and at.tb_next is not None:
-        at = at.tb_next
-    return str(at.tb_frame.f_globals.get("__name__", "")) if at is not None else ""
+    return _modules(error)[-1]
+
+
+def _of_launcher(error: BaseException) -> bool:
+    """Whether a launcher or what it stands on failed, and no job that it ran, here or in a worker of its own."""
+    modules, remote = _modules(error), type(error.__cause__).__name__ == "_RemoteTraceback"
+    starts = [n for n, module in enumerate(modules) if LAUNCHER.match(module)]
+    return bool(starts) and not remote and not any(m.startswith("metarun") for m in modules[starts[0] :])
+
+
+def _modules(error: BaseException) -> list[str]:
+    """Those that an error passed through, where it was raised last."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return [str(frame.f_globals.get("__name__", "")) for frame in frames] or [""]
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -50,6 +50,7 @@ LEVELS = {
     "evaluation": 3,
     "metagradient": 4,
     "stages": 4,
+    "nonfinite": 4,
     "trainer": 4,
     "checkpoint": 5,
     "experiment": 5,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import metarun, started
 
 TINY = ["train.steps=60", "train.tasks=4", "train.log_every=5", "train.eval_every=10", "train.checkpoint_every=10"]
 TINY += ["val.tasks=4", "test.tasks=5", "test.steps=3", "device.compile=false", "device.threads=1", "report=false"]
@@ -18,9 +18,9 @@ OTHER_SIGNALS = (signal.SIGTERM, signal.SIGKILL)
 MODULE = [sys.executable, "-m", "metarun"]
 
 
-def metarun(*overrides: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, **environment}
-    return subprocess.run([*MODULE, *overrides], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+def from_the_start(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """With a start of Python, as typed; the other tests spare it."""
+    return subprocess.run([*MODULE, *overrides], cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def only_run(cwd: Path) -> Path:
@@ -33,7 +33,7 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def test_a_run_prints_plain_lines_and_leaves_its_folder(tmp_path: Path) -> None:
-    done = metarun(*TINY, "seed=3", "report=true", cwd=tmp_path)
+    done = from_the_start(*TINY, "seed=3", "report=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
@@ -77,8 +77,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(how: signal.Signals, tmp_pa
     """Same weights, same metrics.jsonl byte for byte, wherever the run was cut."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert metarun(*TINY, "train.steps=400", f"hydra.run.dir={whole}", cwd=tmp_path).returncode == 0
-    command = [*MODULE, *TINY, "train.steps=400", f"hydra.run.dir={cut}"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = started(*TINY, "train.steps=400", f"hydra.run.dir={cut}", cwd=tmp_path)
     wait_for_lines(cut / "metrics.jsonl", 20)
     process.send_signal(how)
     output, _ = process.communicate(timeout=60)
@@ -213,6 +212,12 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(overrides: list[str], m
     assert message in done.stderr
 
 
+def test_a_mistake_is_one_line_from_the_start_too(tmp_path: Path) -> None:
+    done = from_the_start("algo.inner_lrr=1", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "metarun: algo.inner_lrr: no such setting, did you mean inner_lr or inner_steps?\n"
+
+
 def test_hydras_full_error_shows_the_traceback(tmp_path: Path) -> None:
     done = metarun("algo.inner_steps=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert done.returncode == 1
@@ -229,9 +234,8 @@ def test_help_and_settings_come_without_importing_torch(flag: str, tmp_path: Pat
 
 
 def test_runs_started_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
-    command = [*MODULE, *TINY, "train.steps=2"]
-    running = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(3)]
-    assert [p.wait(timeout=120) for p in running] == [0, 0, 0]
+    running = [started(*TINY, "train.steps=2", cwd=tmp_path) for _ in range(3)]
+    assert [p.wait(120) for p in running] == [0, 0, 0]
     assert len(list((tmp_path / "outputs").glob("*/*/summary.json"))) == 3
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from bad_steps import bad
 from colours import class_folders
 
 import metarun
@@ -59,6 +60,7 @@ CASES: dict[str, list[str]] = {
     "protonet": ["algo=protonet", *IMAGES, "train.tasks=3", *SHORT, *EXACT],
     "augmented": ["algo=maml", *IMAGES, "data.crop=2", "data.flip=true", "train.tasks=3", *SHORT, *EXACT],
     "skipped": ["algo=maml", "train.tasks=4", "algo.inner_lr=1e200", "train.on_nonfinite=skip", *SHORT, *EXACT],
+    "rewound": ["algo=maml", "train.tasks=4", "train.on_nonfinite=rewind", *bad(4), *SHORT, *EXACT],
     "diverged": ["algo=maml", "train.tasks=4", "algo.inner_lr=1e200", *SHORT, *EXACT],
 }  # fmt: skip
 HALF = [s.replace("steps=50", "steps=25") for s in CASES["maml in float64"]]
@@ -160,7 +162,7 @@ def assert_same_run(one: Path, other: Path, within: float) -> None:
         assert difference(first["params"], second["params"]) <= within
     for a, b in zip(read(one, "metrics.jsonl"), read(other, "metrics.jsonl"), strict=True):
         assert_same_record(a, b, within)
-    for key in ("episodes_sha256", "status", "steps_done", "best_step", "tasks_seen"):
+    for key in ("episodes_sha256", "status", "steps_done", "best_step", "tasks_seen", "rewinds"):
         assert read(one, "summary.json").get(key) == read(other, "summary.json").get(key)
     if (one / "test.json").exists():
         scores, others = (rows_of(read(folder, "test.json")["scores"]) for folder in (one, other))

@@ -46,8 +46,8 @@ IMAGES = (*EPISODES, "model.filters=2", "model.pool=stride", "model.norm=batch")
 SINUSOIDS = ("data.shots=3", "data.queries=4", "model.hidden=[5,4]")
 MORE = {"information": ["reg.encoder=[block0]"]}
 INNER = {
-    "maml": ["algo.inner_steps=2"],
-    "imaml": ["algo.inner_steps=2"],
+    **{algo: ["algo.inner_steps=2", "algo.test_inner_steps=2"] for algo in ("maml", "fomaml", "reptile")},
+    "imaml": ["algo.inner_steps=2", "algo.test_inner_steps=2", "algo.cg_steps=2"],
     **{f"information-{algo}": ["algo.adapted=[block1,block2,block3,head]"] for algo in ("maml", "fomaml", "imaml")},
 }
 ALIKE = ("fomaml", "matchingnet")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import metarun
 
 import metarun as package
 from metarun.ledger import read_job, read_sweep
@@ -28,8 +29,7 @@ COMMAND = [*MULTIRUN, *TINY]
 
 
 def sweep(*overrides: str, cwd: Path, flags: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    command = [*MULTIRUN, *flags, *TINY, *overrides]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return metarun("-m", *flags, *TINY, *overrides, cwd=cwd)
 
 
 def jobs(cwd: Path) -> dict[str, Any]:
@@ -84,6 +84,24 @@ def test_a_failing_and_a_diverging_job_leave_the_others_alone(tmp_path: Path) ->
     states = sorted((r.status, r.objective) for r, _ in jobs(tmp_path).values())
     assert states[0][0] == "completed"
     assert states[1:] == [("diverged", 1e9), ("failed", 1e9)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("n_jobs=0", ".n_jobs=0: must be how many jobs run at once, or negative: -1 all cores, -2 all but one"),
+        ("n_job=2", ".n_job: no such setting, did you mean n_jobs?"),
+        ("pre_dispatch=many", ": cannot start jobs with these settings (ValueError: 'many' is not a valid"),
+    ],
+)
+def test_a_launchers_setting_that_cannot_work_is_one_line(setting: str, message: str, tmp_path: Path) -> None:
+    if missing("hydra_plugins.hydra_joblib_launcher"):
+        pytest.skip("the plugin is not installed (extra joblib)")
+    done = sweep("seed=0,1", "hydra/launcher=joblib", f"hydra.launcher.{setting}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"metarun: hydra.launcher{message}")
+    assert done.stderr.count("\n") == 1
+    assert jobs(tmp_path) == {}
 
 
 def test_a_setting_that_does_not_exist_ends_the_sweep_before_its_jobs(tmp_path: Path) -> None:

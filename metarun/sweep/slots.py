@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from metarun.errors import require
+
 POLL = 0.2  # seconds
 UNLIMITED = 0
 """Not ours to decide: a cluster gives each job its cores."""
@@ -26,6 +28,12 @@ def width_of(launcher: str, jobs: int | None, cores: int) -> int:
     if jobs is not None:
         return max(1, jobs if jobs > 0 else cores + 1 + jobs)
     return cores
+
+
+def check_jobs(jobs: int | None) -> None:
+    """Refuse a number that joblib cannot use, before anything is started."""
+    needed = "must be how many jobs run at once, or negative: -1 all cores, -2 all but one"
+    require(jobs != 0, "hydra.launcher.n_jobs", jobs, needed)
 
 
 @contextlib.contextmanager

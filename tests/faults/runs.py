@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import commands
 
 import metarun
 from metarun.result import Result
@@ -18,17 +19,15 @@ ENDLESS = "train.steps=100000"
 MODULE = [sys.executable, "-m", "metarun"]
 
 
-def started(*overrides: str, cwd: Path, prepare: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+def started(
+    *overrides: str, cwd: Path, prepare: Callable[[], None] | None = None
+) -> subprocess.Popen[str] | commands.Command:
+    """With a start of Python only where something has to be prepared before it."""
+    if prepare is None:
+        return commands.started(*TINY, *overrides, cwd=cwd)
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [*MODULE, *TINY, *overrides],
-        cwd=cwd,
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        preexec_fn=prepare,
-        env={**os.environ},
-    )
+    command = [*MODULE, *TINY, *overrides]
+    return subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=pipe, text=True, preexec_fn=prepare)
 
 
 def here(folder: Path, *overrides: str, resume: bool = False) -> Result:
@@ -38,7 +37,7 @@ def here(folder: Path, *overrides: str, resume: bool = False) -> Result:
     return metarun.run(config, folder)
 
 
-def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str]) -> None:
+def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str] | commands.Command) -> None:
     """Until the run has written so many records."""
     for _ in range(2400):
         if path.exists() and path.read_bytes().count(b"\n") >= count:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from image_files import png
 from runs import TINY
 
 import metarun
 from metarun import catalogue
+from metarun.algorithms import imaml
 from metarun.errors import NonFinite
 from metarun.experiment import Experiment, assemble
 from metarun.metagradient import batched_meta_gradient
 from metarun.session import Follower
-from metarun.trainer import outer_step
-from metarun.types import Batch, Task
+from metarun.trainer import State, outer_step, train
+from metarun.types import Batch, Params, Task
 
 IMAGES = ["data=folder", "data.image_size=16", "data.ways=3", "data.shots=1", "data.queries=1", "data.test_queries=1"]
 IMAGES += ["model.filters=4"]
@@ -98,3 +101,78 @@ def test_a_bad_number_in_the_data_is_refused_with_its_task(algo: str, value: flo
             outer_step(trainer, state, batched_meta_gradient(trainer), Follower())
         assert all(value.equal(before[name]) for name, value in state.params.items())
     assert all(value.isfinite().all() for value in state.params.values())
+
+
+PARTS = {"hessian": "expanded", "solver": "conjugate_gradient"}
+
+
+class Solved:
+    """iMAML's Hessian-vector products, or the solution of its system, with a bad number while `bad` is on."""
+
+    def __init__(self, part: str, value: float, patch: pytest.MonkeyPatch) -> None:
+        self.value, self.bad = value, False
+        self.real = getattr(imaml, PARTS[part])
+        patch.setattr(imaml, PARTS[part], getattr(self, part))
+
+    def hessian(self, *arguments: Any) -> Any:
+        slope, product = self.real(*arguments)
+        return slope, lambda v: self.spoilt(product(v))
+
+    def solver(self, *arguments: Any) -> Any:
+        solution = self.real(*arguments)
+        return solution._replace(x=self.spoilt(solution.x))
+
+    def spoilt(self, vector: Params) -> Params:
+        first = next(iter(vector))
+        return vector | ({first: torch.full_like(vector[first], self.value)} if self.bad else {})
+
+
+class Spoiling:
+    """A data set that turns a bad number on for the training steps of its own."""
+
+    def __init__(self, data: object, steps: tuple[int, ...], solved: Solved) -> None:
+        self.data, self.steps, self.solved = data, steps, solved
+
+    def episodes(self, split: str, seed: int, step: int, *rest: object) -> Task:
+        self.solved.bad = split == "train" and step in self.steps
+        return self.data.episodes(split, seed, step, *rest)  # type: ignore[attr-defined]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.data, name)
+
+
+def spoilt_run(policy: str, part: str, value: float, more: str, patch: pytest.MonkeyPatch) -> tuple[State, str]:
+    """Ten steps of iMAML of which step 7 is bad; the state in the end, and why it came."""
+    solved = Solved(part, value, patch)
+    settings = ["algo.inner_steps=2", "algo.test_inner_steps=2", "train.steps=10", f"train.on_nonfinite={policy}", more]
+    trainer = assemble(metarun.compose(["algo=imaml", *TINY, *settings])).trainer()
+    trainer = dataclasses.replace(trainer, dataset=Spoiling(trainer.dataset, (7,), solved))
+    state = trainer.start()
+    try:
+        return state, train(trainer, state, Follower())
+    except NonFinite as error:
+        return state, str(error)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "cg_steps"),
+    [(part, float(value), steps) for part in PARTS for value, steps in (("nan", 5), ("inf", 1))]
+    + [("hessian", float("nan"), 1), pytest.param("hessian", float("-inf"), 5, marks=pytest.mark.long)],
+)
+def test_a_bad_number_in_imamls_linear_system_is_refused_under_every_policy(
+    part: str, value: float, cg_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stop the state is that of seven steps; with skip and rewind ten are done and one was left out."""
+    more = f"algo.cg_steps={cg_steps}"
+    stopped, why = spoilt_run("stop", part, value, more, monkeypatch)
+    assert why.startswith("non-finite loss or meta-gradient at step 7, task 0, seed 0 (and 1 more of 2 tasks)")
+    assert stopped.step == 7
+    ends = [stopped]
+    for policy in ("skip", "rewind"):
+        monkeypatch.undo()
+        state, why = spoilt_run(policy, part, value, more, monkeypatch)
+        assert (why, state.step) == ("completed", 10)
+        assert (state.rewinding.total if state.rewinding else 0) == (policy == "rewind")
+        ends.append(state)
+    assert all(v.isfinite().all() for state in ends for v in state.params.values())
+    assert len({float(next(iter(state.params.values())).sum()) for state in ends}) == 3

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
 import pytest
-from runs import ENDLESS, here, started, wait_for_lines
+from runs import ENDLESS, TINY, here, started, wait_for_lines
 
 from metarun import checkpoint, training
 from metarun.errors import Interrupted
@@ -67,3 +71,43 @@ def test_a_signal_during_the_test_ends_it_and_the_run_goes_on_there(
     here(tmp_path / "run", resume=True)
     for name in ("metrics.jsonl", "test.json"):
         assert (tmp_path / "run" / name).read_bytes() == (ended / name).read_bytes()
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/sweeps.md"
+MANY = [*TINY, "train.steps=300"]
+
+
+def batch_script(place: Path) -> str:
+    """The one that docs/sweeps.md has for a job that may be pre-empted, without Slurm and with a small run."""
+    page = PAGE.read_text()
+    block = textwrap.dedent(page[page.index("    #!/bin/bash") :].split("\n\n")[0])
+    script = block.replace("srun metarun", f"exec {sys.executable} -m metarun").replace("runs/", f"{place}/")
+    return script.replace("algo=maml", " ".join(["algo=maml", *MANY]))
+
+
+@pytest.mark.slow
+def test_a_requeued_batch_job_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
+    """SIGTERM and five seconds later SIGKILL, as pre-emption does; then both at once; then nothing."""
+    (tmp_path / "job.sh").write_text(batch_script(tmp_path))
+    run = tmp_path / "maml-seed0"
+    lines = 10
+    for grace in (5.0, 0.0):
+        pipe = subprocess.PIPE
+        job = subprocess.Popen(["bash", "job.sh"], cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
+        wait_for_lines(run / "metrics.jsonl", lines, job)
+        job.send_signal(signal.SIGTERM)
+        if grace:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                job.wait(grace)
+        job.kill()
+        job.communicate(timeout=60)
+        assert job.returncode in (128 + signal.SIGTERM, -signal.SIGKILL)
+        lines = (run / "metrics.jsonl").read_bytes().count(b"\n") + 10
+    done = subprocess.run(["bash", "job.sh"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    here(tmp_path / "whole", *MANY)
+    for name in ("metrics.jsonl", "test.json"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    kept = [checkpoint.load(folder / "checkpoints/last.pt") for folder in (run, tmp_path / "whole")]
+    digests = {checkpoint.digest([k["params"], k["optimizer"], k["step"]]) for k in kept}
+    assert len(digests) == 1
