@@ -15,6 +15,18 @@ from image_files import as_folder
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), "metarun-tests-compiled")))
 
 
+VARIANTS = {"anil", "metasgd"}
+"""MAML's class with one setting each: of what is tried with every algorithm, `make test` has mamlpp for these two."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        tried = getattr(item, "callspec", None)
+        if tried and VARIANTS & {str(value) for value in tried.params.values()}:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """The tensors of the tests are tiny: threads cost more than they give, and take from what else runs."""

@@ -50,7 +50,7 @@ INNER = {
     "imaml": ["algo.inner_steps=2", "algo.test_inner_steps=2", "algo.cg_steps=2"],
     **{f"information-{algo}": ["algo.adapted=[block1,block2,block3,head]"] for algo in ("maml", "fomaml", "imaml")},
 }
-ALIKE = ("fomaml", "matchingnet")
+ALIKE = ("fomaml", "matchingnet", "mamlpp")
 """Algorithms that enter penalties by the same code as another one does."""
 
 TRUE_GRADIENT = ("maml", "protonet", "matchingnet")
