@@ -41,6 +41,15 @@ def save(path: Path, state: State) -> None:
     }
     if state.rewinding:
         stored["rewinding"] = dict(vars(state.rewinding))
+    _write(path, stored)
+
+
+def save_without_optimizer(path: Path, source: Path) -> None:
+    """A checkpoint of a third of the size, which can be tested but not trained on."""
+    _write(path, load(source) | {"optimizer": {}})
+
+
+def _write(path: Path, stored: dict[str, Any]) -> None:
     # By way of memory: on a full disk torch's own writer ends in an error that names neither file nor cause.
     buffer = io.BytesIO()
     torch.save(stored | {"sha256": digest(stored)}, buffer)
@@ -56,6 +65,17 @@ def restore(path: Path, state: State) -> None:
         _restore_tensors(kept, state, path)
         state.rewinding = replace(point_of(state, kept["step"]), in_a_row=kept["in_a_row"], total=kept["total"])
     _restore_tensors(stored, state, path)
+    _restore_counts(stored, state)
+
+
+def restore_tested(path: Path, state: State) -> None:
+    """All but the optimizer's state, which a test has no use for."""
+    stored = team().of_first(lambda: load(path))
+    _copy(stored["params"], state.params, path)
+    _restore_counts(stored, state)
+
+
+def _restore_counts(stored: dict[str, Any], state: State) -> None:
     state.step, state.seconds, state.spent = stored["step"], stored["seconds"], stored.get("spent", {})
     state.best_error, state.best_step = stored["best_error"], stored["best_step"]
 
@@ -184,6 +204,8 @@ def best_of(run: RunFolder) -> Path:
 
 def _restore_optimizer(stored: dict[str, Any], optimizer: torch.optim.Optimizer, path: Path) -> None:
     """torch checks how many tensors there are, and finds out what else is wrong at the next step."""
+    if not stored:
+        raise UserError(f"{path}: was kept without the optimizer's state; it can be tested, not trained on")
     own = [set(group) for group in optimizer.param_groups]
     try:
         fits = [set(group) for group in stored["param_groups"]] == own

@@ -173,7 +173,8 @@ def _merge(stored: dict[str, Any], changes: dict[str, Any]) -> Any:
 
 def _without_published(stored: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A paper's figure is none for another test."""
-    other = any(_within(key, ("algo", "data", "model", "test")) for key in changes)
+    before = differences({}, stored)
+    other = any(_within(k, ("algo", "data", "model", "test")) and v != before.get(k) for k, v in changes.items())
     return {k: v for k, v in stored.items() if k != "published"} if other else stored
 
 

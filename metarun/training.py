@@ -65,7 +65,7 @@ def evaluate_job(config: Config, record: RunFolder) -> Result:
     team().of_first(lambda: refuse_used(record))
     experiment = team().in_turn(lambda: assemble(config))
     state = experiment.trainer().start()
-    checkpoint.restore(checkpoint.best_of(source), state)
+    checkpoint.restore_tested(checkpoint.best_of(source), state)
     opened = open_run(experiment, record, state) if experiment.placement.team.first else follow(experiment)
     with opened as active:
         active.summary["evaluated_run"] = str(source.path)

@@ -14,9 +14,12 @@ from image_files import png
 
 import metarun
 from benchmarks import reproduce, results
+from benchmarks.ship import ship
+from metarun import checkpoint
 from metarun.config import Config, check
 from metarun.errors import UserError
 from metarun.published import Comparison, compared, described
+from metarun.record import RunFolder
 from metarun.reuse import reuse_settings
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -194,3 +197,21 @@ def test_the_page_is_what_the_records_make_of_it() -> None:
     text = results.PAGE.read_text()
     for name in results.TABLES:
         assert results.table(name, results.load(results.RECORDS)) in text
+
+
+def test_a_kept_run_is_small_and_tests_as_it_did(tmp_path: Path) -> None:
+    """Without the optimizer's state it cannot be trained on, and says so."""
+    run = RunFolder(tmp_path / "run")
+    typed = [*TINY[:-1], "train.checkpoint_every=1"]
+    trained = metarun.run(metarun.compose(typed), run.path)
+    kept = RunFolder(tmp_path / "kept")
+    ship(run, kept.path, "metarun seed=0")
+    assert kept.best.stat().st_size < 0.6 * run.best.stat().st_size
+    assert "metarun seed=0" in (kept.path / "README.md").read_text()
+    again = ["job=evaluate", f"run={kept.path}"]
+    config = reuse_settings(metarun.compose(again), again, metarun.compose)
+    tested = metarun.run(config, tmp_path / "tested").summary
+    for key in ("mean", "ci95", "episodes_sha256", "params_sha256", "best_step"):
+        assert tested[key] == trained.summary[key], key
+    with pytest.raises(UserError, match="can be tested, not trained on"):
+        checkpoint.restore(kept.best, trained.experiment.trainer().start())

@@ -1,0 +1,56 @@
+"""Keep a trained run in docs/checkpoints, small enough for a repository: python -m benchmarks.ship ROW [SEED [OUTPUTS]]
+
+Of OUTPUTS/ROW/seedSEED (outputs/reproduce, seed 0): its settings, summary, split and run card, and the tested weights
+without the optimizer's state. `metarun job=evaluate run=docs/checkpoints/ROW` tests them again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.results import DOCS
+from metarun import checkpoint
+from metarun.record import RunFolder
+from metarun.report.card import card
+from metarun.report.read import read_run
+from metarun.report.table import Table, to_markdown
+
+KEPT = DOCS / "checkpoints"
+MOST_BYTES = 1_000_000
+
+
+def ship(source: RunFolder, folder: Path, command: str) -> None:
+    target = RunFolder(folder)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for name in ("config.yaml", "split.json"):
+        if (source.path / name).exists():
+            shutil.copy(source.path / name, folder / name)
+    summary = source.read_summary() | {"run_dir": folder.name}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    checkpoint.save_without_optimizer(target.best, checkpoint.best_of(source))
+    (folder / "README.md").write_text(described(folder, command))
+    size = target.best.stat().st_size
+    print(f"{folder}: {size / 1e6:.2f} MB" + ("" if size <= MOST_BYTES else ", more than the megabyte that is kept"))
+
+
+def described(folder: Path, command: str) -> str:
+    """The run card."""
+    known = card(read_run(folder))
+    facts = [(f.name, f.value, f.note) for f in known.facts if f.name != "folder"]
+    table = to_markdown(Table("Run card", ("", "", ""), tuple(facts), left=(0, 1, 2)))
+    tested = f"    metarun job=evaluate run=docs/checkpoints/{folder.name}\n"
+    return f"# {known.title}\n\n{known.result}: {known.reading}\n\n    {command}\n{tested}\n{table}\n"
+
+
+def main(arguments: Sequence[str]) -> None:
+    row, seed, outputs = [*arguments, *("0", "outputs/reproduce")[len(arguments) - 1 :]]
+    source = RunFolder(Path(outputs) / row / f"seed{seed}")
+    ship(source, KEPT / row, f'make reproduce ROW={row} ARGS="--seeds {seed}"')
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
