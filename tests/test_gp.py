@@ -72,7 +72,7 @@ def test_the_oracle_is_the_conditional_of_the_joint_gaussian(data: GaussianProce
         query, sd = torch.from_numpy(y[i, 4:]), cov.diagonal().sqrt()
         expected = {
             "joint_log_likelihood": MultivariateNormal(mean, (cov + cov.T) / 2).log_prob(query) / 3,
-            "log_likelihood": Normal(mean, sd).log_prob(query).mean(),
+            "pointwise_log_likelihood": Normal(mean, sd).log_prob(query).mean(),
             "mse": ((query - mean) ** 2).mean(),
         }
         expected |= {
@@ -95,7 +95,7 @@ def test_the_oracle_is_calibrated_and_better_than_the_prior() -> None:
         shares = found[f"coverage_{p}"]
         assert abs(float(shares.mean()) - p / 100) < 5 * float(shares.std()) / 20
     y = RBF.episodes("test", 0, 0, range(400), spec).query.y.double()
-    assert float(found["log_likelihood"].mean()) > float(Normal(0.0, math.sqrt(1.01)).log_prob(y).mean()) + 0.5
+    assert float(found["pointwise_log_likelihood"].mean()) > float(Normal(0.0, math.sqrt(1.01)).log_prob(y).mean()) + 0.5
 
 
 def test_an_episode_is_a_function_of_its_place_alone() -> None:

@@ -5,13 +5,13 @@ r"""Functions drawn from Gaussian processes: y = f(x) + noise, f ~ GP(0, k), one
                s^2 (1 + a + a^2/3) exp(-a), a = sqrt(5) d / l (smoothness 2.5)
     periodic   s^2 exp(-2 sin^2(pi d / p) / l^2)
 
-Symbols: l `length_scale`, s `amplitude` (a standard deviation), p `period`, each fixed ([a, a]) or uniform in [low, high]
-for each task; noise ~ N(0, noise^2); x ~ U[x_range]. The K + Q points of a task are drawn together and exactly, as
-L e with L the Cholesky factor of k(x, x) + noise^2 I in float64 and e ~ N(0, I). Without noise 1e-8 s^2 stands in its
-place: a matrix of near points has no factor else.
+Symbols: l `length_scale`, s `amplitude` (a standard deviation), p `period`, each fixed ([a, a]) or uniform in
+[low, high] for each task; noise ~ N(0, noise^2); x ~ U[x_range]. The K + Q points of a task are drawn together and
+exactly, as L e with L the Cholesky factor of k(x, x) + noise^2 I in float64 and e ~ N(0, I). Without noise 1e-8 s^2
+stands in its place: a matrix of near points has no factor else.
 
-Garnelo et al. 2018 (arXiv 1807.01613) train on rbf with l = 0.4, s = 1, noise 0.02, x ~ U[-2, 2]; Kim et al. 2019 (arXiv
-1901.05761) draw l ~ U[0.1, 0.6] and s ~ U[0.1, 1]. `oracle` says what can be reached at best (gp_posterior.py).
+Garnelo et al. 2018 (arXiv 1807.01613) train on rbf with l = 0.4, s = 1, noise 0.02, x ~ U[-2, 2]; Kim et al. 2019
+(arXiv 1901.05761) draw l ~ U[0.1, 0.6] and s ~ U[0.1, 1]. `oracle` says what can be reached at best (gp_posterior.py).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 r"""The exact posterior of a Gaussian process, in float64: what a learner that meets its functions can reach at best.
 
-    mean = K_qs (K_ss + v I)^-1 y_s;    covariance of y_q = K_qq + v I - K_qs (K_ss + v I)^-1 K_sq,   v the noise variance
+    mean of y_q = K_qs (K_ss + v I)^-1 y_s;    covariance of y_q = K_qq + v I - K_qs (K_ss + v I)^-1 K_sq
 
-s are support points, q queries. The kernel's own parameters are those that the task was drawn with, which a learner
-has to find out. All arrays have a leading T axis.
+v is the noise variance, s are support points, q queries. The kernel's own parameters are those that the task was drawn
+with, which a learner has to find out. All arrays have a leading T axis.
 """
 
 from __future__ import annotations
@@ -71,7 +71,12 @@ def figures(found: Prediction, y: Array) -> dict[str, Array]:
     scores = np.abs(away) / np.sqrt(variance)
     covered = {f"coverage_{p}": (scores <= z).mean(1) for p, z in zip(LEVELS, QUANTILES, strict=True)}
     joint = joint_log_likelihood(found, y) / y.shape[1]
-    return {"log_likelihood": single.mean(1), "joint_log_likelihood": joint, "mse": (away**2).mean(1), **covered}
+    return {
+        "pointwise_log_likelihood": single.mean(1),
+        "joint_log_likelihood": joint,
+        "mse": (away**2).mean(1),
+        **covered,
+    }
 
 
 def joint_log_likelihood(found: Prediction, y: Array) -> Array:
