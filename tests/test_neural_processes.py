@@ -169,22 +169,22 @@ def test_densities_and_divergences_are_torchs() -> None:
 
 
 def test_mixtures_have_their_moments_and_quantiles() -> None:
-    """Against 200 000 samples of a mixture of two: mean, deviation, density by a histogram, and the shares of samples
+    """Against 50 000 samples of a mixture of two: mean, deviation, density by a histogram, and the shares of samples
     inside of the central bands, all within five standard errors."""
     mixture = Gaussian(torch.tensor([[[-1.0]], [[2.0]]]).double(), torch.tensor([[[0.5]], [[1.0]]]).double())
-    draw, count = torch.Generator().manual_seed(0), 200_000
+    draw, count = torch.Generator().manual_seed(0), 50_000
     which = (torch.rand(count, generator=draw) < 0.5).long()
     y = mixture.mu[which, 0, 0] + mixture.sigma[which, 0, 0] * torch.randn(count, generator=draw, dtype=torch.float64)
     found = mixed(mixture)
     assert abs(float(y.mean() - found.mu)) < 5 * float(found.sigma) / math.sqrt(count)
-    assert float(y.std() / found.sigma) == pytest.approx(1, abs=0.01)
+    assert float(y.std() / found.sigma) == pytest.approx(1, abs=0.02)
     rows = Gaussian(*(v.expand(2, count, 1) for v in mixture))
     shares = mixture_figures(rows, y[:, None])
     for p in (50, 90, 95):
         assert float(shares[f"coverage_{p}"]) == pytest.approx(p / 100, abs=5 * 0.5 / math.sqrt(count))
     at = torch.tensor([[0.3]]).double()
     inside = float(((y > 0.2) & (y < 0.4)).double().mean()) / 0.2
-    assert math.exp(float(pointwise(mixture, at))) == pytest.approx(inside, rel=0.03)
+    assert math.exp(float(pointwise(mixture, at))) == pytest.approx(inside, rel=0.06)
 
 
 # ---------------------------------------------------------------- bounds, where the marginal is known
@@ -287,17 +287,18 @@ def line_autoencoder(samples: int, objective: str = "cvae", alpha: float = 0.5) 
 
 def test_a_linear_gaussian_autoencoder_finds_its_known_likelihood() -> None:
     """y ~ N(x + 0.4 x, 0.64 s^2 + noise^2): by q, by the prior, and for objective=gsnn; bounds in order."""
-    many, s = tasks(1, queries=60), math.log(2) + 1e-3
-    task = single(many, 0)
-    exact = Normal(1.4 * task.query.x, math.sqrt(0.64 * s**2 + NOISE**2)).log_prob(task.query.y).mean()
+    task, s = single(tasks(1, queries=60), 0), math.log(2) + 1e-3
+    marginal = Normal(1.4 * task.query.x, math.sqrt(0.64 * s**2 + NOISE**2))
+    y = marginal.mean + marginal.stddev * torch.linspace(-2.0, 2.0, 60).double()[:, None]
+    task, exact = task._replace(query=Batch(task.query.x, y)), marginal.log_prob(y).mean()
     found = {}
-    for samples in (3, 60_000):
+    for samples in (3, 20_000):
         for objective in ("cvae", "gsnn"):
             learned = line_autoencoder(samples, objective)
             found[samples, objective] = learned.assess(learned.adapt({}, task.support), task)
     for objective in ("cvae", "gsnn"):
-        assert float(found[60_000, objective]["log_likelihood"]) == pytest.approx(float(exact), abs=0.02)
-        assert float(found[60_000, objective]["prior_sampled_log_likelihood"]) == pytest.approx(float(exact), abs=0.02)
+        for name in ("log_likelihood", "prior_sampled_log_likelihood"):
+            assert float(found[20_000, objective][name]) == pytest.approx(float(exact), abs=0.01)
     few = found[3, "cvae"]
     assert float(few["elbo"]) < float(few["log_likelihood"]) < float(exact)
 

@@ -2,7 +2,8 @@ r"""Conditional variational autoencoders (Sohn, Lee, Yan 2015, NeurIPS; of VAEs 
 
     c = (x, r),  r = mean_{j in C} h([x_j, y_j]);   p(z | c) = N(mu_p, diag sigma_p^2),  q(z | c, y) likewise
     p(y | c, z) = N(mu, diag sigma^2),  [mu, s] = g([c, z]),  sigma = f + (1 - f) softplus(s)
-    L_cvae = E_{q(z | c, y)} [log p(y | c, z)] - b KL(q(z | c, y) || p(z | c));   L_gsnn = E_{p(z | c)} [log p(y | c, z)]
+    L_cvae = E_{q(z | c, y)} [log p(y | c, z)] - b KL(q(z | c, y) || p(z | c))
+    L_gsnn = E_{p(z | c)} [log p(y | c, z)]
     loss = - mean over the targets of L_cvae, L_gsnn or a L_cvae + (1 - a) L_gsnn        (objective cvae, gsnn, hybrid)
 
 Each target has a z of its own, so that a target's distribution given the context need not be Gaussian. A neural process

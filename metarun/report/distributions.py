@@ -38,7 +38,7 @@ def draw(run: Run) -> Drawing | None:
     if not run.functions:
         return None
     x, tasks = np.asarray(run.functions["x"], dtype=float), list(run.functions["tasks"])[:MOST]
-    drawn, axes = panels(len(tasks), columns=2, legend=5, height=2.8)
+    drawn, axes = panels(len(tasks), columns=2, legend=9, height=2.8)
     for at, (task, ax) in enumerate(zip(tasks, axes, strict=True)):
         _task(ax, x, task)
         finish(ax, f"Test task {at}", "x", "y")
