@@ -23,6 +23,7 @@ from rich.console import Console
 from metarun.compilation import compiled, compiles
 from metarun.config import Config
 from metarun.experiment import Experiment, assemble, name_of
+from metarun.metagradient import MetaGradient, batched_meta_gradient
 from metarun.profiling_flops import matrix_product_speed, operations
 from metarun.profiling_inside import TRACE, Inside, inside_of, peak_bytes, resident_peak
 from metarun.profiling_marks import META
@@ -34,7 +35,7 @@ from metarun.result import Result
 from metarun.session import Session
 from metarun.sinks.jsonl import JsonLines
 from metarun.summary import versions
-from metarun.trainer import MetaGradient, State, Trainer, batched_meta_gradient
+from metarun.trainer import State, Trainer
 from metarun.training import watched
 
 

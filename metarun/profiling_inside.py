@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from metarun.metagradient import MetaGradient, batched_meta_gradient
 from metarun.profiling_marks import Loop, marked_loop, region, regions_of
 from metarun.profiling_parts import Group, Part, groups, kind_of, part_of, parts
 from metarun.profiling_phases import never_logging
 from metarun.profiling_trace import ROOT, Event, device_times, host_events, memory_peak, read_trace, spent_in
-from metarun.trainer import MetaGradient, State, Trainer, Watcher, batched_meta_gradient
+from metarun.trainer import State, Trainer, Watcher
 
 TRACE = "trace.json.gz"
 STEPS = 2

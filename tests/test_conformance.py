@@ -5,6 +5,7 @@ A case is an algorithm on a kind of data: sinusoids (regression) with an MLP, or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,8 +20,8 @@ from torch import Tensor
 from torch.func import vmap
 
 import metarun
-from metarun.batching import over_tasks
 from metarun.algorithms.set_learners import ROW_NORMS
+from metarun.batching import over_tasks
 from metarun.build import locate
 from metarun.catalogue import made_by
 from metarun.config import Config, TrainConfig
@@ -117,13 +118,12 @@ class Case:
         return build_learner(replace(config, model=model), self.dataset, self.spec.ways)
 
     def learner_or_refusal(self, norm: str) -> Algorithm:
-        """The same; a learner that takes only norms of single rows refuses the others in one line."""
-        try:
+        """The same; one that pads its sets takes only norms of single rows, and refuses the others in one line."""
+        if norm in ROW_NORMS or "min_shots" not in composed(f"algo={self.algo}").algo:
             return self.learner(norm)
-        except UserError as refusal:
-            assert norm not in ROW_NORMS
-            assert str(refusal).startswith(f"model.norm={norm}: must be one of ")
-            pytest.skip("refused")
+        with pytest.raises(UserError, match=f"model.norm={norm}: must be one of none, layer"):
+            self.learner(norm)
+        pytest.skip("refused")
 
     def start(self, algorithm: Algorithm, dtype: torch.dtype = torch.float64) -> tuple[Params, Task]:
         """Meta-parameters and a batch of tasks."""
@@ -380,9 +380,14 @@ EASY: dict[str, tuple[Dataset, EpisodeSpec]] = {
     "regression": (replace(SINUSOIDS, amplitude=(1.0, 2.0), phase=(0.0, 1.0)), EpisodeSpec(1, 10, 10)),
     "classification": (Blobs(side=6, informative=4, novelty=0.3), EpisodeSpec(3, 2, 5)),
 }
+SMALL_SETS = ("optim.lr=0.01", "optim.schedule=constant", "algo.representation=24")
 HASTE = {
     "reptile": ("algo.inner_lr=0.01", "algo.test_inner_steps=10"),
     "imaml": ("optim.lr=0.006", "algo.inner_steps=5", "algo.test_inner_steps=5"),
+    "cnp": SMALL_SETS,
+    "np": (*SMALL_SETS, "algo.latent=4"),
+    "anp": (*SMALL_SETS, "algo.latent=4"),
+    "cvae": (*SMALL_SETS, "algo.latent=4", "algo.kl_warmup=0"),
 }
 """Settings for a run of 60 steps. A YAML that is not named here learns with its own, at an outer rate of 0.01."""
 
@@ -399,7 +404,8 @@ def test_sixty_steps_halve_the_validation_error_of_an_easy_task(case: Case) -> N
     """Tasks that differ little: sinusoids of similar amplitude and phase, blobs near the same centres, amid noise.
 
     Untrained, the error is that of predicting about 0 or of guessing; what the tasks share is learned in 60 steps of 8
-    tasks, and takes away five sixths of the first and two thirds of the second error. Half is asked for.
+    tasks, and takes away five sixths of the first and two thirds of the second error. Half is asked for. Of a
+    log-likelihood, whose error is a logarithm, that the density at the targets doubles.
     """
     dataset, spec = EASY[case.kind]
     overrides = HASTE.get(case.algo, ("optim.lr=0.01",))
@@ -423,4 +429,5 @@ def test_sixty_steps_halve_the_validation_error_of_an_easy_task(case: Case) -> N
     assert train(trainer, state, Nobody()) == "completed"
     after = validator(algorithm, state.params).error
     assert state.best_error == after
-    assert after < before / 2, f"{before=} {after=}"
+    enough = before - math.log(2) if algorithm.loss.signed else before / 2
+    assert after < enough, f"{before=} {after=}"

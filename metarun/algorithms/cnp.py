@@ -89,7 +89,7 @@ class CNP:
         return Summary(params, mean_of(h_SR, context.here))
 
     def _gaussian(self, adapted: Summary, x: Tensor) -> Gaussian:
-        rows = torch.cat([x, adapted.r.expand(len(x), -1)], -1)
+        rows = torch.cat([x, adapted.r.expand(x.shape[0], -1)], -1)
         mu, s = self.model.run("decoder", adapted.params, rows).chunk(2, -1)
         return Gaussian(mu, positive(s, self.sigma_floor))
 

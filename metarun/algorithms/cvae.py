@@ -144,7 +144,7 @@ class CVAE:
         return self._latent(adapted, "posterior", torch.cat([x, y], -1))
 
     def _latent(self, adapted: Summary, name: str, rows: Tensor) -> Gaussian:
-        given = torch.cat([rows, adapted.r.expand(len(rows), -1)], -1)
+        given = torch.cat([rows, adapted.r.expand(rows.shape[0], -1)], -1)
         mu, s = self.model.run(name, adapted.params, given).chunk(2, -1)
         return Gaussian(mu, LEAST + softplus(s))
 
@@ -160,7 +160,7 @@ class CVAE:
 
     def _given(self, adapted: Summary, x: Tensor, z: Tensor) -> Gaussian:
         """p(y | c, z) of rows [N, d] with a z for each, [N, D]."""
-        rows = torch.cat([x, adapted.r.expand(len(x), -1), z], -1)
+        rows = torch.cat([x, adapted.r.expand(x.shape[0], -1), z], -1)
         mu, s = self.model.run("decoder", adapted.params, rows).chunk(2, -1)
         return Gaussian(mu, positive(s, self.sigma_floor))
 

@@ -141,7 +141,7 @@ class NeuralProcess:
     def _given(self, adapted: Summary, x: Tensor, z_LD: Tensor) -> Gaussian:
         """p(y | x, C, z) at rows [M, d], for each of the z: [L, M, d_out]."""
         fixed = torch.cat([x, self._deterministic(adapted, x)], -1)
-        rows = torch.cat([fixed.expand(len(z_LD), *fixed.shape), z_LD[:, None].expand(-1, len(x), -1)], -1)
+        rows = torch.cat([fixed.expand(len(z_LD), *fixed.shape), z_LD[:, None].expand(-1, x.shape[0], -1)], -1)
         out = self.model.run("decoder", adapted.params, rows.flatten(0, 1)).unflatten(0, (len(z_LD), -1))
         mu, s = out.chunk(2, -1)
         return Gaussian(mu, positive(s, self.sigma_floor))
@@ -149,7 +149,7 @@ class NeuralProcess:
     def _deterministic(self, adapted: Summary, x: Tensor) -> Tensor:
         """r for each of the rows, [M, R]."""
         if not self.attends:
-            return mean_of(adapted.h, adapted.here).expand(len(x), -1)
+            return mean_of(adapted.h, adapted.here).expand(x.shape[0], -1)
         queries, keys = (self.model.run("key", adapted.params, rows) for rows in (x, adapted.x))
         return self.model.run("attention", adapted.params, queries, keys, adapted.h, adapted.here)
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from metarun.errors import UserError, require
 
-ROW_NORMS = ("none", "layer", "group")
-"""Those that normalise each row by itself: sets are padded, and a prediction depends on no other target."""
+ROW_NORMS = ("none", "layer")
+"""Those that normalise each row by itself: sets are padded, and a prediction depends on no other target. Groups do so
+too, but have a single unit each in a network of eight."""
 
 
 def check_network(network: Any) -> Any:
