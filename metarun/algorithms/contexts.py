@@ -85,8 +85,8 @@ class Draws:
 
 def together(a: Rows, b: Rows) -> Rows:
     """Both, as one set."""
-    parts = (torch.cat(pair) for pair in zip(a[:-1], b[:-1], strict=True))
-    return Rows(*parts, a.weight)
+    x, y, here, eps = (torch.cat(pair) for pair in zip(a[:-1], b[:-1], strict=True))
+    return Rows(x, y, here, eps, a.weight)
 
 
 def mean_of(values: Tensor, here: Tensor) -> Tensor:

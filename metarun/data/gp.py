@@ -129,7 +129,7 @@ class GaussianProcess:
 
     def facts(self) -> dict[str, Any]:
         ranges = {name: list(getattr(self, name)) for name in ("length_scale", "amplitude", "x_range")}
-        told = {"period": list(self.period)} if self.kernel == "periodic" else {}
+        told: dict[str, Any] = {"period": list(self.period)} if self.kernel == "periodic" else {}
         told |= {"smoothness": self.smoothness} if self.kernel == "matern" else {}
         return {"split": "sampled", "split_sha256": None, "kernel": self.kernel, **ranges, **told, "noise": self.noise}
 
