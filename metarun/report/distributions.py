@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from metarun.report.drawing import GREY, Drawing, finish, legend_below, look, panels
-from metarun.report.facts import metric_of
+from metarun.report.facts import component, episode_size, metric_of
 from metarun.report.groups import Group
 from metarun.report.read import Run
 from metarun.report.results import interval_of
@@ -121,7 +121,8 @@ def _compared(groups: Sequence[Group]) -> Table:
     rows += [("best possible", [best])] if best else []
     names = [n for n in SHOWN if any(n in figures for _, several in rows for figures in several)]
     cells = tuple((label, *(_over_seeds(name, several) for name in names)) for label, several in rows)
-    title = f"All figures, on the same test tasks: {groups[0].benchmark}"
+    run = groups[0].runs[0]
+    title = f"All figures, on the same test tasks: {component(run, 'data')} {episode_size(run)}"
     return Table(title, ("algorithm", *map(words, names)), cells, "± as in the table of results.")
 
 
