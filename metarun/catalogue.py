@@ -22,7 +22,7 @@ def options(group: str) -> list[str]:
 
 
 def algorithms_for(kind: str) -> list[str]:
-    return [name for name in options("algo") if kind in _target("algo", name).kinds]
+    return [name for name in options("algo") if kind in made_by(_target("algo", name)).kinds]
 
 
 def datasets_of(kind: str) -> list[str]:

@@ -1,11 +1,14 @@
-"""Scores on fixed episodes: the mean over tasks and its 95 % interval after every adaptation step."""
+"""Scores on fixed episodes: the mean over tasks and its 95 % interval after every adaptation step.
+
+A learner that predicts distributions is scored by its own best estimate (`assess`), and says more beside the figure.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,11 +18,23 @@ from torch import Tensor
 from metarun.batching import over_tasks
 from metarun.device import Placement
 from metarun.parallel import ALONE, Team
-from metarun.types import Algorithm, Dataset, EpisodeSpec, Metrics, Model, Params, Split, Task
+from metarun.types import (
+    Adapted,
+    Algorithm,
+    Dataset,
+    DistributionLearner,
+    EpisodeSpec,
+    Metrics,
+    Model,
+    Params,
+    Split,
+    Task,
+)
 
 EPISODE_SEED = 0
 """Validation and test episodes do not depend on the run's seed, so that runs are compared on the same tasks."""
 
+LOSS, SCORE = "loss", "score"
 TASKS_PER_DRAW = 50
 REFERENCE_INPUTS = 512
 """Training images that population statistics are measured on."""
@@ -46,11 +61,19 @@ class Evaluator:
             drawn = self.dataset.episodes(self.split, EPISODE_SEED, 0, indices, self.spec)
             _update(digest, drawn)
             placed = self.placement.task(drawn)
-            parts.append(adaptation_curves(calibrated, params, placed, self.steps, chunk, self.placement.team))
-        losses, scores = (torch.cat(p).T for p in zip(*parts, strict=True))
+            parts.append(assessed(calibrated, params, placed, self.steps, chunk, self.placement.team))
+        found = {name: torch.cat([part[name] for part in parts]).T for name in parts[0]}
+        losses, scores = found.pop(LOSS), found.pop(SCORE)
         steps = self.steps[: len(scores)]  # a learner without steps reports one state
         headline = steps.index(min(algorithm.test_inner_steps, steps[-1]))
-        return Evaluation(steps, losses, scores, headline, algorithm.loss.higher_is_better, digest.hexdigest())
+        loss, beside = algorithm.loss, {name: values[headline] for name, values in found.items()}
+        hashed = digest.hexdigest()
+        return Evaluation(steps, losses, scores, headline, loss.higher_is_better, hashed, loss.best, beside)
+
+    def oracle(self) -> Metrics:
+        """What the best possible predictor scores on these tasks [T], where the data set knows; else nothing."""
+        known = getattr(self.dataset, "oracle", None)
+        return known(self.split, EPISODE_SEED, 0, range(self.tasks), self.spec) if known else {}
 
 
 class Evaluation(NamedTuple):
@@ -62,6 +85,8 @@ class Evaluation(NamedTuple):
     headline: int  # the row whose figure is the result
     higher_is_better: bool
     episodes_sha256: str
+    best: float = 1.0  # of a figure of which more is better: what its error counts from
+    beside: Mapping[str, Tensor] = {}  # further figures of each task, at the row of the result
 
     @property
     def mean(self) -> float:
@@ -73,8 +98,8 @@ class Evaluation(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Lower is better: the mean itself for an error measure, 1 - mean for an accuracy."""
-        return 1 - self.mean if self.higher_is_better else self.mean
+        """Lower is better: the mean itself for an error measure, 1 - mean for an accuracy, -mean of a likelihood."""
+        return self.best - self.mean if self.higher_is_better else self.mean
 
     def curve(self) -> list[dict[str, Any]]:
         """Mean and interval of the reported figure, and the mean loss, after every step."""
@@ -96,19 +121,35 @@ def adaptation_curves(
     algorithm: Algorithm, params: Params, tasks: Task, steps: Sequence[int], chunk: int | None, team: Team = ALONE
 ) -> tuple[Tensor, Tensor]:
     """Query losses and scores of each task [T, R] after the R adaptation steps named ([T, 1] for a learner without)."""
+    found = assessed(algorithm, params, tasks, steps, chunk, team)
+    return found[LOSS], found[SCORE]
+
+
+def assessed(
+    algorithm: Algorithm, params: Params, tasks: Task, steps: Sequence[int], chunk: int | None, team: Team = ALONE
+) -> Metrics:
+    """The same by name, with what a learner of distributions says besides."""
 
     def one(params: Params, task: Task) -> tuple[Metrics, Metrics]:
-        losses, scores = [], []
-        for step, adapted in enumerate(algorithm.adaptations(params, task.support, max(steps))):
-            if step in steps:
-                prediction = algorithm.predict(adapted, task.query.x)
-                losses.append(algorithm.loss(prediction, task.query.y))
-                scores.append(algorithm.loss.score(prediction, task.query.y))
-        return {"": torch.stack(losses)}, {"": torch.stack(scores)}
+        states = enumerate(algorithm.adaptations(params, task.support, max(steps)))
+        rows = [figures(algorithm, adapted, task) for step, adapted in states if step in steps]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, {}
 
     with torch.no_grad():
-        losses, scores = over_tasks(one, len(tasks.support.x), chunk, team=team)(params, tasks)
-    return losses[""].cpu(), scores[""].cpu()
+        found, _ = over_tasks(one, len(tasks.support.x), chunk, team=team)(params, tasks)
+    return {name: values.cpu() for name, values in found.items()}
+
+
+def figures(algorithm: Algorithm, adapted: Adapted, task: Task) -> Metrics:
+    """Loss and score on the queries of one task, and the learner's own figures under their own names."""
+    if isinstance(algorithm, DistributionLearner):
+        found = dict(algorithm.assess(adapted, task))
+        return {LOSS: found.pop("loss"), SCORE: found.pop(algorithm.loss.metric), **found}
+    prediction = algorithm.predict(adapted, task.query.x)
+    return {
+        LOSS: algorithm.loss(prediction, task.query.y),
+        SCORE: algorithm.loss.score(prediction, task.query.y),
+    }
 
 
 def with_model(algorithm: Any, model: Model) -> Algorithm:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
+from typing import Any
 
 from metarun import catalogue
 from metarun.build import build, locate
@@ -19,7 +21,7 @@ from metarun.precision import in_precision
 from metarun.regularization import Regularization
 from metarun.terms import build_regularization, refuse_senseless_terms
 from metarun.trainer import Trainer
-from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Split
+from metarun.types import Algorithm, Dataset, EpisodeSpec, Model, Params, Split
 
 TRAINING_SIZE = ("train_ways", "train_shots")
 """Keys of `algo` that change the training episodes, not the algorithm."""
@@ -122,14 +124,20 @@ def limited(dataset: Dataset, settings: TrainConfig) -> Dataset:
 def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:
     """The algorithm with its network, for episodes of so many ways."""
     node = {k: v for k, v in config.algo.items() if k not in TRAINING_SIZE}
-    head = locate("algo", node, config.trusted_modules).head
-    outputs = dataset.outputs(ways) if head else None
-    shape = dataset.input_shape()
-    model = build("model", config.model, config.trusted_modules, input_shape=shape, outputs=outputs)
-    model = in_precision(model, config.device.precision)
+    target = locate("algo", node, config.trusted_modules)
+    made = catalogue.made_by(target)
+    shape, outputs = dataset.input_shape(), dataset.outputs(ways)
     regularization = build_regularization(config, dataset.kind)
-    provided = {"model": regularization.wrap(model, shape), "loss": loss_for(dataset.kind), "ways": ways}
-    provided["regularization"] = regularization
+
+    def network(inputs: tuple[int, ...], outputs: int | None) -> Model:
+        model = build("model", config.model, config.trusted_modules, input_shape=inputs, outputs=outputs)
+        return in_precision(model, config.device.precision)
+
+    provided: dict[str, Any] = {"loss": loss_for(dataset.kind, getattr(made, "predicts", "values")), "ways": ways}
+    provided |= {"regularization": regularization, "input_shape": shape, "outputs": outputs, "network": network}
+    if "model" in inspect.signature(target).parameters:  # else it is made of several networks
+        model = network(shape, outputs if made.head else None)
+        provided["model"] = regularization.wrap(model, shape)
     return build("algo", node, config.trusted_modules, **provided)
 
 
@@ -149,7 +157,7 @@ def episode_sizes(config: Config) -> tuple[EpisodeSpec, EpisodeSpec]:
 
 
 def refuse_senseless_pair(config: Config, dataset: Dataset) -> None:
-    algorithm = locate("algo", config.algo, config.trusted_modules)
+    algorithm = catalogue.made_by(locate("algo", config.algo, config.trusted_modules))
     if dataset.kind not in algorithm.kinds:
         algos = ", ".join(catalogue.algorithms_for(dataset.kind))
         sets = ", ".join(name for kind in algorithm.kinds for name in catalogue.datasets_of(kind))

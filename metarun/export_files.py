@@ -56,7 +56,7 @@ def usage(experiment: Experiment, tensors: Params, least_queries: int) -> dict[s
     rows = spec.shots * (spec.ways if dataset.kind == "classification" else 1)
     classes = dataset.kind == "classification"
     dtype = str(experiment.placement.dtype).removeprefix("torch.")
-    outputs = dataset.outputs(spec.ways)
+    outputs, gaussians = dataset.outputs(spec.ways), getattr(experiment.algorithm, "predicts", "values") == "gaussians"
     targets = {"shape": [rows], "dtype": "int64"} if classes else {"shape": [rows, outputs], "dtype": dtype}
     return {
         "format": FORMAT,
@@ -65,7 +65,11 @@ def usage(experiment: Experiment, tensors: Params, least_queries: int) -> dict[s
             "support_y": targets,
             "query_x": {"shape": [f"at least {least_queries}", *shape], "dtype": dtype},
         },
-        "output": {"shape": ["rows of query_x", outputs], "dtype": dtype, "is": meaning(dataset.kind)},
+        "output": {
+            "shape": ["rows of query_x", 2 * outputs if gaussians else outputs],
+            "dtype": dtype,
+            "is": "predicted means, then standard deviations" if gaussians else meaning(dataset.kind),
+        },
         "support_order": "row k * ways + n is example k of class n" if classes else "any",
         "ways": spec.ways if classes else None,
         "shots": spec.shots,

@@ -1,14 +1,19 @@
-"""What predictions are scored by: a loss to differentiate and a figure to report, both means over rows."""
+"""What predictions are scored by: a loss to differentiate and a figure to report, both means over rows.
+
+A learner of a regression predicts values, or Gaussians: mean and standard deviation side by side, [M, 2 d_out].
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.types import Kind, Loss
+from metarun.types import Kind, Loss, Predicted
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,8 @@ class CrossEntropy:
     name: ClassVar[str] = "cross_entropy"
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
+    best: ClassVar[float] = 1.0
+    signed: ClassVar[bool] = False
 
     def __call__(self, prediction: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(prediction, y)
@@ -33,6 +40,8 @@ class MeanSquaredError:
     name: ClassVar[str] = "mse"
     metric: ClassVar[str] = "mse"
     higher_is_better: ClassVar[bool] = False
+    best: ClassVar[float] = 0.0
+    signed: ClassVar[bool] = False
 
     def __call__(self, prediction: Tensor, y: Tensor) -> Tensor:
         return F.mse_loss(prediction, y)
@@ -41,5 +50,37 @@ class MeanSquaredError:
         return F.mse_loss(prediction, y)
 
 
-def loss_for(kind: Kind) -> Loss:
-    return CrossEntropy() if kind == "classification" else MeanSquaredError()
+@dataclass(frozen=True)
+class GaussianLikelihood:
+    """-mean_m log N(y_m; mu_m, diag sigma_m^2), the logarithm summed over output dimensions; reported with its sign
+    changed, in nats a row. It has no best value; errors count from 0."""
+
+    name: ClassVar[str] = "negative_log_likelihood"
+    metric: ClassVar[str] = "log_likelihood"
+    higher_is_better: ClassVar[bool] = True
+    best: ClassVar[float] = 0.0
+    signed: ClassVar[bool] = True
+
+    def __call__(self, prediction: Tensor, y: Tensor) -> Tensor:
+        return -self.score(prediction, y)
+
+    def score(self, prediction: Tensor, y: Tensor) -> Tensor:
+        mu, sigma = prediction.chunk(2, -1)
+        return log_density(mu, sigma, y).mean()
+
+
+def log_density(mu: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+    """log N(y; mu, diag sigma^2), summed over the last axis."""
+    return -(0.5 * ((y - mu) / sigma) ** 2 + sigma.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def as_prediction(loss: Loss, values: Tensor, deviation: Tensor) -> Tensor:
+    """Values [..., d_out], and how far they are off, as the loss takes a prediction."""
+    return torch.cat([values, deviation], -1) if isinstance(loss, GaussianLikelihood) else values
+
+
+def loss_for(kind: Kind, predicts: Predicted = "values") -> Loss:
+    """`predicts` is what the learner says of itself."""
+    if kind == "classification":
+        return CrossEntropy()
+    return GaussianLikelihood() if predicts == "gaussians" else MeanSquaredError()

@@ -30,7 +30,7 @@ from metarun.profiling_marks import META
 from metarun.profiling_phases import NOT_TRAINING, Phase, loop_phases, outside_share, step_seconds
 from metarun.profiling_table import show
 from metarun.record import RunFolder
-from metarun.regularization import with_noise
+from metarun.regularization import with_all_noise
 from metarun.result import Result
 from metarun.session import Session
 from metarun.sinks.jsonl import JsonLines
@@ -87,7 +87,7 @@ def profiled(experiment: Experiment, state: State, session: Session, record: Run
 def gradient_at(trainer: Trainer, state: State, meta_gradient: Callable[..., MetaGradient]) -> MetaGradient:
     """Of the step at hand, which is not made."""
     tasks = trainer.tasks(state.step)
-    return meta_gradient(*with_noise(trainer.algorithm.model, state.params, tasks, trainer.seed, state.step))
+    return meta_gradient(*with_all_noise(trainer.algorithm, state.params, tasks, trainer.seed, state.step))
 
 
 def warmed_up(call: Callable[[], MetaGradient], calls: int) -> float:

@@ -95,7 +95,8 @@ class Term:
 
 @runtime_checkable
 class NoisyModel(Protocol):
-    """A network that a penalty has given noise; what it returns here goes to the meta-gradient and nowhere else."""
+    """A network that a penalty has given noise, or a learner with noise of its own; what it returns here goes to the
+    meta-gradient and nowhere else."""
 
     def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
         """Meta-parameters and tasks [T, ...] with the noise of this outer step, a function of (seed, step) and, by
@@ -214,6 +215,14 @@ NO_REGULARIZATION = Regularization()
 def with_noise(model: Model, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
     """What the meta-gradient of an outer step is taken at: with noise, if the network has any."""
     return model.noisy(params, tasks, seed, step, first) if isinstance(model, NoisyModel) else (params, tasks)
+
+
+def with_all_noise(
+    learner: Algorithm, params: Params, tasks: Task, seed: int, step: int, first: int = 0
+) -> tuple[Params, Task]:
+    """The network's, and what the learner itself draws for a step."""
+    params, tasks = with_noise(learner.model, params, tasks, seed, step, first)
+    return learner.noisy(params, tasks, seed, step, first) if isinstance(learner, NoisyModel) else (params, tasks)
 
 
 def shared_value(term: Term, learner: Algorithm, params: Params, tasks: Task) -> Tensor:

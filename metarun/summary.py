@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from torch import Tensor
+
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.penalties import label, targets
-from metarun.evaluation import Evaluation
+from metarun.evaluation import Evaluation, mean_and_interval
 from metarun.experiment import Experiment, name_of
 from metarun.machine import machine
 from metarun.record import RunFolder
@@ -20,7 +22,7 @@ from metarun.regularization import Regularization, Term
 from metarun.sparsity import sparsity
 from metarun.statistics.convergence import convergence_summary
 from metarun.trainer import State
-from metarun.types import GradientLearner, Params
+from metarun.types import GradientLearner, Metrics, Params
 
 
 def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
@@ -81,18 +83,28 @@ def describe_sparsity(params: Params, regularization: Regularization) -> dict[st
     return {**sparsity(params), "penalised": penalised}
 
 
-def describe_test(evaluation: Evaluation, params: Params, regularization: Regularization) -> dict[str, Any]:
-    """The test's figures and what they were taken on."""
+def describe_test(
+    evaluation: Evaluation, oracle: Metrics, params: Params, regularization: Regularization
+) -> dict[str, Any]:
+    """The test's figures, those of the best possible predictor where it is known, and what they were taken on."""
     return {
         "mean": evaluation.mean,
         "ci95": evaluation.ci95,
         "n_tasks": evaluation.scores.shape[1],
         "headline_step": evaluation.steps[evaluation.headline],
         "curve": evaluation.curve(),
+        "beside": {name: described(values) for name, values in evaluation.beside.items()},
+        "oracle": {name: described(values) for name, values in oracle.items()},
         "episodes_sha256": evaluation.episodes_sha256,
         "params_sha256": params_sha256(params),
         "sparsity": describe_sparsity(params, regularization),
     }
+
+
+def described(values: Tensor) -> dict[str, float]:
+    """A figure of each task, as mean and interval."""
+    mean, ci95 = mean_and_interval(values)
+    return {"mean": mean, "ci95": ci95}
 
 
 def describe_end(state: State, tasks: int, status: str, reason: str, alarms: Alarms | None) -> dict[str, Any]:

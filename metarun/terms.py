@@ -16,7 +16,7 @@ from metarun.build import build, construct, locate
 from metarun.config import Config
 from metarun.errors import SettingError, UserError, nearest, require
 from metarun.penalties import TaskPenalty
-from metarun.regularization import PLACES, SCHEDULES, Regularization, Schedule, Term
+from metarun.regularization import PLACES, SCHEDULES, NoisyModel, Regularization, Schedule, Term
 from metarun.types import OWN, Algorithm, GradientLearner, Kind
 
 
@@ -114,6 +114,11 @@ def refuse_senseless_terms(config: Config, regularization: Regularization, algor
 
 def _objection(term: Term, regularization: Regularization, algorithm: Algorithm) -> str | None:
     """Why the term means nothing with the algorithm, and what to choose; None if it does."""
+    if hasattr(term.penalty, "wrap") and not isinstance(algorithm.model, NoisyModel):
+        return (
+            "this algorithm is made of several networks, none of which is the encoder; "
+            "choose a penalty on the weights (l1, l2, elastic, group)"
+        )
     if not isinstance(algorithm, GradientLearner):
         if term.acts("inner") or term in regularization.outer_terms:
             return (

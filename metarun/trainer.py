@@ -17,7 +17,7 @@ from metarun.evaluation import Evaluation
 from metarun.metagradient import WISHES, MetaGradient, describe, joined, nonfinite_part
 from metarun.nonfinite import Rewinding, begin, refuse, taken
 from metarun.outer import apply_update, build_optimizer, clipped, learning_rate, step_rates
-from metarun.regularization import Regularization, with_noise
+from metarun.regularization import Regularization, with_all_noise
 from metarun.stages import MetaGradients
 from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Task
 
@@ -142,8 +142,8 @@ def of_all_tasks(
     trainer: Trainer, state: State, meta_gradient: Callable[..., Any], tasks: Task, watcher: Watcher
 ) -> tuple[MetaGradient, str]:
     """The step's meta-gradient, and what the ranks agree on, if there are several."""
-    model, team = trainer.algorithm.model, trainer.placement.team
-    found = meta_gradient(*with_noise(model, state.params, tasks, trainer.seed, state.step, trainer.own_tasks.start))
+    learner, team, first = trainer.algorithm, trainer.placement.team, trainer.own_tasks.start
+    found = meta_gradient(*with_all_noise(learner, state.params, tasks, trainer.seed, state.step, first))
     if team.size == 1:
         return found, ""
     return joined(team, found, trainer.settings.tasks, wish(trainer, state, watcher))

@@ -18,6 +18,7 @@ from metarun.diagnostics.chance import chance_of
 from metarun.errors import NonFinite, RankLost, UserError, WriteError
 from metarun.evaluation import EPISODE_SEED
 from metarun.experiment import Experiment, assemble
+from metarun.functions import predicted_functions
 from metarun.parallel import team
 from metarun.record import RunFolder, source_run
 from metarun.report import write_report
@@ -179,7 +180,9 @@ def watched(experiment: Experiment, record: RunFolder) -> Alarms:
     spec, val = experiment.train_spec, experiment.test_spec
     chance = chance_of(experiment.dataset, loss, spec, val, config.val.tasks, EPISODE_SEED)
     as_hard = spec.shots <= val.shots and spec.ways >= val.ways
-    alarms = Alarms(config.diagnostics, Baseline(chance, loss.metric, loss.higher_is_better, as_hard))
+    alarms = Alarms(
+        config.diagnostics, Baseline(chance, loss.metric, loss.higher_is_better, as_hard, loss.best, loss.signed)
+    )
     for kept in record.read_records() if config.resume else ():
         alarms.observe(kept["kind"], kept["step"], kept)
     return alarms
@@ -192,11 +195,16 @@ def test(active: ActiveRun, state: State) -> None:
     evaluation = tester(active.experiment.tested, state.params)
     if active.record is None:
         return
-    active.summary |= describe_test(evaluation, state.params, active.experiment.regularization)
+    experiment = active.experiment
+    active.summary |= describe_test(evaluation, tester.oracle(), state.params, experiment.regularization)
     active.summary["published"] = dataclasses.asdict(active.experiment.config.published)
     per_task = {"episodes_sha256": evaluation.episodes_sha256, "steps": evaluation.steps}
     per_task |= {"scores": evaluation.scores.tolist()}
+    per_task |= {name: values.tolist() for name, values in evaluation.beside.items()}
     active.record.write_json("test.json", per_task)
+    drawn = predicted_functions(tester, experiment.tested, state.params)
+    if drawn:
+        active.record.write_json("functions.json", drawn)
     active.session.tested(evaluation, step=state.best_step)
 
 

@@ -28,6 +28,8 @@ Objective = Callable[[Params, int], Tensor]
 
 Kind = Literal["classification", "regression"]
 Split = Literal["train", "val", "test"]
+Predicted = Literal["values", "gaussians"]
+"""What a learner's predictions for a regression are; `ClassVar predicts`, values where it does not say."""
 
 
 class Batch(NamedTuple):
@@ -77,6 +79,8 @@ class Loss(Protocol):
     name: ClassVar[str]  # of the loss
     metric: ClassVar[str]  # of the figure that is reported
     higher_is_better: ClassVar[bool]
+    best: ClassVar[float]  # the figure that errors count from: 1 for an accuracy, 0 for what has no upper end
+    signed: ClassVar[bool]  # whether the loss may be below 0: then differences are compared, not quotients
 
     def __call__(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Mean over rows, a scalar."""
@@ -107,6 +111,10 @@ class Model(Protocol):
         """The model to evaluate with: the same one, or one whose statistics are fixed to those of `x`."""
 
 
+MakeNetwork = Callable[[tuple[int, ...], int], Model]
+"""Shape of an input, outputs -> a network of the kind that the settings choose, for learners made of several."""
+
+
 class Algorithm(Protocol):
     """A meta-learning algorithm: a frozen value with pure functions of ONE task; `vmap` adds the T axis."""
 
@@ -133,7 +141,7 @@ class Algorithm(Protocol):
         """The state after 0, 1, ... `steps` adaptation steps; a learner without steps yields one state."""
 
     def predict(self, adapted: Adapted, x: Tensor) -> Tensor:
-        """[M, ...] -> logits [M, N] or means [M, d_out]."""
+        """[M, ...] -> logits [M, N], values [M, d_out], or means and standard deviations side by side [M, 2 d_out]."""
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         """The meta-gradient of one task, and scalars worth logging (`loss` always)."""
@@ -163,6 +171,18 @@ class GradientLearner(Algorithm, Protocol):
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
         """What adaptation from theta = `params` descends, all penalties included but those taken as proximal steps."""
+
+
+@runtime_checkable
+class DistributionLearner(Algorithm, Protocol):
+    """One that predicts distributions, of which a test can say more than `predict` and a loss of it."""
+
+    def assess(self, adapted: Adapted, task: Task) -> Metrics:
+        """`loss` and the loss's metric on the queries, by the best estimate that there is, and further figures."""
+
+    def functions(self, adapted: Adapted, x: Tensor, count: int) -> Tensor:
+        """The means of y at places [G, ...] for so many draws of what is latent [count, G, d_out]; for a learner
+        without latent variables, all the same."""
 
 
 @runtime_checkable

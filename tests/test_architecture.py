@@ -57,6 +57,7 @@ LEVELS = {
     "result": 6,
     "resuming": 6,
     "shortage": 6,
+    "functions": 6,
     "session": 6,
     "summary": 6,
     "predict": 7,

@@ -122,7 +122,7 @@ def away_from_zero(experiment: Experiment) -> Params:
 
 def experiments(algo: str, reg: str, where: str, pictures: Path, **changed: Any) -> Iterable[Experiment]:
     """The pair on each kind of data that the algorithm learns from, where it is not refused."""
-    kinds = locate("algo", composed(f"algo={algo}").algo).kinds
+    kinds = catalogue.made_by(locate("algo", composed(f"algo={algo}").algo)).kinds
     data = {"classification": ("data=folder", f"data.root={pictures}", *IMAGES), "regression": SINUSOIDS}
     for kind in kinds:
         experiment = assembled(settings(algo, reg, where, data[kind], **changed))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from metarun.analyses.shift_figure import draw_shifts
 from metarun.analyses.shifted import Impossible, Shift, same_size, shifted
 from metarun.errors import require
 from metarun.evaluation import mean_and_interval
-from metarun.experiment import Experiment
+from metarun.experiment import Experiment, name_of
 from metarun.report.drawing import Drawing
 from metarun.report.text import figure
 from metarun.statistics.paired import compare
@@ -43,6 +43,7 @@ class TaskShift:
     tasks: int  # test episodes
     regression: dict[str, dict[str, Any]]  # name of a shift -> what it changes
     classification: dict[str, dict[str, Any]]
+    by_data: dict[str, Any] = field(default_factory=dict)  # name of a data set -> shifts in place of its kind's
 
     def __post_init__(self) -> None:
         require(self.tasks >= 2, "tasks", self.tasks, "must be at least 2")
@@ -53,7 +54,7 @@ class TaskShift:
         """The tasks without a shift first: the others are told as differences to them. Wrong settings are refused
         before anything is measured, and shifts that leave this run's tasks as they are do not come."""
         experiment, _ = context.own
-        shifts = getattr(self, experiment.dataset.kind)
+        _, shifts = self._shifts(experiment)
         told = [name for name, changes in shifts.items() if not same_size(experiment, changes)]
         for name in told:
             self._shift(experiment, name)
@@ -101,11 +102,18 @@ class TaskShift:
     def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
         return draw_shifts(rows, summary["metric"])
 
+    def _shifts(self, experiment: Experiment) -> tuple[str, Mapping[str, Any]]:
+        """Those for the run's data, and the key that they stand under."""
+        data, kind = name_of("data", experiment.config), experiment.dataset.kind
+        if data in self.by_data:
+            return f"analysis.by_data.{data}", self.by_data[data]
+        return f"analysis.{kind}", getattr(self, kind)
+
     def _shift(self, experiment: Experiment, name: str) -> Shift | Impossible:
-        kind = experiment.dataset.kind
-        changes: Mapping[str, Any] = {} if name == OWN else getattr(self, kind)[name]
+        key, shifts = self._shifts(experiment)
+        changes: Mapping[str, Any] = {} if name == OWN else shifts[name]
         try:
-            return shifted(experiment, changes, f"analysis.{kind}.{name}")
+            return shifted(experiment, changes, f"{key}.{name}")
         except Impossible as error:
             return error
 

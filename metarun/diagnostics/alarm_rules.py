@@ -22,6 +22,9 @@ unstable_inner_rate  contraction > 1 or inner_rises > `rises` in p records in a 
                      probe with rate_curvature > 2, its mean over tasks: MAML trains healthily with single tasks above
 cg_not_converged     a record with cg_residual > `cg_residual`
 negative_curvature   a record with cg_negative > 0
+
+A negative log-likelihood may be below 0 and is a logarithm already: in diverged, loss_spike, stuck_at_chance and
+memorisation a * b then stands for b + log a, log loss for the loss itself, and a spike needs no rise of chance / 10.
 """
 
 from __future__ import annotations
@@ -48,9 +51,18 @@ class Baseline(NamedTuple):
     metric: str
     higher_is_better: bool
     as_hard: bool = True  # whether training tasks have no more shots and no fewer ways than validation tasks
+    best: float = 1.0  # the figure of which more is better that errors count from
+    signed: bool = False  # whether loss and error are logarithms, and may be below 0
 
     def error(self, figure: float) -> float:
-        return 1 - figure if self.higher_is_better else figure
+        return self.best - figure if self.higher_is_better else figure
+
+    def times(self, factor: float, value: float) -> float:
+        """A multiple of a loss or an error; of a logarithm, that of what it is the logarithm of."""
+        return value + math.log(max(factor, TINY)) if self.signed else factor * value
+
+    def log(self, loss: float) -> float:
+        return loss if self.signed else math.log(max(loss, TINY))
 
 
 class History(NamedTuple):
@@ -77,7 +89,7 @@ def diverged(history: History, run: Baseline, limits: AlarmConfig) -> str:
     if losses and not math.isfinite(losses[-1]):
         return "the loss is not finite"
     reference = max(history.first_loss, run.chance.loss)
-    if len(losses) < limits.patience or not fmean(losses) > limits.diverged * reference:
+    if len(losses) < limits.patience or not fmean(losses) > run.times(limits.diverged, reference):
         return ""
     return f"the loss averages {fmean(losses):.3g} over {len(losses)} records, it began at {history.first_loss:.3g}"
 
@@ -86,26 +98,28 @@ def loss_spike(history: History, run: Baseline, limits: AlarmConfig) -> str:
     losses = [loss for loss in column(history.train[-limits.window - 1 :], "loss") if math.isfinite(loss)]
     if len(losses) <= limits.window:
         return ""
-    *logs, last = (math.log(max(loss, TINY)) for loss in losses)
+    *logs, last = (run.log(loss) for loss in losses)
     middle = median(logs)
     spread = median(abs(value - middle) for value in logs)
-    rise = losses[-1] - math.exp(middle)
-    if last - middle <= max(limits.spike * spread, math.log(2)) or rise <= FLOOR * run.chance.loss:
+    usual = middle if run.signed else math.exp(middle)
+    little = not run.signed and losses[-1] - usual <= FLOOR * run.chance.loss
+    if last - middle <= max(limits.spike * spread, math.log(2)) or little:
         return ""
-    return f"the loss jumped to {losses[-1]:.3g} from a median of {math.exp(middle):.3g}"
+    return f"the loss jumped to {losses[-1]:.3g} from a median of {usual:.3g}"
 
 
 def stuck_at_chance(history: History, run: Baseline, limits: AlarmConfig) -> str:
     error = run.error(run.chance.figure)
+    little = error - run.times(1 - limits.chance, error)
 
     def no_better(entry: Entry) -> bool:
-        margin = max(limits.chance * error, finite_or(entry.get("ci95"), 0.0))
+        margin = max(little, finite_or(entry.get("ci95"), 0.0))
         return run.error(entry["mean"]) >= error - margin
 
     if not error or not in_a_row(history.val, limits.patience, ("mean",), no_better):
         return ""
     first, last = history.val[-limits.patience], history.val[-1]
-    if run.error(first["mean"]) - run.error(last["mean"]) > limits.chance * error:  # on its way
+    if run.error(first["mean"]) - run.error(last["mean"]) > little:  # on its way
         return ""
     return f"validation {run.metric} is {shown(last)} where learning nothing gives {run.chance.figure:.3g}"
 
@@ -133,10 +147,10 @@ def inner_overfitting(history: History, run: Baseline, limits: AlarmConfig) -> s
 
 def memorisation(history: History, run: Baseline, limits: AlarmConfig) -> str:
     losses = column(history.train[-limits.patience :], "loss") if run.as_hard else []
-    solved = len(losses) == limits.patience and fmean(losses) <= limits.memorised * run.chance.loss
+    solved = len(losses) == limits.patience and fmean(losses) <= run.times(limits.memorised, run.chance.loss)
     val = history.val[-1]
     figure, interval = val.get("mean", math.nan), finite_or(val.get("ci95"), 0.0)
-    if not solved or run.error(figure) - interval <= limits.unsolved * run.error(run.chance.figure):
+    if not solved or run.error(figure) - interval <= run.times(limits.unsolved, run.error(run.chance.figure)):
         return ""
     before = column(history.train[-limits.patience :], "query_loss/0")
     without = before and fmean(before) <= limits.memorised * run.chance.loss

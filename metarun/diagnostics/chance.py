@@ -3,6 +3,7 @@
 Classification of N ways   accuracy 1/N, loss log N: a uniform guess
 Regression                 a constant for each task, the mean ybar of its K support targets: (1/M) sum_m |ybar - y_m|^2
                            over its M query rows, averaged over the validation tasks
+Predicted Gaussians        N(ybar, v) for each task, v the mean of (ybar - y_k)^2 over the support targets of all tasks
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from metarun.losses import as_prediction
 from metarun.types import Dataset, EpisodeSpec, Loss, Task
+
+LEAST = 0.1
+"""Of the deviation that is guessed: that of a single support target is 0."""
 
 
 class Chance(NamedTuple):
@@ -30,5 +35,8 @@ def chance_of(dataset: Dataset, loss: Loss, train: EpisodeSpec, val: EpisodeSpec
 def constant_guess(tasks: Task, loss: Loss) -> Chance:
     """Each task's queries predicted by the mean of its support targets, over tasks with a leading T axis."""
     targets = tasks.query.y.flatten(0, 1).double()
-    guesses = tasks.support.y.double().mean(1, keepdim=True).expand_as(tasks.query.y).flatten(0, 1)
+    support = tasks.support.y.double()
+    means = support.mean(1, keepdim=True)
+    deviation = (support - means).square().mean((0, 1)).sqrt().clamp_min(LEAST).expand_as(targets)
+    guesses = as_prediction(loss, means.expand_as(tasks.query.y).flatten(0, 1), deviation)
     return Chance(float(loss.score(guesses, targets)), float(loss(guesses, targets)))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from metarun.report import penalties
 from metarun.report.facts import component, episode_size, inner_gradients, metric_of, setting
 from metarun.report.read import Run
-from metarun.report.text import NOTHING, count, duration, figure, higher_is_better, is_number, metric_name, number
+from metarun.report.text import NOTHING, count, duration, figure, is_number, metric_name, number, of_error
 
 HASH = 12  # hexadecimal digits that are shown
 
@@ -84,7 +84,7 @@ def _classes(run: Run) -> bool:
 def _outcome(run: Run) -> list[Fact]:
     summary, metric = run.summary, metric_of(run)
     error, at = summary.get("val_error"), summary.get("best_step")
-    best = 1 - error if is_number(error) and higher_is_better(metric) else error
+    best = of_error(metric, error) if is_number(error) else error
     return [
         Fact("status", str(summary.get("status") or "unknown"), str(summary.get("reason") or "")),
         Fact("best validation", figure(metric, best), f"at step {count(at)}" if at else ""),

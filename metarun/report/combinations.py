@@ -18,7 +18,7 @@ from metarun.report.groups import benchmarks
 from metarun.report.jobs import LOST, Job
 from metarun.report.read import Run
 from metarun.report.results import NAN, Interval, best_validation, interval_of
-from metarun.report.text import higher_is_better, is_number, scale_of
+from metarun.report.text import higher_is_better, is_number, of_error, scale_of
 
 OF_THE_DATA = ("data", "experiment")
 UNKNOWN = "benchmark unknown"
@@ -122,7 +122,7 @@ def validation_of(run: Run) -> float:
     best, error, metric = best_validation(run), run.summary.get("val_error"), metric_of(run)
     if math.isfinite(best) or not is_number(error):
         return best
-    return scale_of(metric) * (1 - error if higher_is_better(metric) else error)
+    return scale_of(metric) * of_error(metric, error)
 
 
 def _one_a_seed(jobs: Sequence[Job]) -> tuple[Job, ...]:

@@ -67,7 +67,7 @@ def metric_of(run: Run) -> str:
     if named:
         return str(named)
     logged = {key for record in run.of("train")[:1] for key in record}
-    return next((name for name in ("accuracy", "mse") if name in logged), "figure")
+    return next((name for name in ("accuracy", "log_likelihood", "mse") if name in logged), "figure")
 
 
 def values(records: tuple[Record, ...], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Run:
     analyses: tuple[Analysis, ...]
     overrides: tuple[str, ...] | None  # what was typed, where Hydra noted it
     missing: tuple[str, ...]
+    functions: Mapping[str, Any] = field(default_factory=dict)  # functions.json
 
     @property
     def name(self) -> str:
@@ -97,7 +98,18 @@ def read_run(path: Path | str) -> Run:
     timing, no_timing = records(path / "timing.jsonl")
     scores, no_scores = _scores(path / "test.json", bool(summary and "mean" in summary))
     studies, bad_studies = analyses(path / "analyses")
-    problems = [no_config, no_summary, *_ending(summary or {}, path), *torn, *no_timing, no_scores, *bad_studies]
+    has_functions = (path / "functions.json").exists()
+    functions, no_functions = json_file(path / "functions.json", dict) if has_functions else (None, "")
+    problems = [
+        no_functions,
+        no_config,
+        no_summary,
+        *_ending(summary or {}, path),
+        *torn,
+        *no_timing,
+        no_scores,
+        *bad_studies,
+    ]
     problems += _gaps(config, found)
     return Run(
         path=path,
@@ -110,6 +122,7 @@ def read_run(path: Path | str) -> Run:
         analyses=tuple(studies),
         overrides=_overrides(path / ".hydra" / "overrides.yaml"),
         missing=tuple(p for p in problems if p),
+        functions=functions or {},
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metarun.errors import one_line
-from metarun.report import charts, convergence, measures, names, penalties
+from metarun.report import charts, convergence, distributions, measures, names, penalties
 from metarun.report.drawing import Drawing
 from metarun.report.facts import adaptation, keys, metric_of
 from metarun.report.files import Analysis
@@ -57,6 +57,7 @@ def of_run(run: Run) -> list[Section]:
     parts: dict[str, Callable[[Run], Section]] = {
         "Learning curve": learning,
         "Adaptation at test": adapting,
+        **({"Predicted distributions": predicted} if distributions.has_some(run) else {}),
         "Meta-gradient": gradients,
         "Inner loop": inner_loop,
         **({"Penalties": penalised} if penalties.has_some(run) else {}),
@@ -101,6 +102,12 @@ def adaptation_table(run: Run) -> Table:
     note = f"± is half of a 95 % interval over {count(run.summary.get('n_tasks'))} tasks."
     columns = ("adaptation steps", with_unit(metric), "query loss")
     return Table("After each adaptation step", columns, rows[:MOST_ROWS], note)
+
+
+def predicted(run: Run) -> Section:
+    drawing = distributions.draw(run)
+    section = _drawn([drawing], "", distributions.TEXT if drawing else "")
+    return dataclasses.replace(section, tables=distributions.tables(run), missing="")
 
 
 def gradients(run: Run) -> Section:

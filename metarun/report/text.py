@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 NOTHING = "\N{EN DASH}"
 PERCENT = ("accuracy",)  # figures between 0 and 1 that are shown in per cent; of these more is better
+LIKELIHOODS = ("log_likelihood",)  # in nats a point; more is better, and errors count from 0
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -39,12 +40,17 @@ def scale_of(metric: str) -> float:
 
 
 def higher_is_better(metric: str) -> bool:
-    return metric in PERCENT
+    return metric in PERCENT or metric in LIKELIHOODS
+
+
+def of_error(metric: str, error: float) -> float:
+    """The figure whose error, of which less is better, is known."""
+    return (1 if metric in PERCENT else 0) - error if higher_is_better(metric) else error
 
 
 def with_unit(metric: str) -> str:
     """The name of an axis or a column: `accuracy, %`, or `MSE`."""
-    name = metric.upper() if metric == "mse" else metric
+    name = metric.upper() if metric == "mse" else metric.replace("_", "-")
     return f"{name}, %" if metric in PERCENT else name
 
 

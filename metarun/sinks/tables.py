@@ -13,7 +13,7 @@ from rich.text import Text
 from metarun.published import compared, described
 from metarun.sinks import Record
 
-SHOWN = ("loss", "adaptation_gain", "accuracy", "grad_norm", "cg_residual")
+SHOWN = ("loss", "adaptation_gain", "accuracy", "log_likelihood", "kl", "grad_norm", "cg_residual")
 MAX_ROWS = 12
 
 
@@ -56,7 +56,8 @@ def result_table(summary: dict[str, Any]) -> Group:
     if summary.get("curve"):
         parts += [Text(headline(summary), style="bold"), Text(conditions(summary))]
         parts += [Text(f"note: {summary['caveat']}")] if summary.get("caveat") else []
-        parts += [_curve(summary)]
+        parts += [_curve(summary)] if len(summary["curve"]) > 1 or not summary.get("beside") else []
+        parts += [_beside(summary)] if summary.get("beside") or summary.get("oracle") else []
         parts += [Text(line) for line in published_lines(summary)]
     parts += [Text(line) for line in _ending(summary)]
     return Group(*parts)
@@ -97,6 +98,31 @@ def _curve(summary: dict[str, Any]) -> Table:
         loss = figure("loss", row["loss"], None)
         style = "bold" if row["step"] == summary["headline_step"] else ""
         table.add_row(str(row["step"]), mean, ci95, loss, style=style)
+    return table
+
+
+def beside_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Figures beside the one that is reported, of this run and of the best possible predictor."""
+    own = {summary["metric"]: summary, **(summary.get("beside") or {})}
+    best = summary.get("oracle") or {}
+    names = [*own, *(name for name in best if summary.get("beside") and name not in own)]
+    return [(name, *(_share(name, side.get(name)) for side in (own, best))) for name in names]
+
+
+def _share(name: str, found: Any) -> str:
+    if not found:
+        return "-"
+    return figure("accuracy" if name.startswith("coverage") else name, found["mean"], found["ci95"])
+
+
+def _beside(summary: dict[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    table.add_column("on the queries")
+    table.add_column("this run", justify="right")
+    if summary.get("oracle"):
+        table.add_column("best possible", justify="right")
+    for row in beside_rows(summary):
+        table.add_row(*row[: len(table.columns)])
     return table
 
 

@@ -1,0 +1,202 @@
+r"""Conditional variational autoencoders (Sohn, Lee, Yan 2015, NeurIPS; of VAEs Kingma, Welling 2014, arXiv 1312.6114).
+
+    c = (x, r),  r = mean_{j in C} h([x_j, y_j]);   p(z | c) = N(mu_p, diag sigma_p^2),  q(z | c, y) likewise
+    p(y | c, z) = N(mu, diag sigma^2),  [mu, s] = g([c, z]),  sigma = f + (1 - f) softplus(s)
+    L_cvae = E_{q(z | c, y)} [log p(y | c, z)] - b KL(q(z | c, y) || p(z | c))
+    L_gsnn = E_{p(z | c)} [log p(y | c, z)]
+    loss = - mean over the targets of L_cvae, L_gsnn or a L_cvae + (1 - a) L_gsnn        (objective cvae, gsnn, hybrid)
+
+Each target has a z of its own, so that a target's distribution given the context need not be Gaussian. A neural process
+has one z for all targets of a task. One sample of z for each expectation.
+
+Symbols: C the context (support set), h `encoder`, p `prior`, q `posterior`, g `decoder`, networks of the model's kind;
+length of r `representation`, of z `latent`; f `sigma_floor`, a `alpha`; b rises from 0 to 1 over `kl_warmup` outer
+steps. Targets of a training task are its context and its query rows. A test estimates log p(y | c) of each query by
+`test_samples` importance samples from q (from p for objective=gsnn, which trains no q; predictive.py).
+
+kl, kl_dimension/zI: KL(q || p) of a target, and of entry I of z; active_units: entries with more than 0.01 nats. None
+is active where the posterior has collapsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from metarun.algorithms import common
+from metarun.algorithms.contexts import Draws, Rows, mean_of, together
+from metarun.algorithms.predictive import (
+    Gaussian,
+    kl,
+    log_mean_exp,
+    mixed,
+    mixture_figures,
+    normals,
+    pointwise,
+    positive,
+)
+from metarun.algorithms.set_learners import check_network, check_sizes
+from metarun.errors import require
+from metarun.models.several import Several, several
+from metarun.types import Batch, Kind, Loss, MakeNetwork, Metrics, Params, Predicted, Task
+
+OBJECTIVES = ("cvae", "gsnn", "hybrid")
+ACTIVE = 0.01  # nats
+LEAST = 1e-3  # of the standard deviations of z
+
+
+class Summary(NamedTuple):
+    """What is kept of a context."""
+
+    params: Params
+    r: Tensor  # [R]
+
+
+@dataclass(frozen=True)
+class CVAE:
+    """A latent variable for each target, with a learned conditional prior."""
+
+    model: Several
+    loss: Loss
+    draws: Draws
+    sigma_floor: float
+    latent: int
+    objective: str
+    alpha: float
+    test_samples: int
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("regression",)
+    predicts: ClassVar[Predicted] = "gaussians"
+    head: ClassVar[bool] = True
+    test_inner_steps: ClassVar[int] = 0
+
+    def init(self, seed: int) -> Params:
+        return self.model.init(seed)
+
+    def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+        return params, self.draws.add(tasks, seed, step, first)
+
+    def adapt(self, params: Params, support: Batch) -> Summary:
+        return self._summary(params, self.draws.rows(support))
+
+    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Summary]:
+        yield self.adapt(params, support)
+
+    def predict(self, adapted: Summary, x: Tensor) -> Tensor:
+        """Mean and standard deviation of the mixture over z."""
+        return torch.cat(mixed(self._drawn(adapted, x, self.test_samples)), -1)
+
+    def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
+        support, query = (self.draws.rows(batch) for batch in task)
+        targets = together(support, query)
+
+        def outer(params: Params) -> tuple[Tensor, Metrics]:
+            adapted = self._summary(params, support)
+            prior, posterior = self._prior(adapted, targets.x), self._posterior(adapted, targets.x, targets.y)
+            eps_q, eps_p = targets.eps.chunk(2, -1)
+            fit, guess = (
+                mean_of(self._given(adapted, targets.x, z).log_density(targets.y), targets.here)
+                for z in (posterior.at(eps_q), prior.at(eps_p))
+            )
+            spent_D = mean_of(kl(posterior, prior), targets.here)
+            share = {"cvae": 1.0, "gsnn": 0.0, "hybrid": self.alpha}[self.objective]
+            loss = -share * (fit - support.weight * spent_D.sum()) - (1 - share) * guess
+            bound = share * (fit - spent_D.sum()) + (1 - share) * guess
+            return loss, {"loss": loss, self.loss.metric: bound, **_described(spent_D)}
+
+        return common.gradient(outer, params)
+
+    def assess(self, adapted: Summary, task: Task) -> Metrics:
+        support, query = task
+        logw_LM = self.log_weights(adapted, query.x, query.y)
+        found = log_mean_exp(logw_LM).mean()
+        predicted = self._drawn(adapted, query.x, self.test_samples)
+        rows = {"pointwise_log_likelihood": found, "elbo": logw_LM.mean()}
+        rows["context_log_likelihood"] = log_mean_exp(self.log_weights(adapted, support.x, support.y)).mean()
+        rows["prior_sampled_log_likelihood"] = pointwise(predicted, query.y)
+        return {"loss": -found, self.loss.metric: found, **rows, **mixture_figures(predicted, query.y)}
+
+    def log_weights(self, adapted: Summary, x: Tensor, y: Tensor) -> Tensor:
+        """log p(y | c, z) p(z | c) / q(z) of samples z for each target [L, M]; q is the posterior if it is trained."""
+        prior = self._prior(adapted, x)
+        q = prior if self.objective == "gsnn" else self._posterior(adapted, x, y)
+        z_LMD = q.at(normals(self.test_samples, self.latent, x)[:, None])
+        logp_LM = self._each(adapted, x, z_LMD).log_density(y)
+        return logp_LM + prior.log_density(z_LMD) - q.log_density(z_LMD)
+
+    def functions(self, adapted: Summary, x: Tensor, count: int) -> Tensor:
+        """With the same noise at all places."""
+        return self._drawn(adapted, x, count).mu
+
+    def _summary(self, params: Params, context: Rows) -> Summary:
+        h_SR = self.model.run("encoder", params, torch.cat([context.x, context.y], -1))
+        return Summary(params, mean_of(h_SR, context.here))
+
+    def _prior(self, adapted: Summary, x: Tensor) -> Gaussian:
+        return self._latent(adapted, "prior", x)
+
+    def _posterior(self, adapted: Summary, x: Tensor, y: Tensor) -> Gaussian:
+        return self._latent(adapted, "posterior", torch.cat([x, y], -1))
+
+    def _latent(self, adapted: Summary, name: str, rows: Tensor) -> Gaussian:
+        given = torch.cat([rows, adapted.r.expand(rows.shape[0], -1)], -1)
+        mu, s = self.model.run(name, adapted.params, given).chunk(2, -1)
+        return Gaussian(mu, LEAST + softplus(s))
+
+    def _drawn(self, adapted: Summary, x: Tensor, samples: int) -> Gaussian:
+        """Predictions [L, M, d_out] for z ~ p(z | c)."""
+        eps_LD = normals(samples, self.latent, x)
+        return self._each(adapted, x, self._prior(adapted, x).at(eps_LD[:, None]))
+
+    def _each(self, adapted: Summary, x: Tensor, z_LMD: Tensor) -> Gaussian:
+        """p(y | c, z) for several z at each row."""
+        rows, z = x.expand(len(z_LMD), *x.shape).flatten(0, 1), z_LMD.flatten(0, 1)
+        return Gaussian(*(v.unflatten(0, (len(z_LMD), -1)) for v in self._given(adapted, rows, z)))
+
+    def _given(self, adapted: Summary, x: Tensor, z: Tensor) -> Gaussian:
+        """p(y | c, z) of rows [N, d] with a z for each, [N, D]."""
+        rows = torch.cat([x, adapted.r.expand(x.shape[0], -1), z], -1)
+        mu, s = self.model.run("decoder", adapted.params, rows).chunk(2, -1)
+        return Gaussian(mu, positive(s, self.sigma_floor))
+
+
+def _described(spent_D: Tensor) -> Metrics:
+    """The KL of a target, of each entry, and how many entries say something."""
+    each = {f"kl_dimension/z{i}": v for i, v in enumerate(spent_D)}
+    return {"kl": spent_D.sum(), "active_units": (spent_D > ACTIVE).to(spent_D).sum(), **each}
+
+
+def cvae(
+    network: MakeNetwork,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    loss: Loss,
+    representation: int,
+    latent: int,
+    objective: str,
+    alpha: float,
+    sigma_floor: float,
+    test_samples: int,
+    kl_warmup: int,
+    min_shots: int,
+    min_queries: int,
+) -> CVAE:
+    """For inputs of one axis and `outputs` targets."""
+    check_sizes(sigma_floor, representation=representation, latent=latent, test_samples=test_samples)
+    require(objective in OBJECTIVES, "objective", objective, "choices: " + ", ".join(OBJECTIVES))
+    require(0 <= alpha <= 1, "alpha", alpha, "must be from 0 to 1 (the share of L_cvae in objective=hybrid)")
+    (inputs,) = input_shape
+    given = inputs + representation
+    model = several(
+        encoder=check_network(network((inputs + outputs,), representation)),
+        prior=network((given,), 2 * latent),
+        posterior=network((given + outputs,), 2 * latent),
+        decoder=network((given + latent,), 2 * outputs),
+    )
+    drawn = Draws(inputs, min_shots, min_queries, width=2 * latent, each_row=True, warmup=kl_warmup)
+    return CVAE(model, loss, drawn, sigma_floor, latent, objective, alpha, test_samples)

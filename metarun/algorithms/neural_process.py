@@ -1,0 +1,187 @@
+r"""Neural processes (Garnelo et al. 2018, arXiv 1807.01622) and attentive ones (Kim et al. 2019, arXiv 1901.05761).
+
+    q(z | S) = N(mu(s), diag sigma(s)^2),  s = mean_{j in S} l([x_j, y_j]),  sigma = 0.1 + 0.9 sigmoid(.)
+    p(y_t | x_t, C, z) = N(mu_t, diag sigma_t^2),  [mu_t, s_t] = g([x_t, r_t, z]),  sigma_t = f + (1 - f) softplus(s_t)
+    r_t = mean_{j in C} h([x_j, y_j]),  or attention of x_t over the context (heads > 0; attention.py)
+    log p(y_T | x_T, C) >= E_{q(z | T)} [ sum_t log p(y_t | x_t, C, z) ] - KL(q(z | T) || q(z | C)) = ELBO
+    loss = - ELBO / |T|
+
+Symbols: C the context (support set), T the targets, which include the context; h `encoder`, l `latent_encoder`, the map
+from s to mu, sigma `posterior`, g `decoder`, queries and keys of the attention by one network `key`, all of the chosen
+model's kind; lengths of r and s `representation`, of z `latent`; f `sigma_floor`, H `heads`; z samples in training
+`train_samples`. q(z | C) takes the place of the prior p(z | C).
+
+A test estimates log p(y | C) of all queries y together by `test_samples` importance samples z ~ q(z | C and queries)
+with weights p(y | z) q(z | C) / q(z | C and queries) (predictive.py), and divides by their number. What is predicted at
+single targets, the MSE of the mean, coverage and context are of z ~ q(z | C), which has seen no query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarun.algorithms import common
+from metarun.algorithms.contexts import Draws, Rows, mean_of, together
+from metarun.algorithms.predictive import (
+    Gaussian,
+    bounded,
+    kl,
+    log_mean_exp,
+    mixed,
+    mixture_figures,
+    normals,
+    pointwise,
+    positive,
+)
+from metarun.algorithms.set_learners import check_network, check_sizes
+from metarun.errors import require
+from metarun.models.attention import Attention
+from metarun.models.several import Several, several
+from metarun.types import Batch, Kind, Loss, MakeNetwork, Metrics, Params, Predicted, Task
+
+
+class Summary(NamedTuple):
+    """What is kept of a context."""
+
+    params: Params
+    x: Tensor  # [S, d]
+    h: Tensor  # [S, R]
+    here: Tensor  # [S]
+    prior: Gaussian  # q(z | C), [D]
+
+
+@dataclass(frozen=True)
+class NeuralProcess:
+    """A latent function z, inferred from the context; a Gaussian for each target given z."""
+
+    model: Several
+    loss: Loss
+    draws: Draws
+    sigma_floor: float
+    latent: int
+    train_samples: int
+    test_samples: int
+    attends: bool
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("regression",)
+    predicts: ClassVar[Predicted] = "gaussians"
+    head: ClassVar[bool] = True
+    test_inner_steps: ClassVar[int] = 0
+
+    def init(self, seed: int) -> Params:
+        return self.model.init(seed)
+
+    def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+        return params, self.draws.add(tasks, seed, step, first)
+
+    def adapt(self, params: Params, support: Batch) -> Summary:
+        return self._summary(params, self.draws.rows(support))
+
+    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Summary]:
+        yield self.adapt(params, support)
+
+    def predict(self, adapted: Summary, x: Tensor) -> Tensor:
+        """Mean and standard deviation of the mixture over z."""
+        return torch.cat(mixed(self._drawn(adapted, x, self.test_samples)), -1)
+
+    def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
+        support, query = (self.draws.rows(batch) for batch in task)
+        targets = together(support, query)
+
+        def outer(params: Params) -> tuple[Tensor, Metrics]:
+            context, posterior = self._summary(params, support), self._inferred(params, targets)
+            z_LD = posterior.at(support.eps[0].view(self.train_samples, self.latent))
+            logp_LN = self._given(context, targets.x, z_LD).log_density(targets.y)
+            fit, spent = mean_of(logp_LN.mean(0), targets.here), kl(posterior, context.prior).sum()
+            bound = fit - spent / targets.here.sum()
+            loss = -fit + support.weight * spent / targets.here.sum()
+            return loss, {"loss": loss, self.loss.metric: bound, "kl": spent}
+
+        return common.gradient(outer, params)
+
+    def assess(self, adapted: Summary, task: Task) -> Metrics:
+        support, query = (self.draws.rows(batch) for batch in task)
+        logw = self.log_weights(adapted, support, query)
+        found, rows = log_mean_exp(logw) / len(query.x), {"elbo": logw.mean() / len(query.x)}
+        predicted = self._drawn(adapted, query.x, self.test_samples)
+        rows["joint_log_likelihood"] = found
+        rows["pointwise_log_likelihood"] = pointwise(predicted, query.y)
+        rows["context_log_likelihood"] = pointwise(self._drawn(adapted, support.x, self.test_samples), support.y)
+        return {"loss": -found, self.loss.metric: found, **rows, **mixture_figures(predicted, query.y)}
+
+    def log_weights(self, adapted: Summary, support: Rows, query: Rows) -> Tensor:
+        """log p(y | z) q(z | C) / q(z | C and queries) of samples z from the latter, [L]."""
+        posterior = self._inferred(adapted.params, together(support, query))
+        z_LD = posterior.at(normals(self.test_samples, self.latent, query.x))
+        logp_LM = self._given(adapted, query.x, z_LD).log_density(query.y)
+        return logp_LM.sum(1) + adapted.prior.log_density(z_LD) - posterior.log_density(z_LD)
+
+    def functions(self, adapted: Summary, x: Tensor, count: int) -> Tensor:
+        return self._drawn(adapted, x, count).mu
+
+    def _summary(self, params: Params, context: Rows) -> Summary:
+        h_SR = self.model.run("encoder", params, torch.cat([context.x, context.y], -1))
+        return Summary(params, context.x, h_SR, context.here, self._inferred(params, context))
+
+    def _inferred(self, params: Params, rows: Rows) -> Gaussian:
+        """q(z | rows)."""
+        l_SR = self.model.run("latent_encoder", params, torch.cat([rows.x, rows.y], -1))
+        mu, s = self.model.run("posterior", params, mean_of(l_SR, rows.here)[None])[0].chunk(2, -1)
+        return Gaussian(mu, bounded(s))
+
+    def _drawn(self, adapted: Summary, x: Tensor, samples: int) -> Gaussian:
+        """Predictions [L, M, d_out] for z ~ q(z | C)."""
+        return self._given(adapted, x, adapted.prior.at(normals(samples, self.latent, x)))
+
+    def _given(self, adapted: Summary, x: Tensor, z_LD: Tensor) -> Gaussian:
+        """p(y | x, C, z) at rows [M, d], for each of the z: [L, M, d_out]."""
+        fixed = torch.cat([x, self._deterministic(adapted, x)], -1)
+        rows = torch.cat([fixed.expand(len(z_LD), *fixed.shape), z_LD[:, None].expand(-1, x.shape[0], -1)], -1)
+        out = self.model.run("decoder", adapted.params, rows.flatten(0, 1)).unflatten(0, (len(z_LD), -1))
+        mu, s = out.chunk(2, -1)
+        return Gaussian(mu, positive(s, self.sigma_floor))
+
+    def _deterministic(self, adapted: Summary, x: Tensor) -> Tensor:
+        """r for each of the rows, [M, R]."""
+        if not self.attends:
+            return mean_of(adapted.h, adapted.here).expand(x.shape[0], -1)
+        queries, keys = (self.model.run("key", adapted.params, rows) for rows in (x, adapted.x))
+        return self.model.run("attention", adapted.params, queries, keys, adapted.h, adapted.here)
+
+
+def neural_process(
+    network: MakeNetwork,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    loss: Loss,
+    representation: int,
+    latent: int,
+    heads: int,
+    sigma_floor: float,
+    train_samples: int,
+    test_samples: int,
+    kl_warmup: int,
+    min_shots: int,
+    min_queries: int,
+) -> NeuralProcess:
+    """With attention over the context if `heads` is not 0."""
+    sizes = {"latent": latent, "train_samples": train_samples, "test_samples": test_samples}
+    check_sizes(sigma_floor, representation=representation, **sizes)
+    require(heads >= 0, "heads", heads, "must be at least 1, or 0 for the mean in place of attention")
+    (inputs,) = input_shape
+    pair = (inputs + outputs,)
+    parts = {
+        "encoder": check_network(network(pair, representation)),
+        "latent_encoder": network(pair, representation),
+        "posterior": network((representation,), 2 * latent),
+    }
+    if heads:
+        parts |= {"key": network((inputs,), representation), "attention": Attention(representation, heads)}
+    parts["decoder"] = network((inputs + representation + latent,), 2 * outputs)
+    drawn = Draws(inputs, min_shots, min_queries, width=train_samples * latent, warmup=kl_warmup)
+    return NeuralProcess(several(**parts), loss, drawn, sigma_floor, latent, train_samples, test_samples, heads > 0)

@@ -1,0 +1,93 @@
+r"""Distributions that neural processes and conditional autoencoders predict, and how they are scored.
+
+A learner with latent variables predicts the mixture (1/L) sum_l N(mu_l, sigma_l^2) over L draws of z; without, L = 1.
+
+    mean, deviation   of the mixture: mu = mean_l mu_l,  sigma^2 = mean_l (sigma_l^2 + mu_l^2) - mu^2
+    coverage_p        share of y with |F(y) - 1/2| <= p/200, F the mixture's distribution function: central p % bands
+    log-mean-exp      log (1/L) sum_l w_l of importance weights w_l = p(y | z_l) p(z_l) / q(z_l), z_l ~ q: on average
+                      a lower bound of log p(y), the nearer the larger L (Burda et al. 2016, arXiv 1509.00519); the
+                      ELBO is the mean of log w_l
+
+The draws of a test are the same L standard normal vectors for all tasks, so that a test is a function of the weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarun.data import draws
+from metarun.data.gp_posterior import LEVELS
+from metarun.losses import log_density
+from metarun.types import Metrics
+
+TEST_STEP = 2**42
+"""Beyond every outer step."""
+
+
+class Gaussian(NamedTuple):
+    """With independent entries."""
+
+    mu: Tensor
+    sigma: Tensor
+
+    def at(self, eps: Tensor) -> Tensor:
+        return self.mu + self.sigma * eps
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """Summed over the last axis."""
+        return log_density(self.mu, self.sigma, z)
+
+
+def kl(q: Gaussian, p: Gaussian) -> Tensor:
+    """KL(q || p) of each entry, in nats."""
+    ratio, away = q.sigma / p.sigma, (q.mu - p.mu) / p.sigma
+    return 0.5 * (ratio**2 + away**2 - 1) - ratio.log()
+
+
+def positive(s: Tensor, floor: float) -> Tensor:
+    """A decoder's standard deviation: floor + (1 - floor) softplus(s), as published with floor = 0.1."""
+    return floor + (1 - floor) * torch.nn.functional.softplus(s)
+
+
+def bounded(s: Tensor) -> Tensor:
+    """A latent variable's standard deviation between 0.1 and 1, as published: 0.1 + 0.9 sigmoid(s)."""
+    return 0.1 + 0.9 * s.sigmoid()
+
+
+@functools.lru_cache(maxsize=16)
+def _normals(count: int, width: int) -> Tensor:
+    return torch.from_numpy(draws.noise(0, TEST_STEP, range(count), width))
+
+
+def normals(count: int, width: int, like: Tensor) -> Tensor:
+    """The standard normal numbers [L, D] of a test."""
+    return _normals(count, width).to(like)
+
+
+def log_mean_exp(values: Tensor) -> Tensor:
+    """Over the first axis."""
+    return values.logsumexp(0) - math.log(len(values))
+
+
+def mixed(found: Gaussian) -> Gaussian:
+    """Mean and standard deviation of mixtures [L, ...]."""
+    mean = found.mu.mean(0)
+    return Gaussian(mean, (found.sigma.square() + (found.mu - mean).square()).mean(0).sqrt())
+
+
+def mixture_figures(found: Gaussian, y: Tensor) -> Metrics:
+    """MSE of the mean and coverage, of predictions [L, M, d_out]."""
+    mse = (found.mu.mean(0) - y).square().mean()
+    below = torch.special.ndtr((y - found.mu) / found.sigma).mean(0)
+    shares = {f"coverage_{p}": ((below - 0.5).abs() <= p / 200).to(y).mean() for p in LEVELS}
+    return {"mse": mse, **shares}
+
+
+def pointwise(found: Gaussian, y: Tensor) -> Tensor:
+    """Mean over rows of log (1/L) sum_l p(y_m | z_l), for predictions [L, M, d_out]."""
+    return log_mean_exp(found.log_density(y)).mean()
