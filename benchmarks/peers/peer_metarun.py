@@ -47,7 +47,7 @@ def build(case: Case, images: Path, threads: int, dtype: str = "float32", *more:
 def outer_function(trainer: Any, state: Any) -> Callable[..., Any]:
     """theta, tasks -> their meta-gradient, compiled where a run with these settings would compile it."""
     from metarun.compilation import compiled, compiles
-    from metarun.trainer import batched_meta_gradient
+    from metarun.metagradient import batched_meta_gradient
 
     function = batched_meta_gradient(trainer)
     if compiles(trainer.placement, state.params, trainer.settings.steps):
