@@ -64,7 +64,7 @@ def measure_steps(root: str, algo: str, tasks: int) -> None:
     """Sampling beside the whole of an outer step, 5-way 1-shot with 15 queries a class."""
     import metarun
     from metarun.experiment import assemble
-    from metarun.trainer import batched_meta_gradient
+    from metarun.metagradient import batched_meta_gradient
 
     config = metarun.compose([*SETTINGS, f"algo={algo}", f"data.root={root}", f"train.tasks={tasks}"])
     experiment = assemble(config)
@@ -89,7 +89,7 @@ def measure_memory(root: str, steps: int) -> None:
     """Resident memory of a training process once it has drawn so many episodes that every image was touched."""
     import metarun
     from metarun.experiment import assemble
-    from metarun.trainer import batched_meta_gradient
+    from metarun.metagradient import batched_meta_gradient
 
     experiment = assemble(metarun.compose([*SETTINGS, "algo=protonet", f"data.root={root}", "train.tasks=4"]))
     meta_gradient = batched_meta_gradient(experiment.trainer())

@@ -37,7 +37,7 @@ def measure(algo: str, data: str, repeats: int) -> str:
     import metarun
     from metarun.compilation import compiled, compiles
     from metarun.experiment import assemble
-    from metarun.trainer import batched_meta_gradient
+    from metarun.metagradient import batched_meta_gradient
 
     config = metarun.compose([f"algo={algo}", f"data={data}", "diagnostics=full"])
     trainer = assemble(config).trainer()

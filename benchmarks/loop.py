@@ -29,7 +29,7 @@ def measure(algo: str, data: str, seconds: float, more: list[str]) -> dict[str, 
     import metarun
     from metarun.compilation import compiled, compiles
     from metarun.experiment import assemble
-    from metarun.trainer import batched_meta_gradient
+    from metarun.metagradient import batched_meta_gradient
 
     experiment = assemble(metarun.compose([f"algo={algo}", f"data={data}", *more]))
     trainer = experiment.trainer()
