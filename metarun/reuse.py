@@ -60,7 +60,9 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     changes = differences(_plain(base), _plain(changed)) | _named(asked, _plain(changed))
     if config.resume:
         _refuse_other_run(changes, stored, config)
-    merged = _with_own_trust(_merge(_without_published(stored, changes), changes), _plain(changed))
+    merged = _with_own_trust(_merge(stored, changes), _plain(changed))
+    if config.job == "evaluate":
+        merged["published"] = _published(stored, changes, _plain(changed))
     for key in CONTROL[:-1]:
         merged[key] = getattr(config, key)
     _tell_what_is_read(source, stored, changes)
@@ -171,11 +173,13 @@ def _merge(stored: dict[str, Any], changes: dict[str, Any]) -> Any:
     return merged
 
 
-def _without_published(stored: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A paper's figure is none for another test."""
+def _published(stored: dict[str, Any], changes: dict[str, Any], typed: dict[str, Any]) -> Any:
+    """A paper's figure is none for another test, unless the command brings one of its own, as that of a row."""
+    if any(_within(key, ("published",)) for key in changes):
+        return typed["published"]
     before = differences({}, stored)
     other = any(_within(k, ("algo", "data", "model", "test")) and v != before.get(k) for k, v in changes.items())
-    return {k: v for k, v in stored.items() if k != "published"} if other else stored
+    return {} if other else stored.get("published", {})
 
 
 def _plain(config: Any) -> Any:

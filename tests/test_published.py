@@ -152,11 +152,13 @@ def test_a_run_tested_otherwise_has_no_published_figure(tmp_path: Path) -> None:
     row = ["experiment=sinusoid_5s_maml", *TINY[:-1]]
     metarun.run(metarun.compose(row), tmp_path / "run")
     found = {}
-    for shots in (5, 7):
-        typed = [f"run={tmp_path / 'run'}", "job=evaluate", f"data.shots={shots}"]
+    for change in ("data.shots=5", "data.shots=7", "experiment=sinusoid_maml"):
+        typed = [f"run={tmp_path / 'run'}", "job=evaluate", change]
         changed = reuse_settings(metarun.compose(typed), typed, metarun.compose)
-        found[shots] = changed.published.source
-    assert found == {5: "Finn et al. 2017, table 2", 7: ""}
+        found[change] = (changed.published.source, changed.published.values)
+    row = ("Finn et al. 2017, table 2", [0.67, 0.38, 0.35])
+    other = ("Finn et al. 2017, figure 2 and 6, as curves", [])
+    assert found == {"data.shots=5": row, "data.shots=7": ("", []), "experiment=sinusoid_maml": other}
 
 
 # ------------------------------------------------------------------------------------------------- make reproduce
