@@ -38,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = reproduced(asked.row, config, seed, asked.outputs, asked.overrides)
         if isinstance(folder, int):
             return folder
-        summary = json.loads((folder / "summary.json").read_text())
-        save(record_of(asked.row, seed, asked.overrides, summary), RECORDS)
+        trained = asked.outputs / (config.published.trained_as or asked.row) / f"seed{seed}"
+        summaries = [json.loads((place / "summary.json").read_text()) for place in (folder, trained)]
+        save(record_of(asked.row, seed, asked.overrides, *summaries), RECORDS)
     return 0
 
 

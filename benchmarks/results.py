@@ -51,10 +51,17 @@ TABLES = {
 }
 
 
-def record_of(row: str, seed: int, overrides: Sequence[str], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a summary that the tables and a reader need."""
+COSTS = ("steps_done", "tasks_seen", "seconds")
+
+
+def record_of(
+    row: str, seed: int, overrides: Sequence[str], summary: Mapping[str, Any], trained: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The part of a summary that the tables and a reader need, with what the whole training cost."""
     typed = " ".join(["make reproduce", f"ROW={row}", *([f'ARGS="--seeds {seed}"'] if seed else [])])
-    return {"row": row, "command": typed, "overrides": [*overrides], **{k: summary.get(k) for k in KEPT}}
+    return {"row": row, "command": typed, "overrides": [*overrides], **{k: summary.get(k) for k in KEPT}} | {
+        k: trained.get(k) for k in COSTS
+    }
 
 
 def save(record: Mapping[str, Any], path: Path) -> None:
