@@ -7,6 +7,7 @@ without the optimizer's state. `metarun job=evaluate run=docs/checkpoints/ROW` t
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,9 +27,11 @@ MOST_BYTES = 1_000_000
 def ship(source: RunFolder, folder: Path, command: str) -> None:
     target = RunFolder(folder)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    for name in ("config.yaml", "split.json"):
-        if (source.path / name).exists():
-            shutil.copy(source.path / name, folder / name)
+    settings = (source.path / "config.yaml").read_text()
+    # A run that was continued names its own folder, on a machine that is not the reader's.
+    (folder / "config.yaml").write_text(re.sub(r"^(resume|run): .*$", r"\1: null", settings, flags=re.MULTILINE))
+    if (source.path / "split.json").exists():
+        shutil.copy(source.path / "split.json", folder / "split.json")
     summary = source.read_summary() | {"run_dir": folder.name}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     checkpoint.save_without_optimizer(target.best, checkpoint.best_of(source))
