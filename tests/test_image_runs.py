@@ -34,7 +34,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-@pytest.mark.parametrize("algo", catalogue.options("algo"))
+@pytest.mark.parametrize("algo", catalogue.algorithms_for("classification"))
 def test_each_algorithm_runs_on_a_folder_of_photographs(images: Path, tmp_path: Path, algo: str) -> None:
     settings = [f"algo={algo}", "data=folder", f"data.root={images}", *TINY, *SMALL, *REPTILE.get(algo, [])]
     result = metarun.run(metarun.compose(settings), tmp_path)

@@ -27,7 +27,7 @@ def _decoded_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("algo", catalogue.options("algo"))
+@pytest.mark.parametrize("algo", catalogue.algorithms_for("classification"))
 def test_each_algorithm_runs_on_omniglot_as_typed(algo: str, tmp_path: Path) -> None:
     result = metarun.run(metarun.compose([f"algo={algo}", "data=omniglot", *TINY]), tmp_path)
     assert result.status == "completed"

@@ -68,8 +68,13 @@ def built(algo: str, flat: Path, *more: str) -> Experiment:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("where", ["images", "default"])
-@pytest.mark.parametrize("algo", catalogue.options("algo"))
+@pytest.mark.parametrize(
+    ("algo", "where"),
+    [
+        *((algo, "default") for algo in catalogue.options("algo")),
+        *((algo, "images") for algo in catalogue.algorithms_for("classification")),
+    ],
+)
 def test_weights_of_any_size_stay_finite_or_the_step_is_refused(
     algo: str, where: str, scale: float, flat: Path
 ) -> None:
