@@ -19,6 +19,8 @@ SMALL = ("train.tasks=2",)
 SMALL_IMAGES = ("model.filters=4", "data.image_size=16", "data.ways=3")
 BY_NAME = {case.name: case for case in CASES}
 SECOND_ORDER = ("sinusoid-maml-5", "omniglot-maml-1q-5")
+COMPARED = [n for n in BY_NAME if not n.endswith("60w")]
+SOME = ("sinusoid-maml-5", "sinusoid-imaml-5", "sinusoid-reptile-5", "omniglot-maml-1q-1", "omniglot-protonet-20w")
 FEW_WAYS = ("omniglot-protonet-20w", "omniglot-matchingnet-20w")
 
 
@@ -59,7 +61,7 @@ def assert_same(found: Any, expected: Any) -> None:
     assert gradient_error(found[1], expected[1]) < 1e-8
 
 
-@pytest.mark.parametrize("name", [n for n in BY_NAME if not n.endswith("60w")])
+@pytest.mark.parametrize("name", [n if n in SOME else pytest.param(n, marks=pytest.mark.long) for n in COMPARED])
 def test_metarun_and_the_plain_loop_compute_and_step_the_same(name: str, images: Path) -> None:
     case, work = drawn(name, images)
     ours, loop = metarun_side(case, images), peer_loop.build(work)

@@ -180,6 +180,7 @@ def test_a_diverging_run_stops_before_the_weights_move(tmp_path: Path) -> None:
     assert (folder / "checkpoints/last.pt").exists()
 
 
+@pytest.mark.long  # make test has a sweep with a failing and a diverging job in test_sweep_runs.py
 def test_a_sweep_goes_on_after_a_diverged_job(tmp_path: Path) -> None:
     done = metarun("-m", *TINY, "train.steps=5", "optim=sgd", "optim.lr=1e30,0.001", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
