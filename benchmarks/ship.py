@@ -49,10 +49,32 @@ def described(folder: Path, command: str) -> str:
     return f"# {known.title}\n\n{known.result}: {known.reading}\n\n    {command}\n{tested}\n{table}\n"
 
 
+def index(kept: Path) -> str:
+    """What is kept, by folder."""
+    rows = []
+    for place in sorted(p.parent for p in kept.glob("*/summary.json")):
+        known = card(read_run(place))
+        rows.append((f"[{place.name}]({place.name}/README.md)", known.result, known.reading))
+    lines = ["| run | result | |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(
+        [
+            "# Trained runs",
+            "",
+            "Settings, result and weights, without the optimizer's state. Each can be tested",
+            "(`metarun job=evaluate run=docs/checkpoints/NAME`), predicted with, analysed and exported; none can be",
+            "trained on. Made by `python -m benchmarks.ship`.",
+            "",
+            *lines,
+            "",
+        ]
+    )
+
+
 def main(arguments: Sequence[str]) -> None:
     row, seed, outputs = [*arguments, *("0", "outputs/reproduce")[len(arguments) - 1 :]]
     source = RunFolder(Path(outputs) / row / f"seed{seed}")
     ship(source, KEPT / row, f'make reproduce ROW={row} ARGS="--seeds {seed}"')
+    (KEPT / "README.md").write_text(index(KEPT))
 
 
 if __name__ == "__main__":
