@@ -1,7 +1,7 @@
 """Keep a trained run in docs/checkpoints, small enough for a repository: python -m benchmarks.ship ROW [SEED [OUTPUTS]]
 
-Of OUTPUTS/ROW/seedSEED (outputs/reproduce, seed 0): its settings, summary, split and run card, and the tested weights
-without the optimizer's state. `metarun job=evaluate run=docs/checkpoints/ROW` tests them again.
+Of OUTPUTS/ROW/seedSEED (outputs/reproduce, seed 0): its settings, summary, split, scores and run card, and the tested
+weights without the optimizer's state. `metarun job=evaluate run=docs/checkpoints/ROW` tests them again.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ def ship(source: RunFolder, folder: Path, command: str) -> None:
     settings = (source.path / "config.yaml").read_text()
     # A run that was continued names its own folder, on a machine that is not the reader's.
     (folder / "config.yaml").write_text(re.sub(r"^(resume|run): .*$", r"\1: null", settings, flags=re.MULTILINE))
-    if (source.path / "split.json").exists():
-        shutil.copy(source.path / "split.json", folder / "split.json")
+    for name in ("split.json", "test.json"):  # without scores it would be a run that can be continued
+        if (source.path / name).exists():
+            shutil.copy(source.path / name, folder / name)
     summary = source.read_summary() | {"run_dir": folder.name}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     checkpoint.save_without_optimizer(target.best, checkpoint.best_of(source))

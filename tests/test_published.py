@@ -215,5 +215,6 @@ def test_a_kept_run_is_small_and_tests_as_it_did(tmp_path: Path) -> None:
     tested = metarun.run(config, tmp_path / "tested").summary
     for key in ("mean", "ci95", "episodes_sha256", "params_sha256", "best_step"):
         assert tested[key] == trained.summary[key], key
+    assert kept.ended()
     with pytest.raises(UserError, match="can be tested, not trained on"):
         checkpoint.restore(kept.best, trained.experiment.trainer().start())
