@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from metarun import bugs, cli_ranks, cli_sweep, ranks
 from metarun.bugs import TRACEBACK
 from metarun.catalogue import PACKAGED, conf_folder
-from metarun.config import Config
+from metarun.config import Config, refuse_values_for_groups
 from metarun.errors import UserError
 from metarun.ownership import owner
 from metarun.record import RunFolder, new_folder
@@ -153,6 +153,7 @@ def _compose(overrides: Sequence[str]) -> Config:
 
 def _typed(composed: DictConfig, choices: Any) -> Config:
     config: Any = OmegaConf.to_object(composed)
+    refuse_values_for_groups(config)
     config.choices = {group: choices[group] for group in GROUPS if choices.get(group)}
     if "reg" not in config.choices:  # Hydra does not say what reg=[l1,l2] chose
         config.choices["reg"] = f"[{','.join(config.reg)}]"

@@ -6,6 +6,7 @@ their schema (build.py).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -147,6 +148,17 @@ class Config:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     published: PublishedConfig = field(default_factory=PublishedConfig)
+
+
+def refuse_values_for_groups(config: Any, at: str = "") -> None:
+    """An interpolation may put a value where a group of settings belongs; the schema's types do not see it."""
+    own = type(config)()
+    for entry in dataclasses.fields(config):
+        value, kind = getattr(config, entry.name), type(getattr(own, entry.name))
+        if (kind is dict or dataclasses.is_dataclass(kind)) and not isinstance(value, kind):
+            raise SettingError(at + entry.name, value, "is a group of settings, not one setting")
+        if dataclasses.is_dataclass(kind):
+            refuse_values_for_groups(value, f"{at}{entry.name}.")
 
 
 def check(config: Config) -> None:

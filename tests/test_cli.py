@@ -200,6 +200,7 @@ def test_a_sweep_goes_on_after_a_diverged_job(tmp_path: Path) -> None:
         (["algo=protonet"], "algo=protonet data=sinusoid: this algorithm needs classification"),
         (["job=evaluate", "run=."], ".: is no run folder of metarun"),
         (["job=evaluate"], "run=None: job=evaluate needs a run's folder"),
+        (["val=${seed}"], "val=0: is a group of settings, not one setting"),
         (["resume=."], ".: is no run folder of metarun"),
         (["hydra.run.dir=/dev/null/x"], "/dev/null/x: Not a directory"),
         (["train.steps=[1"], "no viable alternative"),
