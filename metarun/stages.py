@@ -22,15 +22,16 @@ class MetaGradients:
     def __init__(self, trainer: Trainer, params: Params, tell: Callable[[str], None]) -> None:
         self.trainer, self.tell = trainer, tell
         self.compiles = compiles(trainer.placement, params, trainer.settings.steps)
+        # Asked once: holding a learner against a protocol takes longer than anything else here.
+        self.staged: Any = trainer.algorithm if isinstance(trainer.algorithm, StagedLearner) else None
         self.stage: Any = UNKNOWN
         self.function: Any = None
 
     def at(self, step: int) -> Callable[..., Any]:
-        learner = self.trainer.algorithm
-        stage = learner.stage(step) if isinstance(learner, StagedLearner) else None
+        stage = self.staged.stage(step) if self.staged else None
         if stage != self.stage:
             self.stage = stage
-            self.function = self._made(learner.at(stage) if isinstance(learner, StagedLearner) else learner)
+            self.function = self._made(self.staged.at(stage) if self.staged else self.trainer.algorithm)
         return self.function
 
     def _made(self, learner: Algorithm) -> Callable[..., Any]:
