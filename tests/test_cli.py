@@ -156,6 +156,7 @@ def test_a_damaged_checkpoint_gives_way_to_its_predecessor(tmp_path: Path) -> No
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.long  # make test has a sweep in test_sweep_runs.py, reports of several runs in test_report_page.py
 def test_a_sweep_runs_every_job_and_returns_finite_numbers(tmp_path: Path) -> None:
     more = ["train.steps=10", "algo=maml,reptile", "report=true"]
     done = metarun("-m", *TINY, *more, cwd=tmp_path)

@@ -225,17 +225,17 @@ CLASSIFICATION = [
     ("protonet", "mlp", "population"),
     ("matchingnet", "mlp", "none"),
     ("maml", "mlp", "support"),
+    ("maml", "conv4", "batch"),
+    ("reptile", "mlp", "population"),
     *[
-        pytest.param(algo, model, norm, marks=pytest.mark.slow)
+        pytest.param(algo, model, norm, marks=pytest.mark.long)
         for algo, model, norm in [
-            ("maml", "conv4", "batch"),
             ("maml", "conv4", "population"),
             ("maml", "conv4", "support"),
             ("maml", "conv4", "group"),
             ("imaml", "conv4", "batch"),
             ("imaml", "conv4", "layer"),
             ("reptile", "conv4", "batch"),
-            ("reptile", "mlp", "population"),
             ("protonet", "conv4", "batch"),
             ("protonet", "conv4", "none"),
             ("matchingnet", "conv4", "population"),

@@ -98,7 +98,7 @@ def finite_differences(learner: IMAML, theta: Params, task: Task, eps: float = 1
 
 
 SOFTMAX = ("forward predictive_kl", "reverse predictive_kl", "l2 with prox_l2", "l1 subgradient", "prox_l2 learned")
-SHORT = ("prox_l2", "prox_l2 learned", "l1 prox with prox_l2", "kl learned by layer, both", "forward predictive_kl")
+SHORT = ("prox_l2 learned", "l1 prox with prox_l2", "forward predictive_kl")
 """The rows that `make test` has, one for each way in which a penalty enters; the others are the long suite's."""
 
 

@@ -846,7 +846,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
     if not all((SHARED / f"{part}.zip").is_file() for part in PARTS):
         pytest.skip(f"no real Omniglot at {SHARED}")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("real")))
+        patched.setenv("METARUN_CACHE", str(tmp_path_factory.getbasetemp() / "omniglot"))
         data = omniglot(SHARED, image_size=28, resize="lanczos", rotations="classes")
         assert data.input_shape() == data.reference_inputs(1).shape[1:]
         patched.setattr(Pixels, "decode", None)  # it is not called a second time
@@ -856,6 +856,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("omniglot")  # decoded once
 def test_the_real_data_have_1623_characters_of_20_drawings_in_the_published_split(real: ImageData) -> None:
     """The lists name each rotation of a character, as alphabet/character/rotXXX: 4112, 688 and 1692 lines."""
     assert len(real.source.table.names) == 1623
@@ -869,6 +870,7 @@ def test_the_real_data_have_1623_characters_of_20_drawings_in_the_published_spli
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("omniglot")
 def test_real_episodes_are_thin_bright_strokes_on_a_dark_ground(real: ImageData) -> None:
     """Ink covers some 8 % of a drawing; inverted images would have a mean above 0.8."""
     task = draw(real, "test", 50, EpisodeSpec(5, 1, 15))

@@ -11,9 +11,15 @@ import metarun
 from metarun import catalogue
 
 REAL = Path(__file__).resolve().parents[2] / "shared/data/omniglot"
+SAMPLE = ("maml", "imaml", "protonet")
+ALGORITHMS = [
+    pytest.param(algo, marks=[] if algo in SAMPLE else [pytest.mark.long])
+    for algo in catalogue.algorithms_for("classification")
+]
 TINY = ["train.steps=2", "train.tasks=2", "val.tasks=2", "test.tasks=3", "test.steps=1", "report=false"]
 
 pytestmark = [
+    pytest.mark.xdist_group("omniglot"),  # decoded once
     pytest.mark.slow,
     pytest.mark.skipif(not REAL.is_dir(), reason=f"the Omniglot archives are not in {REAL}"),
 ]
@@ -22,12 +28,12 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def _decoded_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("METARUN_CACHE", str(tmp_path_factory.getbasetemp() / "omniglot"))
         patch.setenv("METARUN_DATA", str(REAL))
         yield
 
 
-@pytest.mark.parametrize("algo", catalogue.algorithms_for("classification"))
+@pytest.mark.parametrize("algo", ALGORITHMS)
 def test_each_algorithm_runs_on_omniglot_as_typed(algo: str, tmp_path: Path) -> None:
     result = metarun.run(metarun.compose([f"algo={algo}", "data=omniglot", *TINY]), tmp_path)
     assert result.status == "completed"

@@ -91,7 +91,13 @@ def test_mamls_meta_gradient_is_that_of_the_true_objective_and_fomamls_is_the_fi
 
 
 @pytest.mark.parametrize(
-    ("algo", "norm"), [("maml", "support"), ("reptile", "batch"), ("imaml", "population"), ("protonet", "batch")]
+    ("algo", "norm"),
+    [
+        ("maml", "support"),
+        ("imaml", "population"),
+        pytest.param("reptile", "batch", marks=pytest.mark.long),
+        ("protonet", "batch"),
+    ],
 )
 def test_tasks_together_by_vmap_are_measured_as_one_by_one(algo: str, norm: str) -> None:
     steps = [] if algo == "protonet" else ["algo.inner_steps=2"]

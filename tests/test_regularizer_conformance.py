@@ -53,6 +53,9 @@ INNER = {
 ALIKE = ("fomaml", "matchingnet", "mamlpp")
 """Algorithms that enter penalties by the same code as another one does."""
 
+SAMPLE = ("l1", "kl", "coherence", "information")
+"""Of the pairs that are trained alone `make test` has these, one for each way in which a penalty enters."""
+
 TRUE_GRADIENT = ("maml", "protonet", "matchingnet")
 """The algorithms whose meta-gradient is that of an objective, at any adapted weights."""
 
@@ -75,7 +78,8 @@ def pairs() -> Iterable[Any]:
     for algo in ALGORITHMS:
         for reg in REGULARIZERS:
             for where in ("inner", "outer"):
-                marks = [pytest.mark.long] if algo in ALIKE else []
+                sampled = algo in TRUE_GRADIENT or reg in SAMPLE
+                marks = [] if sampled and algo not in ALIKE else [pytest.mark.long]
                 yield pytest.param(algo, reg, where, id=f"{algo}-{reg}-{where}", marks=marks)
 
 

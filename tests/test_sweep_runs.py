@@ -222,9 +222,10 @@ def test_a_plugin_that_is_not_installed_is_named_with_its_extra(tmp_path: Path) 
 
 
 SHIPPED = sorted((ROOT / "conf/experiment").glob("sweep_*.yaml"))
+MARKS = {"sweep_reg_weight": pytest.mark.long}  # on Omniglot, which it reads first
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=MARKS.get(p.stem, ())) for p in SHIPPED])
 def test_each_shipped_sweep_composes_and_its_first_job_takes_two_steps(path: Path, tmp_path: Path) -> None:
     params = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
     chosen = [f"{key}={str(values).split(',')[0]}" for key, values in params.items()]

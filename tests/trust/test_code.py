@@ -221,7 +221,12 @@ def test_a_target_is_refused_before_its_module_is_imported(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("key", "group"), [("run", "algo"), ("run", "data"), ("run", "model"), ("run", "reg"), ("resume", "data")]
+    ("key", "group"),
+    [
+        ("run", "algo"),
+        *(pytest.param("run", group, marks=pytest.mark.long) for group in ("data", "model", "reg")),
+        ("resume", "data"),
+    ],
 )
 def test_a_run_folder_cannot_trust_a_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, group: str
