@@ -26,7 +26,7 @@ Adapted = Any
 Objective = Callable[[Params, int], Tensor]
 """phi, step number -> a scalar; the number lets an objective use another mini-batch at each step."""
 
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "control"]
 Split = Literal["train", "val", "test"]
 Predicted = Literal["values", "gaussians"]
 """What a learner's predictions for a regression are; `ClassVar predicts`, values where it does not say."""
@@ -42,10 +42,14 @@ class Task(NamedTuple):
     query: Batch
 
 
-REG, RATES = "reg.", "rates."
-OWN = (REG, RATES)
-"""How the names of the meta-parameters begin that are no weights of the network, but a regularizer's or learned step
-sizes: no inner loop moves them."""
+REG, RATES, CARRIED = "reg.", "rates.", "carried."
+OWN = (REG, RATES, CARRIED)
+"""How the names of the meta-parameters begin that are no weights of the network, but a regularizer's, learned step
+sizes, or constants that a learner carries along: no inner loop moves them."""
+
+Carry = dict[str, Tensor]
+"""What a learner takes along from one outer step to the next beside its meta-parameters: replay buffers, a target
+network. Empty for most."""
 
 Rates = float | Tensor | Params
 """The step size of a rule, one for all weights or one for each."""
@@ -174,11 +178,16 @@ class GradientLearner(Algorithm, Protocol):
 
 
 @runtime_checkable
-class DistributionLearner(Algorithm, Protocol):
-    """One that predicts distributions, of which a test can say more than `predict` and a loss of it."""
+class AssessingLearner(Algorithm, Protocol):
+    """One that scores itself, since `predict` and a loss of it do not say what a test asks for."""
 
     def assess(self, adapted: Adapted, task: Task) -> Metrics:
         """`loss` and the loss's metric on the queries, by the best estimate that there is, and further figures."""
+
+
+@runtime_checkable
+class DistributionLearner(AssessingLearner, Protocol):
+    """One that predicts distributions, of which a test can say more than `predict` and a loss of it."""
 
     def functions(self, adapted: Adapted, x: Tensor, count: int) -> Tensor:
         """The means of y at places [G, ...] for so many draws of what is latent [count, G, d_out]; for a learner

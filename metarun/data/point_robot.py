@@ -1,0 +1,128 @@
+r"""A point that walks to an unknown goal (Rakelly et al. 2019, arXiv 1903.08254: 'sparse-point-robot').
+
+    s' = s + 0.1 a,  a in [-1, 1]^2,  s_0 = 0;  d = |s' - g|;  a trajectory ends after `horizon` steps and never before
+    goals g = (cos t_j, sin t_j),  t_j = pi j / (n - 1),  j = 0 .. n - 1, in an order that `goal_seed` decides
+    reward=dense     -d                            is learned from and shown
+    reward=sparse    (1 - d) 1[d <= goal_radius]   is shown: the context and the return that is tested
+                     -d                            is learned from by actor and critics in training, as published
+
+The first `train_goals` of them are the training tasks, then `val_goals`, then `test_goals`. The published code has 80
+training and 20 test goals, and none to choose a step by. An episode's rows x are trajectories: the state that each
+begins in and `draws` standard normal numbers for whoever acts; its rows y are the goal and its number in its split.
+Validation and test meet the goals in turn.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarun.data.draws import normal, random_bits, uniform
+from metarun.errors import require
+from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
+
+REWARDS = ("dense", "sparse")
+STRIDE = 0.1
+STATE = 2
+GOAL_STREAM = 2**43
+"""The step whose words put the goals into their order."""
+
+
+@dataclass(frozen=True)
+class PointRobot:
+    reward: str
+    horizon: int
+    train_goals: int
+    val_goals: int
+    test_goals: int
+    goal_radius: float = 0.2
+    goal_seed: int = 0
+
+    kind: ClassVar[Kind] = "control"
+    draws: ClassVar[int] = 16
+
+    def __post_init__(self) -> None:
+        require(self.reward in REWARDS, "reward", self.reward, "choices: " + ", ".join(REWARDS))
+        for name in ("horizon", "train_goals", "val_goals", "test_goals"):
+            value = getattr(self, name)
+            require(1 <= value < 2**20, name, value, "must be at least 1 and below 2^20")
+        require(self.goal_seed >= 0, "goal_seed", self.goal_seed, "must be at least 0")
+        require(0 < self.goal_radius < math.inf, "goal_radius", self.goal_radius, "must be above 0 and finite")
+
+    def input_shape(self) -> tuple[int, ...]:
+        return (STATE,)
+
+    def outputs(self, ways: int) -> int:
+        """The length of an action."""
+        return STATE
+
+    def check(self, split: Split, spec: EpisodeSpec) -> None:
+        """Any number of trajectories can be walked."""
+
+    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        counts = spec.shots, spec.queries
+        words = random_bits(split, seed, step, tasks, 1 + 2 * self.draws * sum(counts))
+        rows = self.tasks(split)
+        chosen = uniform(words[:, 0], 0, len(rows)).astype(np.int64) if split == "train" else np.asarray(tasks)
+        y = rows[torch.from_numpy(chosen % len(rows))]
+        parts = np.split(words[:, 1:], [2 * self.draws * counts[0]], axis=1)
+        return Task(*(self._batch(part, count, y) for part, count in zip(parts, counts, strict=True)))
+
+    def _batch(self, words: Any, count: int, y: Tensor) -> Batch:
+        bits = words.reshape(len(words), count, 2, self.draws)
+        numbers = torch.from_numpy(normal(bits[:, :, 0], bits[:, :, 1]).astype(np.float32))
+        x = torch.cat([torch.zeros(len(words), count, STATE), numbers], -1)
+        return Batch(x, y[:, None].expand(-1, count, -1).clone())
+
+    def reference_inputs(self, count: int) -> Tensor:
+        """States around the goals."""
+        return torch.from_numpy(normal(*random_bits("train", 0, GOAL_STREAM + 1, range(2 * count), STATE).reshape(
+            2, count, STATE
+        )).astype(np.float32))
+
+    def facts(self) -> dict[str, Any]:
+        goals = {f"{split}_goals": getattr(self, f"{split}_goals") for split in ("train", "val", "test")}
+        return {"reward": self.reward, "horizon": self.horizon, **goals}
+
+    def idle_return(self) -> float:
+        """What a point that never moves collects, the same for all goals."""
+        zero, y = torch.zeros(1, STATE), self.train_tasks()[:1]
+        return self.horizon * float(self.step(zero, zero, y)[2])
+
+    # ------------------------------------------------------------ the place to act in
+
+    def begin(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[..., :STATE], x[..., STATE:]
+
+    def starts(self, seed: int, step: int, rows: range) -> Tensor:
+        return torch.zeros(len(rows), STATE)
+
+    def train_tasks(self) -> Tensor:
+        return self.tasks("train")
+
+    def step(self, state: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        state = state + STRIDE * action.clamp(-1, 1)
+        # At the goal itself the root has no derivative; none is taken of a reward.
+        distance = (state - y[..., :STATE]).square().sum(-1).sqrt()
+        if self.reward == "dense":
+            return state, -distance, -distance
+        return state, -distance, (1 - distance) * (distance <= self.goal_radius)
+
+    def tasks(self, split: Split) -> Tensor:
+        """Rows y of a split's tasks, [n, 3]: the goal and its number."""
+        goals = self._split_goals[split]
+        return torch.cat([goals, torch.arange(len(goals), dtype=goals.dtype)[:, None]], 1)
+
+    @functools.cached_property
+    def _split_goals(self) -> dict[str, Tensor]:
+        counts = [self.train_goals, self.val_goals, self.test_goals]
+        order = np.argsort(random_bits("train", self.goal_seed, GOAL_STREAM, range(sum(counts)), 1)[:, 0])
+        angles = np.linspace(0, np.pi, sum(counts))[order]
+        goals = torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
+        return dict(zip(("train", "val", "test"), goals.split(counts), strict=True))
