@@ -37,7 +37,7 @@ class ExploringLearner(AssessingLearner, Protocol):
     """One that gathers its support set itself: a task is a place to act in."""
 
     def explorations(self, params: Params, support: Batch, steps: int) -> Iterator[Adapted]:
-        """The states after 0, 1, ... `steps` pieces of its own experience, at most as many as `support` has room for."""
+        """The states after 0, 1, ... `steps` pieces of its own experience, as far as the rows of `support` go."""
 
 
 class Environment(Protocol):

@@ -1,6 +1,6 @@
 """Scores on fixed episodes: the mean over tasks and its 95 % interval after every adaptation step.
 
-A learner that predicts distributions is scored by its own best estimate (`assess`), and says more beside the figure.
+A learner that predicts distributions or acts is scored by its own best estimate (`assess`), and says more beside it.
 """
 
 from __future__ import annotations
@@ -8,21 +8,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from metarun.acting import ExploringLearner
 from metarun.batching import over_tasks
 from metarun.device import Placement
 from metarun.parallel import ALONE, Team
 from metarun.types import (
     Adapted,
     Algorithm,
+    AssessingLearner,
     Dataset,
-    DistributionLearner,
     EpisodeSpec,
     Metrics,
     Model,
@@ -131,7 +132,7 @@ def assessed(
     """The same by name, with what a learner of distributions says besides."""
 
     def one(params: Params, task: Task) -> tuple[Metrics, Metrics]:
-        states = enumerate(algorithm.adaptations(params, task.support, max(steps)))
+        states = enumerate(states_of(algorithm, params, task, max(steps)))
         rows = [figures(algorithm, adapted, task) for step, adapted in states if step in steps]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, {}
 
@@ -140,9 +141,16 @@ def assessed(
     return {name: values.cpu() for name, values in found.items()}
 
 
+def states_of(algorithm: Algorithm, params: Params, task: Task, steps: int) -> Iterator[Adapted]:
+    """What is adapted to the support set, or to what the learner itself explores of the task."""
+    if isinstance(algorithm, ExploringLearner):
+        return algorithm.explorations(params, task.support, steps)
+    return algorithm.adaptations(params, task.support, steps)
+
+
 def figures(algorithm: Algorithm, adapted: Adapted, task: Task) -> Metrics:
     """Loss and score on the queries of one task, and the learner's own figures under their own names."""
-    if isinstance(algorithm, DistributionLearner):
+    if isinstance(algorithm, AssessingLearner):
         found = dict(algorithm.assess(adapted, task))
         return {LOSS: found.pop("loss"), SCORE: found.pop(algorithm.loss.metric), **found}
     prediction = algorithm.predict(adapted, task.query.x)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from metarun import catalogue
+from metarun.acting import CarryingLearner
 from metarun.build import build, locate
 from metarun.config import Config, TrainConfig, check
 from metarun.data.pool import TaskPool
@@ -25,6 +26,9 @@ from metarun.types import Algorithm, Dataset, EpisodeSpec, Model, Params, Split
 
 TRAINING_SIZE = ("train_ways", "train_shots")
 """Keys of `algo` that change the training episodes, not the algorithm."""
+
+CARRYING_JOBS = ("train", "evaluate")
+"""What a learner that carries state can do."""
 
 EPISODE_SIZE = ("ways", "shots", "queries", "test_queries")
 """Keys of `data` that size the episodes, not the data set."""
@@ -96,7 +100,23 @@ def assemble(config: Config) -> Experiment:
     regularization = build_regularization(config, dataset.kind)
     refuse_senseless_terms(config, regularization, algorithm)
     experiment = Experiment(config, dataset, algorithm, tested, regularization, train_spec, test_spec, placement)
-    return within_memory(experiment) if placement.chunk_size == "auto" else experiment
+    refuse_what_needs_no_carry(experiment)
+    counted = placement.chunk_size == "auto" and not isinstance(algorithm, CarryingLearner)
+    return within_memory(experiment) if counted else experiment
+
+
+def refuse_what_needs_no_carry(experiment: Experiment) -> None:
+    """What takes a learner for a function of meta-parameters and tasks alone is not for one that carries state."""
+    config, name = experiment.config, name_of("algo", experiment.config)
+    if not isinstance(experiment.algorithm, CarryingLearner):
+        return
+    if config.job not in CARRYING_JOBS:
+        needed = f"algo={name} gathers its own data and carries state; choices: {', '.join(CARRYING_JOBS)}"
+        raise SettingError("job", config.job, needed)
+    if config.diagnostics.level == "full":
+        raise SettingError("diagnostics.level", "full", f"algo={name} has no fixed tasks to probe; choices: off, basic")
+    if experiment.placement.team.size > 1:
+        raise UserError(f"algo={name}: collects in one process; start it without torchrun")
 
 
 def within_memory(experiment: Experiment) -> Experiment:
@@ -134,6 +154,7 @@ def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:
         return in_precision(model, config.device.precision)
 
     provided: dict[str, Any] = {"loss": loss_for(dataset.kind, getattr(made, "predicts", "values")), "ways": ways}
+    provided |= {"environment": dataset} if dataset.kind == "control" else {}
     provided |= {"regularization": regularization, "input_shape": shape, "outputs": outputs, "network": network}
     if "model" in inspect.signature(target).parameters:  # else it is made of several networks
         model = network(shape, outputs if made.head else None)

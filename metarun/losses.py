@@ -69,6 +69,23 @@ class GaussianLikelihood:
         return log_density(mu, sigma, y).mean()
 
 
+@dataclass(frozen=True)
+class Return:
+    """The sum of a trajectory's rewards, reported as it is. It is measured by acting, not by comparing predictions."""
+
+    name: ClassVar[str] = "negative_return"
+    metric: ClassVar[str] = "return"
+    higher_is_better: ClassVar[bool] = True
+    best: ClassVar[float] = 0.0
+    signed: ClassVar[bool] = False
+
+    def __call__(self, prediction: Tensor, y: Tensor) -> Tensor:
+        raise TypeError("a return is no function of predictions and targets")
+
+    def score(self, prediction: Tensor, y: Tensor) -> Tensor:
+        raise TypeError("a return is no function of predictions and targets")
+
+
 def log_density(mu: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
     """log N(y; mu, diag sigma^2), summed over the last axis."""
     return -(0.5 * ((y - mu) / sigma) ** 2 + sigma.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
@@ -83,4 +100,6 @@ def loss_for(kind: Kind, predicts: Predicted = "values") -> Loss:
     """`predicts` is what the learner says of itself."""
     if kind == "classification":
         return CrossEntropy()
+    if kind == "control":
+        return Return()
     return GaussianLikelihood() if predicts == "gaussians" else MeanSquaredError()

@@ -23,7 +23,7 @@ from torch import Tensor
 from metarun.errors import SettingError
 from metarun.linalg import scale, total
 from metarun.penalties import Adaptation, AdaptationPenalty, ProximalPenalty, TaskPenalty
-from metarun.types import REG, Algorithm, Model, Params, Rates, Task
+from metarun.types import CARRIED, REG, Algorithm, Model, Params, Rates, Task
 
 PLACES = ("inner", "outer", "both")
 FURTHEST = 10
@@ -164,10 +164,10 @@ class Regularization:
         return model
 
     def trained(self, params: Params) -> list[str]:
-        """The names of what the optimizer moves: all but the scheduled weights and a network's noise."""
+        """The names of what the optimizer moves: all but scheduled weights, a network's noise and what is carried."""
         scheduled = {f"{t.prefix}weight" for t in self.terms if t.schedule.changes}
-        noise = tuple(f"{t.prefix}noise." for t in self.terms)
-        return [name for name in params if name not in scheduled and not name.startswith(noise)]
+        fixed = (CARRIED, *(f"{t.prefix}noise." for t in self.terms))
+        return [name for name in params if name not in scheduled and not name.startswith(fixed)]
 
     def set_weights(self, params: Params, step: int) -> None:
         """The scheduled weights of this step, in place."""

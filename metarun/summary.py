@@ -177,4 +177,6 @@ def title(summary: Mapping[str, Any]) -> str:
     """The first line that a user reads."""
     ways = f"{summary['train_ways']}-way " if summary["kind"] == "classification" else ""
     task = f"{ways}{summary['train_shots']}-shot"
+    if summary["kind"] == "control":
+        return f"metarun: {summary['algo']} on {summary['data']} ({summary['reward']} reward), seed {summary['seed']}"
     return f"metarun: {summary['algo']} on {summary['data']} ({task} training tasks), seed {summary['seed']}"

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from metarun.acting import CarryingLearner
 from metarun.config import OptimConfig, TrainConfig
 from metarun.device import Placement
 from metarun.diagnostics.step import StepMeasures, Values, update_measures
@@ -19,7 +20,7 @@ from metarun.nonfinite import Rewinding, begin, refuse, taken
 from metarun.outer import apply_update, build_optimizer, clipped, learning_rate, step_rates
 from metarun.regularization import Regularization, with_all_noise
 from metarun.stages import MetaGradients
-from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Task
+from metarun.types import Algorithm, Carry, Dataset, EpisodeSpec, Params, Task
 
 
 @dataclass
@@ -34,6 +35,7 @@ class State:
     seconds: float = 0.0  # of training, over all sittings
     spent: dict[str, float] = field(default_factory=dict)  # seconds of these on validation, measures, probes
     rewinding: Rewinding | None = None  # with train.on_nonfinite=rewind
+    carry: Carry = field(default_factory=dict)  # what the learner takes along: replay buffers, a target network
 
 
 class Watcher(Protocol):
@@ -74,7 +76,10 @@ class Trainer:
     def start(self) -> State:
         params = self.placement.params(self.regularization.init(self.algorithm.init(self.seed)))
         trained = {name: params[name] for name in self.regularization.trained(params)}
-        return State(params, build_optimizer(self.optim, trained))
+        state = State(params, build_optimizer(self.optim, trained))
+        if isinstance(self.algorithm, CarryingLearner):
+            state.carry = self.placement.params(self.algorithm.carry(params))
+        return state
 
     def tasks(self, step: int, which: range | None = None) -> Task:
         """Those of a step that this process needs, or some of them."""
@@ -118,7 +123,8 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Any]
     them wishes to stop."""
     tasks = trainer.tasks(state.step)
     trainer.regularization.set_weights(state.params, state.step)
-    found, agreed = of_all_tasks(trainer, state, meta_gradient, tasks, watcher)
+    params, tasks = prepared(trainer, state, tasks)
+    found, agreed = of_all_tasks(trainer, state, meta_gradient, params, tasks, watcher)
     culprit, others = nonfinite_part(found, trainer.placement.team)
     if culprit:
         refuse(trainer, state, f"at step {state.step}, {culprit}, seed {trainer.seed}{others}", watcher)
@@ -130,6 +136,7 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Any]
     lr = learning_rate(trainer.optim, state.step, trainer.settings.steps)
     apply_update(state.optimizer, state.params, clipped(found.mean, trainer.optim.clip), lr)
     proximal_step(trainer, state, lr)
+    settle(trainer, state)
     state.step += 1
     taken(trainer, state)
     if logged:
@@ -139,14 +146,30 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Any]
 
 
 def of_all_tasks(
-    trainer: Trainer, state: State, meta_gradient: Callable[..., Any], tasks: Task, watcher: Watcher
+    trainer: Trainer, state: State, meta_gradient: Callable[..., Any], params: Params, tasks: Task, watcher: Watcher
 ) -> tuple[MetaGradient, str]:
     """The step's meta-gradient, and what the ranks agree on, if there are several."""
     learner, team, first = trainer.algorithm, trainer.placement.team, trainer.own_tasks.start
-    found = meta_gradient(*with_all_noise(learner, state.params, tasks, trainer.seed, state.step, first))
+    found = meta_gradient(*with_all_noise(learner, params, tasks, trainer.seed, state.step, first))
     if team.size == 1:
         return found, ""
     return joined(team, found, trainer.settings.tasks, wish(trainer, state, watcher))
+
+
+def prepared(trainer: Trainer, state: State, tasks: Task) -> tuple[Params, Task]:
+    """Meta-parameters and tasks as the gradient takes them: a learner that carries state prepares both by it."""
+    if not state.carry:
+        return state.params, tasks
+    learner: Any = trainer.algorithm  # only one that carries anything has given the state a carry
+    state.carry, params, tasks = learner.prepared(state.params, state.carry, tasks, trainer.seed, state.step)
+    return params, tasks
+
+
+def settle(trainer: Trainer, state: State) -> None:
+    """What is carried follows the new meta-parameters."""
+    if state.carry:
+        learner: Any = trainer.algorithm
+        state.carry = learner.settled(state.params, state.carry)
 
 
 def proximal_step(trainer: Trainer, state: State, lr: float) -> None:
@@ -178,6 +201,9 @@ def after_step(trainer: Trainer, state: State, watcher: Watcher) -> None:
 def described(trainer: Trainer, state: State, found: MetaGradient, tasks: Task) -> Values:
     """The numbers of one step, its measures of convergence and stability with them."""
     values = describe(found)
+    if state.carry:
+        learner: Any = trainer.algorithm
+        values |= learner.told(state.carry)
     if trainer.measures:
         with timed(state, "measures"):
             values |= trainer.measures(state.params, *measured(trainer, state.step, found.grads, tasks))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +180,7 @@ def watched(experiment: Experiment, record: RunFolder) -> Alarms:
     config, loss = experiment.config, experiment.algorithm.loss
     spec, val = experiment.train_spec, experiment.test_spec
     chance = chance_of(experiment.dataset, loss, spec, val, config.val.tasks, EPISODE_SEED)
-    as_hard = spec.shots <= val.shots and spec.ways >= val.ways
+    as_hard = spec.shots <= val.shots and spec.ways >= val.ways and math.isfinite(chance.loss)
     alarms = Alarms(
         config.diagnostics, Baseline(chance, loss.metric, loss.higher_is_better, as_hard, loss.best, loss.signed)
     )

@@ -26,6 +26,7 @@ LEVELS = {
     "bugs": 0,
     "vision": 0,
     "types": 0,
+    "acting": 0,
     "penalties": 0,
     "places": 0,
     "outcome": 0,

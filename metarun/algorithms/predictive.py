@@ -49,6 +49,14 @@ def kl(q: Gaussian, p: Gaussian) -> Tensor:
     return 0.5 * (ratio**2 + away**2 - 1) - ratio.log()
 
 
+def product(mu: Tensor, variance: Tensor) -> Gaussian:
+    """The normalised product of C Gaussians, from means and variances [..., C, D]: precisions add up, and the mean is
+    that of the means weighed by them."""
+    precision = 1 / variance
+    whole = 1 / precision.sum(-2)
+    return Gaussian(whole * (mu * precision).sum(-2), whole.sqrt())
+
+
 def positive(s: Tensor, floor: float) -> Tensor:
     """A decoder's standard deviation: floor + (1 - floor) softplus(s), as published with floor = 0.1."""
     return floor + (1 - floor) * torch.nn.functional.softplus(s)

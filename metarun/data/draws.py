@@ -3,8 +3,8 @@
 NumPy's Philox is counter-based: its state is a key and a 256-bit counter, and the stream is fixed across versions.
 With key = seed and counter = (word, step, split, 0), task i of a step owns the words i W .. (i+1) W - 1. So episode
 (seed, split, step, i) is the same whichever tasks are drawn beside it, by whom and in which order. The last place of
-the counter is 1 for words that change images (augmentation), 2 for the noise of a stochastic network and 3 for the
-sizes of context sets, so that these change no episode.
+the counter is 1 for words that change images (augmentation), 2 for the noise of a stochastic network, 3 for the sizes
+of context sets and 4 for what an acting learner does and draws, so that these change no episode.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ def augmentation_bits(seed: int, step: int, tasks: range, part: int, words: int)
 def size_bits(seed: int, step: int, tasks: range, words: int) -> Bits:
     """64-bit words [T, words] for how much of a training task a learner is shown."""
     return _words(seed, step, tasks, words, [0, 3])
+
+
+def learner_bits(seed: int, step: int, rows: range, part: int, words: int) -> Bits:
+    """64-bit words [R, words] for what a learner does at an outer step; `part` is what they are for."""
+    return _words(seed, step, rows, words, [part, 4])
 
 
 def noise(seed: int, step: int, rows: range, count: int) -> NDArray[np.floating]:

@@ -15,6 +15,7 @@ Validation and test meet the goals in turn.
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -82,13 +83,13 @@ class PointRobot:
 
     def reference_inputs(self, count: int) -> Tensor:
         """States around the goals."""
-        return torch.from_numpy(normal(*random_bits("train", 0, GOAL_STREAM + 1, range(2 * count), STATE).reshape(
-            2, count, STATE
-        )).astype(np.float32))
+        bits = random_bits("train", 0, GOAL_STREAM + 1, range(2 * count), STATE).reshape(2, count, STATE)
+        return torch.from_numpy(normal(bits[0], bits[1]).astype(np.float32))
 
     def facts(self) -> dict[str, Any]:
         goals = {f"{split}_goals": getattr(self, f"{split}_goals") for split in ("train", "val", "test")}
-        return {"reward": self.reward, "horizon": self.horizon, **goals}
+        digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in self._split_goals.values())).hexdigest()
+        return {"split": "half circle", "split_sha256": digest, "reward": self.reward, "horizon": self.horizon, **goals}
 
     def idle_return(self) -> float:
         """What a point that never moves collects, the same for all goals."""

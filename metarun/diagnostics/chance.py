@@ -3,13 +3,15 @@
 Classification of N ways   accuracy 1/N, loss log N: a uniform guess
 Regression                 a constant for each task, the mean ybar of its K support targets: (1/M) sum_m |ybar - y_m|^2
                            over its M query rows, averaged over the validation tasks
+A place to act in          the return of a trajectory without a move; losses of actor and critics move with their own
+                           targets, so that no level of them says anything: infinite
 Predicted Gaussians        N(ybar, v) for each task, v the mean of (ybar - y_k)^2 over the support targets of all tasks
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from metarun.losses import as_prediction
 from metarun.types import Dataset, EpisodeSpec, Loss, Task
@@ -29,6 +31,9 @@ def chance_of(dataset: Dataset, loss: Loss, train: EpisodeSpec, val: EpisodeSpec
     """`tasks` and `seed` name the validation episodes, which only a regression data set is asked for."""
     if dataset.kind == "classification":
         return Chance(1 / val.ways, math.log(train.ways))
+    if dataset.kind == "control":
+        place: Any = dataset
+        return Chance(place.idle_return(), math.inf)
     return constant_guess(dataset.episodes("val", seed, 0, range(tasks), val), loss)
 
 

@@ -13,7 +13,17 @@ from rich.text import Text
 from metarun.published import compared, described
 from metarun.sinks import Record
 
-SHOWN = ("loss", "adaptation_gain", "accuracy", "log_likelihood", "kl", "grad_norm", "cg_residual")
+SHOWN = (
+    "return",
+    "environment_steps",
+    "loss",
+    "adaptation_gain",
+    "accuracy",
+    "log_likelihood",
+    "kl",
+    "grad_norm",
+    "cg_residual",
+)
 MAX_ROWS = 12
 
 
@@ -64,20 +74,25 @@ def result_table(summary: dict[str, Any]) -> Group:
 
 
 def headline(summary: dict[str, Any]) -> str:
-    after = f" after {summary['headline_step']} adaptation steps" if len(summary["curve"]) > 1 else ""
+    after = f" after {summary['headline_step']} {steps_are(summary)}" if len(summary["curve"]) > 1 else ""
     number = figure(summary["metric"], summary["mean"], summary["ci95"])
     return f"test {summary['metric']}: {number} (95 % interval, {summary['n_tasks']} tasks){after}"
+
+
+def steps_are(summary: dict[str, Any]) -> str:
+    """What a test counts along its curve."""
+    return "explored trajectories" if summary["kind"] == "control" else "adaptation steps"
 
 
 def conditions(summary: dict[str, Any]) -> str:
     """What a figure must be read with."""
     size = f"{summary['ways']}-way " if summary["kind"] == "classification" else ""
     hashes = f"episodes {summary['episodes_sha256'][:12]}"
+    rows = f"{size}{summary['shots']}-shot, {summary['test_queries']} queries{' a class' if size else ''}"
+    if summary["kind"] == "control":
+        rows = f"{summary['reward']} reward, {summary['test_queries']} trajectories scored a task"
     images = f"images {summary['images_are']}, " if "images_are" in summary else ""
-    return (
-        f"{summary['algo']} on {summary['data']}, {size}{summary['shots']}-shot, {summary['test_queries']} queries"
-        f"{' a class' if size else ''}, split {summary['split']}, {images}norm {summary['norm']}, {hashes}"
-    )
+    return f"{summary['algo']} on {summary['data']}, {rows}, split {summary['split']}, {images}norm {summary['norm']}, {hashes}"
 
 
 def published_lines(summary: dict[str, Any]) -> list[str]:
@@ -90,7 +105,7 @@ def published_lines(summary: dict[str, Any]) -> list[str]:
 def _curve(summary: dict[str, Any]) -> Table:
     metric, curve = summary["metric"], summary["curve"]
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
-    for column in ("adaptation steps", f"test {metric}", "95 % interval", "query loss"):
+    for column in (steps_are(summary), f"test {metric}", "95 % interval", "query loss"):
         table.add_column(column, justify="right")
     for row in _some(curve, summary["headline_step"]):
         mean = figure(metric, row["mean"], None)

@@ -1,0 +1,225 @@
+r"""How an acting learner comes by its data: trajectories walked for many tasks at once, kept in replay buffers.
+
+At step 0 every training task is given `initial_trajectories` with z ~ N(0, I). Every `collect_every` steps after it,
+`collect_tasks` of them, chosen without replacement, are given three kinds of new trajectories:
+
+    prior_trajectories      z ~ N(0, I)                  to the replay buffer and to the recent rows
+    posterior_trajectories  z ~ q(z | those)             to both
+    extra_trajectories      z ~ q(z | recent rows)       to the replay buffer alone
+
+The recent rows of a task are those of its latest collection and no others. Every trajectory has a z of its own, from
+q(z | c) for a context c that is drawn as in training; actions are sampled. All random numbers are functions of (seed,
+outer step, row).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarun.acting import Environment
+from metarun.algorithms import replay
+from metarun.data import draws
+from metarun.errors import require
+from metarun.types import Batch, Carry, Params, Task
+
+BATCHES, CHOICE, CONTEXTS, WALKS = 0, 1, 2, 3  # what random words are for; walks of three kinds
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is collected, kept and drawn."""
+
+    batch: int  # transitions of a task in a gradient
+    context_batch: int  # transitions of a context
+    capacity: int  # of each task's replay buffer
+    initial_trajectories: int
+    collect_every: int
+    collect_tasks: int
+    prior_trajectories: int
+    posterior_trajectories: int
+    extra_trajectories: int
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            least = 0 if entry.name in ("posterior_trajectories", "extra_trajectories") else 1
+            value = getattr(self, entry.name)
+            require(least <= value < 2**31, entry.name, value, f"must be at least {least}")
+        found = self.initial_trajectories
+        needed = f"must be at least prior_trajectories + posterior_trajectories = {self.recent}: contexts are as large"
+        require(found >= self.recent, "initial_trajectories", found, needed)
+
+    @property
+    def recent(self) -> int:
+        """Trajectories that contexts are drawn from."""
+        return self.prior_trajectories + self.posterior_trajectories
+
+
+class Path(NamedTuple):
+    """Trajectories of H steps."""
+
+    pairs: Tensor  # (s, a) [..., H, F + A]
+    learned: Tensor  # rewards that actor and critics learn from [..., H]
+    shown: Tensor  # those of contexts and returns
+    next: Tensor  # s' [..., H, F]
+
+    def rows(self) -> Tensor:
+        return torch.cat([self.pairs, self.learned[..., None], self.shown[..., None], self.next], -1)
+
+
+class Transitions(NamedTuple):
+    """What a gradient of one task is taken on, [B, ...]."""
+
+    state: Tensor
+    action: Tensor
+    next: Tensor
+    eps: Tensor  # of the new action
+    eps_z: Tensor  # of the latent variable, the same in all rows
+    reward: Tensor  # [B]
+
+
+def transitions(batch: Batch, environment: Any, latent: int) -> Transitions:
+    """The parts of a prepared task's query rows."""
+    (state,), action = environment.input_shape(), environment.outputs(1)
+    parts = batch.x.split([state, action, state, action, latent], -1)
+    return Transitions(*parts, batch.y[..., 0])
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Walks, keeps and draws; the learner that acts is an argument."""
+
+    environment: Environment
+    sizes: Sizes
+    latent: int
+    state: int  # F
+    action: int  # A
+
+    def empty(self) -> Carry:
+        tasks, rows = len(self.environment.train_tasks()), self.sizes.recent * self.environment.horizon
+        width = 2 * self.state + self.action + 2
+        counts = {"environment_steps": torch.zeros((), dtype=torch.int64), "returned": torch.zeros(tasks)}
+        return replay.empty(tasks, self.sizes.capacity, rows, width) | counts
+
+    def told(self, carry: Carry) -> dict[str, float]:
+        """Transitions so far, and the mean over tasks of the return of the last collection's last kind."""
+        steps, returned = carry["environment_steps"], carry["returned"]
+        return {"environment_steps": float(steps), "return": float(returned.double().mean())}
+
+    def walked(
+        self, learner: Any, params: Params, start: Tensor, y: Tensor, z: Tensor, eps: Tensor | None = None
+    ) -> Path:
+        """From states [..., F] for tasks y with z [..., L]; mean actions, or samples by eps [..., H, A]."""
+        state, steps = start, []
+        for t in range(self.environment.horizon):
+            action = learner.act(params, state, z, None if eps is None else eps[..., t, :])
+            after, learned, shown = self.environment.step(state, action, y)
+            steps.append((torch.cat([state, action], -1), learned, shown, after))
+            state = after
+        pairs, learned, shown, following = zip(*steps, strict=True)
+        return Path(
+            torch.stack(pairs, -2), torch.stack(learned, -1), torch.stack(shown, -1), torch.stack(following, -2)
+        )
+
+    # ------------------------------------------------------------ collecting
+
+    def collected(self, learner: Any, params: Params, carry: Carry, seed: int, step: int) -> Carry:
+        """The carry after the collection of this step, if it has one."""
+        if step % self.sizes.collect_every:
+            return carry
+        every = torch.arange(len(carry["written"]), device=carry["written"].device)
+        if step == 0:
+            walk = Walk(self, learner, params, every, seed, step)
+            return self._kept(carry, every, walk.prior(self.sizes.initial_trajectories), None)
+        bits = draws.learner_bits(seed, step, range(1), CHOICE, len(every))[0]
+        which = every[torch.from_numpy(draws.choose(bits, min(self.sizes.collect_tasks, len(every)))).to(every)]
+        walk = Walk(self, learner, params, which, seed, step)
+        recent = walk.prior(self.sizes.prior_trajectories)
+        if self.sizes.posterior_trajectories:
+            recent = torch.cat([recent, walk.posterior(recent, self.sizes.posterior_trajectories, 1)], 1)
+        extra = walk.posterior(recent, self.sizes.extra_trajectories, 2) if self.sizes.extra_trajectories else None
+        return self._kept(carry, which, recent, extra)
+
+    def _kept(self, carry: Carry, which: Tensor, recent: Tensor, extra: Tensor | None) -> Carry:
+        """With rows [n, R, W] of these tasks kept, and how the last trajectory of each went."""
+        rows = recent if extra is None else torch.cat([recent, extra], 1)
+        carry = replay.renewed(carry, which, recent[:, -carry["recent"].shape[1] :])
+        carry = replay.added(carry, which, rows)
+        returned = carry["returned"].clone()
+        returned[which] = rows[:, -self.environment.horizon :, self.state + self.action + 1].sum(1)
+        steps = carry["environment_steps"] + rows.shape[0] * rows.shape[1]
+        return carry | {"returned": returned, "environment_steps": steps}
+
+    def split(self, rows: Tensor) -> Path:
+        """Rows [..., W] by what they hold."""
+        pair = self.state + self.action
+        return Path(rows[..., :pair], rows[..., pair], rows[..., pair + 1], rows[..., pair + 2 :])
+
+    # ------------------------------------------------------------ drawing
+
+    def batches(self, carry: Carry, tasks: Task, seed: int, step: int) -> Task:
+        """Context and transitions of each task, with the random numbers that its gradient needs."""
+        which, size = tasks.query.y[:, 0, -1].long(), self.sizes
+        count = size.batch * self.action + self.latent
+        words = draws.learner_bits(seed, step, range(len(which)), BATCHES, size.batch + size.context_batch + 2 * count)
+        like = carry["replay"]
+        uniforms, rest = uniform_like(words[:, : size.batch + size.context_batch], like), words[:, -2 * count :]
+        eps = normal_like(rest, like)
+        eps_a = eps[:, self.latent :].unflatten(1, (size.batch, self.action))
+        eps_z = eps[:, None, : self.latent].expand(-1, size.batch, -1)
+        context = self.split(replay.drawn_recent(carry, which, uniforms[:, size.batch :]))
+        found = self.split(replay.drawn(carry, which, uniforms[:, : size.batch]))
+        x = torch.cat([found.pairs, found.next, eps_a, eps_z], -1)
+        return Task(Batch(context.pairs, context.shown[..., None]), Batch(x, found.learned[..., None]))
+
+
+class Walk(NamedTuple):
+    """One collection for n tasks; trajectories of a task follow each other in its rows [n, K H, W]."""
+
+    place: Collection
+    learner: Any
+    params: Params
+    which: Tensor  # [n]
+    seed: int
+    step: int
+
+    def prior(self, count: int) -> Tensor:
+        return self._walked(count, 0, None)
+
+    def posterior(self, rows: Tensor, count: int, kind: int) -> Tensor:
+        """With z from contexts of these rows [n, R, W], one context a task."""
+        size = self.place.sizes.context_batch
+        words = draws.learner_bits(self.seed, self.step, range(len(rows)), CONTEXTS + 4 * kind, size)
+        index = (uniform_like(words, rows) * rows.shape[1]).long().clamp(max=rows.shape[1] - 1)
+        found = self.place.split(rows[torch.arange(len(rows), device=rows.device)[:, None], index])
+        return self._walked(count, kind, self.learner.posterior(self.params, found.pairs, found.shown[..., None]))
+
+    def _walked(self, count: int, kind: int, belief: Any) -> Tensor:
+        place, numbers = self.place, range(len(self.which) * count)
+        horizon, latent = place.environment.horizon, place.latent
+        like = next(iter(self.params.values()))
+        width = latent + horizon * place.action
+        eps = normal_like(
+            draws.learner_bits(self.seed, self.step, numbers, WALKS + 4 * kind, 2 * width), like
+        ).unflatten(0, (-1, count))
+        z = eps[..., :latent]
+        if belief is not None:
+            z = belief.mu[:, None] + belief.sigma[:, None] * z
+        start = place.environment.starts(self.seed, self.step, numbers).to(like).unflatten(0, (-1, count))
+        y = place.environment.train_tasks().to(like)[self.which][:, None].expand(-1, count, -1)
+        noise = eps[..., latent:].unflatten(-1, (horizon, place.action))
+        path = place.walked(self.learner, self.params, start, y, z, noise)
+        return path.rows().flatten(1, 2)
+
+
+def uniform_like(words: draws.Bits, like: Tensor) -> Tensor:
+    return torch.from_numpy(draws.uniform(words, 0, 1)).to(like)
+
+
+def normal_like(words: draws.Bits, like: Tensor) -> Tensor:
+    """Standard normals, one for two words."""
+    half = words.shape[1] // 2
+    return torch.from_numpy(draws.normal(words[:, :half], words[:, half:])).to(like)

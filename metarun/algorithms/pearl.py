@@ -1,0 +1,254 @@
+r"""PEARL: actor-critic with a latent task variable inferred from transitions (Rakelly et al. 2019, arXiv 1903.08254).
+
+    q(z | c) = prod_n N(z; mu_n, sigma_n^2) normalised, [mu_n, sigma_n^2] = e(s_n, a_n, r_n), sigma^2 by softplus
+             = N(mu, sigma^2),  1/sigma^2 = sum_n 1/sigma_n^2,  mu = sigma^2 sum_n mu_n / sigma_n^2;  N(0, I) for no c
+    loss = L_Q(s, a, z) + beta KL(q(z | c) || N(0, I)) + L_V(s, z) + L_pi(s, z),   z ~ q(z | c)
+
+Symbols: e `encoder`, beta `kl_weight` (of one task, so that of the mean over tasks), z of `latent` numbers; the losses
+are those of sac.py. The gradient of L_Q alone reaches the encoder through z; in L_V, L_pi and the target V' z is a
+constant. V' is carried: after each step V' <- (1 - tau) V' + tau V, tau `target_rate`.
+
+Transitions come from replay buffers of each training task (replay.py), contexts from those of its latest collection.
+`context` = false is the same actor-critic without an encoder: z ~ N(0, I) at all times, and beta has no effect.
+
+At a test the first `explore` trajectories are walked with z ~ N(0, I), later ones with z ~ q(z | all before), each
+with the actor's mean actions; the state after k trajectories is q(z | their transitions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from metarun.acting import Environment
+from metarun.algorithms import common, sac
+from metarun.algorithms.collection import Collection, Sizes, Transitions, transitions
+from metarun.algorithms.predictive import Gaussian, kl, product
+from metarun.algorithms.replay import mixed
+from metarun.algorithms.set_learners import ROW_NORMS
+from metarun.errors import UserError, require
+from metarun.models.several import Several, own, several
+from metarun.types import CARRIED, Batch, Carry, Kind, Loss, MakeNetwork, Metrics, Params, Task
+
+LEAST_VARIANCE = 1e-7
+TARGET = "value."
+
+
+class Belief(NamedTuple):
+    """What is known of a task."""
+
+    params: Params
+    z: Gaussian  # [L]
+
+
+@dataclass(frozen=True)
+class Pearl:
+    """An actor, two critics, a value network and an encoder."""
+
+    model: Several
+    loss: Loss
+    environment: Environment
+    collection: Collection
+    latent: int
+    context: bool
+    kl_weight: float
+    discount: float
+    reward_scale: float
+    target_rate: float
+    explore: int
+    test_inner_steps: int
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("control",)
+    head: ClassVar[bool] = True
+
+    def init(self, seed: int) -> Params:
+        return self.model.init(seed)
+
+    # ------------------------------------------------------------ what is known of a task
+
+    def adapt(self, params: Params, support: Batch) -> Belief:
+        """Transitions: rows (s, a) and the rewards that were shown [C, 1] -> q(z | c)."""
+        return Belief(params, self.posterior(params, support.x, support.y))
+
+    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Belief]:
+        yield self.adapt(params, support)
+
+    def predict(self, adapted: Belief, x: Tensor) -> Tensor:
+        """The mean actions in states [M, F], for the mean of z."""
+        return self.act(adapted.params, x, adapted.z.mu.expand(len(x), -1))
+
+    def posterior(self, params: Params, pairs: Tensor, rewards: Tensor) -> Gaussian:
+        """q(z | c) of contexts [..., C, F + A] and [..., C, 1]."""
+        if not self.context:
+            return self.prior(pairs.new_zeros(*pairs.shape[:-2], self.latent))
+        mu, s = self._run("encoder", params, pairs, rewards).chunk(2, -1)
+        return product(mu, softplus(s).clamp(min=LEAST_VARIANCE))
+
+    def prior(self, like: Tensor) -> Gaussian:
+        return Gaussian(torch.zeros_like(like), torch.ones_like(like))
+
+    def act(self, params: Params, state: Tensor, z: Tensor, eps: Tensor | None = None) -> Tensor:
+        """The actor's mean action, or a sample of it."""
+        out = self._run("actor", params, state, z)
+        return out.chunk(2, -1)[0].tanh() if eps is None else sac.squashed(out, eps).a
+
+    # ------------------------------------------------------------ an outer step
+
+    def carry(self, params: Params) -> Carry:
+        target = {k: v.clone() for k, v in params.items() if k.startswith(TARGET)}
+        return self.collection.empty() | {CARRIED + k: v for k, v in target.items()}
+
+    def prepared(self, params: Params, carry: Carry, tasks: Task, seed: int, step: int) -> tuple[Carry, Params, Task]:
+        carry = self.collection.collected(self, params, carry, seed, step)
+        target = {k: v for k, v in carry.items() if k.startswith(CARRIED)}
+        return carry, params | target, self.collection.batches(carry, tasks, seed, step)
+
+    def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
+        def outer(params: Params) -> tuple[Tensor, Metrics]:
+            z = self.posterior(params, *task.support)
+            spent = kl(z, self.prior(z.mu)).sum()
+            batch = transitions(task.query, self.environment, self.latent)
+            losses, said = self.losses(params, batch, z.at(batch.eps_z))
+            loss = losses["critic_loss"] + losses["value_loss"] + losses["actor_loss"] + self.kl_weight * spent
+            return loss, {"loss": loss, "kl": spent, **losses, **said}
+
+        return common.gradient(outer, params)
+
+    def losses(self, params: Params, batch: Transitions, z: Tensor) -> tuple[Metrics, Metrics]:
+        """L_Q, L_V and L_pi on a batch with z [B, L]; the mean of min Q and of -log pi."""
+        fixed_z, fixed = z.detach(), {k: v.detach() for k, v in params.items()}
+        action = sac.squashed(self._run("actor", params, batch.state, fixed_z), batch.eps)
+        least_q = torch.minimum(*self.critics(fixed, batch.state, action.a, fixed_z))
+        next_value = self._run("value", own(fixed, CARRIED[:-1]), batch.next, fixed_z)[..., 0]
+        rewards = self.reward_scale * batch.reward
+        value = self._run("value", params, batch.state, fixed_z)[..., 0]
+        losses = {
+            "critic_loss": sac.critic_loss(
+                *self.critics(params, batch.state, batch.action, z), rewards, next_value, self.discount
+            ),
+            "value_loss": sac.value_loss(value, least_q, action.log_pi),
+            "actor_loss": sac.actor_loss(action, least_q),
+        }
+        return losses, {"q": least_q.mean(), "entropy": -action.log_pi.mean()}
+
+    def critics(self, params: Params, state: Tensor, action: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        q1, q2 = (self._run(name, params, state, action, z)[..., 0] for name in ("critic1", "critic2"))
+        return q1, q2
+
+    def settled(self, params: Params, carry: Carry) -> Carry:
+        target = {k: v for k, v in carry.items() if k.startswith(CARRIED)}
+        return carry | mixed(target, {k: params[k.removeprefix(CARRIED)] for k in target}, self.target_rate)
+
+    def told(self, carry: Carry) -> dict[str, float]:
+        return self.collection.told(carry)
+
+    # ------------------------------------------------------------ a test
+
+    def explorations(self, params: Params, support: Batch, steps: int) -> Iterator[Belief]:
+        start, numbers = self.environment.begin(support.x)
+        pairs: list[Tensor] = []
+        rewards: list[Tensor] = []
+        prior = belief = Belief(params, self.prior(numbers[0, : self.latent]))
+        yield belief
+        for k in range(min(steps, len(start))):
+            z = (prior if k < self.explore else belief).z.at(numbers[k, : self.latent])
+            path = self.collection.walked(self, params, start[k], support.y[k], z)
+            pairs, rewards = [*pairs, path.pairs], [*rewards, path.shown[..., None]]
+            belief = Belief(params, self.posterior(params, torch.cat(pairs), torch.cat(rewards)))
+            yield belief
+
+    def assess(self, adapted: Belief, task: Task) -> Metrics:
+        """The return of trajectories with z ~ q(z | c), and that of the rewards which actor and critics learn from."""
+        start, numbers = self.environment.begin(task.query.x)
+        z = adapted.z.at(numbers[:, : self.latent])
+        path = self.collection.walked(self, adapted.params, start, task.query.y, z)
+        found = path.shown.sum(-1).mean()
+        spent = kl(adapted.z, self.prior(adapted.z.mu)).sum()
+        return {
+            "loss": -found,
+            self.loss.metric: found,
+            "learned_return": path.learned.sum(-1).mean(),
+            "kl": spent,
+            "sigma": adapted.z.sigma.mean(),
+        }
+
+    def _run(self, name: str, params: Params, *inputs: Tensor) -> Tensor:
+        """A part on inputs side by side, with any leading axes."""
+        rows = torch.cat(inputs, -1)
+        return self.model.run(name, params, rows.reshape(-1, rows.shape[-1])).reshape(*rows.shape[:-1], -1)
+
+
+def pearl(
+    network: MakeNetwork,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    loss: Loss,
+    environment: Environment,
+    context: bool,
+    latent: int,
+    kl_weight: float,
+    discount: float,
+    reward_scale: float,
+    target_rate: float,
+    batch: int,
+    context_batch: int,
+    capacity: int,
+    initial_trajectories: int,
+    collect_every: int,
+    collect_tasks: int,
+    prior_trajectories: int,
+    posterior_trajectories: int,
+    extra_trajectories: int,
+    explore: int,
+    test_inner_steps: int,
+) -> Pearl:
+    """The networks are of the chosen model's kind, each with the inputs and outputs that its part needs."""
+    (state,) = input_shape
+    sizes = Sizes(
+        batch,
+        context_batch,
+        capacity,
+        initial_trajectories,
+        collect_every,
+        collect_tasks,
+        prior_trajectories,
+        posterior_trajectories,
+        extra_trajectories,
+    )
+    check_rates(kl_weight, discount, reward_scale, target_rate)
+    require(1 <= latent <= environment.draws, "latent", latent, f"must be 1 to {environment.draws}")
+    require(explore >= 1, "explore", explore, "must be at least 1: a trajectory before any transition is seen")
+    require(test_inner_steps >= 0, "test_inner_steps", test_inner_steps, "must be at least 0")
+    parts = {"encoder": network((state + outputs + 1,), 2 * latent)} if context else {}
+    parts |= {name: network((state + outputs + latent,), 1) for name in ("critic1", "critic2")}
+    parts |= {"value": network((state + latent,), 1), "actor": network((state + latent,), 2 * outputs)}
+    norm = getattr(parts["actor"], "norm", "none")
+    if norm not in ROW_NORMS:
+        raise UserError(f"model.norm={norm}: must be one of {', '.join(ROW_NORMS)}: states are rows on their own")
+    collection = Collection(environment, sizes, latent, state, outputs)
+    return Pearl(
+        several(**parts),
+        loss,
+        environment,
+        collection,
+        latent,
+        context,
+        kl_weight,
+        discount,
+        reward_scale,
+        target_rate,
+        explore,
+        test_inner_steps,
+    )
+
+
+def check_rates(kl_weight: float, discount: float, reward_scale: float, target_rate: float) -> None:
+    require(0 <= kl_weight < float("inf"), "kl_weight", kl_weight, "must be at least 0 and finite")
+    require(0 <= discount < 1, "discount", discount, "must be at least 0 and below 1")
+    require(0 < reward_scale < float("inf"), "reward_scale", reward_scale, "must be above 0 and finite")
+    require(0 < target_rate <= 1, "target_rate", target_rate, "must be above 0 and at most 1")
