@@ -39,8 +39,10 @@ def save(path: Path, state: State) -> None:
         "seconds": state.seconds,
         "spent": state.spent,
     }
+    if state.carry:
+        stored["carry"] = state.carry
     if state.rewinding:
-        stored["rewinding"] = dict(vars(state.rewinding))
+        stored["rewinding"] = {k: v for k, v in vars(state.rewinding).items() if k != "carry" or v}
     _write(path, stored)
 
 
@@ -63,8 +65,10 @@ def restore(path: Path, state: State) -> None:
     if "rewinding" in stored:  # by way of the state itself, where it is checked
         kept = stored["rewinding"]
         _restore_tensors(kept, state, path)
+        _restore_carry(kept, state, path)
         state.rewinding = replace(point_of(state, kept["step"]), in_a_row=kept["in_a_row"], total=kept["total"])
     _restore_tensors(stored, state, path)
+    _restore_carry(stored, state, path)
     _restore_counts(stored, state)
 
 
@@ -83,6 +87,15 @@ def _restore_counts(stored: dict[str, Any], state: State) -> None:
 def _restore_tensors(stored: dict[str, Any], state: State, path: Path) -> None:
     _copy(stored["params"], state.params, path)
     _restore_optimizer(stored["optimizer"], state.optimizer, path)
+
+
+def _restore_carry(stored: dict[str, Any], state: State, path: Path) -> None:
+    """What a learner takes along. Copies: a step replaces these tensors, and the rewind point keeps its own."""
+    kept = stored.get("carry", {})
+    shapes = [{k: (tuple(v.shape), v.dtype) for k, v in carry.items()} for carry in (kept, state.carry)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"{path}: holds what another learner takes along; resume with the settings of that run")
+    state.carry = {name: value.to(state.carry[name]) for name, value in kept.items()}
 
 
 def restore_params(path: Path, params: Params) -> int:
@@ -189,10 +202,12 @@ def is_checkpoint(stored: Any) -> bool:
 
 
 def _holds(stored: Any, *counts: str) -> bool:
-    """Meta-parameters, an optimizer's state and these counts."""
+    """Meta-parameters, an optimizer's state, what a learner takes along if it does, and these counts."""
     if not isinstance(stored, dict) or not isinstance(stored.get("optimizer"), dict):
         return False
-    params = stored.get("params")
+    params, carry = stored.get("params"), stored.get("carry", {})
+    if not (isinstance(carry, dict) and all(isinstance(v, Tensor) for v in carry.values())):
+        return False
     whole = isinstance(params, dict) and all(isinstance(w, Tensor) and isinstance(n, str) for n, w in params.items())
     return whole and all(type(stored.get(key)) is int and stored[key] >= 0 for key in counts)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from metarun.errors import NonFinite
-from metarun.types import Params
+from metarun.types import Carry, Params
 
 if TYPE_CHECKING:
     from metarun.trainer import State, Trainer, Watcher
@@ -33,13 +33,15 @@ class Rewinding:
     optimizer: dict[str, Any]
     in_a_row: int = 0  # to this point
     total: int = 0
+    carry: Carry = field(default_factory=dict)
 
 
 def point_of(state: State, step: int) -> Rewinding:
     """Copies, which later steps do not change."""
     kept = {name: value.clone() for name, value in state.params.items()}
     total = state.rewinding.total if state.rewinding else 0
-    return Rewinding(step, kept, copy.deepcopy(state.optimizer.state_dict()), total=total)
+    # A step makes new tensors of what is carried, so that these stay as they are.
+    return Rewinding(step, kept, copy.deepcopy(state.optimizer.state_dict()), total=total, carry=dict(state.carry))
 
 
 def begin(trainer: Trainer, state: State) -> None:
@@ -55,7 +57,9 @@ def taken(trainer: Trainer, state: State) -> None:
     if state.rewinding is None or state.step % trainer.settings.checkpoint_every:
         return
     # A finite gradient may still be too long a step; to what that leaves there is no use in going back.
-    if all(bool(v.isfinite().all()) for v in _tensors([state.params, state.optimizer.state_dict()["state"]])):
+    if all(
+        bool(v.isfinite().all()) for v in _tensors([state.params, state.optimizer.state_dict()["state"], state.carry])
+    ):
         state.rewinding = point_of(state, state.step)
 
 
@@ -77,6 +81,7 @@ def rewind(trainer: Trainer, state: State, what: str) -> str:
     for name, value in point.params.items():
         state.params[name].copy_(value)
     state.optimizer.load_state_dict(copy.deepcopy(point.optimizer))  # torch would go on with the tensors it is given
+    state.carry = dict(point.carry)
     trainer.regularization.set_weights(state.params, state.step)  # scheduled ones belong to the step, not to the point
     point.in_a_row, point.total = point.in_a_row + 1, point.total + 1
     return f"went back to the meta-parameters of step {point.step} ({point.in_a_row} of {MOST} times)"

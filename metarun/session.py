@@ -47,7 +47,7 @@ class Session:
         self._log(Record("val", state.step, values, {"seconds": state.seconds}))
         if improved:
             # Nobody trains on from there, so it goes without what only a run that goes on needs.
-            checkpoint.save(self.folder.best, dataclasses.replace(state, rewinding=None))
+            checkpoint.save(self.folder.best, dataclasses.replace(state, rewinding=None, carry={}))
         self.marked = None  # validation is no part of the training speed
 
     def tested(self, evaluation: Evaluation, step: int) -> None:

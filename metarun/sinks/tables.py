@@ -92,7 +92,8 @@ def conditions(summary: dict[str, Any]) -> str:
     if summary["kind"] == "control":
         rows = f"{summary['reward']} reward, {summary['test_queries']} trajectories scored a task"
     images = f"images {summary['images_are']}, " if "images_are" in summary else ""
-    return f"{summary['algo']} on {summary['data']}, {rows}, split {summary['split']}, {images}norm {summary['norm']}, {hashes}"
+    split = f"split {summary['split']}, {images}norm {summary['norm']}"
+    return f"{summary['algo']} on {summary['data']}, {rows}, {split}, {hashes}"
 
 
 def published_lines(summary: dict[str, Any]) -> list[str]:
