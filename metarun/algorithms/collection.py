@@ -84,8 +84,8 @@ class Transitions(NamedTuple):
 def transitions(batch: Batch, environment: Any, latent: int) -> Transitions:
     """The parts of a prepared task's query rows."""
     (state,), action = environment.input_shape(), environment.outputs(1)
-    parts = batch.x.split([state, action, state, action, latent], -1)
-    return Transitions(*parts, batch.y[..., 0])
+    s, a, after, eps, eps_z = batch.x.split([state, action, state, action, latent], -1)
+    return Transitions(s, a, after, eps, eps_z, batch.y[..., 0])
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,15 @@ class Collection:
         self, learner: Any, params: Params, start: Tensor, y: Tensor, z: Tensor, eps: Tensor | None = None
     ) -> Path:
         """From states [..., F] for tasks y with z [..., L]; mean actions, or samples by eps [..., H, A]."""
-        state, steps = start, []
+        state = start
+        steps: list[tuple[Tensor, ...]] = []
         for t in range(self.environment.horizon):
             action = learner.act(params, state, z, None if eps is None else eps[..., t, :])
             after, learned, shown = self.environment.step(state, action, y)
-            steps.append((torch.cat([state, action], -1), learned, shown, after))
+            steps.append((torch.cat([state, action], -1), learned[..., None], shown[..., None], after))
             state = after
-        pairs, learned, shown, following = zip(*steps, strict=True)
-        return Path(
-            torch.stack(pairs, -2), torch.stack(learned, -1), torch.stack(shown, -1), torch.stack(following, -2)
-        )
+        pairs, learned, shown, following = (torch.stack(part, -2) for part in zip(*steps, strict=True))
+        return Path(pairs, learned[..., 0], shown[..., 0], following)
 
     # ------------------------------------------------------------ collecting
 
