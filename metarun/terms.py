@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from metarun import catalogue
+from metarun.acting import CarryingLearner
 from metarun.build import build, construct, locate
 from metarun.config import Config
 from metarun.errors import SettingError, UserError, nearest, require
@@ -91,9 +92,8 @@ def _refuse_unknown(group: str, node: Mapping[str, Any], config: Config) -> None
 
 
 def _penalty(group: str, node: dict[str, Any], config: Config, kind: Kind) -> Any:
-    kinds = ("classification", "regression")
     penalty = build(group, node, config.trusted_modules, kind=kind)
-    if kind not in getattr(penalty, "kinds", kinds):
+    if kind not in getattr(penalty, "kinds", (kind,)):
         raise UserError(f"{group}: this regularizer needs {penalty.kinds[0]}, the data set is {kind}")
     return penalty
 
@@ -120,7 +120,8 @@ def _objection(term: Term, regularization: Regularization, algorithm: Algorithm)
             "choose a penalty on the weights (l1, l2, elastic, group)"
         )
     if not isinstance(algorithm, GradientLearner):
-        if term.acts("inner") or term in regularization.outer_terms:
+        compares = isinstance(term.penalty, TaskPenalty) and isinstance(algorithm, CarryingLearner)
+        if term.acts("inner") or term in regularization.outer_terms or compares:
             return (
                 "this algorithm has no inner loop to penalise; "
                 "choose a penalty on the weights (l1, l2, elastic, group) with where=outer, or another algorithm"

@@ -44,6 +44,7 @@ SMALL = [
 EPISODES = ["data.ways=2", "data.shots=1", "data.queries=2", "data.test_queries=1", "data.image_size=8"]
 IMAGES = (*EPISODES, "model.filters=2", "model.pool=stride", "model.norm=batch")
 SINUSOIDS = ("data.shots=3", "data.queries=4", "model.hidden=[5,4]")
+ROBOT = ("data=point_robot", "data.horizon=3", "data.train_goals=4", "model.hidden=[5,4]", "algo.batch=4")
 MORE = {"information": ["reg.encoder=[block0]"]}
 INNER = {
     **{algo: ["algo.inner_steps=2", "algo.test_inner_steps=2"] for algo in ("maml", "fomaml", "reptile")},
@@ -127,7 +128,11 @@ def away_from_zero(experiment: Experiment) -> Params:
 def experiments(algo: str, reg: str, where: str, pictures: Path, **changed: Any) -> Iterable[Experiment]:
     """The pair on each kind of data that the algorithm learns from, where it is not refused."""
     kinds = catalogue.made_by(locate("algo", composed(f"algo={algo}").algo)).kinds
-    data = {"classification": ("data=folder", f"data.root={pictures}", *IMAGES), "regression": SINUSOIDS}
+    data = {
+        "classification": ("data=folder", f"data.root={pictures}", *IMAGES),
+        "regression": SINUSOIDS,
+        "control": ROBOT,
+    }
     for kind in kinds:
         experiment = assembled(settings(algo, reg, where, data[kind], **changed))
         if experiment is not None:

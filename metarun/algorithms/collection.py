@@ -1,11 +1,11 @@
 r"""How an acting learner comes by its data: trajectories walked for many tasks at once, kept in replay buffers.
 
 At step 0 every training task is given `initial_trajectories` with z ~ N(0, I). Every `collect_every` steps after it,
-`collect_tasks` of them, chosen without replacement, are given three kinds of new trajectories:
+`collect_tasks` of them, chosen without replacement, are given new `trajectories` of three kinds:
 
-    prior_trajectories      z ~ N(0, I)                  to the replay buffer and to the recent rows
-    posterior_trajectories  z ~ q(z | those)             to both
-    extra_trajectories      z ~ q(z | recent rows)       to the replay buffer alone
+    prior      z ~ N(0, I)              to the replay buffer and to the recent rows
+    posterior  z ~ q(z | those)         to both
+    extra      z ~ q(z | recent rows)   to the replay buffer alone
 
 The recent rows of a task are those of its latest collection and no others. Every trajectory has a z of its own, from
 q(z | c) for a context c that is drawn as in training; actions are sampled. All random numbers are functions of (seed,
@@ -14,7 +14,7 @@ outer step, row).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -39,23 +39,23 @@ class Sizes:
     initial_trajectories: int
     collect_every: int
     collect_tasks: int
-    prior_trajectories: int
-    posterior_trajectories: int
-    extra_trajectories: int
+    trajectories: tuple[int, int, int]  # prior, posterior, extra
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            least = 0 if entry.name in ("posterior_trajectories", "extra_trajectories") else 1
-            value = getattr(self, entry.name)
-            require(least <= value < 2**31, entry.name, value, f"must be at least {least}")
-        found = self.initial_trajectories
-        needed = f"must be at least prior_trajectories + posterior_trajectories = {self.recent}: contexts are as large"
-        require(found >= self.recent, "initial_trajectories", found, needed)
+        for name in ("batch", "context_batch", "capacity", "initial_trajectories", "collect_every", "collect_tasks"):
+            require(1 <= getattr(self, name) < 2**31, name, getattr(self, name), "must be at least 1")
+        counts = self.trajectories
+        sound = len(counts) == 3 and counts[0] >= 1 and min(counts) >= 0
+        require(sound, "trajectories", list(counts), "must be [prior, posterior, extra], the first at least 1")
+        needed = (
+            f"must be at least {self.recent}, the prior and posterior trajectories: contexts are drawn from as many"
+        )
+        require(self.initial_trajectories >= self.recent, "initial_trajectories", self.initial_trajectories, needed)
 
     @property
     def recent(self) -> int:
         """Trajectories that contexts are drawn from."""
-        return self.prior_trajectories + self.posterior_trajectories
+        return sum(self.trajectories[:2])
 
 
 class Path(NamedTuple):
@@ -136,11 +136,11 @@ class Collection:
         bits = draws.learner_bits(seed, step, range(1), CHOICE, len(every))[0]
         which = every[torch.from_numpy(draws.choose(bits, min(self.sizes.collect_tasks, len(every)))).to(every)]
         walk = Walk(self, learner, params, which, seed, step)
-        recent = walk.prior(self.sizes.prior_trajectories)
-        if self.sizes.posterior_trajectories:
-            recent = torch.cat([recent, walk.posterior(recent, self.sizes.posterior_trajectories, 1)], 1)
-        extra = walk.posterior(recent, self.sizes.extra_trajectories, 2) if self.sizes.extra_trajectories else None
-        return self._kept(carry, which, recent, extra)
+        prior, posterior, extra = self.sizes.trajectories
+        recent = walk.prior(prior)
+        if posterior:
+            recent = torch.cat([recent, walk.posterior(recent, posterior, 1)], 1)
+        return self._kept(carry, which, recent, walk.posterior(recent, extra, 2) if extra else None)
 
     def _kept(self, carry: Carry, which: Tensor, recent: Tensor, extra: Tensor | None) -> Carry:
         """With rows [n, R, W] of these tasks kept, and how the last trajectory of each went."""

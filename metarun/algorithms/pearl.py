@@ -17,6 +17,7 @@ with the actor's mean actions; the state after k trajectories is q(z | their tra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -47,6 +48,22 @@ class Belief(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What the losses weigh by."""
+
+    kl_weight: float
+    discount: float
+    reward_scale: float
+    target_rate: float
+
+    def __post_init__(self) -> None:
+        require(0 <= self.kl_weight < math.inf, "kl_weight", self.kl_weight, "must be at least 0 and finite")
+        require(0 <= self.discount < 1, "discount", self.discount, "must be at least 0 and below 1")
+        require(0 < self.reward_scale < math.inf, "reward_scale", self.reward_scale, "must be above 0 and finite")
+        require(0 < self.target_rate <= 1, "target_rate", self.target_rate, "must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
 class Pearl:
     """An actor, two critics, a value network and an encoder."""
 
@@ -54,12 +71,8 @@ class Pearl:
     loss: Loss
     environment: Environment
     collection: Collection
-    latent: int
     context: bool
-    kl_weight: float
-    discount: float
-    reward_scale: float
-    target_rate: float
+    rates: Rates
     explore: int
     test_inner_steps: int
 
@@ -68,6 +81,10 @@ class Pearl:
 
     def init(self, seed: int) -> Params:
         return self.model.init(seed)
+
+    @property
+    def latent(self) -> int:
+        return self.collection.latent
 
     # ------------------------------------------------------------ what is known of a task
 
@@ -79,8 +96,8 @@ class Pearl:
         yield self.adapt(params, support)
 
     def predict(self, adapted: Belief, x: Tensor) -> Tensor:
-        """The mean actions in states [M, F], for the mean of z."""
-        return self.act(adapted.params, x, adapted.z.mu.expand(len(x), -1))
+        """The mean actions for the mean of z, for rows [M, ...] that begin with a state."""
+        return self.act(adapted.params, x[:, : self.collection.state], adapted.z.mu.expand(len(x), -1))
 
     def posterior(self, params: Params, pairs: Tensor, rewards: Tensor) -> Gaussian:
         """q(z | c) of contexts [..., C, F + A] and [..., C, 1]."""
@@ -114,7 +131,7 @@ class Pearl:
             spent = kl(z, self.prior(z.mu)).sum()
             batch = transitions(task.query, self.environment, self.latent)
             losses, said = self.losses(params, batch, z.at(batch.eps_z))
-            loss = losses["critic_loss"] + losses["value_loss"] + losses["actor_loss"] + self.kl_weight * spent
+            loss = losses["critic_loss"] + losses["value_loss"] + losses["actor_loss"] + self.rates.kl_weight * spent
             return loss, {"loss": loss, "kl": spent, **losses, **said}
 
         return common.gradient(outer, params)
@@ -125,11 +142,11 @@ class Pearl:
         action = sac.squashed(self._run("actor", params, batch.state, fixed_z), batch.eps)
         least_q = torch.minimum(*self.critics(fixed, batch.state, action.a, fixed_z))
         next_value = self._run("value", own(fixed, CARRIED[:-1]), batch.next, fixed_z)[..., 0]
-        rewards = self.reward_scale * batch.reward
+        rewards = self.rates.reward_scale * batch.reward
         value = self._run("value", params, batch.state, fixed_z)[..., 0]
         losses = {
             "critic_loss": sac.critic_loss(
-                *self.critics(params, batch.state, batch.action, z), rewards, next_value, self.discount
+                *self.critics(params, batch.state, batch.action, z), rewards, next_value, self.rates.discount
             ),
             "value_loss": sac.value_loss(value, least_q, action.log_pi),
             "actor_loss": sac.actor_loss(action, least_q),
@@ -142,7 +159,7 @@ class Pearl:
 
     def settled(self, params: Params, carry: Carry) -> Carry:
         target = {k: v for k, v in carry.items() if k.startswith(CARRIED)}
-        return carry | mixed(target, {k: params[k.removeprefix(CARRIED)] for k in target}, self.target_rate)
+        return carry | mixed(target, {k: params[k.removeprefix(CARRIED)] for k in target}, self.rates.target_rate)
 
     def told(self, carry: Carry) -> dict[str, float]:
         return self.collection.told(carry)
@@ -201,54 +218,27 @@ def pearl(
     initial_trajectories: int,
     collect_every: int,
     collect_tasks: int,
-    prior_trajectories: int,
-    posterior_trajectories: int,
-    extra_trajectories: int,
+    trajectories: tuple[int, int, int],
     explore: int,
     test_inner_steps: int,
 ) -> Pearl:
     """The networks are of the chosen model's kind, each with the inputs and outputs that its part needs."""
     (state,) = input_shape
-    sizes = Sizes(
-        batch,
-        context_batch,
-        capacity,
-        initial_trajectories,
-        collect_every,
-        collect_tasks,
-        prior_trajectories,
-        posterior_trajectories,
-        extra_trajectories,
-    )
-    check_rates(kl_weight, discount, reward_scale, target_rate)
     require(1 <= latent <= environment.draws, "latent", latent, f"must be 1 to {environment.draws}")
-    require(explore >= 1, "explore", explore, "must be at least 1: a trajectory before any transition is seen")
+    require(explore >= 1, "explore", explore, "must be at least 1: nothing is known before the first trajectory")
     require(test_inner_steps >= 0, "test_inner_steps", test_inner_steps, "must be at least 0")
-    parts = {"encoder": network((state + outputs + 1,), 2 * latent)} if context else {}
-    parts |= {name: network((state + outputs + latent,), 1) for name in ("critic1", "critic2")}
-    parts |= {"value": network((state + latent,), 1), "actor": network((state + latent,), 2 * outputs)}
+    rates = Rates(kl_weight, discount, reward_scale, target_rate)
+    sizes = Sizes(batch, context_batch, capacity, initial_trajectories, collect_every, collect_tasks, trajectories)
+    collection = Collection(environment, sizes, latent, state, outputs)
+    model = networks(network, state, outputs, latent, context)
+    return Pearl(model, loss, environment, collection, context, rates, explore, test_inner_steps)
+
+
+def networks(network: MakeNetwork, state: int, action: int, latent: int, context: bool) -> Several:
+    parts = {"encoder": network((state + action + 1,), 2 * latent)} if context else {}
+    parts |= {name: network((state + action + latent,), 1) for name in ("critic1", "critic2")}
+    parts |= {"value": network((state + latent,), 1), "actor": network((state + latent,), 2 * action)}
     norm = getattr(parts["actor"], "norm", "none")
     if norm not in ROW_NORMS:
         raise UserError(f"model.norm={norm}: must be one of {', '.join(ROW_NORMS)}: states are rows on their own")
-    collection = Collection(environment, sizes, latent, state, outputs)
-    return Pearl(
-        several(**parts),
-        loss,
-        environment,
-        collection,
-        latent,
-        context,
-        kl_weight,
-        discount,
-        reward_scale,
-        target_rate,
-        explore,
-        test_inner_steps,
-    )
-
-
-def check_rates(kl_weight: float, discount: float, reward_scale: float, target_rate: float) -> None:
-    require(0 <= kl_weight < float("inf"), "kl_weight", kl_weight, "must be at least 0 and finite")
-    require(0 <= discount < 1, "discount", discount, "must be at least 0 and below 1")
-    require(0 < reward_scale < float("inf"), "reward_scale", reward_scale, "must be above 0 and finite")
-    require(0 < target_rate <= 1, "target_rate", target_rate, "must be above 0 and at most 1")
+    return several(**parts)
