@@ -105,14 +105,20 @@ def assemble(config: Config) -> Experiment:
     return within_memory(experiment) if counted else experiment
 
 
+def refuse_job(config: Config) -> None:
+    """What takes a learner for a function of meta-parameters and tasks is not for one that gathers its own data."""
+    made = catalogue.made_by(locate("algo", config.algo, config.trusted_modules))
+    if hasattr(made, "prepared") and config.job not in CARRYING_JOBS:
+        needed = f"algo={name_of('algo', config)} gathers its own data and carries state"
+        raise SettingError("job", config.job, f"{needed}; choices: {', '.join(CARRYING_JOBS)}")
+
+
 def refuse_what_needs_no_carry(experiment: Experiment) -> None:
-    """What takes a learner for a function of meta-parameters and tasks alone is not for one that carries state."""
+    """The same of probes on fixed tasks, and of several processes."""
     config, name = experiment.config, name_of("algo", experiment.config)
     if not isinstance(experiment.algorithm, CarryingLearner):
         return
-    if config.job not in CARRYING_JOBS:
-        needed = f"algo={name} gathers its own data and carries state; choices: {', '.join(CARRYING_JOBS)}"
-        raise SettingError("job", config.job, needed)
+    refuse_job(config)
     if config.diagnostics.level == "full":
         raise SettingError("diagnostics.level", "full", f"algo={name} has no fixed tasks to probe; choices: off, basic")
     if experiment.placement.team.size > 1:

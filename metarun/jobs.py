@@ -30,11 +30,17 @@ SHARED = ("train", "evaluate")
 """Those that several processes can work on together."""
 
 
+OF_LEARNERS = ("analyze", "predict", "export", "profile")
+"""Those that need a learner which is a function of meta-parameters and tasks alone."""
+
+
 def run(config: Config, folder: str | Path) -> Result:
     """Do `config.job`, leaving its record in `folder`."""
     check(config)
     if ranks.size() > 1 and config.job not in SHARED:
         raise SettingError("job", config.job, f"runs in one process, not in {ranks.size()}; start it without torchrun")
+    if config.job in OF_LEARNERS:
+        import_module("metarun.experiment").refuse_job(config)
     module, _, name = JOBS[config.job].rpartition(".")
     with owned(Path(folder)) if ranks.rank() == 0 else contextlib.nullcontext():
         return getattr(import_module(module), name)(config, RunFolder(Path(folder)))
