@@ -177,6 +177,12 @@ def test_the_gradient_is_that_of_each_loss_by_its_own_networks() -> None:
         assert all(not g.any() for k, g in found.items() if k.startswith(CARRIED))
 
 
+def test_critics_begin_apart_and_seeds_do() -> None:
+    first, other = learner().init(0), learner().init(1)
+    assert not first["critic1.block0.weight"].equal(first["critic2.block0.weight"])
+    assert not any(first[k].equal(other[k]) for k in first if k.endswith("weight"))
+
+
 # ---------------------------------------------------------------- buffers and the target network
 
 

@@ -26,7 +26,8 @@ from metarun.data import draws
 from metarun.errors import require
 from metarun.types import Batch, Carry, Params, Task
 
-BATCHES, CHOICE, CONTEXTS, WALKS = 0, 1, 2, 3  # what random words are for; walks of three kinds
+BATCHES, CHOICE, CONTEXTS, WALKS = 0, 1, 2, 3  # what random words are for; the last two of three kinds, 4 apart
+STARTS = 12  # of the weights
 
 
 @dataclass(frozen=True)
