@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from metarun.report import penalties
-from metarun.report.facts import component, episode_size, inner_gradients, metric_of, setting
+from metarun.report.facts import component, episode_size, inner_gradients, metric_of, setting, steps_are
 from metarun.report.read import Run
 from metarun.report.text import NOTHING, count, duration, figure, is_number, metric_name, number, of_error
 
@@ -48,7 +48,7 @@ def headline(run: Run) -> tuple[str, str]:
     summary, metric = run.summary, metric_of(run)
     if not is_number(summary.get("mean")):
         return "no test result", "the run was not tested, or the test gave no finite figure"
-    after = f" after {number(summary.get('headline_step'))} adaptation steps" if _adapts(run) else ""
+    after = f" after {number(summary.get('headline_step'))} {steps_are(run)}" if _adapts(run) else ""
     half = "95 % interval over" if is_number(summary.get("ci95")) else "mean over"
     reading = f"test {metric_name(metric)}{after}, {half} {count(summary.get('n_tasks'))} tasks"
     return figure(metric, summary["mean"], summary.get("ci95")), reading
@@ -61,7 +61,8 @@ def _adapts(run: Run) -> bool:
 
 def _protocol(run: Run) -> list[Fact]:
     summary = run.summary
-    queries = f"{number(summary.get('test_queries'))} queries{' a class' if _classes(run) else ''} at test"
+    rows = "trajectories" if summary.get("kind") == "control" else "queries"
+    queries = f"{number(summary.get('test_queries'))} {rows}{' a class' if _classes(run) else ''} at test"
     trained = f"trained on {episode_size(run, 'train_')}" if "train_shots" in summary else ""
     split, digits = str(summary.get("split") or NOTHING), _digits(summary.get("episodes_sha256"))
     norm = summary.get("norm") or setting(run, "model.norm")

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from metarun.report.drawing import Drawing, finish, look, panels, plain
-from metarun.report.facts import Point, adaptation, episode_size, metric_of, setting, validations, values
+from metarun.report.facts import Point, adaptation, episode_size, metric_of, setting, steps_are, validations, values
 from metarun.report.lines import mark, noisy, not_finite, with_band
 from metarun.report.measures import described
 from metarun.report.read import Run
@@ -62,11 +62,11 @@ def adapting(run: Run) -> Drawing | None:
     x, mean, half = curve["step"], curve["mean"], curve["ci95"]
     with_band(left, x, mean, mean - half, mean + half, VALIDATION)
     _marked_steps(left, run, x)
-    finish(left, "Test figure, 95 % interval over tasks", "adaptation steps", plain(with_unit(metric)), [mean])
+    finish(left, "Test figure, 95 % interval over tasks", steps_are(run), plain(with_unit(metric)), [mean])
     right.plot(x, curve["loss"], color=LOSS.colour, marker=LOSS.marker)
     not_finite(right, x, curve["loss"])
-    finish(right, "Query loss at test", "adaptation steps", "loss", [curve["loss"]])
-    texts = [described(f"Test {metric} over adaptation steps", (x, mean)), described("Query loss", (x, curve["loss"]))]
+    finish(right, "Query loss at test", steps_are(run), "loss", [curve["loss"]])
+    texts = [described(f"Test {metric} over {steps_are(run)}", (x, mean)), described("Query loss", (x, curve["loss"]))]
     return Drawing("adaptation", " ".join(texts), figure)
 
 

@@ -47,11 +47,18 @@ def component(run: Run, group: str) -> str:
     return str(chosen or (str(target).rpartition(".")[2] if target else "unknown"))
 
 
+def steps_are(run: Run) -> str:
+    """What the test's curve counts."""
+    return "explored trajectories" if run.summary.get("kind") == "control" else "adaptation steps"
+
+
 def episode_size(run: Run, prefix: str = "") -> str:
     """`5-way 1-shot`, or `10-shot` for regression; `prefix` "train_" for what training used."""
     ways, shots = (_summed_up(run, prefix, key) for key in ("ways", "shots"))
     if shots is None:
         return "unknown size"
+    if run.summary.get("kind") == "control":
+        return f"{shots} explored trajectories"
     classes = run.summary.get("kind") == "classification" or metric_of(run) == "accuracy"
     return f"{ways}-way {shots}-shot" if classes and ways is not None else f"{shots}-shot"
 
@@ -67,7 +74,7 @@ def metric_of(run: Run) -> str:
     if named:
         return str(named)
     logged = {key for record in run.of("train")[:1] for key in record}
-    return next((name for name in ("accuracy", "log_likelihood", "mse") if name in logged), "figure")
+    return next((name for name in ("accuracy", "log_likelihood", "return", "mse") if name in logged), "figure")
 
 
 def values(records: tuple[Record, ...], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ class Panel(NamedTuple):
     reference: Reference | None = None
 
 
-LEARNING = ("loss", "accuracy", "mse", "log_likelihood")
+LEARNING = ("loss", "accuracy", "mse", "log_likelihood", "return")
 GRADIENTS = (
     Panel("Meta-gradient norm", {"grad_norm": "of the tasks' mean", "grad_norm_debiased": "debiased"}, "norm"),
     Panel("Variance of task gradients", {"grad_variance": "trace of covariance"}, "squared norm"),

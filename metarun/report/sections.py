@@ -12,7 +12,7 @@ from typing import Any
 from metarun.errors import one_line
 from metarun.report import charts, convergence, distributions, measures, names, penalties
 from metarun.report.drawing import Drawing
-from metarun.report.facts import adaptation, keys, metric_of
+from metarun.report.facts import adaptation, keys, metric_of, steps_are
 from metarun.report.files import Analysis
 from metarun.report.read import Run
 from metarun.report.table import Table
@@ -100,8 +100,8 @@ def adaptation_table(run: Run) -> Table:
         if isinstance(r, Mapping)
     )
     note = f"± is half of a 95 % interval over {count(run.summary.get('n_tasks'))} tasks."
-    columns = ("adaptation steps", with_unit(metric), "query loss")
-    return Table("After each adaptation step", columns, rows[:MOST_ROWS], note)
+    columns = (steps_are(run), with_unit(metric), "query loss")
+    return Table(f"By {steps_are(run)}", columns, rows[:MOST_ROWS], note)
 
 
 def predicted(run: Run) -> Section:

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 NOTHING = "\N{EN DASH}"
 PERCENT = ("accuracy",)  # figures between 0 and 1 that are shown in per cent; of these more is better
-LIKELIHOODS = ("log_likelihood",)  # in nats a point; more is better, and errors count from 0
+FROM_ZERO = ("log_likelihood", "return")  # of these more is better too, and errors count from 0
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -40,7 +40,7 @@ def scale_of(metric: str) -> float:
 
 
 def higher_is_better(metric: str) -> bool:
-    return metric in PERCENT or metric in LIKELIHOODS
+    return metric in PERCENT or metric in FROM_ZERO
 
 
 def of_error(metric: str, error: float) -> float:
