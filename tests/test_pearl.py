@@ -305,6 +305,24 @@ def test_goals_are_spread_over_the_half_circle_and_each_belongs_to_one_split() -
     assert not other.equal(rows[0])
 
 
+def test_the_oracle_walks_each_coordinate_at_full_speed() -> None:
+    """After t steps it is max(|g_j| - t / 10, 0) away in coordinate j; no random walk does better."""
+    far = replace(ROBOT, horizon=20)
+    spec = EpisodeSpec(1, 1, 1)
+    goals = far.tasks("test")[:, :2].double().abs()
+    left = [(goals - 0.1 * t).clamp(min=0).norm(dim=1) for t in range(1, 21)]
+    found = far.oracle("test", 0, 0, range(3), spec)["return"]
+    torch.testing.assert_close(found, -torch.stack(left).sum(0), rtol=1e-6, atol=1e-6)
+    sparse = replace(far, reward="sparse", goal_radius=0.23).oracle("test", 0, 0, range(3), spec)["return"]
+    shown = torch.stack([(1 - d) * (d <= 0.23) for d in left]).sum(0)
+    torch.testing.assert_close(sparse, shown, rtol=1e-5, atol=1e-5)
+    state, total, generator = torch.zeros(500, 3, 2), torch.zeros(500, 3), torch.Generator().manual_seed(0)
+    for _ in range(20):
+        state, _, shown = far.step(state, 2 * torch.rand(500, 3, 2, generator=generator) - 1, far.tasks("test"))
+        total += shown
+    assert (total.double() <= found).all()
+
+
 def test_episodes_are_functions_of_seed_split_step_and_number() -> None:
     spec = EpisodeSpec(1, 2, 1)
     whole = ROBOT.episodes("train", 0, 3, range(6), spec)
