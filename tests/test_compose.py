@@ -53,7 +53,7 @@ def test_every_pair_composes_to_settings_that_its_classes_accept(algo: str, data
 @pytest.mark.parametrize("group", ["algo", "data", "model", "reg"])
 def test_yaml_files_name_every_setting_of_their_class(group: str) -> None:
     """So that a user sees all of them in --cfg job, and no default hides in code."""
-    provided = {"model", "loss", "ways", "input_shape", "outputs", "network", "regularization", "kind"}
+    provided = {"model", "loss", "ways", "input_shape", "outputs", "network", "regularization", "kind", "environment"}
     for option in catalogue.options(group):
         node = getattr(metarun.compose([f"{group}={option}"]), group)
         if group == "reg":
