@@ -7,7 +7,11 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from metarun.types import Adapted, Algorithm, AssessingLearner, Batch, Carry, Params, Task
+from metarun.types import Adapted, Algorithm, AssessingLearner, Batch, Params, Task
+
+Carry = dict[str, Tensor]
+"""What a learner takes along from one outer step to the next beside its meta-parameters: replay buffers, a target
+network. Empty for most."""
 
 
 @runtime_checkable

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from metarun.acting import Carry
 from metarun.errors import NonFinite
-from metarun.types import Carry, Params
+from metarun.types import Params
 
 if TYPE_CHECKING:
     from metarun.trainer import State, Trainer, Watcher

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from metarun.acting import CarryingLearner
+from metarun.acting import Carry, CarryingLearner
 from metarun.config import OptimConfig, TrainConfig
 from metarun.device import Placement
 from metarun.diagnostics.step import StepMeasures, Values, update_measures
@@ -20,7 +20,7 @@ from metarun.nonfinite import Rewinding, begin, refuse, taken
 from metarun.outer import apply_update, build_optimizer, clipped, learning_rate, step_rates
 from metarun.regularization import Regularization, with_all_noise
 from metarun.stages import MetaGradients
-from metarun.types import Algorithm, Carry, Dataset, EpisodeSpec, Params, Task
+from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Task
 
 
 @dataclass

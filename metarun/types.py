@@ -47,10 +47,6 @@ OWN = (REG, RATES, CARRIED)
 """How the names of the meta-parameters begin that are no weights of the network, but a regularizer's, learned step
 sizes, or constants that a learner carries along: no inner loop moves them."""
 
-Carry = dict[str, Tensor]
-"""What a learner takes along from one outer step to the next beside its meta-parameters: replay buffers, a target
-network. Empty for most."""
-
 Rates = float | Tensor | Params
 """The step size of a rule, one for all weights or one for each."""
 

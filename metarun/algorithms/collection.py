@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.acting import Environment
+from metarun.acting import Carry, Environment
 from metarun.algorithms import replay
 from metarun.data import draws
 from metarun.errors import require
-from metarun.types import Batch, Carry, Params, Task
+from metarun.types import Batch, Params, Task
 
 BATCHES, CHOICE, CONTEXTS, WALKS = 0, 1, 2, 3  # what random words are for; the last two of three kinds, 4 apart
 STARTS = 12  # of the weights

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from metarun.acting import Environment
+from metarun.acting import Carry, Environment
 from metarun.algorithms import common, sac
 from metarun.algorithms.collection import STARTS, Collection, Sizes, Transitions, transitions
 from metarun.algorithms.predictive import Gaussian, kl, product
@@ -35,7 +35,7 @@ from metarun.algorithms.set_learners import ROW_NORMS
 from metarun.data import draws
 from metarun.errors import UserError, require
 from metarun.models.several import Several, own, several
-from metarun.types import CARRIED, Batch, Carry, Kind, Loss, MakeNetwork, Metrics, Params, Task
+from metarun.types import CARRIED, Batch, Kind, Loss, MakeNetwork, Metrics, Params, Task
 
 LEAST_VARIANCE = 1e-7
 TARGET = "value."

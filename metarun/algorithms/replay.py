@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metarun.types import Carry
+from metarun.acting import Carry
 
 
 def empty(tasks: int, capacity: int, recent: int, width: int) -> Carry:
