@@ -439,6 +439,16 @@ def test_a_run_reports_returns_by_trajectories_and_can_be_evaluated_again(tmp_pa
     assert again.summary["episodes_sha256"] == summary["episodes_sha256"]
 
 
+@pytest.mark.long
+def test_four_hundred_steps_walk_towards_the_goals(tmp_path: Path) -> None:
+    """Of the 20 that a robot collects which stays where it is, at least 1.5 are saved on goals never trained on, and at
+    least 1 of them by what two trajectories tell."""
+    small = ["model.hidden=[64,64]", "algo.batch=32", "train.steps=400", "device.compile=false", "report=false"]
+    result = metarun.run(metarun.compose(["algo=pearl", "data=point_robot", *small]), tmp_path)
+    assert result.summary["mean"] > -18.5
+    assert result.summary["mean"] - result.summary["curve"][0]["mean"] > 1
+
+
 def test_l1_shrinks_actor_and_critics_and_leaves_the_encoder(tmp_path: Path) -> None:
     penalty = ["reg=l1", "reg.weight=1", "reg.metric=plain", "reg.targets=[actor,critic]", "optim.lr=0.01"]
     result = trained(tmp_path / "run", "train.steps=6", *penalty)
