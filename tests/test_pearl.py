@@ -23,6 +23,7 @@ from metarun.errors import UserError
 from metarun.evaluation import assessed
 from metarun.experiment import Experiment, assemble
 from metarun.losses import Return
+from metarun.nonfinite import begin
 from metarun.stages import MetaGradients
 from metarun.trainer import outer_step
 from metarun.types import CARRIED, Batch, EpisodeSpec, Params, Task
@@ -238,6 +239,32 @@ def test_the_target_network_follows_the_value_network() -> None:
         new = state.params[name.removeprefix(CARRIED)]
         assert not new.equal(old)
         torch.testing.assert_close(state.carry[name], 0.99 * old + 0.01 * new, rtol=1e-6, atol=1e-7)
+
+
+def test_a_bad_number_in_a_buffer_is_refused_with_its_task_and_a_rewind_takes_it_out() -> None:
+    """Of the task that is first in step 2. The rewind point, that of step 2 itself, has the buffers without it."""
+    trainer = assembled("train.on_nonfinite=rewind", "train.checkpoint_every=2").trainer()
+    state = trainer.start()
+    begin(trainer, state)
+    gradient = MetaGradients(trainer, state.params, print).at(0)
+    for _ in range(2):
+        outer_step(trainer, state, gradient, Silent())
+    sound, params = dict(state.carry), {k: v.clone() for k, v in state.params.items()}
+    task = int(trainer.tasks(2).query.y[0, 0, -1])
+    spoilt = state.carry["replay"].clone()
+    spoilt[task, :, 4] = float("nan")
+    state.carry = state.carry | {"replay": spoilt}
+    told: list[str] = []
+    watcher = Silent()
+    watcher.noted = told.append  # type: ignore[attr-defined]
+    outer_step(trainer, state, gradient, watcher)
+    assert "at step 2, task 0" in told[0]
+    assert "went back to the meta-parameters of step 2" in told[0]
+    assert all(value.equal(params[name]) for name, value in state.params.items())
+    assert all(value.equal(sound[name]) for name, value in state.carry.items())
+    outer_step(trainer, state, gradient, watcher)
+    assert len(told) == 1
+    assert state.step == 4
 
 
 def test_what_is_collected_when_and_of_whom() -> None:
