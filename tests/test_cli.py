@@ -76,8 +76,8 @@ def test_the_summary_holds_what_must_stand_beside_a_number(tmp_path: Path) -> No
 def test_an_interrupted_run_resumes_to_the_same_bits(how: signal.Signals, tmp_path: Path) -> None:
     """Same weights, same metrics.jsonl byte for byte, wherever the run was cut."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert metarun(*TINY, "train.steps=400", f"hydra.run.dir={whole}", cwd=tmp_path).returncode == 0
-    process = started(*TINY, "train.steps=400", f"hydra.run.dir={cut}", cwd=tmp_path)
+    assert metarun(*TINY, "train.steps=200", f"hydra.run.dir={whole}", cwd=tmp_path).returncode == 0
+    process = started(*TINY, "train.steps=200", f"hydra.run.dir={cut}", cwd=tmp_path)
     wait_for_lines(cut / "metrics.jsonl", 20)
     process.send_signal(how)
     output, _ = process.communicate(timeout=60)

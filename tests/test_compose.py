@@ -20,6 +20,14 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("algo", "data", "model", "reg", "optim", "device", "logger", "diagnostics", "experiment")
 OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((CONF / g).glob("*.yaml"))]
 ALGOS = catalogue.options("algo")
+
+
+def published(group: str, option: str) -> bool:
+    """Of these every one is composed in test_published.py."""
+    path = Path(__file__).resolve().parents[1] / "conf" / group / f"{option}.yaml"
+    return group == "experiment" and "published:" in path.read_text()
+
+
 TINY = [
     "train.steps=2",
     "train.tasks=3",
@@ -31,7 +39,7 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if not published(*pair)])
 def test_every_option_composes_and_is_in_range(group: str, option: str) -> None:
     config = metarun.compose([f"{group}={option}"])
     check(config)

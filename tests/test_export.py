@@ -225,11 +225,11 @@ CLASSIFICATION = [
     ("protonet", "mlp", "population"),
     ("matchingnet", "mlp", "none"),
     ("maml", "mlp", "support"),
-    ("maml", "conv4", "batch"),
     ("reptile", "mlp", "population"),
     *[
         pytest.param(algo, model, norm, marks=pytest.mark.long)
         for algo, model, norm in [
+            ("maml", "conv4", "batch"),
             ("maml", "conv4", "population"),
             ("maml", "conv4", "support"),
             ("maml", "conv4", "group"),

@@ -64,6 +64,8 @@ CASES: dict[str, list[str]] = {
     "diverged": ["algo=maml", "train.tasks=4", "algo.inner_lr=1e200", *SHORT, *EXACT],
 }  # fmt: skip
 HALF = [s.replace("steps=50", "steps=25") for s in CASES["maml in float64"]]
+SAMPLE = ("maml in float64", "probes", "penalties", "protonet", "rewound", "diverged")
+NAMES = [pytest.param(name, marks=[] if name in SAMPLE else [pytest.mark.long]) for name in CASES]
 WITH_THREE = ("imaml", "noise", "penalties")
 """Five tasks do not divide by three, and of two one rank has none."""
 
@@ -105,24 +107,31 @@ def work(processes: int, cases: Sequence[dict], place: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, Path]:
+def asked(request: pytest.FixtureRequest) -> list[str]:
+    """The cases of the tests that are run, and those that all others look at."""
+    named = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
+    return [name for name in CASES if name in SAMPLE or name in named]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, images: Path, asked: list[str]) -> dict[str, Path]:
     """Every case in one process; what it left."""
     place, found = tmp_path_factory.mktemp("alone"), {}
-    for name in CASES:
+    for name in asked:
         metarun.run(metarun.compose(settings_of(name, images)), place / name)
         found[name] = place / name
     return found
 
 
 @pytest.fixture(scope="module")
-def by_two(tmp_path_factory: pytest.TempPathFactory, images: Path, alone: dict[str, Path]) -> Path:
+def by_two(tmp_path_factory: pytest.TempPathFactory, images: Path, asked: list[str], alone: dict[str, Path]) -> Path:
     place = tmp_path_factory.mktemp("two")
-    cases: list[dict] = [{"name": n, "settings": settings_of(n, images), "folder": str(place / n)} for n in CASES]
+    cases: list[dict] = [{"name": n, "settings": settings_of(n, images), "folder": str(place / n)} for n in asked]
     cases.append(half_done_by_one(place))
     cases.append({"name": "half", "settings": HALF, "folder": str(place / "half")})
     cases.append({"name": "late", "settings": [*ENDLESS, "train.max_minutes=0.01"], "folder": str(place / "late")})
     cases.append({"name": "profile", "settings": ["job=profile"], "folder": str(place / "profile")})
-    evaluated = ["job=evaluate", f"run={alone['maml']}", *CASES["maml"]]
+    evaluated = ["job=evaluate", f"run={alone['maml in float64']}", *CASES["maml in float64"]]
     cases.append({"name": "evaluated", "settings": evaluated, "folder": str(place / "evaluated")})
     work(2, cases, place)
     return place
@@ -183,7 +192,7 @@ def assert_same_record(a: dict, b: dict, within: float) -> None:
             assert b[key] == value, (key, a["step"])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_the_same_run(name: str, alone: dict[str, Path], by_two: Path) -> None:
     assert_same_run(alone[name], by_two / name, CLOSE.get(name, NEARLY_EXACT))
 
@@ -194,7 +203,7 @@ def test_three_processes_train_the_same_run(name: str, alone: dict[str, Path], b
     assert_same_run(alone[name], by_three / name, CLOSE.get(name, NEARLY_EXACT))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_all_ranks_end_with_the_same_bits_and_one_owns_the_folder(name: str, by_two: Path) -> None:
     first, second = (read(by_two / "ranks", f"{name}-{rank}.json") for rank in range(2))
     assert first == second
@@ -229,7 +238,7 @@ def test_the_first_ranks_clock_ends_the_run_of_all(by_two: Path) -> None:
 
 
 def test_two_processes_evaluate(alone: dict[str, Path], by_two: Path) -> None:
-    one, two = read(alone["maml"], "summary.json"), read(by_two / "evaluated", "summary.json")
+    one, two = read(alone["maml in float64"], "summary.json"), read(by_two / "evaluated", "summary.json")
     assert two["mean"] == pytest.approx(one["mean"], rel=1e-5)
     assert (two["episodes_sha256"], two["params_sha256"]) == (one["episodes_sha256"], one["params_sha256"])
     assert (one["processes"], two["processes"]) == (1, 2)
@@ -290,7 +299,8 @@ def gone(pids: Sequence[int]) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks up processes in /proc")
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("victim", [1, 0])
 def test_a_killed_rank_ends_the_job_with_its_reason_and_an_intact_checkpoint(victim: int, tmp_path: Path) -> None:
     process = typed(2, *ENDLESS, cwd=tmp_path)
     folder, pids = under_way(process, tmp_path)

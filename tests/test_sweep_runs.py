@@ -110,8 +110,8 @@ def test_a_setting_that_does_not_exist_ends_the_sweep_before_its_jobs(tmp_path: 
     assert done.stderr == "metarun: algo.inner_lrr: no such setting, did you mean inner_lr or inner_steps?\n"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", ["sweep", pytest.param("job", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("victim", ["sweep", "job"])
 def test_a_killed_sweep_goes_on_where_it_stopped_and_ends_as_an_undisturbed_one(
     victim: str, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -168,20 +168,13 @@ def test_settings_that_are_edited_between_two_sittings_are_named_and_their_jobs_
 
 
 LAUNCHERS = [
-    pytest.param("joblib", "hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
-    pytest.param(
-        "submitit_local",
-        "hydra_plugins.hydra_submitit_launcher",
-        ["hydra.launcher.timeout_min=5"],
-        marks=pytest.mark.long,
-    ),
-    pytest.param(
-        "ray", "hydra_plugins.hydra_ray_launcher", ["+hydra.launcher.ray.init.num_cpus=2"], marks=pytest.mark.long
-    ),
+    ("joblib", "hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
+    ("submitit_local", "hydra_plugins.hydra_submitit_launcher", ["hydra.launcher.timeout_min=5"]),
+    ("ray", "hydra_plugins.hydra_ray_launcher", ["+hydra.launcher.ray.init.num_cpus=2"]),
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("launcher", "module", "more"), LAUNCHERS)
 def test_every_launcher_gives_the_same_runs(
     launcher: str, module: str, more: list[str], undisturbed: Path, tmp_path: Path

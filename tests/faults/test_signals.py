@@ -85,7 +85,7 @@ def batch_script(place: Path) -> str:
     return script.replace("algo=maml", " ".join(["algo=maml", *MANY]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_requeued_batch_job_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
     """SIGTERM and five seconds later SIGKILL, as pre-emption does; then both at once; then nothing."""
     (tmp_path / "job.sh").write_text(batch_script(tmp_path))
