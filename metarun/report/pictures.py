@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 
-from metarun.report.drawing import WIDTH, Drawing, panels
+from metarun.report.drawing import Drawing
 from metarun.report.read import Run
 
 TEXT = (
     "Test images, one a column: the pixels of the context (all others blue), the predicted mean and standard deviation "
-    "of each pixel, and the image itself. Means and images share a scale from 0 (paper) to 1 (ink); deviations have "
-    "their own, from 0 (black) to the largest of all images (white)."
+    "of each pixel, and the image itself. Dark is ink, or a large deviation: the scale of deviations ends at the "
+    "largest that is shown."
 )
 MOST = 6  # images that are drawn
-UNKNOWN = "#466EBE"
+UNKNOWN = "#8FB3E8"
+SIDE, GAP, LEFT, TOP = 1.45, 0.1, 0.85, 0.25  # inches: a picture, between two, and margins for words
 
 
 def has_some(run: Run) -> bool:
@@ -29,29 +31,35 @@ def draw(run: Run) -> Drawing:
     """A column for each test image, rows of context, mean, deviation, truth."""
     shape, tasks = tuple(run.functions["picture"]), list(run.functions["tasks"])[:MOST]
     largest = max(float(np.max(task["deviation"])) for task in tasks)
-    columns = len(tasks)
-    drawn, axes = panels(4 * columns, columns=columns, height=WIDTH / columns)
-    for at, task in enumerate(tasks):
-        known = len(task["context"][2])
-        shown = (
-            (f"image {at}: {known} pixels", _context(task, shape), 1.0),
-            ("mean", _picture(task["mean"], shape), 1.0),
-            (f"deviation, 0 to {largest:.2g}", _picture(task["deviation"], shape), largest),
-            ("truth", _picture(task["truth"], shape), 1.0),
-        )
-        for row, (title, values, top) in enumerate(shown):
-            _image(axes[row * columns + at], title, values, top)
+    words = "context", "mean", f"deviation,\n0 to {largest:.2g}", "truth"
+    drawn = Figure(figsize=(LEFT + len(tasks) * (SIDE + GAP), TOP + len(words) * (SIDE + GAP)))
+    for column, task in enumerate(tasks):
+        shown = (_context(task, shape), *(_picture(task[name], shape) for name in ("mean", "deviation", "truth")))
+        for row, values in enumerate(shown):
+            ax = drawn.add_axes(_box(row, column, drawn))
+            _image(ax, values, largest if row == 2 else 1.0)
+            if column == 0:
+                ax.set_ylabel(words[row])
+        drawn.axes[column * len(words)].set_title(f"{len(task['context'][2])} pixels", loc="center")
     off = [float(np.sqrt(np.mean(np.square(np.subtract(t["mean"], t["truth"]))))) for t in tasks]
     said = ", ".join(f"{v:.3g}" for v in off)
-    return Drawing("functions", f"{columns} completed test images; root mean square errors {said}.", drawn)
+    return Drawing("functions", f"{len(tasks)} completed test images; root mean square errors {said}.", drawn)
 
 
-def _image(ax: Axes, title: str, values: np.ndarray, top: float) -> None:
-    grey = ListedColormap(np.linspace(0, 1, 256)[:, None].repeat(3, 1))
-    grey.set_bad(UNKNOWN)
-    ax.imshow(values, cmap=grey, vmin=0.0, vmax=top, interpolation="nearest")
-    ax.set_title(title, y=1.0)
-    ax.set_axis_off()
+def _box(row: int, column: int, drawn: Figure) -> tuple[float, float, float, float]:
+    """Left, bottom, width and height as shares of the figure."""
+    width, height = drawn.get_size_inches()
+    left, bottom = LEFT + column * (SIDE + GAP), height - TOP - SIDE - row * (SIDE + GAP)
+    return left / width, bottom / height, SIDE / width, SIDE / height
+
+
+def _image(ax: Axes, values: np.ndarray, top: float) -> None:
+    shades = matplotlib.colormaps["gray_r"].with_extremes(bad=UNKNOWN)
+    ax.imshow(values, cmap=shades, vmin=0.0, vmax=top, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set(visible=True, linewidth=0.4)
 
 
 def _picture(values: Any, shape: tuple[int, ...]) -> np.ndarray:
