@@ -32,7 +32,7 @@ from torch.nn.functional import softplus
 from metarun.algorithms import common
 from metarun.algorithms.contexts import Draws, Rows, mean_of, together
 from metarun.algorithms.predictive import (
-    DRAWS_AT_ONCE,
+    PARTS,
     Gaussian,
     kl,
     log_mean_exp,
@@ -157,7 +157,7 @@ class CVAE:
 
     def _each(self, adapted: Summary, x: Tensor, z_LMD: Tensor) -> Gaussian:
         """p(y | c, z) for several z at each row, [L, M, d_out]."""
-        parts = [self._few(adapted, x, some) for some in z_LMD.split(DRAWS_AT_ONCE)]
+        parts = [self._few(adapted, x, some) for some in z_LMD.chunk(PARTS)]
         return Gaussian(*(torch.cat(v) for v in zip(*parts, strict=True)))
 
     def _few(self, adapted: Summary, x: Tensor, z_LMD: Tensor) -> Gaussian:

@@ -32,7 +32,7 @@ from torch import Tensor
 from metarun.algorithms import common
 from metarun.algorithms.contexts import Draws, Rows, mean_of, together
 from metarun.algorithms.predictive import (
-    DRAWS_AT_ONCE,
+    PARTS,
     Gaussian,
     bounded,
     kl,
@@ -146,7 +146,7 @@ class NeuralProcess:
     def _given(self, adapted: Summary, x: Tensor, z_LD: Tensor) -> Gaussian:
         """p(y | x, C, z) at rows [M, d], for each of the z: [L, M, d_out]."""
         fixed = torch.cat([x, self._deterministic(adapted, x)], -1)
-        mu, s = torch.cat([self._decoded(adapted, fixed, z) for z in z_LD.split(DRAWS_AT_ONCE)]).chunk(2, -1)
+        mu, s = torch.cat([self._decoded(adapted, fixed, z) for z in z_LD.chunk(PARTS)]).chunk(2, -1)
         return Gaussian(mu, positive(s, self.sigma_floor))
 
     def _decoded(self, adapted: Summary, fixed: Tensor, z_LD: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ from metarun.types import Metrics
 TEST_STEP = 2**42
 """Beyond every outer step."""
 
-DRAWS_AT_ONCE = 10
-"""Of z that a decoder is asked about together: 50 for every pixel of an image, of many tasks, fill the memory."""
+PARTS = 5
+"""In which a decoder takes the draws of z: 50 for every pixel of an image, of many tasks at once, fill the memory."""
 
 
 class Gaussian(NamedTuple):
