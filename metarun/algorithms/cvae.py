@@ -135,6 +135,16 @@ class CVAE:
         """With the same noise at all places."""
         return self._drawn(adapted, x, count).mu
 
+    def encoded(self, params: Params, rows: Batch) -> Tensor:
+        return self.adapt(params, rows).r
+
+    def latents(self, params: Params, task: Task) -> tuple[Gaussian, Gaussian]:
+        """Those of the first query; an objective that trains no q draws from the prior."""
+        adapted, (x, y) = self.adapt(params, task.support), (v[:1] for v in task.query)
+        prior = self._prior(adapted, x)
+        q = prior if self.objective == "gsnn" else self._posterior(adapted, x, y)
+        return Gaussian(*(v[0] for v in q)), Gaussian(*(v[0] for v in prior))
+
     def _summary(self, params: Params, context: Rows) -> Summary:
         h_SR = self.model.run("encoder", params, torch.cat([context.x, context.y], -1))
         return Summary(params, mean_of(h_SR, context.here))

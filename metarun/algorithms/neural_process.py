@@ -129,6 +129,16 @@ class NeuralProcess:
     def functions(self, adapted: Summary, x: Tensor, count: int) -> Tensor:
         return self._drawn(adapted, x, count).mu
 
+    def encoded(self, params: Params, rows: Batch) -> Tensor:
+        """The mean of h, also where attention weighs it anew for each target."""
+        adapted = self.adapt(params, rows)
+        return mean_of(adapted.h, adapted.here)
+
+    def latents(self, params: Params, task: Task) -> tuple[Gaussian, Gaussian]:
+        """q(z | context and queries), q(z | context)."""
+        support, query = (self.draws.rows(batch) for batch in task)
+        return self._inferred(params, together(support, query)), self._inferred(params, support)
+
     def _summary(self, params: Params, context: Rows) -> Summary:
         h_SR = self.model.run("encoder", params, torch.cat([context.x, context.y], -1))
         return Summary(params, context.x, h_SR, context.here, self._inferred(params, context))
