@@ -28,6 +28,8 @@ from torch import Tensor
 LARGEST = 1 - 1e-6  # of a canonical correlation: views that are the same would have an infinite critic
 LEAST = 1e-10  # of a component's variance, relative to the largest
 
+EACH = 20  # samples for each component of the critic
+
 
 class Bound(NamedTuple):
     """An estimate of a bound, and half of its 95 % interval over samples (the other samples being as they are)."""
@@ -71,8 +73,10 @@ def info_nce(scores: Tensor) -> Bound:
 
 
 def views_information(x: Tensor, y: Tensor, components: int) -> Bound:
-    """InfoNCE of views [N, R]: the critic of the first half, judged on the N/2 samples of the second."""
+    """InfoNCE of views [N, R]: the critic of the first half, judged on the N/2 samples of the second. Of few samples only
+    so many components are taken that each has `EACH` of them: a critic that fits noise is sure of what is not so."""
     x, y, half = x.double(), y.double(), len(x) // 2
+    components = max(1, min(components, half // EACH))
     return info_nce(gaussian_critic(x[:half], y[:half], components).scores(x[half:], y[half:]))
 
 
