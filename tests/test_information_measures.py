@@ -79,6 +79,16 @@ def test_independent_views_share_nothing_and_equal_ones_as_much_as_can_be_told()
     assert views_information(constant, constant, 4).value == 0
 
 
+def test_a_critic_that_is_too_sure_is_scaled_down() -> None:
+    """Views that share a scale and no sign: no correlation, but the squares tell each other's size. The Gaussian critic
+    finds nothing there, and does not say less than nothing."""
+    size = normals(400, 4).exp()
+    x, y = size * normals(400, 4, seed=1) ** 3, size * normals(400, 4, seed=2) ** 3
+    critic = gaussian_critic(x[:120], y[:120], 4)
+    assert info_nce(critic.scores(x[200:], y[200:])).value < -0.05
+    assert views_information(x, y, 4).value > -0.01
+
+
 def test_no_scores_say_more_than_the_logarithm_of_their_number() -> None:
     for scale in (1.0, 100.0):
         assert info_nce(scale * normals(30, 30)).value <= math.log(30) + 1e-12

@@ -199,9 +199,9 @@ def cvae(
     sigma_floor: float,
     test_samples: int,
     kl_warmup: int,
-    kl_weight: float,
     min_shots: int,
     min_queries: int,
+    kl_weight: float = 1.0,
 ) -> CVAE:
     """For inputs of one axis and `outputs` targets."""
     check_sizes(sigma_floor, representation=representation, latent=latent, test_samples=test_samples)

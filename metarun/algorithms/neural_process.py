@@ -184,9 +184,9 @@ def neural_process(
     train_samples: int,
     test_samples: int,
     kl_warmup: int,
-    kl_weight: float,
     min_shots: int,
     min_queries: int,
+    kl_weight: float = 1.0,
 ) -> NeuralProcess:
     """With attention over the context if `heads` is not 0."""
     sizes = {"latent": latent, "train_samples": train_samples, "test_samples": test_samples}
