@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from colours import class_folders
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
@@ -152,6 +153,20 @@ def test_it_measures_what_a_learner_keeps(algo: str, tmp_path: Path) -> None:
             assert row["latent_given_context"] >= 0
     assert "share at least" in found["summary"]["message"]
     assert {p.name for p in (tmp_path / "analyses" / "information").glob("figure.*")} == {"figure.png", "figure.svg"}
+
+
+@pytest.mark.long
+def test_learners_of_labelled_images_are_asked_about_mean_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    class_folders(tmp_path / "images", [f"class{i}" for i in range(10)], each=6)
+    sizes = ["data.image_size=16", "data.ways=2", "data.shots=2", "data.queries=2", "data.test_queries=2"]
+    settings = ["algo=protonet", "model=mlp", "data=folder", f"data.root={tmp_path / 'images'}", *sizes]
+    found = analysed(tmp_path / "run", settings, "analysis.tasks=40")
+    assert [row["shots"] for row in found["rows"]] == [1, 2]
+    for row in found["rows"]:
+        assert 0 <= row["representation"] + 1e-9 <= row["most"]
 
 
 def test_a_learner_that_keeps_nothing_of_a_context_is_refused_in_one_line(tmp_path: Path) -> None:
