@@ -16,6 +16,7 @@ LATENT = (
     ("latent_upper", "the same, from above"),
     ("latent_given_context", "beyond the context, from above"),
 )
+NEAR = 2  # the line of what can be told is drawn where a bound is above this part of it
 
 
 def draw_information(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> Drawing:
@@ -35,7 +36,9 @@ def _bounds(
     for i, (name, words) in enumerate(names):
         values, halves = ([row[key] for row in rows] for key in (name, f"half_{name}"))
         axes.errorbar(at, values, yerr=halves, color=COLOURS[i], marker=MARKERS[i], capsize=2, label=words)
-    axes.axhline(rows[0][most], color=GREY, linewidth=0.8, linestyle="--", label="most that bounds from below can tell")
+    if max(row[names[0][0]] for row in rows) > rows[0][most] / NEAR:  # else it would press the lines to the ground
+        words = "most that bounds from below can tell"
+        axes.axhline(rows[0][most], color=GREY, linewidth=0.8, linestyle="--", label=words)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     finish(axes, title, "shots of the context", "nats")
     if len(at) > 1:
