@@ -191,6 +191,22 @@ class DistributionLearner(AssessingLearner, Protocol):
 
 
 @runtime_checkable
+class ContextLearner(Algorithm, Protocol):
+    """One that makes a vector of a context set."""
+
+    def encoded(self, params: Params, rows: Batch) -> Tensor:
+        """[R]."""
+
+
+@runtime_checkable
+class LatentLearner(Algorithm, Protocol):
+    """One that draws what is latent of a task, or of a target."""
+
+    def latents(self, params: Params, task: Task) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Mean and standard deviation [D] of the posterior, which has seen targets, and of its prior."""
+
+
+@runtime_checkable
 class StagedLearner(Algorithm, Protocol):
     """One whose meta-gradient changes in the course of training."""
 

@@ -138,6 +138,34 @@ def test_the_weight_of_the_kl_rises_over_the_warmup() -> None:
     assert float(at(1.0)["log_likelihood"]) == pytest.approx(-float(at(1.0)["loss"]), rel=1e-9)
 
 
+@pytest.mark.parametrize("algo", ["np", "cvae"])
+def test_the_weight_of_the_kl_scales_it_in_the_loss_alone(algo: str) -> None:
+    """loss = -fit + b kl: with b = 3 it is loss(1) + 2 (loss(1) - loss(0)), and so is its gradient. The bound that is
+    recorded has the whole KL, and weight 1 is as if there were none."""
+    found = {}
+    for weight in (0.0, 1.0, 3.0):
+        algorithm = learner(algo, f"algo.kl_weight={weight}", "algo.kl_warmup=0")
+        drawn = single(algorithm.noisy({}, tasks(1), 0, 5)[1], 0)
+        wide = {
+            k: 4 * v for k, v in double(algorithm).items()
+        }  # at its start a posterior hardly differs from its prior
+        found[weight] = algorithm.meta_grad(wide, drawn)
+    (g0, m0), (g1, m1), (g3, m3) = found.values()
+    torch.testing.assert_close(m3["loss"], m1["loss"] + 2 * (m1["loss"] - m0["loss"]))
+    assert float(m1["loss"] - m0["loss"]) > 1e-3
+    for name in g1:
+        torch.testing.assert_close(g3[name], 3 * g1[name] - 2 * g0[name], rtol=1e-8, atol=1e-10)
+    for metrics in (m0, m3):
+        torch.testing.assert_close(metrics["log_likelihood"], -m1["loss"])
+
+
+def test_the_warmup_ends_at_the_weight_of_the_kl() -> None:
+    drawn = Draws(1, 1, 1, warmup=4, weight=2.0)
+    weights = [float(drawn.add(tasks(1), 0, step, 0).support.x[0, 0, 2]) for step in (0, 1, 4, 9)]
+    assert weights == [0.0, 0.5, 2.0, 2.0]
+    assert float(drawn.rows(single(tasks(1), 0).support).weight) == 2.0
+
+
 # ---------------------------------------------------------------- likelihoods
 
 
@@ -344,9 +372,11 @@ def test_the_losses_of_an_autoencoder_are_its_elbo_by_hand() -> None:
         (["algo=anp", "algo.heads=3"], "algo.heads=3: must be at least 1 and divide the width 128"),
         (["algo=cvae", "algo.objective=vae"], "algo.objective=vae: choices: cvae, gsnn, hybrid"),
         (["algo=np", "algo.min_shots=0"], "algo.min_shots=0"),
+        (["algo=np", "algo.kl_weight=-1"], "algo.kl_weight=-1.0: must be at least 0 and finite"),
+        (["algo=cvae", "algo.kl_weight=inf"], "algo.kl_weight=inf"),
         (["algo=np", "reg=predictive_kl"], "this algorithm has no inner loop to penalise"),
         (["algo=np", "reg=information", "reg.encoder=[encoder]"], "made of several networks"),
-        (["algo=np", "data=omniglot"], "this algorithm needs regression.*data=gp, sinusoid"),
+        (["algo=np", "data=omniglot"], "this algorithm needs regression.*data=completion, gp, sinusoid"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(overrides: list[str], words: str, elsewhere: None) -> None:

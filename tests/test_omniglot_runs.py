@@ -43,6 +43,26 @@ def test_each_algorithm_runs_on_omniglot_as_typed(algo: str, tmp_path: Path) -> 
     assert (tmp_path / "split.json").exists()
 
 
+@pytest.mark.parametrize(
+    "algo", ["cnp", *(pytest.param(a, marks=pytest.mark.long) for a in ("np", "anp", "cvae", "maml"))]
+)
+def test_drawings_are_completed_as_typed(algo: str, tmp_path: Path) -> None:
+    result = metarun.run(metarun.compose([f"algo={algo}", "data=completion", *TINY]), tmp_path)
+    assert result.status == "completed"
+    summary = result.summary
+    assert (summary["split"], summary["shots"], summary["test_queries"]) == ("vinyals", 100, 784)
+    assert (tmp_path / "functions.json").exists() is (algo != "maml")
+
+
+def test_wrong_numbers_of_pixels_are_refused_with_their_key() -> None:
+    for wrong, words in (
+        ("data.shots=784", r"data\.shots=784: must be 1 to 783"),
+        ("data.queries=700", r"data\.queries=700: must be 1 to 684"),
+    ):
+        with pytest.raises(metarun.UserError, match=words):
+            metarun.build_algorithm(metarun.compose(["algo=cnp", "data=completion", wrong]))
+
+
 def test_a_learner_without_a_head_is_tested_on_other_ways_and_shots(tmp_path: Path) -> None:
     base = ["algo=protonet", "data=omniglot", "algo.train_ways=10", *TINY]
     metarun.run(metarun.compose(base), tmp_path / "trained")

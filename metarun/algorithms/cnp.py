@@ -84,6 +84,9 @@ class CNP:
     def functions(self, adapted: Summary, x: Tensor, count: int) -> Tensor:
         return self._gaussian(adapted, x).mu.expand(count, -1, -1)
 
+    def encoded(self, params: Params, rows: Batch) -> Tensor:
+        return self.adapt(params, rows).r
+
     def _summary(self, params: Params, context: Rows) -> Summary:
         h_SR = self.model.run("encoder", params, torch.cat([context.x, context.y], -1))
         return Summary(params, mean_of(h_SR, context.here))

@@ -6,11 +6,12 @@ padding, and a mask tells it apart. Tests use all rows, as every other algorithm
 
 What a step draws (sizes, noise, the weight of the KL) is a function of (seed, step, number of the task) and goes with
 the rows of the inputs, behind their own columns: [x, 1 or 0 for here, KL weight, noise]. Rows without such columns are
-all here, with weight 1 and noise 0, which is the mean of what is drawn.
+all here, with the full weight and noise 0, which is the mean of what is drawn.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,12 +44,15 @@ class Draws:
     min_queries: int
     width: int = 0  # E, numbers of noise
     each_row: bool = False  # has noise of its own; else all rows of a task carry the same
-    warmup: int = 0  # outer steps over which the weight of the KL rises from 0 to 1
+    warmup: int = 0  # outer steps over which the weight of the KL rises from 0
+    weight: float = 1.0  # to this
 
     def __post_init__(self) -> None:
         require(self.min_shots >= 1, "min_shots", self.min_shots, "must be at least 1")
         require(self.min_queries >= 1, "min_queries", self.min_queries, "must be at least 1")
         require(self.warmup >= 0, "kl_warmup", self.warmup, "must be at least 0 (outer steps)")
+        sound = 0 <= self.weight < math.inf
+        require(sound, "kl_weight", self.weight, "must be at least 0 and finite (1: the evidence bound)")
 
     def add(self, tasks: Task, seed: int, step: int, first: int) -> Task:
         """Tasks [T, ...] with the columns; `first` is the number of the first of them."""
@@ -56,7 +60,7 @@ class Draws:
         bits = draws.size_bits(seed, step, numbers, 2)
         counts = [batch.x.shape[1] for batch in tasks]
         eps = self._noise(seed, step, numbers, counts)
-        weight = min(step / self.warmup, 1.0) if self.warmup else 1.0
+        weight = self.weight * (min(step / self.warmup, 1.0) if self.warmup else 1.0)
         least = self.min_shots, self.min_queries
         parts = []
         for i, batch in enumerate(tasks):
@@ -79,7 +83,7 @@ class Draws:
         x, told, eps = batch.x.tensor_split((self.inputs, self.inputs + TOLD), 1)
         if told.shape[1] == 0:
             ones = torch.ones_like(x[:, 0])
-            return Rows(x, batch.y, ones, x.new_zeros(len(x), self.width), ones[0])
+            return Rows(x, batch.y, ones, x.new_zeros(len(x), self.width), self.weight * ones[0])
         return Rows(x, batch.y, told[:, 0], eps, told[0, 1])
 
 

@@ -10,8 +10,9 @@ Each target has a z of its own, so that a target's distribution given the contex
 has one z for all targets of a task. One sample of z for each expectation.
 
 Symbols: C the context (support set), h `encoder`, p `prior`, q `posterior`, g `decoder`, networks of the model's kind;
-length of r `representation`, of z `latent`; f `sigma_floor`, a `alpha`; b rises from 0 to 1 over `kl_warmup` outer
-steps. Targets of a training task are its context and its query rows. A test estimates log p(y | c) of each query by
+length of r `representation`, of z `latent`; f `sigma_floor`, a `alpha`; b rises from 0 to `kl_weight` over
+`kl_warmup` outer steps (1: the evidence bound; else an information bottleneck, Alemi et al. 2017, arXiv 1612.00410).
+Targets of a training task are its context and its query rows. A test estimates log p(y | c) of each query by
 `test_samples` importance samples from q (from p for objective=gsnn, which trains no q; predictive.py).
 
 kl, kl_dimension/zI: KL(q || p) of a target, and of entry I of z; active_units: entries with more than 0.01 nats. None
@@ -31,6 +32,7 @@ from torch.nn.functional import softplus
 from metarun.algorithms import common
 from metarun.algorithms.contexts import Draws, Rows, mean_of, together
 from metarun.algorithms.predictive import (
+    PARTS,
     Gaussian,
     kl,
     log_mean_exp,
@@ -133,6 +135,16 @@ class CVAE:
         """With the same noise at all places."""
         return self._drawn(adapted, x, count).mu
 
+    def encoded(self, params: Params, rows: Batch) -> Tensor:
+        return self.adapt(params, rows).r
+
+    def latents(self, params: Params, task: Task) -> tuple[Gaussian, Gaussian]:
+        """Those of the first query; an objective that trains no q draws from the prior."""
+        adapted, (x, y) = self.adapt(params, task.support), (v[:1] for v in task.query)
+        prior = self._prior(adapted, x)
+        q = prior if self.objective == "gsnn" else self._posterior(adapted, x, y)
+        return Gaussian(*(v[0] for v in q)), Gaussian(*(v[0] for v in prior))
+
     def _summary(self, params: Params, context: Rows) -> Summary:
         h_SR = self.model.run("encoder", params, torch.cat([context.x, context.y], -1))
         return Summary(params, mean_of(h_SR, context.here))
@@ -154,7 +166,11 @@ class CVAE:
         return self._each(adapted, x, self._prior(adapted, x).at(eps_LD[:, None]))
 
     def _each(self, adapted: Summary, x: Tensor, z_LMD: Tensor) -> Gaussian:
-        """p(y | c, z) for several z at each row."""
+        """p(y | c, z) for several z at each row, [L, M, d_out]."""
+        parts = [self._few(adapted, x, some) for some in z_LMD.chunk(PARTS)]
+        return Gaussian(*(torch.cat(v) for v in zip(*parts, strict=True)))
+
+    def _few(self, adapted: Summary, x: Tensor, z_LMD: Tensor) -> Gaussian:
         rows, z = x.expand(len(z_LMD), *x.shape).flatten(0, 1), z_LMD.flatten(0, 1)
         return Gaussian(*(v.unflatten(0, (len(z_LMD), -1)) for v in self._given(adapted, rows, z)))
 
@@ -185,6 +201,7 @@ def cvae(
     kl_warmup: int,
     min_shots: int,
     min_queries: int,
+    kl_weight: float = 1.0,
 ) -> CVAE:
     """For inputs of one axis and `outputs` targets."""
     check_sizes(sigma_floor, representation=representation, latent=latent, test_samples=test_samples)
@@ -198,5 +215,5 @@ def cvae(
         posterior=network((given + outputs,), 2 * latent),
         decoder=network((given + latent,), 2 * outputs),
     )
-    drawn = Draws(inputs, min_shots, min_queries, width=2 * latent, each_row=True, warmup=kl_warmup)
+    drawn = Draws(inputs, min_shots, min_queries, 2 * latent, True, kl_warmup, kl_weight)
     return CVAE(model, loss, drawn, sigma_floor, latent, objective, alpha, test_samples)

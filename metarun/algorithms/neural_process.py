@@ -4,7 +4,7 @@ r"""Neural processes (Garnelo et al. 2018, arXiv 1807.01622) and attentive ones 
     p(y_t | x_t, C, z) = N(mu_t, diag sigma_t^2),  [mu_t, s_t] = g([x_t, r_t, z]),  sigma_t = f + (1 - f) softplus(s_t)
     r_t = mean_{j in C} h([x_j, y_j]),  or attention of x_t over the context (heads > 0; attention.py)
     log p(y_T | x_T, C) >= E_{q(z | T)} [ sum_t log p(y_t | x_t, C, z) ] - KL(q(z | T) || q(z | C)) = ELBO
-    loss = - ELBO / |T|
+    loss = - ELBO / |T|,  its KL times b: `kl_weight`, reached from 0 over `kl_warmup` outer steps
 
 Symbols: C the context (support set), T the targets, which include the context; h `encoder`, l `latent_encoder`, the map
 from s to mu, sigma `posterior`, g `decoder`, queries and keys of the attention by one network `key`, all of the chosen
@@ -13,7 +13,11 @@ model's kind; lengths of r and s `representation`, of z `latent`; f `sigma_floor
 
 A test estimates log p(y | C) of all queries y together by `test_samples` importance samples z ~ q(z | C and queries)
 with weights p(y | z) q(z | C) / q(z | C and queries) (predictive.py), and divides by their number. What is predicted at
-single targets, the MSE of the mean, coverage and context are of z ~ q(z | C), which has seen no query.
+single targets, the MSE of the mean, coverage and context are of z ~ q(z | C), which has seen no query. Neither these
+nor the ELBO that training records depends on b.
+
+With b other than 1 the loss is that of an information bottleneck (Alemi et al. 2017, arXiv 1612.00410): the mean KL
+bounds what z says of the targets beyond the context, I(z; T | C), from above.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from torch import Tensor
 from metarun.algorithms import common
 from metarun.algorithms.contexts import Draws, Rows, mean_of, together
 from metarun.algorithms.predictive import (
+    PARTS,
     Gaussian,
     bounded,
     kl,
@@ -124,6 +129,16 @@ class NeuralProcess:
     def functions(self, adapted: Summary, x: Tensor, count: int) -> Tensor:
         return self._drawn(adapted, x, count).mu
 
+    def encoded(self, params: Params, rows: Batch) -> Tensor:
+        """The mean of h, also where attention weighs it anew for each target."""
+        adapted = self.adapt(params, rows)
+        return mean_of(adapted.h, adapted.here)
+
+    def latents(self, params: Params, task: Task) -> tuple[Gaussian, Gaussian]:
+        """q(z | context and queries), q(z | context)."""
+        support, query = (self.draws.rows(batch) for batch in task)
+        return self._inferred(params, together(support, query)), self._inferred(params, support)
+
     def _summary(self, params: Params, context: Rows) -> Summary:
         h_SR = self.model.run("encoder", params, torch.cat([context.x, context.y], -1))
         return Summary(params, context.x, h_SR, context.here, self._inferred(params, context))
@@ -141,10 +156,13 @@ class NeuralProcess:
     def _given(self, adapted: Summary, x: Tensor, z_LD: Tensor) -> Gaussian:
         """p(y | x, C, z) at rows [M, d], for each of the z: [L, M, d_out]."""
         fixed = torch.cat([x, self._deterministic(adapted, x)], -1)
-        rows = torch.cat([fixed.expand(len(z_LD), *fixed.shape), z_LD[:, None].expand(-1, x.shape[0], -1)], -1)
-        out = self.model.run("decoder", adapted.params, rows.flatten(0, 1)).unflatten(0, (len(z_LD), -1))
-        mu, s = out.chunk(2, -1)
+        mu, s = torch.cat([self._decoded(adapted, fixed, z) for z in z_LD.chunk(PARTS)]).chunk(2, -1)
         return Gaussian(mu, positive(s, self.sigma_floor))
+
+    def _decoded(self, adapted: Summary, fixed: Tensor, z_LD: Tensor) -> Tensor:
+        """What the decoder puts out for rows [x, r] with each of a few z, [L, M, 2 d_out]."""
+        rows = torch.cat([fixed.expand(len(z_LD), *fixed.shape), z_LD[:, None].expand(-1, fixed.shape[0], -1)], -1)
+        return self.model.run("decoder", adapted.params, rows.flatten(0, 1)).unflatten(0, (len(z_LD), -1))
 
     def _deterministic(self, adapted: Summary, x: Tensor) -> Tensor:
         """r for each of the rows, [M, R]."""
@@ -168,6 +186,7 @@ def neural_process(
     kl_warmup: int,
     min_shots: int,
     min_queries: int,
+    kl_weight: float = 1.0,
 ) -> NeuralProcess:
     """With attention over the context if `heads` is not 0."""
     sizes = {"latent": latent, "train_samples": train_samples, "test_samples": test_samples}
@@ -183,5 +202,6 @@ def neural_process(
     if heads:
         parts |= {"key": network((inputs,), representation), "attention": Attention(representation, heads)}
     parts["decoder"] = network((inputs + representation + latent,), 2 * outputs)
-    drawn = Draws(inputs, min_shots, min_queries, width=train_samples * latent, warmup=kl_warmup)
+    noise = train_samples * latent
+    drawn = Draws(inputs, min_shots, min_queries, width=noise, warmup=kl_warmup, weight=kl_weight)
     return NeuralProcess(several(**parts), loss, drawn, sigma_floor, latent, train_samples, test_samples, heads > 0)

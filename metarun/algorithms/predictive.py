@@ -28,6 +28,9 @@ from metarun.types import Metrics
 TEST_STEP = 2**42
 """Beyond every outer step."""
 
+PARTS = 10
+"""In which a decoder takes the draws of z: 50 for every pixel of an image, of many tasks at once, fill the memory."""
+
 
 class Gaussian(NamedTuple):
     """With independent entries."""

@@ -4,7 +4,8 @@ NumPy's Philox is counter-based: its state is a key and a 256-bit counter, and t
 With key = seed and counter = (word, step, split, 0), task i of a step owns the words i W .. (i+1) W - 1. So episode
 (seed, split, step, i) is the same whichever tasks are drawn beside it, by whom and in which order. The last place of
 the counter is 1 for words that change images (augmentation), 2 for the noise of a stochastic network, 3 for the sizes
-of context sets and 4 for what an acting learner does and draws, so that these change no episode.
+of context sets and 4 for the order of pixels or for what an acting learner does and draws (no run has both), so that
+these change no episode.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ def bits_of_steps(split: Split, seed: int, steps: range, tasks: range, words: in
 def augmentation_bits(seed: int, step: int, tasks: range, part: int, words: int) -> Bits:
     """64-bit words [T, words] for changing the images of training episodes; `part` is 0 for support, 1 for query."""
     return _words(seed, step, tasks, words, [part, 1])
+
+
+def pixel_bits(split: Split, seed: int, step: int, tasks: range, words: int) -> Bits:
+    """64-bit words [T, words] for the order of an image's pixels."""
+    return _words(seed, step, tasks, words, [SPLITS.index(split), 4])
 
 
 def size_bits(seed: int, step: int, tasks: range, words: int) -> Bits:

@@ -116,7 +116,8 @@ def stuck_at_chance(history: History, run: Baseline, limits: AlarmConfig) -> str
         margin = max(little, finite_or(entry.get("ci95"), 0.0))
         return run.error(entry["mean"]) >= error - margin
 
-    if not error or not in_a_row(history.val, limits.patience, ("mean",), no_better):
+    nothing = error == 0 and not run.signed  # to be better than; a logarithm may be 0
+    if nothing or not in_a_row(history.val, limits.patience, ("mean",), no_better):
         return ""
     first, last = history.val[-limits.patience], history.val[-1]
     if run.error(first["mean"]) - run.error(last["mean"]) > little:  # on its way

@@ -41,7 +41,7 @@ def draw(run: Run) -> Drawing | None:
     if not run.functions:
         return None
     x, tasks = np.asarray(run.functions["x"], dtype=float), list(run.functions["tasks"])[:MOST]
-    drawn, axes = panels(len(tasks), columns=2, legend=9, height=2.8)
+    drawn, axes = panels(len(tasks), columns=2, legend=8, height=2.8)
     for at, (task, ax) in enumerate(zip(tasks, axes, strict=True)):
         _task(ax, x, task)
         finish(ax, f"Test task {at}", "x", "y")
@@ -67,8 +67,9 @@ def _task(ax: Axes, x: np.ndarray, task: Mapping[str, Any]) -> None:
     )
     draws = np.asarray(task["draws"], dtype=float)
     if np.ptp(draws, axis=0).max() > 0:
-        for row in draws:
-            ax.plot(x, row, color=own.colour, linewidth=0.5, alpha=0.6)
+        for at, row in enumerate(draws):
+            label = "" if at else "draws of what is latent"
+            ax.plot(x, row, color=own.colour, linewidth=0.5, alpha=0.6, label=label)
     ax.plot(x, mean, color=own.colour, linewidth=1.6, label="predicted mean")
     if "oracle_mean" in task:
         best, around = (np.asarray(task[key], dtype=float) for key in ("oracle_mean", "oracle_deviation"))

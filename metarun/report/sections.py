@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metarun.errors import one_line
-from metarun.report import charts, convergence, distributions, measures, names, penalties
+from metarun.report import charts, convergence, distributions, measures, names, penalties, pictures
 from metarun.report.drawing import Drawing
 from metarun.report.facts import adaptation, keys, metric_of, steps_are
 from metarun.report.files import Analysis
@@ -105,8 +105,9 @@ def adaptation_table(run: Run) -> Table:
 
 
 def predicted(run: Run) -> Section:
-    drawing = distributions.draw(run)
-    section = _drawn([drawing], "", distributions.TEXT if drawing else "")
+    kind = pictures if pictures.has_some(run) else distributions
+    drawing = kind.draw(run)
+    section = _drawn([drawing], "", kind.TEXT if drawing else "")
     return dataclasses.replace(section, tables=distributions.tables(run), missing="")
 
 
