@@ -27,7 +27,6 @@ from metarun.errors import require
 from metarun.types import Batch, Params, Task
 
 BATCHES, CHOICE, CONTEXTS, WALKS = 0, 1, 2, 3  # what random words are for; the last two of three kinds, 4 apart
-STARTS = 12  # of the weights
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,10 @@ from torch.nn.functional import softplus
 
 from metarun.acting import Carry, Environment
 from metarun.algorithms import common, sac
-from metarun.algorithms.collection import STARTS, Collection, Sizes, Transitions, transitions
+from metarun.algorithms.collection import Collection, Sizes, Transitions, transitions
 from metarun.algorithms.predictive import Gaussian, kl, product
 from metarun.algorithms.replay import mixed
 from metarun.algorithms.set_learners import ROW_NORMS
-from metarun.data import draws
 from metarun.errors import UserError, require
 from metarun.models.several import Several, own, several
 from metarun.types import CARRIED, Batch, Kind, Loss, MakeNetwork, Metrics, Params, Task
@@ -81,11 +80,7 @@ class Pearl:
     head: ClassVar[bool] = True
 
     def init(self, seed: int) -> Params:
-        """Each part with a seed of its own below 2^32, all that torch's generator looks at: critics that began alike
-        would stay alike."""
-        seeds = draws.learner_bits(seed, 0, range(len(self.model.parts)), STARTS, 1)[:, 0] >> 32
-        parts = zip(self.model.parts, seeds.tolist(), strict=True)
-        return {f"{name}.{k}": v for (name, part), start in parts for k, v in part.init(start).items()}
+        return self.model.init(seed)
 
     @property
     def latent(self) -> int:

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from metarun.data import draws
 from metarun.types import Params
 
-BETWEEN_SEEDS = 2**32
-"""Part i is initialised with seed + i times this, so that no part of one seed has the weights of another seed's."""
+STARTS = 12
+"""Which of the words of step 0 the initial weights are drawn from; a learner has other uses for those below."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,11 @@ class Several:
         return all(getattr(part, "by_products", False) for _, part in self.parts)
 
     def init(self, seed: int) -> Params:
-        found: Params = {}
-        for i, (name, part) in enumerate(self.parts):
-            found |= {f"{name}.{k}": v for k, v in part.init(seed + i * BETWEEN_SEEDS).items()}
-        return found
+        """Each part with a seed of its own below 2^32, all that torch's generator looks at: parts of equal shape that
+        began alike might stay alike."""
+        seeds = draws.learner_bits(seed, 0, range(len(self.parts)), STARTS, 1)[:, 0] >> 32
+        parts = zip(self.parts, seeds.tolist(), strict=True)
+        return {f"{name}.{k}": v for (name, part), start in parts for k, v in part.init(start).items()}
 
     def run(self, name: str, params: Params, *inputs: Any) -> Tensor:
         """One part on its inputs."""
