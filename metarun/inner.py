@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -61,7 +62,11 @@ def learned(by_step: bool) -> Rule:
         now = rates_at(state, k)
         return {name: now[name] * slope for name, slope in g.items()}, (rates, k + 1)
 
-    return Rule(init, step, rates=lambda state, _: rates_at(state, state[1] - 1))
+    def rates(state: Any, _: Params) -> Params:
+        # A step uphill, by a rate below 0, has no proximal step after it.
+        return {name: rate.clamp_min(0) for name, rate in rates_at(state, state[1] - 1).items()}
+
+    return Rule(init, step, lr=math.inf, rates=rates)
 
 
 def first_rates(weights: Params, rate: float, steps: int | None) -> Params:

@@ -238,8 +238,9 @@ def shrunk(term: Term, weights: Params, rates: Rates, lr: float, weight: Tensor 
     Where rates differ from weight to weight, as Adam's lr / (sqrt(v) + eps) do, a threshold ends at FURTHEST * lr: a
     unit that had no gradients yet, whose rate has no bound, would be gone after a single step. At a minimum the limit
     is not met, since there |gradient| = weight <= sqrt(v) wherever w is not 0, so that what is minimised stays.
+    Learned rates are those of plain descent, in either metric, and have no such limit: lr is infinite.
     """
-    if term.penalty.metric == "plain":
+    if term.penalty.metric == "plain" and lr < math.inf:
         rates = lr
     limit = FURTHEST * lr if isinstance(rates, dict) else math.inf
     return term.penalty.shrink(weights, thresholds(rates, weight), limit)

@@ -56,7 +56,7 @@ class Rule(NamedTuple):
 
     init: Callable[[Params, Params], Any]  # what is adapted, all meta-parameters -> the first state
     step: Callable[[Params, Any], tuple[Params, Any]]
-    lr: float = 0.0
+    lr: float = 0.0  # infinite where there are but rates
     rates: Callable[[Any, Params], Rates] | None = None  # of the step that led to a state, if not lr for all
     finish: Callable[[Params, Rates, float], Params] | None = None  # a proximal step that follows each step
     moves: tuple[str, ...] | None = None  # how the names begin of what is adapted; None: everything

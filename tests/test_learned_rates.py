@@ -17,6 +17,7 @@ from metarun.algorithms.maml import MAML
 from metarun.algorithms.multistep import annealed
 from metarun.batching import over_tasks
 from metarun.errors import UserError
+from metarun.experiment import assemble
 from metarun.inner import moved
 from metarun.losses import MeanSquaredError
 from metarun.models.mlp import mlp
@@ -142,6 +143,29 @@ def test_rates_that_have_not_moved_leave_maml_as_it_is() -> None:
         learner = replace(LEARNER, learned_rates=kind)
         found, _ = learner.meta_grad({k: v.double() for k, v in learner.init(0).items()}, TASK)
         assert_same({k: found[k] for k in plain}, plain)
+
+
+@pytest.mark.parametrize("metric", ["adaptive", "plain"])
+@pytest.mark.parametrize("reg", ["l1", "group"])
+@pytest.mark.parametrize("algo", ["metasgd", "mamlpp"])
+def test_a_proximal_step_by_learned_rates_that_have_not_moved_is_mamls(algo: str, reg: str, metric: str) -> None:
+    """And its gradient is finite, also from shifts that are all 0. Was: a threshold of 0, or NaN."""
+    settings = ["reg.where=inner", "reg.weight=0.2", "reg.method=prox", f"reg.metric={metric}", "model.hidden=[5,4]"]
+    settings += ["algo.inner_lr=0.0625", "algo.inner_steps=2", "algo.test_inner_steps=2"]
+    learner, maml, free = (
+        assemble(
+            metarun.compose([f"algo={name}", f"reg={kind}", *(s for s in settings if kind != "none" or "reg" not in s)])
+        ).algorithm
+        for name, kind in ((algo, reg), ("maml", reg), ("maml", "none"))
+    )
+    theta = {k: v.double() for k, v in learner.init(0).items()}
+    weights = {k: v for k, v in theta.items() if not k.startswith(RATES)}
+    found, expected, without = (
+        x.adapt(start, TASK.support).params for x, start in ((learner, theta), (maml, weights), (free, weights))
+    )
+    assert_same({k: found[k] for k in expected}, expected)
+    assert max(float((expected[k] - without[k]).abs().max()) for k in expected) > 1e-3
+    assert all(g.isfinite().all() for g in learner.meta_grad(theta, TASK)[0].values())
 
 
 def test_the_last_step_s_rates_hold_beyond_the_trained_steps() -> None:
