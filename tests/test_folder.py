@@ -520,6 +520,7 @@ def test_a_download_that_is_something_else_is_one_line_and_leaves_nothing(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.xdist_group("photographs")  # read once
 class TestPhotographs:
     """15 000 photographs of a hundred other classes, laid out as miniImageNet is."""

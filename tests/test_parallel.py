@@ -27,7 +27,7 @@ pytestmark = pytest.mark.xdist_group("parallel")  # what they compare with is ma
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("rank_worker.py")
 COMMON = ["val.tasks=5", "test.tasks=7", "test.steps=2", "device.compile=off", "device.threads=1", "report=false"]
-LONG = ["train.steps=50", "train.log_every=25", "train.eval_every=25", "train.checkpoint_every=25", *COMMON]
+LONG = ["train.steps=20", "train.log_every=10", "train.eval_every=10", "train.checkpoint_every=10", *COMMON]
 ENDLESS = ["train.steps=100000", "train.checkpoint_every=20", "train.log_every=20", "train.eval_every=100000", *COMMON]
 SHORT = ["train.steps=6", "train.log_every=3", "train.eval_every=3", "train.checkpoint_every=3", *COMMON]
 PROBES = ["diagnostics=full", "diagnostics.every=6", "diagnostics.probe_tasks=3", "diagnostics.lanczos_steps=3"]
@@ -63,8 +63,8 @@ CASES: dict[str, list[str]] = {
     "rewound": ["algo=maml", "train.tasks=4", "train.on_nonfinite=rewind", *bad(4), *SHORT, *EXACT],
     "diverged": ["algo=maml", "train.tasks=4", "algo.inner_lr=1e200", *SHORT, *EXACT],
 }  # fmt: skip
-HALF = [s.replace("steps=50", "steps=25") for s in CASES["maml in float64"]]
-SAMPLE = ("maml in float64", "probes", "penalties", "protonet", "rewound", "diverged")
+HALF = [s.replace("steps=20", "steps=10") for s in CASES["maml in float64"]]
+SAMPLE = ("maml in float64", "penalties", "protonet", "diverged")
 NAMES = [pytest.param(name, marks=[] if name in SAMPLE else [pytest.mark.long]) for name in CASES]
 WITH_THREE = ("imaml", "noise", "penalties")
 """Five tasks do not divide by three, and of two one rank has none."""

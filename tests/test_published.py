@@ -27,6 +27,10 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 PUBLISHED = [p.stem for p in sorted((CONF / "experiment").glob("*.yaml")) if "published:" in p.read_text()]
 SHORT = [row for row in PUBLISHED if row.startswith("omniglot_5w1s_") and row.endswith("_cpu")]
 ROWS = [row if row in SHORT else pytest.param(row, marks=pytest.mark.long) for row in PUBLISHED]
+CHECKED = [
+    pytest.param(row, marks=pytest.mark.long if row.startswith("miniimagenet") or f"{row}_cpu" in PUBLISHED else ())
+    for row in PUBLISHED
+]
 SIZES = ("ways", "shots", "queries", "test_queries", "rotations")
 TINY = (
     *("train.steps=2", "train.tasks=2", "val.tasks=1", "test.tasks=2", "test.steps=1", "report=false"),
@@ -74,7 +78,7 @@ def composed(row: str) -> Config:
     return metarun.compose([f"experiment={row}"])
 
 
-@pytest.mark.parametrize("row", PUBLISHED)
+@pytest.mark.parametrize("row", CHECKED)
 def test_every_row_says_where_its_figure_is_printed(row: str) -> None:
     config = composed(row)
     check(config)
@@ -170,6 +174,7 @@ def test_a_run_tested_otherwise_has_no_published_figure(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- make reproduce
 
 
+@pytest.mark.long
 def test_a_row_is_trained_tested_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the same command again trains nothing; another row of the same training is a test of it."""
     page = tmp_path / "results.md"

@@ -75,6 +75,7 @@ def test_the_same_command_skips_what_is_done(undisturbed: Path) -> None:
     assert {p: p.stat().st_mtime for p in undisturbed.rglob("summary.json")} == before
 
 
+@pytest.mark.long
 def test_a_failing_and_a_diverging_job_leave_the_others_alone(tmp_path: Path) -> None:
     done = sweep("algo.inner_lr=0.01,-1,1e25", cwd=tmp_path)
     assert done.returncode == 1

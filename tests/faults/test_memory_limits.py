@@ -42,6 +42,7 @@ print(kept[2000], kept[10000])
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_out_of_memory_is_one_line_with_the_setting_that_needs_less(tmp_path: Path) -> None:
     large = ["train.tasks=4096", "data.queries=500", "device.chunk_size=null", f"hydra.run.dir={tmp_path}/run"]

@@ -75,7 +75,10 @@ def built(algo: str, flat: Path, *more: str) -> Experiment:
     ("algo", "where"),
     [
         *((algo, "default") for algo in catalogue.options("algo")),
-        *((algo, "images") for algo in catalogue.algorithms_for("classification")),
+        *(
+            pytest.param(algo, "images", marks=[] if algo in ("imaml", "protonet") else [pytest.mark.long])
+            for algo in catalogue.algorithms_for("classification")
+        ),
     ],
 )
 def test_weights_of_any_size_stay_finite_or_the_step_is_refused(
