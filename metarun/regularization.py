@@ -236,9 +236,8 @@ def shrunk(term: Term, weights: Params, rates: Rates, lr: float, weight: Tensor 
     """The term's proximal operator, by each weight's own rate or by lr.
 
     Where rates differ from weight to weight, as Adam's lr / (sqrt(v) + eps) do, a threshold ends at FURTHEST * lr: a
-    unit that had no gradients yet, whose rate has no bound, would be gone after a single step. At a minimum the limit
-    is not met, since there |gradient| = weight <= sqrt(v) wherever w is not 0, so that what is minimised stays.
-    Learned rates are those of plain descent, in either metric, and have no such limit: lr is infinite.
+    unit without gradients yet, whose rate has no bound, would be gone after a step. At a minimum the limit is not met,
+    since there |gradient| = weight <= sqrt(v) wherever w is not 0. Learned rates have none, in either metric: lr = inf.
     """
     if term.penalty.metric == "plain" and lr < math.inf:
         rates = lr

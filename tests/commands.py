@@ -86,10 +86,12 @@ def ask(question: dict[str, Any]) -> Any:
 
 def serve() -> None:
     """Answers questions until nobody asks any more."""
+    import torch._inductor  # by every optimizer of torch, and two thirds of the time of a short run
+
     from metarun import cli, jobs, training
     from metarun.report import page
 
-    imported = (cli, jobs, training, page)
+    imported = (torch, cli, jobs, training, page)
     for line in sys.stdin:
         question = json.loads(line)
         answer = state_of(question["poll"]) if "poll" in question else fork(question)

@@ -28,6 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+import torch._inductor
 from colours import class_folders
 
 from metarun import checkpoint, training
@@ -35,7 +36,7 @@ from metarun.cli import main as command_line
 from metarun.record import RunFolder
 from metarun.report import page
 
-IMPORTED = (page, training)  # once, for all forks
+IMPORTED = (page, training, torch._inductor)  # once, for all forks
 
 COMMON = [
     "train.steps=40",
