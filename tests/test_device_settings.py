@@ -182,10 +182,17 @@ def test_the_other_precisions_leave_the_network_alone_and_unknown_networks_are_r
 
 
 ALGORITHMS = ("maml", "fomaml", "reptile", "imaml", "protonet", "matchingnet")
+SAMPLE = {("maml", "conv4"), ("imaml", "conv4"), ("protonet", "conv4"), ("reptile", "mlp"), ("matchingnet", "mlp")}
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
-@pytest.mark.parametrize("model", ["mlp", "conv4"])
+def on_networks(*algos: str) -> pytest.MarkDecorator:
+    """Each algorithm on both networks; `make test` has the sample of them."""
+    cases = [(algo, model) for algo in algos for model in ("mlp", "conv4")]
+    marks = {case: [] if case in SAMPLE else [pytest.mark.long] for case in cases}
+    return pytest.mark.parametrize(("algo", "model"), [pytest.param(*case, marks=marks[case]) for case in cases])
+
+
+@on_networks(*ALGORITHMS)
 def test_the_float32_gradient_is_that_of_float64(algo: str, model: str) -> None:
     algorithm, tasks = learner(f"algo={algo}", f"model={model}"), Clouds().tasks()
     params = algorithm.init(0)
@@ -193,8 +200,7 @@ def test_the_float32_gradient_is_that_of_float64(algo: str, model: str) -> None:
     assert relative(mean_gradient(algorithm, *in_type(torch.float32, params, tasks)), exact) < 1e-4
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
-@pytest.mark.parametrize("model", ["mlp", "conv4"])
+@on_networks(*ALGORITHMS)
 def test_a_bfloat16_gradient_is_as_near_as_a_unit_in_the_last_place_of_theta(algo: str, model: str) -> None:
     """No further from float64 than 1.5 times what a change of every weight by 2^-8 of itself makes, the largest of
     three such changes: how far that is depends on the task (a ReLU near its kink, a system near singular), and no
@@ -213,8 +219,7 @@ def shaken(params: Params, seed: int) -> Params:
     return {k: p.double() * (1 + UNIT * torch.randn(p.shape, generator=draw).sign()) for k, p in params.items()}
 
 
-@pytest.mark.parametrize("algo", ["maml", "fomaml", "imaml", "matchingnet"])
-@pytest.mark.parametrize("model", ["mlp", "conv4"])
+@on_networks("maml", "fomaml", "imaml", "matchingnet")
 def test_without_kinks_a_bfloat16_gradient_is_near_that_of_float64(algo: str, model: str) -> None:
     """Linear blocks with layer normalisation: cosine >= 0.999, relative error <= 0.03."""
     names, tasks = (f"algo={algo}", f"model={model}", "model.norm=layer"), Clouds().tasks()
@@ -292,7 +297,9 @@ def test_deterministic_asks_cublas_and_cudnn_too(monkeypatch: pytest.MonkeyPatch
     assert not torch.backends.cudnn.benchmark
 
 
-@pytest.mark.parametrize("algo", ["maml", "fomaml", "protonet", "matchingnet"])
+@pytest.mark.parametrize(
+    "algo", ["maml", "protonet", *(pytest.param(algo, marks=pytest.mark.long) for algo in ("fomaml", "matchingnet"))]
+)
 def test_one_and_two_threads_give_the_same_gradient(algo: str) -> None:
     """To 1e-5 in float32: sums are taken in another order."""
     algorithm, tasks = learner(f"algo={algo}", "model=conv4"), Clouds().tasks()
