@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -16,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import metarun
 from metarun.batching import over_tasks
+from metarun.compilation import compiles
 from metarun.config import check
-from metarun.device import place
+from metarun.device import Placement, place
 from metarun.errors import SettingError
 from metarun.experiment import assemble, build_learner
 from metarun.metagradient import batched_meta_gradient
@@ -113,6 +115,27 @@ def test_chunk_size_is_auto_null_or_a_whole_number(typed: str, meant: Any) -> No
     config = metarun.compose([f"device.chunk_size={typed}"])
     check(config)
     assert place(config.device).chunk_size == meant
+
+
+@pytest.mark.parametrize(
+    ("shapes", "steps", "asked", "expected"),
+    [
+        ([(128, 128), (128,)], 5000, "auto", True),
+        ([(128, 128), (128,)], 4999, "auto", False),
+        ([(128, 128), (128,)], 1, True, True),
+        ([(128, 128), (128,)], 5000, False, False),
+        ([(8, 1, 3, 3), (128, 128)], 5000, "auto", False),
+        ([(1000, 1000)], 5000, "auto", False),
+    ],
+)
+def test_connected_networks_that_train_long_are_compiled(
+    shapes: list[tuple[int, ...]], steps: int, asked: bool | str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    params = {f"p{i}": torch.zeros(shape) for i, shape in enumerate(shapes)}
+    assert compiles(Placement(torch.device("cpu"), torch.float32, None, asked), params, steps) == expected
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert not compiles(Placement(torch.device("cpu"), torch.float32, None, asked), params, steps)
 
 
 @pytest.mark.parametrize(
