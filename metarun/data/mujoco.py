@@ -104,8 +104,8 @@ class Robots:
 
     def facts(self) -> dict[str, Any]:
         counts = {f"{split}_goals": len(goals) for split, goals in self.goals.items()}
-        told = {"split": self.drawn, "split_sha256": walks.digest(self.goals), "horizon": self.horizon}
-        return told | counts | {"mujoco": self.simulator.version}
+        told = {"split": self.drawn, "split_sha256": walks.digest(self.goals), "reward": "dense"}
+        return told | {"horizon": self.horizon} | counts | {"mujoco": self.simulator.version}
 
     def idle_return(self) -> float:
         """What a robot without torques collects from rest, the mean over training goals."""
