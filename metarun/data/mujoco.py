@@ -20,7 +20,6 @@ tasks of each split, as published: a test of these asks whether the direction is
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -198,9 +197,8 @@ def _cheetah(
     return Robots(_robot(name, "half_cheetah.xml"), 1, 1, reward, goals, horizon, drawn)
 
 
-@functools.cache
 def _robot(name: str, file: str) -> Simulator:
-    """Loaded at once, so that a missing package is told of here."""
+    """Loaded at once, so that a missing package is told of before the run begins."""
     simulator = Simulator(name, file, FRAMES)
     simulator.rest()
     return simulator

@@ -132,10 +132,6 @@ class _Moved(torch.autograd.Function):
         ctx.mark_non_differentiable(output)
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise NotImplementedError("a simulated step has no derivative")
-
-    @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], state: Tensor, action: Tensor, simulator: Simulator) -> Any:
         """Any number of leading axes are one call."""
         state, action = (
