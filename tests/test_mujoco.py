@@ -42,6 +42,7 @@ SMALL = [
     "algo.collect_tasks=2",
     "train.tasks=3",
     "train.eval_every=3",
+    "train.log_every=3",
     "train.checkpoint_every=3",
     "val.tasks=2",
     "test.tasks=2",
