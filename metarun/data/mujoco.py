@@ -12,7 +12,7 @@ Robots, frames of an action and starts are those of gymnasium's HalfCheetah-v5 a
 qvel_0 ~ N(0, 0.1^2). A learner sees (qpos, qvel) without the coordinates on the ground: 17 and 27 numbers.
 
 A trajectory ends after `horizon` steps and never before: an ant that is not healthy loses 1 a step and goes on, where
-the published one ends. The published displacement of the ant is that of the simulation's frame before the last.
+the published one ends. The published displacement of the ant is over five frames of the simulation that end one early.
 
 Goals that are drawn go to the splits in the order of the draws by `goal_seed`. Both directions of the cheetah are the
 tasks of each split, as published: a test of these asks whether the direction is found, not for a new one.
