@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.types import Adapted, Algorithm, AssessingLearner, Batch, Params, Task
@@ -46,7 +48,8 @@ class ExploringLearner(AssessingLearner, Protocol):
 
 class Environment(Protocol):
     """What a data set of kind "control" is to a learner. A row y of an episode says which task it is: [Y] numbers, the
-    last of them the task's number among those of its split. States are [..., F], actions [..., A] in [-1, 1]."""
+    last of them the task's number among those of its split. States are [..., S], what a learner sees of them [..., F],
+    actions [..., A] in [-1, 1]."""
 
     @property
     def horizon(self) -> int:
@@ -59,8 +62,15 @@ class Environment(Protocol):
     def begin(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Rows x of an episode -> the states that their trajectories begin in, and those numbers."""
 
-    def starts(self, seed: int, step: int, rows: range) -> Tensor:
-        """States to begin training trajectories in, for rows of an outer step [R, F]."""
+    @property
+    def start_words(self) -> int:
+        """Random words that a start takes."""
+
+    def started(self, words: NDArray[np.uint64]) -> Tensor:
+        """States to begin trajectories in [..., S], from words [..., start_words]."""
+
+    def observe(self, state: Tensor) -> Tensor:
+        """What a learner sees of states."""
 
     def train_tasks(self) -> Tensor:
         """The rows y of all training tasks, by their numbers [G, Y]."""

@@ -26,7 +26,8 @@ from metarun.data import draws
 from metarun.errors import require
 from metarun.types import Batch, Params, Task
 
-BATCHES, CHOICE, CONTEXTS, WALKS = 0, 1, 2, 3  # what random words are for; the last two of three kinds, 4 apart
+BATCHES, CHOICE, CONTEXTS, WALKS, STARTS = 0, 1, 2, 3, 4  # what random words are for; the last three of three kinds
+KINDS_APART = 4
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Sizes:
 class Path(NamedTuple):
     """Trajectories of H steps."""
 
-    pairs: Tensor  # (s, a) [..., H, F + A]
+    pairs: Tensor  # (s, a) [..., H, F + A], s what the learner sees
     learned: Tensor  # rewards that actor and critics learn from [..., H]
     shown: Tensor  # those of contexts and returns
     next: Tensor  # s' [..., H, F]
@@ -112,14 +113,15 @@ class Collection:
     def walked(
         self, learner: Any, params: Params, start: Tensor, y: Tensor, z: Tensor, eps: Tensor | None = None
     ) -> Path:
-        """From states [..., F] for tasks y with z [..., L]; mean actions, or samples by eps [..., H, A]."""
-        state = start
+        """From states [..., S] for tasks y with z [..., L]; mean actions, or samples by eps [..., H, A]."""
+        state, seen = start, self.environment.observe(start)
         steps: list[tuple[Tensor, ...]] = []
         for t in range(self.environment.horizon):
-            action = learner.act(params, state, z, None if eps is None else eps[..., t, :])
-            after, learned, shown = self.environment.step(state, action, y)
-            steps.append((torch.cat([state, action], -1), learned[..., None], shown[..., None], after))
-            state = after
+            action = learner.act(params, seen, z, None if eps is None else eps[..., t, :])
+            state, learned, shown = self.environment.step(state, action, y)
+            after = self.environment.observe(state)
+            steps.append((torch.cat([seen, action], -1), learned[..., None], shown[..., None], after))
+            seen = after
         pairs, learned, shown, following = (torch.stack(part, -2) for part in zip(*steps, strict=True))
         return Path(pairs, learned[..., 0], shown[..., 0], following)
 
@@ -191,7 +193,7 @@ class Walk(NamedTuple):
     def posterior(self, rows: Tensor, count: int, kind: int) -> Tensor:
         """With z from contexts of these rows [n, R, W], one context a task."""
         size = self.place.sizes.context_batch
-        words = draws.learner_bits(self.seed, self.step, range(len(rows)), CONTEXTS + 4 * kind, size)
+        words = draws.learner_bits(self.seed, self.step, range(len(rows)), CONTEXTS + KINDS_APART * kind, size)
         index = (uniform_like(words, rows) * rows.shape[1]).long().clamp(max=rows.shape[1] - 1)
         found = self.place.split(rows[torch.arange(len(rows), device=rows.device)[:, None], index])
         return self._walked(count, kind, self.learner.posterior(self.params, found.pairs, found.shown[..., None]))
@@ -202,12 +204,15 @@ class Walk(NamedTuple):
         like = next(iter(self.params.values()))
         width = latent + horizon * place.action
         eps = normal_like(
-            draws.learner_bits(self.seed, self.step, numbers, WALKS + 4 * kind, 2 * width), like
+            draws.learner_bits(self.seed, self.step, numbers, WALKS + KINDS_APART * kind, 2 * width), like
         ).unflatten(0, (-1, count))
         z = eps[..., :latent]
         if belief is not None:
             z = belief.mu[:, None] + belief.sigma[:, None] * z
-        start = place.environment.starts(self.seed, self.step, numbers).to(like).unflatten(0, (-1, count))
+        words = draws.learner_bits(
+            self.seed, self.step, numbers, STARTS + KINDS_APART * kind, place.environment.start_words
+        )
+        start = place.environment.started(words).to(like).unflatten(0, (-1, count))
         y = place.environment.train_tasks().to(like)[self.which][:, None].expand(-1, count, -1)
         noise = eps[..., latent:].unflatten(-1, (horizon, place.action))
         path = place.walked(self.learner, self.params, start, y, z, noise)

@@ -96,7 +96,7 @@ class Pearl:
         yield self.adapt(params, support)
 
     def predict(self, adapted: Belief, x: Tensor) -> Tensor:
-        """The mean actions for the mean of z, for rows [M, ...] that begin with a state."""
+        """The mean actions for the mean of z, for rows [M, ...] that begin with what is seen."""
         return self.act(adapted.params, x[:, : self.collection.state], adapted.z.mu.expand(len(x), -1))
 
     def posterior(self, params: Params, pairs: Tensor, rewards: Tensor) -> Gaussian:

@@ -7,15 +7,12 @@ r"""A point that walks to an unknown goal (Rakelly et al. 2019, arXiv 1903.08254
                      -d                            is learned from by actor and critics in training, as published
 
 The first `train_goals` of them are the training tasks, then `val_goals`, then `test_goals`. The published code has 80
-training and 20 test goals, and none to choose a step by. An episode's rows x are trajectories: the state that each
-begins in and `draws` standard normal numbers for whoever acts; its rows y are the goal and its number in its split.
-Validation and test meet the goals in turn.
+training and 20 test goals, and none to choose a step by. walks.py says what episodes are.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.data.draws import normal, random_bits, uniform
+from metarun.data import walks
+from metarun.data.draws import Bits, normal, random_bits
 from metarun.errors import require
-from metarun.types import Batch, EpisodeSpec, Kind, Metrics, Split, Task
+from metarun.types import EpisodeSpec, Kind, Metrics, Split, Task
 
 REWARDS = ("dense", "sparse")
 STRIDE = 0.1
@@ -47,13 +45,11 @@ class PointRobot:
 
     kind: ClassVar[Kind] = "control"
     draws: ClassVar[int] = 16
+    start_words: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         require(self.reward in REWARDS, "reward", self.reward, "choices: " + ", ".join(REWARDS))
-        for name in ("horizon", "train_goals", "val_goals", "test_goals"):
-            value = getattr(self, name)
-            require(1 <= value < 2**20, name, value, "must be at least 1 and below 2^20")
-        require(self.goal_seed >= 0, "goal_seed", self.goal_seed, "must be at least 0")
+        walks.check_counts(self)
         require(0 < self.goal_radius < math.inf, "goal_radius", self.goal_radius, "must be above 0 and finite")
 
     def input_shape(self) -> tuple[int, ...]:
@@ -67,19 +63,7 @@ class PointRobot:
         """Any number of trajectories can be walked."""
 
     def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
-        counts = spec.shots, spec.queries
-        words = random_bits(split, seed, step, tasks, 1 + 2 * self.draws * sum(counts))
-        rows = self.tasks(split)
-        chosen = uniform(words[:, 0], 0, len(rows)).astype(np.int64) if split == "train" else np.asarray(tasks)
-        y = rows[torch.from_numpy(chosen % len(rows))]
-        parts = np.split(words[:, 1:], [2 * self.draws * counts[0]], axis=1)
-        return Task(*(self._batch(part, count, y) for part, count in zip(parts, counts, strict=True)))
-
-    def _batch(self, words: Any, count: int, y: Tensor) -> Batch:
-        bits = words.reshape(len(words), count, 2, self.draws)
-        numbers = torch.from_numpy(normal(bits[:, :, 0], bits[:, :, 1]).astype(np.float32))
-        x = torch.cat([torch.zeros(len(words), count, STATE), numbers], -1)
-        return Batch(x, y[:, None].expand(-1, count, -1).clone())
+        return walks.episodes(self, self.tasks(split), split, seed, step, tasks, spec)
 
     def reference_inputs(self, count: int) -> Tensor:
         """States around the goals."""
@@ -88,8 +72,8 @@ class PointRobot:
 
     def facts(self) -> dict[str, Any]:
         goals = {f"{split}_goals": getattr(self, f"{split}_goals") for split in ("train", "val", "test")}
-        digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in self._split_goals.values())).hexdigest()
-        return {"split": "half circle", "split_sha256": digest, "reward": self.reward, "horizon": self.horizon, **goals}
+        hashed = walks.digest(self._split_goals)
+        return {"split": "half circle", "split_sha256": hashed, "reward": self.reward, "horizon": self.horizon, **goals}
 
     def idle_return(self) -> float:
         """What a point that never moves collects, the same for all goals."""
@@ -111,8 +95,11 @@ class PointRobot:
     def begin(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[..., :STATE], x[..., STATE:]
 
-    def starts(self, seed: int, step: int, rows: range) -> Tensor:
-        return torch.zeros(len(rows), STATE)
+    def started(self, words: Bits) -> Tensor:
+        return torch.zeros(*words.shape[:-1], STATE)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state
 
     def train_tasks(self) -> Tensor:
         return self.tasks("train")
@@ -127,13 +114,12 @@ class PointRobot:
 
     def tasks(self, split: Split) -> Tensor:
         """Rows y of a split's tasks, [n, 3]: the goal and its number."""
-        goals = self._split_goals[split]
-        return torch.cat([goals, torch.arange(len(goals), dtype=goals.dtype)[:, None]], 1)
+        return walks.numbered(self._split_goals[split])
 
     @functools.cached_property
-    def _split_goals(self) -> dict[str, Tensor]:
+    def _split_goals(self) -> dict[Split, Tensor]:
         counts = [self.train_goals, self.val_goals, self.test_goals]
         order = np.argsort(random_bits("train", self.goal_seed, GOAL_STREAM, range(sum(counts)), 1)[:, 0])
         angles = np.linspace(0, np.pi, sum(counts))[order]
         goals = torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
-        return dict(zip(("train", "val", "test"), goals.split(counts), strict=True))
+        return walks.shared_out(goals, counts)
