@@ -2,6 +2,8 @@
 
 python docs/figures.py sinusoid RUN [NAME=RUN ...]     one panel of learning, one of adaptation
 python docs/figures.py omniglot NAME=RUN [NAME=RUN ...]  validation accuracy against minutes of training
+python docs/figures.py returns NAME/SEED=RUN [...]   return against environment steps, averaged over seeds
+python docs/figures.py likelihood NAME=RUN [NAME=RUN ...]   log-likelihood against minutes, beside the exact posterior
 python docs/figures.py stability outputs/study   the figures that `make study` has drawn
 """
 
@@ -75,6 +77,48 @@ def omniglot(runs: dict[str, Path]) -> None:
     save(figure, "omniglot.png")
 
 
+def returns(runs: dict[str, Path]) -> None:
+    """Validation return of each group of runs: the mean over seeds, and their range."""
+    figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    groups: dict[str, list[Path]] = {}
+    for name, run in runs.items():
+        groups.setdefault(name.rpartition("/")[0] or name, []).append(run)
+    for (name, members), colour in zip(groups.items(), COLOURS, strict=False):
+        x, curves = environment_steps(members[0]), [validation(run) for run in members]
+        shared = sorted(set(x).intersection(*curves))
+        values = [[curve[step] for curve in curves] for step in shared]
+        thousands = [x[step] / 1000 for step in shared]
+        axes.plot(thousands, [sum(v) / len(v) for v in values], color=colour, label=f"{name}, {len(members)} seeds")
+        axes.fill_between(thousands, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2, lw=0)
+    axes.set(xlabel="environment steps, thousands", ylabel="validation return", title="point robot, dense reward")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    save(figure, "returns.png")
+
+
+def environment_steps(run: Path) -> dict[int, float]:
+    return {r["step"]: r["environment_steps"] for r in lines(run / "metrics.jsonl") if "environment_steps" in r}
+
+
+def validation(run: Path) -> dict[int, float]:
+    return {r["step"]: r["mean"] for r in lines(run / "metrics.jsonl") if r["kind"] == "val"}
+
+
+def likelihood(runs: dict[str, Path]) -> None:
+    figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    for (name, run), colour, marker in zip(runs.items(), COLOURS, MARKERS, strict=False):
+        times = {r["step"]: r["seconds"] / 60 for r in lines(run / "timing.jsonl") if r["kind"] == "val"}
+        curve = validation(run)
+        axes.plot([times[s] for s in curve], list(curve.values()), color=colour, marker=marker, ms=3, label=name)
+    best = json.loads((next(iter(runs.values())) / "summary.json").read_text(encoding="utf-8"))["oracle"]
+    for kind, style in (("pointwise", "--"), ("joint", ":")):
+        axes.axhline(best[f"{kind}_log_likelihood"]["mean"], color="black", ls=style, lw=1, label=f"exact, {kind}")
+    axes.set(xlabel="minutes of training", ylabel="validation log-likelihood, nats a point", title="Gaussian process")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    save(figure, "likelihood.png")
+
+
 def stability(runs: dict[str, Path]) -> None:
     (study,) = runs.values()
     for drawn, name in (("figure", "variants"), ("gap", "gap")):
@@ -89,5 +133,11 @@ def save(figure: Any, name: str) -> None:
 
 
 if __name__ == "__main__":
-    commands = {"sinusoid": sinusoid, "omniglot": omniglot, "stability": stability}
+    commands = {
+        "sinusoid": sinusoid,
+        "omniglot": omniglot,
+        "returns": returns,
+        "likelihood": likelihood,
+        "stability": stability,
+    }
     commands[sys.argv[1]](named(sys.argv[2:]))

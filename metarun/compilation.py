@@ -16,8 +16,9 @@ from metarun.types import Params
 
 log = logging.getLogger(__name__)
 
-SMALL_MODEL = 20_000
-"""Weights below which a step is bound by launching kernels, so that compiling it pays (MLP 40-40 has 1761)."""
+LARGE_MODEL = 1_000_000
+"""Weights of a fully connected network below which compiling pays: a step of an MLP 40-40 (1761 weights) is bound by
+launching kernels, and one of a neural process (some 200 000) by that and by copies. Convolutions gain nothing."""
 
 COMPILE_PAYS_AFTER = 5_000
 """Outer steps after which the half minute that compiling takes is won back on such a model."""
@@ -25,7 +26,8 @@ COMPILE_PAYS_AFTER = 5_000
 
 def compiles(placement: Placement, params: Params, steps: int) -> bool:
     """Whether the settings or the size of the work ask for it, and a compiler is there."""
-    small = sum(p.numel() for p in params.values()) < SMALL_MODEL
+    connected = all(p.ndim <= 2 for p in params.values())
+    small = connected and sum(p.numel() for p in params.values()) < LARGE_MODEL
     pays = small and steps >= COMPILE_PAYS_AFTER and placement.device.type == "cpu"
     if placement.compile is False or (placement.compile == "auto" and not pays):
         return False

@@ -217,7 +217,7 @@ def test_vmap_over_tasks_equals_a_loop(case: Case) -> None:
 
 
 @EVERY_CASE
-@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_the_chunk_size_changes_nothing(case: Case, chunk: int) -> None:
     algorithm = case.learner()
     params, tasks = case.start(algorithm)
@@ -413,12 +413,15 @@ class Nobody:
         return lambda *_: None
 
 
+ALIKE = ("fomaml", "mamlpp", "cvae")
+
+
 def easy() -> Iterator[Any]:
     """On classes `make test` has one learner with an inner loop and one without."""
     for row in cases():
         case: Any = row.values[0]
         if case.model == "mlp" and case.kind in EASY:
-            sampled = case.kind == "regression" or case.algo in ("maml", "protonet")
+            sampled = case.algo in ("maml", "protonet") or (case.kind == "regression" and case.algo not in ALIKE)
             yield pytest.param(case, id=row.id, marks=[*row.marks, *([] if sampled else [pytest.mark.long])])
 
 

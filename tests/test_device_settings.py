@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -16,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import metarun
 from metarun.batching import over_tasks
+from metarun.compilation import compiles
 from metarun.config import check
-from metarun.device import place
+from metarun.device import Placement, place
 from metarun.errors import SettingError
 from metarun.experiment import assemble, build_learner
 from metarun.metagradient import batched_meta_gradient
@@ -116,6 +118,27 @@ def test_chunk_size_is_auto_null_or_a_whole_number(typed: str, meant: Any) -> No
 
 
 @pytest.mark.parametrize(
+    ("shapes", "steps", "asked", "expected"),
+    [
+        ([(128, 128), (128,)], 5000, "auto", True),
+        ([(128, 128), (128,)], 4999, "auto", False),
+        ([(128, 128), (128,)], 1, True, True),
+        ([(128, 128), (128,)], 5000, False, False),
+        ([(8, 1, 3, 3), (128, 128)], 5000, "auto", False),
+        ([(1000, 1000)], 5000, "auto", False),
+    ],
+)
+def test_connected_networks_that_train_long_are_compiled(
+    shapes: list[tuple[int, ...]], steps: int, asked: bool | str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    params = {f"p{i}": torch.zeros(shape) for i, shape in enumerate(shapes)}
+    assert compiles(Placement(torch.device("cpu"), torch.float32, None, asked), params, steps) == expected
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert not compiles(Placement(torch.device("cpu"), torch.float32, None, asked), params, steps)
+
+
+@pytest.mark.parametrize(
     ("key", "values", "choices"),
     [
         ("compile", ("yes", "1", "0", "null", "[1]", "reduce-overhead"), "choices: auto, on, off"),
@@ -182,10 +205,17 @@ def test_the_other_precisions_leave_the_network_alone_and_unknown_networks_are_r
 
 
 ALGORITHMS = ("maml", "fomaml", "reptile", "imaml", "protonet", "matchingnet")
+SAMPLE = {("maml", "conv4"), ("imaml", "conv4"), ("protonet", "conv4"), ("reptile", "mlp"), ("matchingnet", "mlp")}
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
-@pytest.mark.parametrize("model", ["mlp", "conv4"])
+def on_networks(*algos: str) -> pytest.MarkDecorator:
+    """Each algorithm on both networks; `make test` has the sample of them."""
+    cases = [(algo, model) for algo in algos for model in ("mlp", "conv4")]
+    marks = {case: [] if case in SAMPLE else [pytest.mark.long] for case in cases}
+    return pytest.mark.parametrize(("algo", "model"), [pytest.param(*case, marks=marks[case]) for case in cases])
+
+
+@on_networks(*ALGORITHMS)
 def test_the_float32_gradient_is_that_of_float64(algo: str, model: str) -> None:
     algorithm, tasks = learner(f"algo={algo}", f"model={model}"), Clouds().tasks()
     params = algorithm.init(0)
@@ -193,8 +223,7 @@ def test_the_float32_gradient_is_that_of_float64(algo: str, model: str) -> None:
     assert relative(mean_gradient(algorithm, *in_type(torch.float32, params, tasks)), exact) < 1e-4
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
-@pytest.mark.parametrize("model", ["mlp", "conv4"])
+@on_networks(*ALGORITHMS)
 def test_a_bfloat16_gradient_is_as_near_as_a_unit_in_the_last_place_of_theta(algo: str, model: str) -> None:
     """No further from float64 than 1.5 times what a change of every weight by 2^-8 of itself makes, the largest of
     three such changes: how far that is depends on the task (a ReLU near its kink, a system near singular), and no
@@ -213,8 +242,7 @@ def shaken(params: Params, seed: int) -> Params:
     return {k: p.double() * (1 + UNIT * torch.randn(p.shape, generator=draw).sign()) for k, p in params.items()}
 
 
-@pytest.mark.parametrize("algo", ["maml", "fomaml", "imaml", "matchingnet"])
-@pytest.mark.parametrize("model", ["mlp", "conv4"])
+@on_networks("maml", "fomaml", "imaml", "matchingnet")
 def test_without_kinks_a_bfloat16_gradient_is_near_that_of_float64(algo: str, model: str) -> None:
     """Linear blocks with layer normalisation: cosine >= 0.999, relative error <= 0.03."""
     names, tasks = (f"algo={algo}", f"model={model}", "model.norm=layer"), Clouds().tasks()
@@ -292,7 +320,9 @@ def test_deterministic_asks_cublas_and_cudnn_too(monkeypatch: pytest.MonkeyPatch
     assert not torch.backends.cudnn.benchmark
 
 
-@pytest.mark.parametrize("algo", ["maml", "fomaml", "protonet", "matchingnet"])
+@pytest.mark.parametrize(
+    "algo", ["maml", "protonet", *(pytest.param(algo, marks=pytest.mark.long) for algo in ("fomaml", "matchingnet"))]
+)
 def test_one_and_two_threads_give_the_same_gradient(algo: str) -> None:
     """To 1e-5 in float32: sums are taken in another order."""
     algorithm, tasks = learner(f"algo={algo}", "model=conv4"), Clouds().tasks()

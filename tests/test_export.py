@@ -223,12 +223,12 @@ def test_a_program_of_a_regression_learner_predicts_as_the_learner(overrides: li
 
 CLASSIFICATION = [
     ("protonet", "mlp", "population"),
-    ("matchingnet", "mlp", "none"),
     ("maml", "mlp", "support"),
-    ("reptile", "mlp", "population"),
     *[
         pytest.param(algo, model, norm, marks=pytest.mark.long)
         for algo, model, norm in [
+            ("matchingnet", "mlp", "none"),
+            ("reptile", "mlp", "population"),
             ("maml", "conv4", "batch"),
             ("maml", "conv4", "population"),
             ("maml", "conv4", "support"),

@@ -18,6 +18,7 @@ TINY = [
     "test.tasks=3",
     "test.steps=1",
     "device.compile=false",
+    "device.chunk_size=null",
     "report=false",
 ]
 SMALL = ["data.image_size=16", "data.ways=3", "data.queries=2", "data.test_queries=2", "model.filters=4"]
@@ -34,7 +35,17 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-@pytest.mark.parametrize("algo", catalogue.algorithms_for("classification"))
+SAMPLE = ("mamlpp", "imaml", "reptile", "protonet")
+"""One of each kind of adaptation; the others are the long suite's."""
+
+
+@pytest.mark.parametrize(
+    "algo",
+    [
+        pytest.param(algo, marks=[] if algo in SAMPLE else [pytest.mark.long])
+        for algo in catalogue.algorithms_for("classification")
+    ],
+)
 def test_each_algorithm_runs_on_a_folder_of_photographs(images: Path, tmp_path: Path, algo: str) -> None:
     settings = [f"algo={algo}", "data=folder", f"data.root={images}", *TINY, *SMALL, *REPTILE.get(algo, [])]
     result = metarun.run(metarun.compose(settings), tmp_path)

@@ -365,6 +365,7 @@ def test_a_rank_that_fails_has_the_first_one_say_why(tmp_path: Path) -> None:
     assert process.returncode != 0
 
 
+@pytest.mark.long
 def test_a_mistake_is_told_once_and_no_folder_is_left(tmp_path: Path) -> None:
     process = typed(2, "algo.inner_lrr=1", cwd=tmp_path)
     out, err = process.communicate(timeout=60)

@@ -94,7 +94,7 @@ def test_mamls_meta_gradient_is_that_of_the_true_objective_and_fomamls_is_the_fi
     ("algo", "norm"),
     [
         ("maml", "support"),
-        ("imaml", "population"),
+        pytest.param("imaml", "population", marks=pytest.mark.long),
         pytest.param("reptile", "batch", marks=pytest.mark.long),
         ("protonet", "batch"),
     ],

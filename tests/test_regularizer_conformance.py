@@ -37,6 +37,7 @@ SMALL = [
     "train.steps=1",
     "device.precision=float64",
     "device.compile=false",
+    "device.chunk_size=null",
     "recipe=absent",
     "val.tasks=2",
     "diagnostics=off",
@@ -51,7 +52,7 @@ INNER = {
     "imaml": ["algo.inner_steps=2", "algo.test_inner_steps=2", "algo.cg_steps=2"],
     **{f"information-{algo}": ["algo.adapted=[block1,block2,block3,head]"] for algo in ("maml", "fomaml", "imaml")},
 }
-ALIKE = ("fomaml", "matchingnet", "mamlpp")
+ALIKE = ("fomaml", "matchingnet", "mamlpp", "cnp", "cvae")
 """Algorithms that enter penalties by the same code as another one does."""
 
 SAMPLE = ("group", "kl", "coherence", "information")
@@ -133,7 +134,7 @@ def experiments(algo: str, reg: str, where: str, pictures: Path, **changed: Any)
         "regression": SINUSOIDS,
         "control": ROBOT,
     }
-    for kind in kinds:
+    for kind in sorted(kinds, reverse=True):  # those of vectors first: they are the fastest
         experiment = assembled(settings(algo, reg, where, data[kind], **changed))
         if experiment is not None:
             yield experiment
@@ -156,7 +157,7 @@ def test_a_pair_is_right_or_refused_in_one_line(algo: str, reg: str, where: str,
 @pytest.mark.parametrize("reg", REGULARIZERS)
 def test_every_regularizer_is_accepted_with_maml_somewhere(reg: str, pictures: Path) -> None:
     """A pair that is refused passes the test above, so that one which is always refused would not be noticed there."""
-    assert any(list(experiments("maml", reg, where, pictures)) for where in ("inner", "outer"))
+    assert any(True for where in ("inner", "outer") for _ in experiments("maml", reg, where, pictures))
 
 
 def compare_with_differences(experiment: Experiment) -> None:

@@ -82,7 +82,7 @@ def _look(folder: Path) -> list[Path] | None:
 
 def _missing(folder: Path, why: str) -> str:
     return (
-        f"data=omniglot: no Omniglot below {folder} ({why}); supply it in one of three ways: "
+        f"data.root: no Omniglot below {folder} ({why}); supply it in one of three ways: "
         "data.root=DIR (or METARUN_DATA=DIR) with the folders images_background and images_evaluation; "
         "the same with the two archives images_background.zip and images_evaluation.zip; "
         "or data.download=true on a machine with internet access"

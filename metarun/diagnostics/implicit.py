@@ -18,9 +18,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.func import grad
 
-from metarun.compilation import SMALL_MODEL
 from metarun.diagnostics.metagradients import cosine, relative, unrolled_gradient
-from metarun.diagnostics.probe_tasks import ProbeTasks
+from metarun.diagnostics.probe_tasks import SMALL_MODEL, ProbeTasks
 from metarun.inner import final
 from metarun.linalg import sub
 from metarun.types import Batch, GradientLearner, Metrics, Params, ProximalLearner, Task

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from metarun.compilation import SMALL_MODEL
 from metarun.diagnostics.lanczos import directions, extremes
-from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
+from metarun.diagnostics.probe_tasks import SMALL_MODEL, ProbeTasks, adapted_weights
 from metarun.linalg import norm
 from metarun.types import Batch, GradientLearner, Metrics, Params, Task
 

@@ -11,6 +11,9 @@ from metarun.inner import final
 from metarun.parallel import ALONE, Team
 from metarun.types import Batch, GradientLearner, Metrics, Params, Task
 
+SMALL_MODEL = 20_000
+"""Weights below which a probe may cost some hundred meta-gradients (MLP 40-40 has 1761)."""
+
 
 class ProbeTasks(NamedTuple):
     drawn: Task  # with a leading T axis

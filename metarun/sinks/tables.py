@@ -90,7 +90,8 @@ def conditions(summary: dict[str, Any]) -> str:
     hashes = f"episodes {summary['episodes_sha256'][:12]}"
     rows = f"{size}{summary['shots']}-shot, {summary['test_queries']} queries{' a class' if size else ''}"
     if summary["kind"] == "control":
-        rows = f"{summary['reward']} reward, {summary['test_queries']} trajectories scored a task"
+        scored = summary["test_queries"]
+        rows = f"{summary['reward']} reward, {scored} {'trajectory' if scored == 1 else 'trajectories'} scored a task"
     images = f"images {summary['images_are']}, " if "images_are" in summary else ""
     split = f"split {summary['split']}, {images}norm {summary['norm']}"
     return f"{summary['algo']} on {summary['data']}, {rows}, {split}, {hashes}"

@@ -24,7 +24,7 @@ from metarun.trainer import State, outer_step, train
 from metarun.types import Batch, Params, Task
 
 IMAGES = ["data=folder", "data.image_size=16", "data.ways=3", "data.shots=1", "data.queries=1", "data.test_queries=1"]
-IMAGES += ["model.filters=4"]
+IMAGES += ["model.filters=4", "device.chunk_size=null"]
 SCALES = (0.0, *(pytest.param(s, marks=pytest.mark.long) for s in (1e-20, 1e-10, 1e10)), 1e20)
 
 
@@ -76,7 +76,7 @@ def built(algo: str, flat: Path, *more: str) -> Experiment:
     [
         *((algo, "default") for algo in catalogue.options("algo")),
         *(
-            pytest.param(algo, "images", marks=[] if algo in ("imaml", "protonet") else [pytest.mark.long])
+            pytest.param(algo, "images", marks=[] if algo in ("maml", "protonet") else [pytest.mark.long])
             for algo in catalogue.algorithms_for("classification")
         ),
     ],

@@ -247,11 +247,11 @@ def test_a_run_folder_cannot_trust_a_package(
         {"hydra.searchpath": "[pkg://evil]"},
         {"hydra/launcher": "evil"},
         {"+trusted_modules": "[evil]"},
-        {"algo": "maml,reptile"},
-        {"algo": "${oc.env:HOME}"},
         {"algo": "../../x"},
-        {"algo": ["maml"]},
-        ["algo"],
+        *(
+            pytest.param(choices, marks=pytest.mark.long)
+            for choices in ({"algo": "maml,reptile"}, {"algo": "${oc.env:HOME}"}, {"algo": ["maml"]}, ["algo"])
+        ),
     ],
 )
 def test_choices_of_a_run_folder_are_options_of_groups(tmp_path: Path, choices: Any) -> None:
@@ -265,12 +265,12 @@ def test_choices_of_a_run_folder_are_options_of_groups(tmp_path: Path, choices: 
         {"logger": {"name": "none", "project": "${oc.env:PATH}"}},
         {"trusted_modules": ["${oc.env:PATH}"]},
         {"data": {"root": "${metarun.folder:null,/../../x,a,b,null,null}"}},
-        {"${oc.env:PATH}": 1},
         {"hydra": {"callbacks": {"x": {"_target_": "os.system"}}}},
-        {"seed": {"a": 1}},
         {"train": 3},
-        {"algo": "???"},
-        {"data": []},
+        *(
+            pytest.param(changes, marks=pytest.mark.long)
+            for changes in ({"${oc.env:PATH}": 1}, {"seed": {"a": 1}}, {"algo": "???"}, {"data": []})
+        ),
     ],
 )
 def test_settings_of_a_run_folder_are_plain(tmp_path: Path, changes: dict[str, Any]) -> None:

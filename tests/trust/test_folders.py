@@ -68,7 +68,11 @@ SHOWN = ("config.yaml", "summary.json", "metrics.jsonl", "timing.jsonl", "test.j
 SHOWN += ("analyses/x/results.csv", "analyses/x/results.json", "analyses/x/figure.png", "job.json")
 
 
-@pytest.mark.parametrize("name", [*SHOWN, ".hydra", "analyses", "analyses/x"])
+NAMES = [*SHOWN, ".hydra", "analyses", "analyses/x"]
+SAMPLE = ("config.yaml", "test.json", "analyses/x/results.csv", "analyses/x/figure.png", "analyses")
+
+
+@pytest.mark.parametrize("name", [n if n in SAMPLE else pytest.param(n, marks=pytest.mark.long) for n in NAMES])
 def test_a_report_shows_nothing_of_what_a_link_leads_to(tmp_path: Path, secret: Path, name: str) -> None:
     folder = write_run(tmp_path / "run")
     (folder / ".hydra").mkdir()

@@ -183,7 +183,6 @@ def test_nothing_is_sent_unless_it_is_asked_for(tmp_path: Path) -> None:
 
     done = run(*TINY, "hydra.run.dir=run")
     assert (done.returncode, done.stderr) == (0, "")
-    assert run("job=evaluate", "run=run", "test.tasks=2").returncode == 0
     assert not calls.exists()
     refused = run("data=omniglot", "algo=protonet")
     assert refused.returncode == 2
