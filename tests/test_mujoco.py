@@ -139,7 +139,9 @@ def original(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     if importlib.util.find_spec("imageio") is None:
         monkeypatch.setitem(sys.modules, "imageio", ModuleType("imageio"))
     import gymnasium
+    import mujoco
 
+    mujoco.set_mju_user_warning(lambda message: None)  # else it logs into the current folder
     if name == "ant_dir":
         lasting = {"terminate_when_unhealthy": False, "include_cfrc_ext_in_observation": False}
         return gymnasium.make("Ant-v5", **lasting).unwrapped
