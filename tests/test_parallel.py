@@ -64,7 +64,7 @@ CASES: dict[str, list[str]] = {
     "diverged": ["algo=maml", "train.tasks=4", "algo.inner_lr=1e200", *SHORT, *EXACT],
 }  # fmt: skip
 HALF = [s.replace("steps=20", "steps=10") for s in CASES["maml in float64"]]
-SAMPLE = ("maml in float64", "penalties", "protonet", "diverged")
+SAMPLE = ("maml in float64", "protonet", "diverged")
 NAMES = [pytest.param(name, marks=[] if name in SAMPLE else [pytest.mark.long]) for name in CASES]
 WITH_THREE = ("imaml", "noise", "penalties")
 """Five tasks do not divide by three, and of two one rank has none."""
