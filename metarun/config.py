@@ -100,6 +100,7 @@ class AlarmConfig:
     patience: int = 5  # records or validations in a row before a slow alarm is raised
     diverged: float = 3.0  # times the first loss, or the loss of chance where that is higher
     spike: float = 8.0  # deviations (median absolute, of the logarithms in the window) above their median
+    lost: float = 0.5  # of what training tasks had gained on chance
     chance: float = 0.01  # of the error of chance, by which a validation has to be better
     no_gain: float = 0.01  # of the query loss before adaptation
     overfit: float = 0.1  # of the lowest query loss along the inner loop
@@ -188,8 +189,9 @@ def check(config: Config) -> None:
         _positive(config, key)
     for key in ("tasks", "every", "probe_tasks", "lanczos_steps", "unroll_steps", "alarms.window", "alarms.patience"):
         _at_least(config, f"diagnostics.{key}", 1)
-    for key in ("diverged", "spike", "chance", "no_gain", "overfit", "memorised", "unsolved", "rises", "cg_residual"):
+    for key in ("diverged", "spike", "lost", "chance", "no_gain", "overfit", "memorised", "unsolved", "rises"):
         _positive(config, f"diagnostics.alarms.{key}")
+    _positive(config, "diagnostics.alarms.cg_residual")
     if config.optim.momentum >= 1:
         raise SettingError("optim.momentum", config.optim.momentum, "must be below 1")
     _check_device_choices(config.device)

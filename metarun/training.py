@@ -13,7 +13,7 @@ from typing import Any
 
 from metarun import checkpoint
 from metarun.config import Config
-from metarun.diagnostics.alarm_rules import Baseline
+from metarun.diagnostics.alarm_history import Baseline
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.chance import chance_of
 from metarun.errors import NonFinite, RankLost, UserError, WriteError

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from metarun.config import AlarmConfig, Config, DiagnosticsConfig, check
-from metarun.diagnostics.alarm_rules import Baseline
+from metarun.diagnostics.alarm_history import Baseline
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.chance import Chance
 from metarun.errors import SettingError
@@ -108,6 +108,33 @@ def test_a_calm_window_makes_no_spike_of_less_than_a_doubling() -> None:
 def test_a_loss_near_zero_does_not_spike_below_a_tenth_of_chance() -> None:
     assert train(*losses(*(1e-6,) * 20, 0.16)) == {}
     assert train(*losses(*(0.0,) * 20, 0.17)) == {"loss_spike": 1}
+
+
+def accuracies(*values: float | None) -> list[dict[str, Any]]:
+    return [{"accuracy": value} for value in values]
+
+
+def test_progress_is_lost_where_more_than_half_of_what_was_learned_is() -> None:
+    """Chance 0.2, the best five records 0.9: half of it is gone at 0.55, as a mean over a window of 20."""
+    learned = accuracies(*(0.2, 0.5), *(0.9,) * 5)
+    assert train(*learned, *accuracies(*(0.56,) * 40)) == {}
+    assert train(*learned, *accuracies(*(0.54,) * 19, 0.9)) == {}
+    assert train(*learned, *accuracies(*(0.54,) * 22)) == {"lost_progress": 3}
+    assert train(*learned, *accuracies(*(0.56,) * 20), lost=0.4) == {"lost_progress": 4}
+    assert train(*learned, *accuracies(*(0.54,) * 20, None)) == {"lost_progress": 1}
+    errors = [{"loss": 1.0, "mse": value} for value in (*(0.2,) * 5, *(2.2,) * 20)]
+    assert train(*errors, run=REGRESSION) == {"lost_progress": 1}
+
+
+def test_progress_is_not_lost_by_chance() -> None:
+    """Means of 0.5 after one of 1.0, half of it: deviations of 0.5 leave a standard error of 0.11, below 6 of which."""
+    assert train(*accuracies(*(1.0,) * 5, *(0.0, 1.0) * 20)) == {}
+    assert train(*accuracies(*(1.0,) * 5, *(0.4, 0.6) * 20)) == {"lost_progress": 24}
+
+
+def test_losses_of_actor_and_critics_lose_no_progress() -> None:
+    acting = Baseline(Chance(0.0, math.inf), "return", higher_is_better=True, best=0.0)
+    assert train(*({"return": value} for value in (*(9.0,) * 5, *(1.0,) * 30)), run=acting) == {}
 
 
 def test_a_classifier_is_stuck_where_no_validation_is_above_chance_by_its_interval() -> None:

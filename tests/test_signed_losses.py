@@ -11,7 +11,7 @@ import pytest
 from report_folders import write_run
 
 from metarun.config import AlarmConfig, DiagnosticsConfig
-from metarun.diagnostics.alarm_rules import Baseline
+from metarun.diagnostics.alarm_history import Baseline
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.chance import Chance
 from metarun.record import RunFolder

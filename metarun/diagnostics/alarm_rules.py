@@ -8,6 +8,8 @@ diverged             the loss is not finite, or its mean over p records > `diver
 loss_spike           log loss - median > max(`spike` * MAD, log 2), of the logarithms of the w losses before, with
                      MAD = median |log loss - median|, and a rise of more than chance / 10. Logarithms, because the
                      losses of random tasks are skewed; the doubling and the tenth, because a window may be calm by luck
+lost_progress        the mean error of training tasks over w records is above the least such mean over p records so far
+                     by more than `lost` * (error of chance - that least) and 6 standard errors: it learned, and forgot
 stuck_at_chance      p validations in a row whose error >= chance - max(95 % interval, `chance` * chance), the last of
                      which is not better than the first by `chance` * chance
 no_adaptation        mean of L_0 - L_K over w records <= `no_gain` * mean of L_0
@@ -30,49 +32,25 @@ memorisation a * b then stands for b + log a, log loss for the loss itself, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from statistics import fmean, median
 from typing import NamedTuple
 
 from metarun.config import AlarmConfig
-from metarun.diagnostics.chance import Chance
-
-Entry = Mapping[str, float]
-"""The numbers of one record."""
+from metarun.diagnostics.alarm_history import (
+    Baseline,
+    Entry,
+    History,
+    column,
+    finite_or,
+    in_a_row,
+    latest_error,
+    mean_along,
+    shown,
+)
 
 FLOOR = 0.1  # of the loss of chance: a smaller rise of the loss is no spike
-TINY = 1e-12  # a loss whose logarithm is taken is at least this
-
-
-class Baseline(NamedTuple):
-    """What a rule has to know of the run."""
-
-    chance: Chance
-    metric: str
-    higher_is_better: bool
-    as_hard: bool = True  # whether training tasks have no more shots and no fewer ways than validation tasks
-    best: float = 1.0  # the figure of which more is better that errors count from
-    signed: bool = False  # whether loss and error are logarithms, and may be below 0
-
-    def error(self, figure: float) -> float:
-        return self.best - figure if self.higher_is_better else figure
-
-    def times(self, factor: float, value: float) -> float:
-        """A multiple of a loss or an error; of a logarithm, that of what it is the logarithm of."""
-        return value + math.log(max(factor, TINY)) if self.signed else factor * value
-
-    def log(self, loss: float) -> float:
-        return loss if self.signed else math.log(max(loss, TINY))
-
-
-class History(NamedTuple):
-    """The latest records of each kind, oldest first, and the first loss that was finite."""
-
-    train: tuple[Entry, ...] = ()
-    val: tuple[Entry, ...] = ()
-    probe: tuple[Entry, ...] = ()
-    first_loss: float = 0.0
-
+SURE = 6.0  # standard errors of a mean over the window, above which a rise is none of chance
 
 Seen = Callable[[History, Baseline, AlarmConfig], str]
 
@@ -106,6 +84,17 @@ def loss_spike(history: History, run: Baseline, limits: AlarmConfig) -> str:
     if last - middle <= max(limits.spike * spread, math.log(2)) or little:
         return ""
     return f"the loss jumped to {losses[-1]:.3g} from a median of {usual:.3g}"
+
+
+def lost_progress(history: History, run: Baseline, limits: AlarmConfig) -> str:
+    mean, standard_error = latest_error(history, run, limits.window)
+    least, chance = history.least_error, run.error(run.chance.figure)
+    if not math.isfinite(run.chance.loss) or not mean - least > max(
+        limits.lost * (chance - least), SURE * standard_error
+    ):
+        return ""
+    now, before = (run.error(error) if run.higher_is_better else error for error in (mean, least))
+    return f"training {run.metric} averages {now:.3g} over {limits.window} records and was {before:.3g}"
 
 
 def stuck_at_chance(history: History, run: Baseline, limits: AlarmConfig) -> str:
@@ -201,39 +190,11 @@ def negative_curvature(history: History, run: Baseline, limits: AlarmConfig) -> 
     )
 
 
-def in_a_row(entries: Sequence[Entry], count: int, names: Sequence[str], holds: Callable[[Entry], bool]) -> bool:
-    """Whether there are `count` entries, and the last ones all have these numbers and are such."""
-    last = entries[-count:]
-    return len(last) == count and all(all(name in e for name in names) and holds(e) for e in last)
-
-
-def column(entries: Sequence[Entry], name: str) -> list[float]:
-    return [entry[name] for entry in entries if name in entry]
-
-
-def mean_along(entries: Sequence[Entry], name: str) -> list[float]:
-    """name/0, name/1, ... as far as all of them go, each the mean over these records."""
-    means: list[float] = []
-    while entries and all(f"{name}/{len(means)}" in entry for entry in entries):
-        means.append(fmean(column(entries, f"{name}/{len(means)}")))
-    return means
-
-
-def shown(val: Entry) -> str:
-    """A validation's figure with its interval, as far as they are finite."""
-    mean, ci95 = val.get("mean", math.nan), val.get("ci95", math.nan)
-    interval = f" +- {ci95:.2g}" if math.isfinite(ci95) else ""
-    return f"{mean:.3g}{interval}" if math.isfinite(mean) else "not finite"
-
-
-def finite_or(value: float | None, otherwise: float) -> float:
-    return value if value is not None and math.isfinite(value) else otherwise
-
-
 SMALLER_RATE = "lower algo.inner_lr"
 RULES = (
     Rule("diverged", "train", diverged, "lower optim.lr or algo.inner_lr, or set optim.clip"),
     Rule("loss_spike", "train", loss_spike, "if it comes back, lower optim.lr, set optim.clip or raise train.tasks"),
+    Rule("lost_progress", "train", lost_progress, "lower optim.lr or set optim.clip; best.pt may have better weights"),
     Rule("stuck_at_chance", "val", stuck_at_chance, "check the data (job=data), try other optim.lr and algo.inner_lr"),
     Rule("no_adaptation", "train", no_adaptation, "raise algo.inner_lr, or lower it if the loss rose"),
     Rule("inner_overfitting", "train", inner_overfitting, "lower algo.inner_steps, or raise data.shots"),

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from metarun.config import DiagnosticsConfig
-from metarun.diagnostics.alarm_rules import RULES, Baseline, Entry, History, finite_or
+from metarun.diagnostics.alarm_history import Baseline, History, extended
+from metarun.diagnostics.alarm_rules import RULES
 
 ALWAYS = ("diverged",)  # whatever diagnostics.level says
 
@@ -34,8 +35,7 @@ class Alarms:
 
     def observe(self, kind: str, step: int, values: Mapping[str, Any]) -> list[str]:
         """Take in a record; the lines to tell, one for each alarm that was never raised before."""
-        length = max(self.limits.window + 1, self.limits.patience)
-        self.history = extended(self.history, kind, numbers(values), length)
+        self.history = extended(self.history, kind, numbers(values), self.run, self.limits)
         lines = []
         for rule in self.rules:
             seen = rule.seen(self.history, self.run, self.limits) if rule.kind == kind else ""
@@ -59,18 +59,6 @@ class Alarms:
 
     def summary(self) -> dict[str, dict[str, Any]]:
         return {name: asdict(raised) for name, raised in self.raised.items()}
-
-
-def extended(history: History, kind: str, entry: Entry, length: int) -> History:
-    """With one more record, and only the latest `length` of its kind; a kind that no rule asks about is left out."""
-    if kind == "probe":
-        return history._replace(probe=(*history.probe, entry)[-length:])
-    if kind == "val":
-        return history._replace(val=(*history.val, entry)[-length:])
-    if kind != "train":
-        return history
-    first = history.first_loss or finite_or(entry.get("loss"), 0.0)
-    return history._replace(train=(*history.train, entry)[-length:], first_loss=first)
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
