@@ -304,6 +304,19 @@ def test_rows_hold_what_the_robot_does() -> None:
     assert len(set(state.carry["written"].tolist())) == 2
 
 
+def test_held_actions_are_uniform_and_one_a_trajectory() -> None:
+    place = learner("algo.initial_trajectories=400", "algo.initial_actions=held", "algo.capacity=1600").collection
+    carry = place.collected(learner(), learner().init(0), place.empty(), 0, 0)
+    actions = place.split(carry["replay"]).pairs[..., 2:].unflatten(1, (-1, 4))
+    assert actions.equal(actions[:, :, :1].expand_as(actions))
+    held = actions[:, :, 0].flatten(0, 1)
+    assert held.abs().max() <= 1
+    # 2000 draws: the deviation of a share of 1/4 is 0.01.
+    for low in (-1.0, -0.5, 0.0, 0.5):
+        assert ((held > low) & (held < low + 0.5)).float().mean(0).allclose(torch.tensor(0.25), atol=0.04)
+    assert abs(float(torch.corrcoef(held.T)[0, 1])) < 0.09
+
+
 # ---------------------------------------------------------------- the robot
 
 
@@ -501,6 +514,11 @@ def test_l1_shrinks_actor_and_critics_and_leaves_the_encoder(tmp_path: Path) -> 
         (["algo.discount=1"], "algo.discount=1.0: must be at least 0 and below 1"),
         (["algo.trajectories=[0,1,1]"], r"algo.trajectories=[0, 1, 1]: must be [prior, posterior, extra]"),
         (["algo.initial_trajectories=1"], "algo.initial_trajectories=1: must be at least 2"),
+        (["algo.initial_actions=none"], "algo.initial_actions=none: choices: policy, held"),
+        (
+            ["algo.initial_actions=held", "algo.latent=1"],
+            "algo.latent=1: must be at least 2: initial_actions=held takes",
+        ),
         (["data.reward=shaped"], "data.reward=shaped: choices: dense, sparse"),
         (["reg=inequality"], "choose a penalty on the weights"),
         (["reg=l1", "reg.targets=[acter]"], "targets=acter: no tensor begins so; choices: actor, critic1"),

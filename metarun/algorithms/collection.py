@@ -1,7 +1,8 @@
 r"""How an acting learner comes by its data: trajectories walked for many tasks at once, kept in replay buffers.
 
-At step 0 every training task is given `initial_trajectories` with z ~ N(0, I). Every `collect_every` steps after it,
-`collect_tasks` of them, chosen without replacement, are given new `trajectories` of three kinds:
+At step 0 every training task is given `initial_trajectories` with z ~ N(0, I); where `initial_actions` = held, each
+repeats one action, uniform in [-1, 1]^A, which finds rewards that a policy without knowledge does not. Every
+`collect_every` steps after it, `collect_tasks` of them, chosen without replacement, are given new `trajectories`:
 
     prior      z ~ N(0, I)              to the replay buffer and to the recent rows
     posterior  z ~ q(z | those)         to both
@@ -14,6 +15,7 @@ outer step, row).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +30,7 @@ from metarun.types import Batch, Params, Task
 
 BATCHES, CHOICE, CONTEXTS, WALKS, STARTS = 0, 1, 2, 3, 4  # what random words are for; the last three of three kinds
 KINDS_APART = 4
+INITIAL_ACTIONS = ("policy", "held")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Sizes:
     context_batch: int  # transitions of a context
     capacity: int  # of each task's replay buffer
     initial_trajectories: int
+    initial_actions: str  # policy, held
     collect_every: int
     collect_tasks: int
     trajectories: tuple[int, int, int]  # prior, posterior, extra
@@ -45,6 +49,8 @@ class Sizes:
     def __post_init__(self) -> None:
         for name in ("batch", "context_batch", "capacity", "initial_trajectories", "collect_every", "collect_tasks"):
             require(1 <= getattr(self, name) < 2**31, name, getattr(self, name), "must be at least 1")
+        choices = "choices: " + ", ".join(INITIAL_ACTIONS)
+        require(self.initial_actions in INITIAL_ACTIONS, "initial_actions", self.initial_actions, choices)
         counts = self.trajectories
         sound = len(counts) == 3 and counts[0] >= 1 and min(counts) >= 0
         require(sound, "trajectories", list(counts), "must be [prior, posterior, extra], the first at least 1")
@@ -99,6 +105,10 @@ class Collection:
     state: int  # F
     action: int  # A
 
+    def __post_init__(self) -> None:
+        sound = self.sizes.initial_actions != "held" or self.latent >= self.action
+        require(sound, "latent", self.latent, f"must be at least {self.action}: initial_actions=held takes them from z")
+
     def empty(self) -> Carry:
         tasks, rows = len(self.environment.train_tasks()), self.sizes.recent * self.environment.horizon
         width = 2 * self.state + self.action + 2
@@ -133,7 +143,8 @@ class Collection:
             return carry
         every = torch.arange(len(carry["written"]), device=carry["written"].device)
         if step == 0:
-            walk = Walk(self, learner, params, every, seed, step)
+            held = self.sizes.initial_actions == "held"
+            walk = Walk(self, Held(self.action) if held else learner, params, every, seed, step)
             return self._kept(carry, every, walk.prior(self.sizes.initial_trajectories), None)
         bits = draws.learner_bits(seed, step, range(1), CHOICE, len(every))[0]
         which = every[torch.from_numpy(draws.choose(bits, min(self.sizes.collect_tasks, len(every)))).to(every)]
@@ -175,6 +186,15 @@ class Collection:
         found = self.split(replay.drawn(carry, which, uniforms[:, : size.batch]))
         x = torch.cat([found.pairs, found.next, eps_a, eps_z], -1)
         return Task(Batch(context.pairs, context.shown[..., None]), Batch(x, found.learned[..., None]))
+
+
+class Held(NamedTuple):
+    """Who knows nothing: one action a trajectory, uniform by the first A numbers of its z ~ N(0, I)."""
+
+    action: int  # A
+
+    def act(self, params: Params, state: Tensor, z: Tensor, eps: Tensor | None = None) -> Tensor:
+        return torch.erf(z[..., : self.action] / math.sqrt(2))
 
 
 class Walk(NamedTuple):

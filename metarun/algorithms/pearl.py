@@ -216,6 +216,7 @@ def pearl(
     context_batch: int,
     capacity: int,
     initial_trajectories: int,
+    initial_actions: str,
     collect_every: int,
     collect_tasks: int,
     trajectories: tuple[int, int, int],
@@ -228,7 +229,8 @@ def pearl(
     require(explore >= 1, "explore", explore, "must be at least 1: nothing is known before the first trajectory")
     require(test_inner_steps >= 0, "test_inner_steps", test_inner_steps, "must be at least 0")
     rates = Rates(kl_weight, discount, reward_scale, target_rate)
-    sizes = Sizes(batch, context_batch, capacity, initial_trajectories, collect_every, collect_tasks, trajectories)
+    kept = (batch, context_batch, capacity, initial_trajectories, initial_actions)
+    sizes = Sizes(*kept, collect_every, collect_tasks, trajectories)
     collection = Collection(environment, sizes, latent, state, outputs)
     model = networks(network, state, outputs, latent, context)
     return Pearl(model, loss, environment, collection, context, rates, explore, test_inner_steps)
