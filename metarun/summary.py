@@ -127,6 +127,11 @@ def describe_end(state: State, tasks: int, status: str, reason: str, alarms: Ala
     }
 
 
+def describe_carry(algorithm: Any, state: State) -> dict[str, Any]:
+    """What a learner that carries state says of it at the end, as the environment steps that it took."""
+    return {"collected": algorithm.told(state.carry)} if state.carry else {}
+
+
 def describe_convergence(experiment: Experiment, record: RunFolder) -> dict[str, Any]:
     """Costs to thresholds, areas and rates, from the numbers that were logged."""
     algorithm, dataset = experiment.algorithm, experiment.dataset

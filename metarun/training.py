@@ -31,7 +31,15 @@ from metarun.sinks import Sink
 from metarun.sinks.apart import Apart
 from metarun.sinks.console import console_sink
 from metarun.sinks.jsonl import JsonLines
-from metarun.summary import describe_convergence, describe_end, describe_penalties, describe_run, describe_test, title
+from metarun.summary import (
+    describe_carry,
+    describe_convergence,
+    describe_end,
+    describe_penalties,
+    describe_run,
+    describe_test,
+    title,
+)
 from metarun.trainer import State, train
 
 log = logging.getLogger(__name__)
@@ -137,6 +145,7 @@ def close(active: ActiveRun, record: RunFolder, state: State, alarms: Alarms | N
         if config.job == "train":
             summary["convergence"] = describe_convergence(active.experiment, record)
             summary["regularization"] = describe_penalties(active.experiment.regularization, record.read_records())
+            summary |= describe_carry(active.experiment.algorithm, state)
         record.write_json("summary.json", summary)
         if config.report and not quiet and active.status != "interrupted":  # whoever stops a run waits for its end
             summary["report"] = leave_report(record)
