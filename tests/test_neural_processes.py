@@ -24,14 +24,16 @@ from metarun.losses import GaussianLikelihood
 from metarun.models.several import several
 from metarun.types import Batch, Params, Task
 
-ALGOS = ("cnp", "np", "anp", "cvae")
+ALGOS = ("cnp", "np", "np without r", "anp", "cvae")
 SIZES = ("algo.representation=8", "model.hidden=[8,6]")
 DATA = Sinusoid(amplitude=(0.5, 2.0), phase=(0.0, 3.0), x_range=(-2.0, 2.0), noise=0.1)
 
 
 def learner(algo: str, *overrides: str) -> Any:
+    name, _, without = algo.partition(" ")
     smaller = () if algo == "cnp" else ("algo.latent=4", "algo.test_samples=7")
-    return build_learner(metarun.compose([f"algo={algo}", *SIZES, *smaller, *overrides]), DATA, 1)
+    latent_alone = ("algo.deterministic=false",) if without else ()
+    return build_learner(metarun.compose([f"algo={name}", *SIZES, *smaller, *latent_alone, *overrides]), DATA, 1)
 
 
 def double(algorithm: Any, seed: int = 0) -> Params:
@@ -59,7 +61,7 @@ def same(found: Any, expected: Any) -> None:
             torch.testing.assert_close(tree[name], value, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("algo", ["cnp", "np", "anp", "cvae"])
+@pytest.mark.parametrize("algo", ALGOS)
 def test_networks_of_equal_shape_begin_apart(algo: str) -> None:
     """Torch's generator looks at the last 32 bits of a seed alone."""
     weights = {k: w for k, w in learner(algo).init(0).items() if k.endswith("weight")}
@@ -104,6 +106,17 @@ def test_attention_looks_at_what_is_near_and_a_mean_does_not() -> None:
         params, task = double(algorithm), single(tasks(), 0)
         r = algorithm._deterministic(algorithm.adapt(params, task.support), task.query.x)
         assert (float((r - r[0]).abs().max()) > 1e-6) is varies
+
+
+def test_without_a_deterministic_path_all_that_is_known_of_a_context_is_z() -> None:
+    """Two contexts with the same q(z | C) are then the same to the decoder; with that path they are not."""
+    for algo, differs in (("np", True), ("np without r", False)):
+        algorithm, (one, other) = learner(algo), (single(tasks(), i) for i in range(2))
+        params = double(algorithm)
+        beliefs = [algorithm.adapt(params, t.support) for t in (one, other)]
+        exchanged = beliefs[1]._replace(prior=beliefs[0].prior)
+        found, expected = (algorithm.predict(b, one.query.x) for b in (exchanged, beliefs[0]))
+        assert (not found.equal(expected)) is differs
 
 
 def test_sizes_and_noise_are_functions_of_seed_step_and_task() -> None:
@@ -258,7 +271,7 @@ def line_process(samples: int) -> NeuralProcess:
         decoder=Formula(decoder),
     )
     draws = Draws(1, 1, 1, width=2)
-    return NeuralProcess(model, GaussianLikelihood(), draws, FLOOR, 2, 1, samples, attends=False)
+    return NeuralProcess(model, GaussianLikelihood(), draws, FLOOR, 2, 1, samples, deterministic=True, attends=False)
 
 
 def exact_line(process: NeuralProcess, task: Task) -> Tensor:
@@ -377,6 +390,10 @@ def test_the_losses_of_an_autoencoder_are_its_elbo_by_hand() -> None:
         (["algo=cnp", "model.norm=batch"], "model.norm=batch: must be one of none, layer"),
         (["algo=cnp", "algo.sigma_floor=0"], "algo.sigma_floor=0.0"),
         (["algo=anp", "algo.heads=3"], "algo.heads=3: must be at least 1 and divide the width 128"),
+        (
+            ["algo=np", "algo.heads=8", "algo.deterministic=false"],
+            "algo.heads=8: must be 0 with algo.deterministic=false",
+        ),
         (["algo=cvae", "algo.objective=vae"], "algo.objective=vae: choices: cvae, gsnn, hybrid"),
         (["algo=np", "algo.min_shots=0"], "algo.min_shots=0"),
         (["algo=np", "algo.kl_weight=-1"], "algo.kl_weight=-1.0: must be at least 0 and finite"),

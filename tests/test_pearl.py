@@ -474,9 +474,12 @@ def test_a_run_reports_returns_by_trajectories_and_can_be_evaluated_again(tmp_pa
     assert summary["curve"][2]["mean"] == summary["mean"] == -summary["curve"][2]["loss"]
     assert set(summary["beside"]) == {"learned_return", "kl", "sigma"}
     assert summary["alarms"] == {}
+    # 5 tasks x 4 trajectories x 4 steps, and after two steps 3 x 4 x 4 more
+    assert summary["collected"]["environment_steps"] == 80 + 48
     again = metarun.run(metarun.compose([*SMALL, "job=evaluate", f"run={tmp_path / 'run'}"]), tmp_path / "again")
     assert again.summary["mean"] == summary["mean"]
     assert again.summary["episodes_sha256"] == summary["episodes_sha256"]
+    assert "collected" not in again.summary
 
 
 @pytest.mark.long

@@ -2,14 +2,15 @@ r"""Neural processes (Garnelo et al. 2018, arXiv 1807.01622) and attentive ones 
 
     q(z | S) = N(mu(s), diag sigma(s)^2),  s = mean_{j in S} l([x_j, y_j]),  sigma = 0.1 + 0.9 sigmoid(.)
     p(y_t | x_t, C, z) = N(mu_t, diag sigma_t^2),  [mu_t, s_t] = g([x_t, r_t, z]),  sigma_t = f + (1 - f) softplus(s_t)
-    r_t = mean_{j in C} h([x_j, y_j]),  or attention of x_t over the context (heads > 0; attention.py)
+    r_t = mean_{j in C} h([x_j, y_j]),  or attention of x_t over the context (heads > 0; attention.py), or nothing
     log p(y_T | x_T, C) >= E_{q(z | T)} [ sum_t log p(y_t | x_t, C, z) ] - KL(q(z | T) || q(z | C)) = ELBO
     loss = - ELBO / |T|,  its KL times b: `kl_weight`, reached from 0 over `kl_warmup` outer steps
 
 Symbols: C the context (support set), T the targets, which include the context; h `encoder`, l `latent_encoder`, the map
 from s to mu, sigma `posterior`, g `decoder`, queries and keys of the attention by one network `key`, all of the chosen
 model's kind; lengths of r and s `representation`, of z `latent`; f `sigma_floor`, H `heads`; z samples in training
-`train_samples`. q(z | C) takes the place of the prior p(z | C).
+`train_samples`. q(z | C) takes the place of the prior p(z | C). With `deterministic` = false there are no h and r: all
+that the decoder learns of the context is z, as in the graphical model of the first paper; its code has both paths.
 
 A test estimates log p(y | C) of all queries y together by `test_samples` importance samples z ~ q(z | C and queries)
 with weights p(y | z) q(z | C) / q(z | C and queries) (predictive.py), and divides by their number. What is predicted at
@@ -55,7 +56,7 @@ class Summary(NamedTuple):
 
     params: Params
     x: Tensor  # [S, d]
-    h: Tensor  # [S, R]
+    h: Tensor  # [S, R]; without a deterministic path l([x, y])
     here: Tensor  # [S]
     prior: Gaussian  # q(z | C), [D]
 
@@ -71,6 +72,7 @@ class NeuralProcess:
     latent: int
     train_samples: int
     test_samples: int
+    deterministic: bool
     attends: bool
 
     kinds: ClassVar[tuple[Kind, ...]] = ("regression",)
@@ -130,7 +132,7 @@ class NeuralProcess:
         return self._drawn(adapted, x, count).mu
 
     def encoded(self, params: Params, rows: Batch) -> Tensor:
-        """The mean of h, also where attention weighs it anew for each target."""
+        """The mean of h, also where attention weighs it anew for each target; s where there is no h."""
         adapted = self.adapt(params, rows)
         return mean_of(adapted.h, adapted.here)
 
@@ -140,12 +142,15 @@ class NeuralProcess:
         return self._inferred(params, together(support, query)), self._inferred(params, support)
 
     def _summary(self, params: Params, context: Rows) -> Summary:
-        h_SR = self.model.run("encoder", params, torch.cat([context.x, context.y], -1))
+        h_SR = self._encoded("encoder" if self.deterministic else "latent_encoder", params, context)
         return Summary(params, context.x, h_SR, context.here, self._inferred(params, context))
+
+    def _encoded(self, name: str, params: Params, rows: Rows) -> Tensor:
+        return self.model.run(name, params, torch.cat([rows.x, rows.y], -1))
 
     def _inferred(self, params: Params, rows: Rows) -> Gaussian:
         """q(z | rows)."""
-        l_SR = self.model.run("latent_encoder", params, torch.cat([rows.x, rows.y], -1))
+        l_SR = self._encoded("latent_encoder", params, rows)
         mu, s = self.model.run("posterior", params, mean_of(l_SR, rows.here)[None])[0].chunk(2, -1)
         return Gaussian(mu, bounded(s))
 
@@ -155,7 +160,7 @@ class NeuralProcess:
 
     def _given(self, adapted: Summary, x: Tensor, z_LD: Tensor) -> Gaussian:
         """p(y | x, C, z) at rows [M, d], for each of the z: [L, M, d_out]."""
-        fixed = torch.cat([x, self._deterministic(adapted, x)], -1)
+        fixed = torch.cat([x, self._deterministic(adapted, x)], -1) if self.deterministic else x
         mu, s = torch.cat([self._decoded(adapted, fixed, z) for z in z_LD.chunk(PARTS)]).chunk(2, -1)
         return Gaussian(mu, positive(s, self.sigma_floor))
 
@@ -187,21 +192,24 @@ def neural_process(
     min_shots: int,
     min_queries: int,
     kl_weight: float = 1.0,
+    deterministic: bool = True,
 ) -> NeuralProcess:
-    """With attention over the context if `heads` is not 0."""
+    """With attention over the context if `heads` is not 0, and nothing but z if `deterministic` is false."""
     sizes = {"latent": latent, "train_samples": train_samples, "test_samples": test_samples}
     check_sizes(sigma_floor, representation=representation, **sizes)
     require(heads >= 0, "heads", heads, "must be at least 1, or 0 for the mean in place of attention")
+    require(deterministic or not heads, "heads", heads, "must be 0 with algo.deterministic=false: it attends for r")
     (inputs,) = input_shape
     pair = (inputs + outputs,)
-    parts = {
-        "encoder": check_network(network(pair, representation)),
-        "latent_encoder": network(pair, representation),
+    parts = {"encoder": check_network(network(pair, representation))} if deterministic else {}
+    parts |= {
+        "latent_encoder": check_network(network(pair, representation)),
         "posterior": network((representation,), 2 * latent),
     }
     if heads:
         parts |= {"key": network((inputs,), representation), "attention": Attention(representation, heads)}
-    parts["decoder"] = network((inputs + representation + latent,), 2 * outputs)
+    parts["decoder"] = network((inputs + (representation if deterministic else 0) + latent,), 2 * outputs)
     noise = train_samples * latent
     drawn = Draws(inputs, min_shots, min_queries, width=noise, warmup=kl_warmup, weight=kl_weight)
-    return NeuralProcess(several(**parts), loss, drawn, sigma_floor, latent, train_samples, test_samples, heads > 0)
+    samples = train_samples, test_samples
+    return NeuralProcess(several(**parts), loss, drawn, sigma_floor, latent, *samples, deterministic, heads > 0)
