@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -302,6 +302,28 @@ def test_rows_hold_what_the_robot_does() -> None:
         assert s[~starts].equal(after[:-1][~starts[1:]])
     assert a.abs().max() < 1
     assert len(set(state.carry["written"].tolist())) == 2
+
+
+@pytest.mark.parametrize(("renewed", "expected"), [("false", [[0]]), ("true", [[0], [0, 1], [0, 1, 2]])])
+def test_a_renewed_posterior_is_of_all_trajectories_before(renewed: str, expected: list[list[int]]) -> None:
+    """Each walk has actions of its own, by which contexts are recognised: 40 rows of at most 16."""
+
+    class Numbered:
+        contexts: ClassVar[list[Any]] = []
+
+        def act(self, params: Params, state: Tensor, z: Tensor, eps: Tensor | None = None) -> Tensor:
+            return torch.full_like(state, len(self.contexts) / 8)
+
+        def posterior(self, params: Params, pairs: Tensor, rewards: Tensor) -> Gaussian:
+            self.contexts.append((8 * pairs[..., 2:]).unique().tolist())
+            return Gaussian(torch.zeros(3, 5), torch.ones(3, 5))
+
+    sizes = ["algo.trajectories=[1,3,0]", f"algo.renew_posterior={renewed}", "algo.context_batch=40"]
+    place, walker = learner(*sizes).collection, Numbered()
+    carry = place.collected(walker, learner().init(0), place.empty(), 0, 2)
+    assert walker.contexts == expected
+    assert int(carry["environment_steps"]) == 3 * 4 * 4
+    assert sorted(carry["written"].tolist()) == [0, 0, 16, 16, 16]
 
 
 def test_held_actions_are_uniform_and_one_a_trajectory() -> None:

@@ -5,7 +5,7 @@ repeats one action, uniform in [-1, 1]^A, which finds rewards that a policy with
 `collect_every` steps after it, `collect_tasks` of them, chosen without replacement, are given new `trajectories`:
 
     prior      z ~ N(0, I)              to the replay buffer and to the recent rows
-    posterior  z ~ q(z | those)         to both
+    posterior  z ~ q(z | those)         to both; with `renew_posterior` one by one, z ~ q(z | all before it)
     extra      z ~ q(z | recent rows)   to the replay buffer alone
 
 The recent rows of a task are those of its latest collection and no others. Every trajectory has a z of its own, from
@@ -24,45 +24,14 @@ from torch import Tensor
 
 from metarun.acting import Carry, Environment
 from metarun.algorithms import replay
+from metarun.algorithms.collection_sizes import Sizes
 from metarun.data import draws
 from metarun.errors import require
 from metarun.types import Batch, Params, Task
 
 BATCHES, CHOICE, CONTEXTS, WALKS, STARTS = 0, 1, 2, 3, 4  # what random words are for; the last three of three kinds
 KINDS_APART = 4
-INITIAL_ACTIONS = ("policy", "held")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is collected, kept and drawn."""
-
-    batch: int  # transitions of a task in a gradient
-    context_batch: int  # transitions of a context
-    capacity: int  # of each task's replay buffer
-    initial_trajectories: int
-    initial_actions: str  # policy, held
-    collect_every: int
-    collect_tasks: int
-    trajectories: tuple[int, int, int]  # prior, posterior, extra
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "context_batch", "capacity", "initial_trajectories", "collect_every", "collect_tasks"):
-            require(1 <= getattr(self, name) < 2**31, name, getattr(self, name), "must be at least 1")
-        choices = "choices: " + ", ".join(INITIAL_ACTIONS)
-        require(self.initial_actions in INITIAL_ACTIONS, "initial_actions", self.initial_actions, choices)
-        counts = self.trajectories
-        sound = len(counts) == 3 and counts[0] >= 1 and min(counts) >= 0
-        require(sound, "trajectories", list(counts), "must be [prior, posterior, extra], the first at least 1")
-        needed = (
-            f"must be at least {self.recent}, the prior and posterior trajectories: contexts are drawn from as many"
-        )
-        require(self.initial_trajectories >= self.recent, "initial_trajectories", self.initial_trajectories, needed)
-
-    @property
-    def recent(self) -> int:
-        """Trajectories that contexts are drawn from."""
-        return sum(self.trajectories[:2])
+PRIOR, POSTERIOR, EXTRA = 0, 1, 2  # kinds of trajectories; beyond them the later rounds of posterior ones
 
 
 class Path(NamedTuple):
@@ -149,11 +118,11 @@ class Collection:
         bits = draws.learner_bits(seed, step, range(1), CHOICE, len(every))[0]
         which = every[torch.from_numpy(draws.choose(bits, min(self.sizes.collect_tasks, len(every)))).to(every)]
         walk = Walk(self, learner, params, which, seed, step)
-        prior, posterior, extra = self.sizes.trajectories
+        prior, _, extra = self.sizes.trajectories
         recent = walk.prior(prior)
-        if posterior:
-            recent = torch.cat([recent, walk.posterior(recent, posterior, 1)], 1)
-        return self._kept(carry, which, recent, walk.posterior(recent, extra, 2) if extra else None)
+        for i, count in enumerate(self.sizes.rounds):
+            recent = torch.cat([recent, walk.posterior(recent, count, POSTERIOR if i == 0 else EXTRA + i)], 1)
+        return self._kept(carry, which, recent, walk.posterior(recent, extra, EXTRA) if extra else None)
 
     def _kept(self, carry: Carry, which: Tensor, recent: Tensor, extra: Tensor | None) -> Carry:
         """With rows [n, R, W] of these tasks kept, and how the last trajectory of each went."""
@@ -208,7 +177,7 @@ class Walk(NamedTuple):
     step: int
 
     def prior(self, count: int) -> Tensor:
-        return self._walked(count, 0, None)
+        return self._walked(count, PRIOR, None)
 
     def posterior(self, rows: Tensor, count: int, kind: int) -> Tensor:
         """With z from contexts of these rows [n, R, W], one context a task."""

@@ -28,7 +28,8 @@ from torch.nn.functional import softplus
 
 from metarun.acting import Carry, Environment
 from metarun.algorithms import common, sac
-from metarun.algorithms.collection import Collection, Sizes, Transitions, transitions
+from metarun.algorithms.collection import Collection, Transitions, transitions
+from metarun.algorithms.collection_sizes import Sizes
 from metarun.algorithms.predictive import Gaussian, kl, product
 from metarun.algorithms.replay import mixed
 from metarun.algorithms.set_learners import ROW_NORMS
@@ -216,12 +217,13 @@ def pearl(
     context_batch: int,
     capacity: int,
     initial_trajectories: int,
-    initial_actions: str,
     collect_every: int,
     collect_tasks: int,
     trajectories: tuple[int, int, int],
     explore: int,
     test_inner_steps: int,
+    initial_actions: str = "policy",
+    renew_posterior: bool = False,
 ) -> Pearl:
     """The networks are of the chosen model's kind, each with the inputs and outputs that its part needs."""
     (state,) = input_shape
@@ -230,7 +232,7 @@ def pearl(
     require(test_inner_steps >= 0, "test_inner_steps", test_inner_steps, "must be at least 0")
     rates = Rates(kl_weight, discount, reward_scale, target_rate)
     kept = (batch, context_batch, capacity, initial_trajectories, initial_actions)
-    sizes = Sizes(*kept, collect_every, collect_tasks, trajectories)
+    sizes = Sizes(*kept, collect_every, collect_tasks, trajectories, renew_posterior)
     collection = Collection(environment, sizes, latent, state, outputs)
     model = networks(network, state, outputs, latent, context)
     return Pearl(model, loss, environment, collection, context, rates, explore, test_inner_steps)
