@@ -2,8 +2,10 @@
 
 python docs/figures.py sinusoid RUN [NAME=RUN ...]     one panel of learning, one of adaptation
 python docs/figures.py omniglot NAME=RUN [NAME=RUN ...]  validation accuracy against minutes of training
-python docs/figures.py returns NAME/SEED=RUN [...]   return against environment steps, averaged over seeds
+python docs/figures.py returns NAME/SEED=RUN [...]   return against environment steps, averaged over seeds, by reward
 python docs/figures.py likelihood NAME=RUN [NAME=RUN ...]   log-likelihood against steps, beside the exact posterior
+python docs/figures.py functions NAME=RUN [NAME=RUN ...]   predicted functions of three test tasks, a row each
+python docs/figures.py completion RUN   completed pictures, as in the report
 python docs/figures.py stability outputs/study   the figures that `make study` has drawn
 """
 
@@ -19,7 +21,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
+
+from metarun.report import pictures
+from metarun.report.distributions import draw_task, keep_in_view
+from metarun.report.read import read_run
 
 IMAGES = Path(__file__).parent / "img"
 # Okabe and Ito's colours, told apart by colour-blind readers; markers tell the lines apart in print.
@@ -78,11 +85,25 @@ def omniglot(runs: dict[str, Path]) -> None:
 
 
 def returns(runs: dict[str, Path]) -> None:
-    """Validation return of each group of runs: the mean over seeds, and their range."""
-    figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
-    groups: dict[str, list[Path]] = {}
+    """Validation return of each group of runs: the mean over seeds, and their range; a panel for each reward."""
+    by_reward: dict[str, dict[str, list[Path]]] = {}
     for name, run in runs.items():
-        groups.setdefault(name.rpartition("/")[0] or name, []).append(run)
+        reward = json.loads((run / "summary.json").read_text(encoding="utf-8"))["reward"]
+        by_reward.setdefault(reward, {}).setdefault(name.rpartition("/")[0] or name, []).append(run)
+    figure, panels = plt.subplots(
+        1, len(by_reward), figsize=(4.6 * len(by_reward), 3.8), layout="constrained", squeeze=False
+    )
+    for axes, (reward, groups) in zip(panels[0], by_reward.items(), strict=True):
+        returned(axes, groups)
+        axes.set(
+            xlabel="environment steps, thousands", ylabel="validation return", title=f"point robot, {reward} reward"
+        )
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.3)
+    save(figure, "returns.png")
+
+
+def returned(axes: Axes, groups: dict[str, list[Path]]) -> None:
     for (name, members), colour in zip(groups.items(), COLOURS, strict=False):
         x, curves = environment_steps(members[0]), [validation(run) for run in members]
         shared = sorted(set(x).intersection(*curves))
@@ -90,10 +111,6 @@ def returns(runs: dict[str, Path]) -> None:
         thousands = [x[step] / 1000 for step in shared]
         axes.plot(thousands, [sum(v) / len(v) for v in values], color=colour, label=f"{name}, {len(members)} seeds")
         axes.fill_between(thousands, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2, lw=0)
-    axes.set(xlabel="environment steps, thousands", ylabel="validation return", title="point robot, dense reward")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3)
-    save(figure, "returns.png")
 
 
 def environment_steps(run: Path) -> dict[int, float]:
@@ -118,6 +135,29 @@ def likelihood(runs: dict[str, Path]) -> None:
     save(figure, "likelihood.png")
 
 
+def functions(runs: dict[str, Path], tasks: int = 3) -> None:
+    figure, panels = plt.subplots(
+        len(runs), tasks, figsize=(9, 1.9 * len(runs)), layout="constrained", squeeze=False, sharex=True
+    )
+    for row, (name, run) in zip(panels, runs.items(), strict=True):
+        drawn = json.loads((run / "functions.json").read_text(encoding="utf-8"))
+        for axes, task in zip(row, drawn["tasks"], strict=False):
+            draw_task(axes, np.asarray(drawn["x"]), task)
+            keep_in_view(axes, task)
+        row[0].set_ylabel(name)
+    known = {}
+    for axes in panels[:, 0]:
+        handles, labels = axes.get_legend_handles_labels()
+        known |= dict(zip(labels, handles, strict=True))
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncol=6, frameon=False, fontsize=8)
+    save(figure, "functions.png")
+
+
+def completion(runs: dict[str, Path]) -> None:
+    (run,) = runs.values()
+    save(pictures.draw(read_run(run)).figure, "completion.png")
+
+
 def stability(runs: dict[str, Path]) -> None:
     (study,) = runs.values()
     for drawn, name in (("figure", "variants"), ("gap", "gap")):
@@ -137,6 +177,8 @@ if __name__ == "__main__":
         "omniglot": omniglot,
         "returns": returns,
         "likelihood": likelihood,
+        "functions": functions,
+        "completion": completion,
         "stability": stability,
     }
     commands[sys.argv[1]](named(sys.argv[2:]))

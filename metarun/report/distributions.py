@@ -43,9 +43,9 @@ def draw(run: Run) -> Drawing | None:
     x, tasks = np.asarray(run.functions["x"], dtype=float), list(run.functions["tasks"])[:MOST]
     drawn, axes = panels(len(tasks), columns=2, legend=8, height=2.8)
     for at, (task, ax) in enumerate(zip(tasks, axes, strict=True)):
-        _task(ax, x, task)
+        draw_task(ax, x, task)
         finish(ax, f"Test task {at}", "x", "y")
-        _keep_in_view(ax, task)
+        keep_in_view(ax, task)
     handles, labels = axes[0].get_legend_handles_labels()
     legend_below(drawn, handles, labels)
     off = [float(np.mean(np.asarray(task["deviation"], dtype=float))) for task in tasks]
@@ -53,7 +53,7 @@ def draw(run: Run) -> Drawing | None:
     return Drawing("functions", f"Predicted functions of {len(tasks)} test tasks; mean deviations {said}.", drawn)
 
 
-def _task(ax: Axes, x: np.ndarray, task: Mapping[str, Any]) -> None:
+def draw_task(ax: Axes, x: np.ndarray, task: Mapping[str, Any]) -> None:
     own = look(0)
     mean, deviation = (np.asarray(task[key], dtype=float) for key in ("mean", "deviation"))
     ax.fill_between(
@@ -81,7 +81,7 @@ def _task(ax: Axes, x: np.ndarray, task: Mapping[str, Any]) -> None:
     ax.plot(*context, "o", color="black", markersize=4, label="context")
 
 
-def _keep_in_view(ax: Axes, task: Mapping[str, Any]) -> None:
+def keep_in_view(ax: Axes, task: Mapping[str, Any]) -> None:
     """What the points need, with room: a band that is far wider says so by leaving the panel."""
     y = np.concatenate([np.asarray(task[key], dtype=float)[1] for key in ("targets", "context")])
     room = max(0.6 * float(np.ptp(y)), 0.1)
