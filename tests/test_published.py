@@ -217,6 +217,20 @@ def test_the_page_is_what_the_records_make_of_it() -> None:
         assert table.markdown(results.load(results.RECORDS)) in text
 
 
+def test_tables_hold_records_by_what_was_measured() -> None:
+    """A likelihood of single targets stands in one column, whichever headline its learner has; what is not known is
+    left empty."""
+    common = {"data": "gp", "seed": 0, "steps_done": 10, "tasks_seen": 160, "seconds": 90.0}
+    found = {name: {"mean": at, "ci95": 0.01} for at, name in enumerate(("pointwise_log_likelihood", "mse"), 2)}
+    np_row = {"row": "a", "metric": "log_likelihood", "mean": -1.0, "ci95": 0.5, "beside": found}
+    maml = {"row": "b", "metric": "mse", "mean": None, "ci95": None, "beside": {}}
+    lines = TABLES["Gaussian process"].markdown([common | np_row, common | maml, {"data": "sinusoid"}]).split("\n")
+    assert lines[2:] == [
+        "| a | 0 | 2.000 +- 0.010 |  |  | 3.000 +- 0.010 |  | 10 x 16 | 1.5 |",
+        "| b | 0 |  |  |  | not finite |  | 10 x 16 | 1.5 |",
+    ]
+
+
 def test_a_kept_run_is_small_and_tests_as_it_did(tmp_path: Path) -> None:
     """Without the optimizer's state it cannot be trained on, and says so."""
     run = RunFolder(tmp_path / "run")
