@@ -24,6 +24,8 @@ from metarun.evaluation import assessed
 from metarun.experiment import Experiment, assemble
 from metarun.losses import Return
 from metarun.nonfinite import begin
+from metarun.report.card import card
+from metarun.report.read import read_run
 from metarun.stages import MetaGradients
 from metarun.trainer import outer_step
 from metarun.types import CARRIED, Batch, EpisodeSpec, Params, Task
@@ -498,6 +500,9 @@ def test_a_run_reports_returns_by_trajectories_and_can_be_evaluated_again(tmp_pa
     assert summary["alarms"] == {}
     # 5 tasks x 4 trajectories x 4 steps, and after two steps 3 x 4 x 4 more
     assert summary["collected"]["environment_steps"] == 80 + 48
+    facts = {fact.name: fact.value for fact in card(read_run(tmp_path / "run")).facts}
+    assert facts["environment steps"] == "128"
+    assert facts["episodes"] == "2 explored trajectories, 1 scored at test"
     again = metarun.run(metarun.compose([*SMALL, "job=evaluate", f"run={tmp_path / 'run'}"]), tmp_path / "again")
     assert again.summary["mean"] == summary["mean"]
     assert again.summary["episodes_sha256"] == summary["episodes_sha256"]

@@ -61,21 +61,25 @@ def _adapts(run: Run) -> bool:
 
 def _protocol(run: Run) -> list[Fact]:
     summary = run.summary
-    rows = "trajectories" if summary.get("kind") == "control" else "queries"
+    control = summary.get("kind") == "control"
+    rows = "scored" if control else "queries"
     queries = f"{number(summary.get('test_queries'))} {rows}{' a class' if _classes(run) else ''} at test"
-    trained = f"trained on {episode_size(run, 'train_')}" if "train_shots" in summary else ""
     split, digits = str(summary.get("split") or NOTHING), _digits(summary.get("episodes_sha256"))
     norm = summary.get("norm") or setting(run, "model.norm")
     return [
         Fact("algorithm", component(run, "algo"), "first-order" if summary.get("first_order") else ""),
         Fact("data", component(run, "data"), str(summary.get("caveat") or "")),
-        Fact("episodes", f"{episode_size(run)}, {queries}", trained),
-        Fact("split", split, _hash("classes", summary.get("split_sha256"))),
+        Fact("episodes", f"{episode_size(run)}, {queries}", "" if control else _trained(run)),
+        Fact("split", split, _hash("goals" if control else "classes", summary.get("split_sha256"))),
         Fact("test episodes", digits, "" if digits == NOTHING else "the same digits: the same tasks"),
         Fact("network", component(run, "model"), f"normalisation: {norm or 'unknown'}"),
         Fact("regularizer", component(run, "reg"), penalties.in_words(run)),
         Fact("seed", number(summary.get("seed", setting(run, "seed")))),
     ]
+
+
+def _trained(run: Run) -> str:
+    return f"trained on {episode_size(run, 'train_')}" if "train_shots" in run.summary else ""
 
 
 def _classes(run: Run) -> bool:
@@ -112,7 +116,7 @@ def _times(alarm: Any) -> str:
 
 
 def _cost(run: Run) -> list[Fact]:
-    summary, evaluations = run.summary, inner_gradients(run)
+    summary = run.summary
     planned = setting(run, "train.steps")
     share = summary.get("measures_share")
     of = f"of {count(planned)} planned" if is_number(planned) and planned != summary.get("steps_done") else ""
@@ -121,10 +125,18 @@ def _cost(run: Run) -> list[Fact]:
     return [
         Fact("outer steps", count(summary.get("steps_done")), of),
         Fact("training tasks", count(summary.get("tasks_seen")), f"{number(speed, 3)} a second" if speed else ""),
-        Fact("inner gradient evaluations", NOTHING if math.isnan(evaluations) else count(evaluations)),
+        _taken(run),
         Fact("time", duration(summary.get("seconds")), f"{100 * share:.1f} % for measures" if is_number(share) else ""),
         Fact("peak memory", f"{count(memory)} MB" if is_number(memory) else NOTHING),
     ]
+
+
+def _taken(run: Run) -> Fact:
+    """What a learner that acts walked for its data, or the gradients that inner loops took."""
+    collected, evaluations = run.summary.get("collected"), inner_gradients(run)
+    if isinstance(collected, Mapping):
+        return Fact("environment steps", count(collected.get("environment_steps")))
+    return Fact("inner gradient evaluations", NOTHING if math.isnan(evaluations) else count(evaluations))
 
 
 def _machine(run: Run) -> list[Fact]:
