@@ -3,7 +3,7 @@
 python docs/figures.py sinusoid RUN [NAME=RUN ...]     one panel of learning, one of adaptation
 python docs/figures.py omniglot NAME=RUN [NAME=RUN ...]  validation accuracy against minutes of training
 python docs/figures.py returns NAME/SEED=RUN [...]   return against environment steps, averaged over seeds, by reward
-python docs/figures.py likelihood NAME=RUN [NAME=RUN ...]   log-likelihood against steps, beside the exact posterior
+python docs/figures.py likelihood NAME=RUN [NAME=RUN ...]   log-likelihood against minutes, beside the exact posterior
 python docs/figures.py functions NAME=RUN [NAME=RUN ...]   predicted functions of three test tasks, a row each
 python docs/figures.py completion RUN   completed pictures, as in the report
 python docs/figures.py stability outputs/study   the figures that `make study` has drawn
@@ -74,10 +74,9 @@ def sinusoid(runs: dict[str, Path]) -> None:
 def omniglot(runs: dict[str, Path]) -> None:
     figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
     for (name, run), colour, marker in zip(runs.items(), COLOURS, MARKERS, strict=False):
-        times = {r["step"]: r["seconds"] / 60 for r in lines(run / "timing.jsonl") if r["kind"] == "val"}
-        points = [r for r in lines(run / "metrics.jsonl") if r["kind"] == "val"]
-        minutes, accuracy = [times[p["step"]] for p in points], [100 * p["mean"] for p in points]
-        axes.plot(minutes, accuracy, color=colour, marker=marker, label=name)
+        times, curve = minutes(run), validation(run)
+        accuracy = [100 * mean for mean in curve.values()]
+        axes.plot([times[s] for s in curve], accuracy, color=colour, marker=marker, label=name)
     axes.set(xlabel="minutes of training", ylabel="validation accuracy, %", title="Omniglot, 5-way 1-shot")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
@@ -117,6 +116,11 @@ def environment_steps(run: Path) -> dict[int, float]:
     return {r["step"]: r["environment_steps"] for r in lines(run / "metrics.jsonl") if "environment_steps" in r}
 
 
+def minutes(run: Path) -> dict[int, float]:
+    """Of training, at each validation."""
+    return {r["step"]: r["seconds"] / 60 for r in lines(run / "timing.jsonl") if r["kind"] == "val"}
+
+
 def validation(run: Path) -> dict[int, float]:
     return {r["step"]: r["mean"] for r in lines(run / "metrics.jsonl") if r["kind"] == "val"}
 
@@ -124,12 +128,12 @@ def validation(run: Path) -> dict[int, float]:
 def likelihood(runs: dict[str, Path]) -> None:
     figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
     for (name, run), colour, marker in zip(runs.items(), COLOURS, MARKERS, strict=False):
-        curve = validation(run)
-        axes.plot(list(curve), list(curve.values()), color=colour, marker=marker, ms=3, label=name)
+        times, curve = minutes(run), validation(run)
+        axes.plot([times[s] for s in curve], list(curve.values()), color=colour, marker=marker, ms=3, label=name)
     best = json.loads((next(iter(runs.values())) / "summary.json").read_text(encoding="utf-8"))["oracle"]
     for kind, style in (("pointwise", "--"), ("joint", ":")):
         axes.axhline(best[f"{kind}_log_likelihood"]["mean"], color="black", ls=style, lw=1, label=f"exact, {kind}")
-    axes.set(xlabel="outer steps", ylabel="validation log-likelihood, nats a point", title="Gaussian process")
+    axes.set(xlabel="minutes of training", ylabel="validation log-likelihood, nats a point", title="Gaussian process")
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.94), ncol=2)
     axes.grid(alpha=0.3)
     save(figure, "likelihood.png")
