@@ -23,7 +23,8 @@ from metarun.record import RunFolder
 from metarun.reuse import reuse_settings
 from metarun.types import Batch, Params
 
-WALKS, GOALS = 60, 6
+WALKS, COUNTED, GOALS = 60, 200, 6
+NEAR = 0.2
 
 
 def load(run: Path) -> tuple[Experiment, Params]:
@@ -44,10 +45,17 @@ def walk(learner: Any, params: Params, y: Tensor, z: Tensor) -> Tensor:
 
 def unknowing(axes: Axes, experiment: Experiment, params: Params) -> None:
     learner: Any = experiment.tested
-    z = torch.randn(WALKS, learner.latent, generator=torch.Generator().manual_seed(0))
-    for places in walk(learner, params, experiment.dataset.tasks("test")[:1], z):
+    dataset: Any = experiment.dataset
+    z = torch.randn(COUNTED, learner.latent, generator=torch.Generator().manual_seed(0))
+    walks = walk(learner, params, dataset.tasks("test")[:1], z)
+    for places in walks[:WALKS]:
         axes.plot(*places.T, color="0.45", lw=0.6)
     axes.set_title("nothing is known")
+    (x, y), degrees = walks[:, -1].T, 180 / torch.pi
+    near = (torch.hypot(x, y) - 1).abs() <= NEAR
+    angles = torch.atan2(y, x) * degrees
+    where = f"{angles.min():.0f} to {angles.max():.0f} degrees"
+    print(f"of {COUNTED} walks {int(near.sum())} end within {NEAR} of the unit circle, all of them at {where}")
 
 
 def knowing(axes: Axes, experiment: Experiment, params: Params) -> None:
