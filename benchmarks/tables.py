@@ -11,7 +11,6 @@ Record = Mapping[str, Any]
 Column = tuple[str, Callable[[Record], str]]
 
 SHORT = 8  # digits of a hash
-SHOTS = (5, 10, 20)  # of the experiments on sinusoids
 
 
 class Table(NamedTuple):
@@ -92,6 +91,10 @@ def of(data: str, *metrics: str) -> Callable[[Record], bool]:
     return lambda r: r["data"] == data and (not metrics or r["metric"] in metrics)
 
 
+def beside_maml(r: Record) -> bool:
+    return of("sinusoid")(r) and (r["metric"] == "log_likelihood" or r["algo"] == "maml")
+
+
 OMNIGLOT = Table(
     "results.md",
     of("omniglot"),
@@ -130,7 +133,7 @@ TABLES = {
     "Omniglot": OMNIGLOT,
     "Sinusoids": SINUSOIDS,
     "Gaussian process": Table("generative.md", of("gp"), FUNCTIONS),
-    "Sinusoids, distributions": Table("generative.md", of("sinusoid", "log_likelihood"), FUNCTIONS),
+    "Sinusoids, distributions": Table("generative.md", beside_maml, FUNCTIONS),
     "Completion": Table("generative.md", of("completion"), FUNCTIONS),
     "Point robot": Table(
         "pearl.md",
