@@ -11,6 +11,8 @@ import pytest
 from report_folders import write_run
 
 from metarun.report import write_report
+from metarun.report.read import read_run
+from metarun.report.several import several, tables
 from metarun.report.table import Table, latex, to_csv, to_latex, to_markdown
 from metarun.report.text import duration, figure, number, short
 
@@ -125,6 +127,20 @@ def test_algorithms_and_benchmarks_cross_in_a_table_of_their_own(tmp_path: Path)
     assert "omniglot 5-way 1-shot" in rows[0]
     assert rows[2] == "| maml | 0.5000 ± 0.1000 | 80.00 ± 10.00 % |"
     assert rows[3] == "| protonet | \N{EN DASH} | **90.00 ± 10.00 %** |"
+
+
+def test_learners_of_distributions_and_of_values_stand_in_one_table(tmp_path: Path) -> None:
+    """Those that were tested on the same episodes, with the best possible; a run on others has no place in it."""
+    beside = {"mse": {"mean": 0.25, "ci95": 0.01}}
+    likely = {"metric": "log_likelihood", "beside": beside, "oracle": {"mse": {"mean": 0.125, "ci95": 0.01}}}
+    write_run(tmp_path / "cnp", likely | {"algo": "cnp"}, {"choices.algo": "cnp"})
+    write_run(tmp_path / "maml", {"mean": 0.5, "ci95": 0.02})
+    write_run(tmp_path / "other", {"episodes_sha256": "ffff"}, {"choices.algo": "reptile"})
+    runs = [read_run(tmp_path / name) for name in ("cnp", "maml", "other")]
+    (shared,) = [t for t in tables(several(runs)) if t.title.startswith("All figures, on the same test tasks")]
+    assert [row[0] for row in shared.rows] == ["cnp", "maml", "best possible"]
+    at = shared.columns.index("MSE of the mean")
+    assert [row[at] for row in shared.rows] == ["0.2500 ± 0.0100", "0.5000 ± 0.0200", "0.1250 ± 0.0100"]
 
 
 def test_runs_of_which_none_has_a_figure_give_tables_without_rows(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from metarun.report import distributions, points, versus
+from metarun.report import points, versus
 from metarun.report.combinations import Swept, swept
 from metarun.report.drawing import Drawing
 from metarun.report.jobs import Job, jobs_of
@@ -94,7 +94,7 @@ def results(shown: Several) -> Section:
     repeated = sum(g.repeated for g in shown.groups)
     if repeated:
         text.append(f"{repeated} runs repeat a seed of their group and are left out here.")
-    return Section(tuple(text), tables=(*result_tables(shown), *distributions.side_by_side(shown.groups)))
+    return Section(tuple(text), tables=result_tables(shown))
 
 
 def learning(shown: Several) -> Section:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metarun.errors import one_line
-from metarun.report import charts, convergence, distributions, measures, names, penalties, pictures
+from metarun.report import beside, charts, convergence, distributions, measures, names, penalties, pictures
 from metarun.report.drawing import Drawing
 from metarun.report.facts import adaptation, keys, metric_of, steps_are
 from metarun.report.files import Analysis
@@ -57,7 +57,7 @@ def of_run(run: Run) -> list[Section]:
     parts: dict[str, Callable[[Run], Section]] = {
         "Learning curve": learning,
         "Adaptation at test": adapting,
-        **({"Predicted distributions": predicted} if distributions.has_some(run) else {}),
+        **({"Predicted distributions": predicted} if beside.has_some(run) else {}),
         "Meta-gradient": gradients,
         "Inner loop": inner_loop,
         **({"Penalties": penalised} if penalties.has_some(run) else {}),
@@ -108,7 +108,7 @@ def predicted(run: Run) -> Section:
     kind = pictures if pictures.has_some(run) else distributions
     drawing = kind.draw(run)
     section = _drawn([drawing], "", kind.TEXT if drawing else "")
-    return dataclasses.replace(section, tables=distributions.tables(run), missing="")
+    return dataclasses.replace(section, tables=beside.tables(run), missing="")
 
 
 def gradients(run: Run) -> Section:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from metarun.report.beside import side_by_side
 from metarun.report.groups import Group, by_benchmark, group_runs
 from metarun.report.read import Run
 from metarun.report.results import Pair, Result, equal_compute, pairs, result
@@ -41,7 +42,8 @@ def tables(shown: Several) -> list[Table]:
 
 def result_tables(shown: Several) -> tuple[Table, ...]:
     matrix = matrix_table(shown.results)
-    return (*([matrix] if matrix else []), *(result_table(rows) for rows in shown.benchmarks))
+    of_each = (result_table(rows) for rows in shown.benchmarks)
+    return (*([matrix] if matrix else []), *of_each, *side_by_side(shown.groups))
 
 
 def pair_tables(found: Sequence[Sequence[Pair]]) -> tuple[Table, ...]:
