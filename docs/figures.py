@@ -1,8 +1,8 @@
-"""Draw the figures of README.md and docs/results.md from run folders, and take over those of the stability study.
+"""Draw the figures of README.md and of the pages in docs/ from run folders, and take over those of the stability study.
 
 python docs/figures.py sinusoid RUN [NAME=RUN ...]     one panel of learning, one of adaptation
 python docs/figures.py omniglot NAME=RUN [NAME=RUN ...]  validation accuracy against minutes of training
-python docs/figures.py returns NAME/SEED=RUN [...]   return against environment steps, averaged over seeds, by reward
+python docs/figures.py returns NAME/WHICH=RUN [...]   return against environment steps, a line for each NAME
 python docs/figures.py likelihood NAME=RUN [NAME=RUN ...]   log-likelihood against minutes, beside the exact posterior
 python docs/figures.py functions NAME=RUN [NAME=RUN ...]   predicted functions of three test tasks, a row each
 python docs/figures.py completion RUN   completed pictures, as in the report
