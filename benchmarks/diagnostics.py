@@ -45,7 +45,7 @@ def measure(algo: str, data: str, repeats: int) -> str:
     meta_gradient = batched_meta_gradient(trainer)
     pays = compiles(trainer.placement, state.params, config.train.steps)
     if pays:
-        meta_gradient = compiled(meta_gradient, trainer.placement)
+        meta_gradient = compiled(meta_gradient, trainer.placement, state.params)
     tasks = trainer.tasks(0)
     found = meta_gradient(state.params, tasks)
     assert trainer.measures is not None

@@ -37,7 +37,7 @@ def measure(algo: str, data: str, seconds: float, more: list[str]) -> dict[str, 
     meta_gradient = batched_meta_gradient(trainer)
     pays = compiles(trainer.placement, state.params, trainer.settings.steps)
     if pays:
-        meta_gradient = compiled(meta_gradient, trainer.placement)
+        meta_gradient = compiled(meta_gradient, trainer.placement, state.params)
     for _ in range(3):
         meta_gradient(state.params, trainer.tasks(0))
     with tempfile.TemporaryDirectory() as folder:

@@ -71,7 +71,7 @@ def profiled(experiment: Experiment, state: State, session: Session, record: Run
     settings, trainer = experiment.config.profile, experiment.trainer()
     plain = batched_meta_gradient(trainer)
     compiles_it = compiles(trainer.placement, state.params, trainer.settings.steps)
-    used = compiled(plain, trainer.placement) if compiles_it else plain
+    used = compiled(plain, trainer.placement, state.params) if compiles_it else plain
     first = warmed_up(lambda: gradient_at(trainer, state, used), settings.warmup)
     phases = loop_phases(trainer, state, used, session, settings.steps)
     inside = inside_of(trainer, state, session, used if compiles_it else None, record.path if settings.trace else None)

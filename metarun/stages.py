@@ -22,6 +22,7 @@ class MetaGradients:
     def __init__(self, trainer: Trainer, params: Params, tell: Callable[[str], None]) -> None:
         self.trainer, self.tell = trainer, tell
         self.compiles = compiles(trainer.placement, params, trainer.settings.steps)
+        self.first = params
         # Asked once: holding a learner against a protocol takes longer than anything else here.
         self.staged: Any = trainer.algorithm if isinstance(trainer.algorithm, StagedLearner) else None
         self.stage: Any = UNKNOWN
@@ -43,4 +44,4 @@ class MetaGradients:
         self.tell(
             "compiling the outer step first, half a minute unless an earlier run has (device.compile=off goes without)"
         )
-        return compiled(function, trainer.placement)
+        return compiled(function, trainer.placement, self.first)

@@ -175,7 +175,7 @@ def test_compiled_code_is_kept_beside_the_images_unless_a_place_is_set(
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
         if before:
             monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
-        compiled(lambda x: x, place(DeviceConfig(name="cpu")))
+        compiled(lambda x: x, place(DeviceConfig(name="cpu")), {})
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == after
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import metarun
 from metarun.batching import over_tasks
-from metarun.compilation import compiles
+from metarun.compilation import compiled, compiles
 from metarun.config import check
 from metarun.device import Placement, place
 from metarun.errors import SettingError
@@ -115,6 +115,16 @@ def test_chunk_size_is_auto_null_or_a_whole_number(typed: str, meant: Any) -> No
     config = metarun.compose([f"device.chunk_size={typed}"])
     check(config)
     assert place(config.device).chunk_size == meant
+
+
+@pytest.mark.parametrize(("shape", "threads"), [((100, 199), 1), ((100, 200), None)])
+def test_kernels_of_small_networks_take_one_thread(
+    shape: tuple[int, int], threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: given.update(options))
+    compiled(lambda x: x, Placement(torch.device("cpu"), torch.float32, None, True), {"p": torch.zeros(shape)})
+    assert given.get("cpp.threads") == threads
 
 
 @pytest.mark.parametrize(

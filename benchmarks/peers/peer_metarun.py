@@ -51,5 +51,5 @@ def outer_function(trainer: Any, state: Any) -> Callable[..., Any]:
 
     function = batched_meta_gradient(trainer)
     if compiles(trainer.placement, state.params, trainer.settings.steps):
-        function = compiled(function, trainer.placement)
+        function = compiled(function, trainer.placement, state.params)
     return function
