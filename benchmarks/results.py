@@ -18,7 +18,8 @@ RECORDS = DOCS / "results.json"
 KEPT = (
     *("algo", "data", "ways", "shots", "train_ways", "train_shots", "queries", "test_queries", "split", "split_sha256"),
     *("rotations", "resize", "reward", "norm", "reg", "seed", "metric", "mean", "ci95", "n_tasks", "headline_step"),
-    *("curve", "beside", "oracle", "status", "episodes_sha256", "params_sha256", "machine", "versions", "published"),
+    *("curve", "beside", "oracle", "status", "episodes_sha256", "params_sha256", "precision", "machine", "versions"),
+    "published",
 )
 """What a record takes from summary.json."""
 COSTS = ("steps_done", "tasks_seen", "best_step", "seconds", "collected", "alarms")
@@ -29,7 +30,8 @@ def record_of(
     row: str, seed: int, overrides: Sequence[str], summary: Mapping[str, Any], trained: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The part of a summary that the tables and a reader need, with what the whole training cost."""
-    typed = " ".join(["make reproduce", f"ROW={row}", *([f'ARGS="--seeds {seed}"'] if seed else [])])
+    settings = " ".join([*([f"--seeds {seed}"] if seed else []), *overrides])
+    typed = " ".join(["make reproduce", f"ROW={row}", *([f'ARGS="{settings}"'] if settings else [])])
     kept = {k: summary[k] for k in KEPT if k in summary} | {k: trained[k] for k in COSTS if k in trained}
     penalised = (summary.get("sparsity") or {}).get("penalised")
     return {"row": row, "command": typed, "overrides": [*overrides], **kept, "sparsity": {"penalised": penalised}}

@@ -82,6 +82,7 @@ SEED: Column = ("seed", lambda r: str(r["seed"]))
 PUBLISHED: Column = ("published", printed)
 COST: Column = ("outer steps x tasks", lambda r: f"{r['steps_done']} x {r['tasks_seen'] // max(r['steps_done'], 1)}")
 MINUTES: Column = ("minutes", lambda r: f"{r['seconds'] / 60:.1f}")
+PRECISION: Column = ("precision", lambda r: r.get("precision", "float32"))
 
 
 # ------------------------------------------------------------------------------------------------- tables
@@ -107,6 +108,7 @@ OMNIGLOT = Table(
         ("goal", goal),
         COST,
         MINUTES,
+        PRECISION,
         ("test tasks x queries", lambda r: f"{r['n_tasks']} x {r['test_queries']}"),
         ("norm", lambda r: str(r["norm"])),
         ("split", lambda r: f"{r['split']} {r['split_sha256'][:SHORT]}"),

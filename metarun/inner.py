@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from metarun.linalg import gradient, joined, parted, scale, sub
-from metarun.types import OWN, RATES, Objective, Params, Rule
+from metarun.types import MOMENTS, OWN, RATES, Objective, Params, Rule
 
 State = TypeVar("State")
+MISSING = MOMENTS + "missing"
 
 
 def sgd(lr: float) -> Rule:
@@ -22,21 +23,26 @@ def sgd(lr: float) -> Rule:
 
 
 def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
-    """Adam with beta1 = 0, as Reptile's inner loop: v <- beta2 v + (1 - beta2) g^2,
-    step = lr * g / (sqrt(v / (1 - beta2^k)) + eps)."""
+    """Adam with beta1 = 0, as Reptile's inner loop: v <- beta2 v + (1 - beta2) g^2, c <- beta2 c,
+    step = lr * g / (sqrt(v / (1 - c)) + eps), from v = 0 and c = 1 or what theta has of them (`first_moments`).
+
+    c is beta2 to the number of steps, what v lacks of an average. Averages over tasks of v and of c still fit together.
+    """
 
     # Of all weights as one vector: the dozen operations a step has are quick, a dozen for each of many tensors are not.
-    def init(moved: Params, _: Params) -> Any:
-        return joined(moved) * 0, 0
+    def init(moved: Params, theta: Params) -> Any:
+        if MISSING not in theta:
+            return joined(moved) * 0, 1.0
+        return joined({name: theta[MOMENTS + name] for name in moved}), theta[MISSING]
 
     def step(g: Params, state: Any) -> tuple[Params, Any]:
-        (v, count), slope = state, joined(g)
-        state = beta2 * v + (1 - beta2) * slope**2, count + 1
+        (v, missing), slope = state, joined(g)
+        state = beta2 * v + (1 - beta2) * slope**2, beta2 * missing
         return parted(rates_of(state) * slope, g), state
 
     def rates_of(state: Any) -> Tensor:
-        v, count = state
-        return lr / (_root(v / (1 - beta2**count)) + eps)
+        v, missing = state
+        return lr / (_root(v / (1 - missing)) + eps)
 
     def rates(state: Any, like: Params) -> Params:
         return parted(rates_of(state), like)
@@ -76,6 +82,18 @@ def first_rates(weights: Params, rate: float, steps: int | None) -> Params:
     }
 
 
+def first_moments(weights: Params) -> Params:
+    """The state of an inner Adam before its first step as entries of theta: v by the weights' names, and c."""
+    one = next(iter(weights.values())).new_ones(())
+    return {MOMENTS + n: torch.zeros_like(w) for n, w in weights.items()} | {MISSING: one}
+
+
+def moments_of(state: Any, phi: Params) -> Params:
+    """The state that an inner Adam has come to with phi, by the same names."""
+    (v, missing), like = state, {n: w for n, w in phi.items() if not n.startswith(OWN)}
+    return {MOMENTS + n: part for n, part in parted(v, like).items()} | {MISSING: missing}
+
+
 def _root(v: Tensor) -> Tensor:
     """sqrt(v) with the derivative 0 at 0: a weight without a gradient, as of a dead unit, must not turn the derivative
     of the whole inner loop into 0 * inf."""
@@ -86,12 +104,20 @@ def _root(v: Tensor) -> Tensor:
 def descend(objective: Objective, start: Params, rule: Rule, steps: int, first: int = 0) -> Iterator[Params]:
     """phi_0 = start; phi_{k+1} = phi_k - rule(grad objective(phi_k, k)), then the rule's proximal step if it has one.
 
-    Yields phi_0 ... phi_steps. What the rule does not move is not differentiated either. The objective is told that
-    its steps are those from number `first` on.
+    Yields phi_0 ... phi_steps.
+    """
+    return (phi for phi, _ in states(objective, start, rule, steps, first))
+
+
+def states(objective: Objective, start: Params, rule: Rule, steps: int, first: int = 0) -> Iterator[tuple[Params, Any]]:
+    """The same, each with the rule's state.
+
+    What the rule does not move is not differentiated either. The objective is told that its steps are those from
+    number `first` on.
     """
     names = [name for name in start if moved(name, rule)]
     phi, state = start, rule.init({k: start[k] for k in names}, start)
-    yield phi
+    yield phi, state
     for k in range(first, first + steps):
         part, rest = {n: phi[n] for n in names}, phi
         step, state = rule.step(gradient(of_part(objective, rest, k), part), state)
@@ -99,7 +125,7 @@ def descend(objective: Objective, start: Params, rule: Rule, steps: int, first: 
         if rule.finish:
             part = rule.finish(part, rule.rates(state, part) if rule.rates else rule.lr, rule.lr)
         phi = {**phi, **part}
-        yield phi
+        yield phi, state
 
 
 def of_part(objective: Objective, rest: Params, step: int) -> Callable[[Params], Tensor]:
@@ -112,6 +138,6 @@ def moved(name: str, rule: Rule) -> bool:
     return not name.startswith(OWN) and (rule.moves is None or name.startswith(rule.moves))
 
 
-def final(states: Iterator[State]) -> State:
+def final(path: Iterator[State]) -> State:
     """The last state of a descent, without keeping the others."""
-    return deque(states, maxlen=1).pop()
+    return deque(path, maxlen=1).pop()

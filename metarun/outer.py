@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metarun.config import OptimConfig
 from metarun.linalg import norm, scale
-from metarun.types import OWN, Params, Rates
+from metarun.types import MOMENTS, OWN, Params, Rates
 
 
 def learning_rate(settings: OptimConfig, step: int, steps: int) -> float:
@@ -32,8 +32,9 @@ def learning_rate(settings: OptimConfig, step: int, steps: int) -> float:
 
 def build_optimizer(settings: OptimConfig, params: Params) -> torch.optim.Optimizer:
     """A torch optimizer over the meta-parameters, which stay plain tensors without `requires_grad`."""
-    own = [p for name, p in params.items() if name.startswith(OWN)]  # a decayed weight of a penalty would mean nothing
     groups: list[dict[str, Any]] = [{"params": [p for name, p in params.items() if not name.startswith(OWN)]}]
+    # A decayed weight of a penalty would mean nothing.
+    own = [p for name, p in params.items() if name.startswith(OWN) and not name.startswith(MOMENTS)]
     groups += [{"params": own, "weight_decay": 0.0}] if own else []
     decay = settings.weight_decay
     if settings.name == "sgd":
@@ -44,10 +45,16 @@ def build_optimizer(settings: OptimConfig, params: Params) -> torch.optim.Optimi
 
 
 def apply_update(optimizer: torch.optim.Optimizer, params: Params, gradient: Params, lr: float) -> None:
-    """One step of the optimizer along the given meta-gradient, in place."""
+    """One step of the optimizer along the given meta-gradient, in place.
+
+    An inner optimizer's second moments are no matter of the outer one: theirs is the way back from their new values.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr
     for name, g in gradient.items():
+        if name.startswith(MOMENTS):
+            params[name].sub_(g)
+            continue
         # The fused kernels walk both memories in order, and a gradient may come out of a convolution in another one.
         params[name].grad = g.contiguous()
     optimizer.step()

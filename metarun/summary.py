@@ -46,6 +46,7 @@ def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
         "seed": config.seed,
         "metric": experiment.algorithm.loss.metric,
         "device": experiment.placement.device.type,
+        "precision": config.device.precision,
         "machine": machine(experiment.placement.device),
         "processes": experiment.placement.team.size,
         "run_dir": folder,

@@ -42,10 +42,10 @@ class Task(NamedTuple):
     query: Batch
 
 
-REG, RATES, CARRIED = "reg.", "rates.", "carried."
-OWN = (REG, RATES, CARRIED)
+REG, RATES, MOMENTS, CARRIED = "reg.", "rates.", "moments.", "carried."
+OWN = (REG, RATES, MOMENTS, CARRIED)
 """How the names of the meta-parameters begin that are no weights of the network, but a regularizer's, learned step
-sizes, or constants that a learner carries along: no inner loop moves them."""
+sizes, an inner Adam's second moments, or constants that a learner carries along: no inner loop moves them."""
 
 Rates = float | Tensor | Params
 """The step size of a rule, one for all weights or one for each."""

@@ -162,6 +162,11 @@ def test_seed_zero_is_a_seed() -> None:
         (["algo=imaml", "algo.prox=0"], r"algo\.prox=0\.0: must be above 0"),
         (["algo=imaml", "algo.cg_steps=0"], r"algo\.cg_steps=0: must be at least 1"),
         (["algo=reptile", "algo.inner_optimizer=adagrad"], r"algo\.inner_optimizer=adagrad: choices: sgd, adam"),
+        (["algo=reptile", "algo.moments=kept"], r"algo\.moments=kept: choices: fresh, carried"),
+        (
+            ["algo=reptile", "algo.moments=carried", "algo.inner_optimizer=sgd"],
+            r"algo\.moments=carried: needs inner_op",
+        ),
         (["data.amplitude=[5,1]"], r"data\.amplitude=\[5\.0, 1\.0\]: must be \[low, high\]"),
         (["data.amplitude=5"], r"data\.amplitude=5: must be of type"),
         (["reg=l2", "reg.weight=-1"], r"reg\.weight=-1\.0: must be at least 0"),

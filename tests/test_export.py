@@ -209,6 +209,7 @@ REGRESSION = {
     "maml": ["algo=maml"],
     "head only": ["algo=maml", "algo.adapted=[head]"],
     "reptile with mini-batches": ["algo=reptile", "algo.inner_batch=3"],
+    "reptile with carried moments": ["algo=reptile", "algo.inner_optimizer=adam", "algo.moments=carried"],
     "inner prox": ["algo=maml", "reg=l1", "reg.where=inner", "reg.weight=0.01", "reg.method=prox"],
     "imaml": ["algo=imaml"],
 }

@@ -9,9 +9,9 @@ import torch
 from quadratic import LinearModel, assert_same, hessian, matrix, minimiser, random_task
 from torch import Tensor
 
-from metarun.inner import Objective, Rule, adam, descend, final, sgd
+from metarun.inner import Objective, Rule, adam, descend, final, first_moments, moments_of, sgd, states
 from metarun.losses import MeanSquaredError
-from metarun.types import Batch, Params
+from metarun.types import MOMENTS, Batch, Params
 
 MODEL = LinearModel(3, 2, bias=True)
 SUPPORT = random_task(MODEL, seed=0).support
@@ -55,6 +55,26 @@ def test_adam_without_momentum_takes_the_steps_of_torch(eps: float) -> None:
             optimizer.zero_grad()
             objective(torch_params, step).backward()
             optimizer.step()
+
+
+def test_adam_goes_on_from_the_moments_that_theta_has() -> None:
+    """Two descents of four steps, the second from the first one's moments, are eight steps of torch's one Adam."""
+    lr, start, objective = 0.05, MODEL.init(2), objective_on(SUPPORT)
+    torch_params = {k: p.clone().requires_grad_() for k, p in start.items()}
+    optimizer = torch.optim.Adam(torch_params.values(), lr, betas=(0.0, 0.999))
+    theta = start | first_moments(start)
+    for _ in range(2):
+        phi, state = final(states(objective, theta, adam(lr), 4))
+        theta = phi | moments_of(state, phi)
+    for _ in range(8):
+        optimizer.zero_grad()
+        objective(torch_params, 0).backward()
+        optimizer.step()
+    assert_same({k: theta[k] for k in start}, torch_params)
+    assert_same(
+        {k: theta[MOMENTS + k] for k in start}, {k: optimizer.state[p]["exp_avg_sq"] for k, p in torch_params.items()}
+    )
+    assert float(theta[MOMENTS + "missing"]) == pytest.approx(0.999**8, rel=1e-12)
 
 
 def test_the_first_step_of_adam_is_the_learning_rate_times_the_sign() -> None:

@@ -13,6 +13,7 @@ from quadratic import (
     LinearModel,
     QuadraticTasks,
     assert_same,
+    gradient,
     hessian,
     matrix,
     minimiser,
@@ -33,7 +34,7 @@ from metarun.outer import apply_update, build_optimizer, clipped, learning_rate
 from metarun.regularization import NO_REGULARIZATION, Regularization, Schedule, Term
 from metarun.regularizers.l2 import L2
 from metarun.trainer import State, Trainer, train
-from metarun.types import Batch, EpisodeSpec, Metrics, Params, Split, Task
+from metarun.types import MOMENTS, Batch, EpisodeSpec, Metrics, Params, Split, Task
 
 CPU = Placement(torch.device("cpu"), torch.float64, None, False)
 
@@ -265,6 +266,42 @@ def test_reptile_and_interpolation_follow_their_recursion() -> None:
     assert train(trainer, state, recorder) == "completed"
     assert_same(state.params, weights(theta, bias=False))
     assert [v["lr"] for v in recorder.values.values()] == pytest.approx([1.0, 0.75, 0.5, 0.25], rel=EXACT)
+
+
+@pytest.mark.parametrize("optim", [OptimConfig(name="sgd", lr=0.5), OptimConfig(name="adam", lr=0.01, clip=None)])
+def test_carried_moments_follow_the_tasks_whatever_moves_the_weights(optim: OptimConfig) -> None:
+    """v_{t+1} = mean_i v_i and c_{t+1} = 0.999^2 c_t, where v_i is what torch's Adam has after task i's two steps from
+    theta_t with the moments v_t; the weights go to theta_t + 0.5 mean_i (phi_i - theta_t), or where Adam takes them."""
+    alpha = 0.05
+    learner = Reptile(MODEL, MeanSquaredError(), "adam", alpha, 2, 2, None, moments="carried")
+    state = trainer_of(learner, optim=optim).start()
+    outer_theta = {"w": matrix(state.params).clone()}
+    outer = build_optimizer(optim, outer_theta)
+    v = torch.zeros_like(outer_theta["w"])
+    for step in range(4):
+        ended = [inner_adam(outer_theta["w"], v, step, task, alpha) for task in range(3)]
+        way_back = outer_theta["w"] - torch.stack([w for w, _ in ended]).mean(0)
+        apply_update(outer, outer_theta, {"w": way_back}, optim.lr)
+        v = torch.stack([moments for _, moments in ended]).mean(0)
+    assert train(trainer_of(learner, optim=optim), state, Recorder()) == "completed"
+    assert_same({k: p for k, p in state.params.items() if not k.startswith(MOMENTS)}, weights(outer_theta["w"], False))
+    assert_same({k: state.params[MOMENTS + k] for k in weights(v, False)}, weights(v, False))
+    assert float(state.params[MOMENTS + "missing"]) == pytest.approx(0.999**8, rel=EXACT)
+
+
+def inner_adam(theta: Tensor, v: Tensor, step: int, task: int, alpha: float) -> tuple[Tensor, Tensor]:
+    """Two steps of torch's Adam on one task's support set, from the moments v of so many outer steps before."""
+    drawn = DATA.episodes("train", 0, step, range(task, task + 1), SPEC)
+    support = Batch(drawn.support.x[0], drawn.support.y[0])
+    w = theta.clone().requires_grad_()
+    optimizer = torch.optim.Adam([w], alpha, betas=(0.0, 0.999))
+    optimizer.state[w] = {
+        "step": torch.tensor(2.0 * step), "exp_avg": torch.zeros_like(w), "exp_avg_sq": v.clone(),
+    }  # fmt: skip
+    for _ in range(2):
+        w.grad = gradient(support, w.detach(), bias=False)
+        optimizer.step()
+    return w.detach(), optimizer.state[w]["exp_avg_sq"]
 
 
 def test_the_regularizers_gradient_is_added_to_the_mean_over_tasks() -> None:

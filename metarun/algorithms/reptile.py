@@ -5,8 +5,9 @@ r"""Reptile (Nichol, Achiam, Schulman 2018, arXiv 1803.02999).
 The meta-gradient returned here is g = theta - phi, so that an outer SGD with rate eps is that update
 (`optim=interpolate`, eps falling linearly to 0). Symbols: k `inner_steps`, eps `optim.lr`.
 
-The inner Adam has beta1 = 0, as published. It starts afresh for each task, whereas the released code carries its
-second moments from task to task: a pure function of one task cannot, and exact resume is simpler for it.
+The inner Adam has beta1 = 0, as published. `moments` says whether its second moments start afresh for each task or
+are carried from task to task, at test too, as in the released code. Carried ones are entries of theta which follow
+the mean over a step's tasks of what they end with, where the code takes one task after the other.
 A penalty Omega(theta, phi) of the outer objective adds both its partial derivatives to g: its weight is in units of
 parameter distance squared and not of loss, so that it does not compare with MAML's.
 
@@ -28,12 +29,13 @@ from torch.func import grad
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
 from metarun.errors import require
-from metarun.inner import adam, sgd
+from metarun.inner import adam, final, first_moments, moments_of, sgd, states
 from metarun.linalg import axpy, sub
 from metarun.regularization import NO_REGULARIZATION, Regularization
 from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
 
 RULES = {"sgd": sgd, "adam": adam}
+MOMENTS = ("fresh", "carried")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Reptile:
     inner_steps: int
     test_inner_steps: int
     inner_batch: int | None  # rows of a mini-batch; None: the whole support set
+    moments: str = "fresh"  # of the inner Adam
     regularization: Regularization = NO_REGULARIZATION
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
@@ -56,11 +59,15 @@ class Reptile:
         common.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps)
         choices = "choices: " + ", ".join(RULES)
         require(self.inner_optimizer in RULES, "inner_optimizer", self.inner_optimizer, choices)
+        require(self.moments in MOMENTS, "moments", self.moments, "choices: " + ", ".join(MOMENTS))
+        kept = self.moments == "fresh" or self.inner_optimizer == "adam"
+        require(kept, "moments", self.moments, "needs inner_optimizer=adam: sgd has none")
         batch = self.inner_batch
         require(batch is None or batch >= 1, "inner_batch", batch, "must be at least 1, or null for all rows")
 
     def init(self, seed: int) -> Params:
-        return self.model.init(seed)
+        weights = self.model.init(seed)
+        return weights | first_moments(weights) if self.moments == "carried" else weights
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
         return common.adapt(self, params, support)
@@ -72,9 +79,10 @@ class Reptile:
         return self.model.apply(adapted.params, x, adapted.stats)
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
-        phi = self.adapt(params, task.support).params
+        objective = self.inner_objective(params, task.support)
+        phi, state = final(states(objective, params, self.inner_rule, self.inner_steps))
         _, metrics = common.outer_objective(self, params, phi, task)
-        found = sub(params, phi)
+        found = sub(params, phi | moments_of(state, phi) if self.moments == "carried" else phi)
         if self.regularization.outer_terms:
             penalty = functools.partial(common.outer_penalty, self, task=task)
             by_theta, by_phi = grad(penalty, argnums=(0, 1))(params, phi)

@@ -143,17 +143,19 @@ def _machine(run: Run) -> list[Fact]:
     versions = run.summary.get("versions")
     parts = [f"{name} {v}" for name, v in versions.items()] if isinstance(versions, Mapping) else []
     return [
-        Fact("device", str(run.summary.get("device") or NOTHING), _processor(run.summary.get("machine"))),
+        Fact("device", str(run.summary.get("device") or NOTHING), _processor(run.summary)),
         Fact("versions", ", ".join(parts) or NOTHING),
         Fact("folder", str(run.path)),
     ]
 
 
-def _processor(machine: Any) -> str:
+def _processor(summary: Mapping[str, Any]) -> str:
+    machine = summary.get("machine")
     if not isinstance(machine, Mapping):
         return ""
     name = str(machine.get("gpu") or machine.get("processor") or "")
-    return f"{name}, {number(machine.get('threads'))} of {number(machine.get('cores'))} cores"
+    parts = [name, f"{number(machine.get('threads'))} of {number(machine.get('cores'))} cores"]
+    return ", ".join([*parts, *([str(summary["precision"])] if "precision" in summary else [])])
 
 
 def _hash(what: str, digest: Any) -> str:
