@@ -349,7 +349,7 @@ def test_the_order_of_the_support_set_is_irrelevant(case: Case) -> None:
 
 
 @EVERY_CASE
-@pytest.mark.parametrize("norm", ["none", "support", "population"])
+@pytest.mark.parametrize("norm", ["none", "support", "joined", "population"])
 def test_predictions_follow_their_queries(case: Case, norm: str) -> None:
     """Row m of the prediction belongs to query m, whatever stands around it: permuted queries, permuted rows, and a
     query alone is predicted as in company. (For a population norm, with fixed statistics as in an evaluation.)

@@ -217,7 +217,7 @@ def losses_of(norm: str, kept: tuple[int, int]) -> Tensor:
     return found.losses[0]
 
 
-@pytest.mark.parametrize("norm", ["population", "support", "batch", "none"])
+@pytest.mark.parametrize("norm", ["population", "joined", "support", "batch", "none"])
 def test_an_evaluation_is_transductive_with_batch_statistics_only(norm: str) -> None:
     """If no query sees another, the mean loss of four queries is the mean of those of the first and the last two.
 

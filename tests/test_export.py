@@ -61,7 +61,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("norm", ["batch", "support", "population", "none"])
+@pytest.mark.parametrize("norm", ["batch", "joined", "support", "population", "none"])
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("outputs", [None, 4])
 def test_a_network_without_its_silent_units_is_the_same_function(kind: str, norm: str, outputs: int | None) -> None:
@@ -272,6 +272,15 @@ def test_a_learner_that_cannot_be_traced_is_refused_in_one_line() -> None:
     x = torch.rand(WAYS * SHOTS, 1, 16, 16)
     with pytest.raises(UserError, match=r"^job=export: torch.export cannot trace this learner \(.*\)$"):
         exported(stubborn, learner.init(0), Example(x, torch.arange(WAYS).repeat(SHOTS), x), "classification")
+
+
+def test_a_batch_for_each_query_is_refused_in_one_line() -> None:
+    from metarun.export_program import Example, exported
+
+    learner, x = picture_learner("protonet", "mlp", "joined"), torch.rand(WAYS * SHOTS, 1, 16, 16)
+    example = Example(x, torch.arange(WAYS).repeat(SHOTS), x)
+    with pytest.raises(UserError, match=r"^job=export: model\.norm=joined makes a batch for each query"):
+        exported(learner, learner.init(0), example, "classification")
 
 
 # ---------------------------------------------------------------- the job

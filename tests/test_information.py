@@ -325,7 +325,7 @@ def test_validation_and_measures_are_those_of_the_mean_network(form: str) -> Non
 # ---------------------------------------------------------------- metric learners and images
 
 
-@pytest.mark.parametrize("norm", ["batch", "support", "population", "layer"])
+@pytest.mark.parametrize("norm", ["batch", "joined", "support", "population", "layer"])
 @pytest.mark.parametrize("algo", ["protonet", "matchingnet"])
 @EVERY_FORM
 def test_metric_learners_on_images_train_with_it(form: str, algo: str, norm: str) -> None:

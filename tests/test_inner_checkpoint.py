@@ -90,7 +90,7 @@ def test_gradient_and_metrics_are_those_without_checkpoints(case: str) -> None:
         assert_same(found.penalty, plain.penalty, rtol=1e-12)
 
 
-@pytest.mark.parametrize("norm", ["batch", "support"])
+@pytest.mark.parametrize("norm", ["batch", "joined", "support"])
 def test_convolutions_and_their_normalisation_are_pulled_back_too(norm: str) -> None:
     model = conv4((1, 16, 16), 3, filters=4, norm=norm, pool="max", readout="mean")
     params = {k: p.double() for k, p in model.init(0).items()}

@@ -265,11 +265,11 @@ def test_reptile_with_adam_descends_as_torch_does(model: LinearModel) -> None:
 
 
 def test_reptile_trains_alike_whatever_normalises_the_queries() -> None:
-    """`batch` and `support` differ in the queries' statistics, of which theta - phi knows nothing."""
+    """`batch` and `joined` differ in the queries' statistics, of which theta - phi knows nothing."""
     x = torch.randn(10, 1, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = torch.arange(10) % 2
     task, found = Task(Batch(x[:6], y[:6]), Batch(x[6:], y[6:])), []
-    for norm_of in ("batch", "support"):
+    for norm_of in ("batch", "joined"):
         model = conv4((1, 16, 16), 2, filters=4, norm=norm_of, pool="stride", readout="mean")
         params = {k: p.double() for k, p in model.init(0).items()}
         found.append(Reptile(model, CrossEntropy(), "sgd", 0.1, 3, 3, 4).meta_grad(params, task))

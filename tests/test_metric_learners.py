@@ -121,7 +121,7 @@ def test_accuracy_counts_the_queries_whose_largest_logit_is_their_own(kind: str)
     assert float(metrics["accuracy"]) == pytest.approx(right / len(logits), rel=EXACT)
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "support", "population"])
+@pytest.mark.parametrize("norm", ["none", "batch", "joined", "support", "population"])
 @pytest.mark.parametrize("kind", ["protonet", "matchingnet", "matchingnet-fce"])
 def test_one_pass_over_support_and_query_shares_batch_statistics_only_where_the_norm_says_so(
     kind: str, norm: str
@@ -139,7 +139,7 @@ def test_one_pass_over_support_and_query_shares_batch_statistics_only_where_the_
     _, metrics = algorithm.meta_grad(params, episode)
     apart = algorithm.predict(algorithm.adapt(params, episode.support), episode.query.x)
     apart_loss = F.cross_entropy(apart, episode.query.y)
-    if norm in ("none", "support"):
+    if norm in ("none", "support", "joined"):
         assert_same(metrics["loss"], apart_loss)
         return
     # A model whose statistics are fixed to those of the whole episode, as `calibrated` measures them.

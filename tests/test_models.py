@@ -22,7 +22,7 @@ from metarun.types import Params
 
 EPS = 1e-5
 EVERY_NORM = pytest.mark.parametrize("norm", NORMS)
-WITH_STATISTICS = pytest.mark.parametrize("norm", ["batch", "support", "population"])
+WITH_STATISTICS = pytest.mark.parametrize("norm", ["batch", "joined", "support", "population"])
 EITHER_MODEL = pytest.mark.parametrize("kind", ["mlp", "conv4"])
 
 
@@ -132,13 +132,13 @@ def test_only_batch_statistics_let_rows_of_a_batch_see_each_other(kind: str, nor
 
 @EITHER_MODEL
 @EVERY_NORM
-def test_query_statistics_are_the_support_sets_only_for_norm_support(kind: str, norm: str) -> None:
-    """support: queries see the support set and not each other. All others: `query_stats` is None."""
+def test_query_statistics_are_the_support_sets_only_for_norms_that_ask_for_it(kind: str, norm: str) -> None:
+    """support, joined: queries see the support set and not each other. All others: `query_stats` is None."""
     model = network(kind, norm)
     params, support = random_params(model), inputs(kind, 5, seed=1)
     queries = inputs(kind, 6, seed=2)
     stats = model.query_stats(params, support)
-    if norm != "support":
+    if norm not in ("support", "joined"):
         assert stats is None
         return
     together = model.apply(params, queries, stats)
@@ -146,6 +146,18 @@ def test_query_statistics_are_the_support_sets_only_for_norm_support(kind: str, 
     assert_same(together, alone)
     moved = model.apply(params, queries, model.query_stats(params, support * 2 + 1))
     assert float((together - moved).abs().max()) > 1e-3
+
+
+@EITHER_MODEL
+def test_joined_puts_each_query_in_a_batch_with_the_support_set(kind: str) -> None:
+    """What batch normalisation makes of the last of S + 1 rows, a query each: its output, blocks and features."""
+    model, batch = network(kind, "joined"), network(kind, "batch")
+    params, support, queries = random_params(model), inputs(kind, 5, seed=1), inputs(kind, 3, seed=2)
+    stats, batches = model.query_stats(params, support), [torch.cat([support, q[None]]) for q in queries]
+    assert_same(model.apply(params, queries, stats), torch.stack([batch.apply(params, b)[-1] for b in batches]))
+    layers = [batch.activations(params, b) for b in batches]
+    expected = {name: torch.stack([found[name][-1] for found in layers]) for name in layers[0]}
+    assert_same(model.activations(params, queries, stats), expected)
 
 
 @EITHER_MODEL

@@ -160,7 +160,7 @@ def test_the_losses_of_a_learner_with_an_inner_loop_are_those_at_theta(learner: 
         assert_same(losses(learner, params, tasks, on)[1], expected)
 
 
-@pytest.mark.parametrize("norm", ["population", "support", "group", "none"])
+@pytest.mark.parametrize("norm", ["population", "joined", "support", "group", "none"])
 @pytest.mark.parametrize("metric", ["protonet", "matchingnet"])
 def test_the_losses_of_a_metric_learner_are_those_it_trains_on(metric: str, norm: str) -> None:
     learner, tasks = metric_learner(metric, norm), labelled(3)

@@ -6,14 +6,18 @@ task its own.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 from torch.nn.functional import linear, relu
 from torch.nn.init import trunc_normal_, xavier_uniform_
+from torch.utils._pytree import tree_map
 
 from metarun.models.bottleneck import Bottleneck
 from metarun.models.norm import (
@@ -28,13 +32,20 @@ from metarun.models.norm import (
 )
 from metarun.types import Params
 
-Stats = tuple[Moments, ...]
-"""The moments of each block's normalisation, first to last."""
+Outputs = TypeVar("Outputs")
+Stats = tuple[Moments, ...] | Tensor
+"""The moments of each block's normalisation, first to last; or rows that each row is put in a batch with (`joined`)."""
 
 
 def pointwise(x: Tensor, weight: Tensor) -> Tensor:
     """x [B, K, ...], weight [O, ...] of K numbers a row -> [B, O, ...], a matrix product at every place."""
     return linear(x.movedim(1, -1), weight.flatten(1)).movedim(-1, 1)
+
+
+def _one_by_one(network: Callable[[Tensor], Outputs], x: Tensor, others: Tensor) -> Outputs:
+    """What the network makes of each row of x [B, ...] in a batch of the others and that row."""
+    batches = torch.cat([others.expand(x.shape[0], *others.shape), x[:, None]], 1)
+    return tree_map(lambda h: h[:, -1], vmap(network)(batches))
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Network:
     features: int  # D
     outputs: int | None  # of the head; None: the network ends in its features
     norm: str
-    fixed: Stats | None = None  # population statistics, once measured
+    fixed: tuple[Moments, ...] | None = None  # population statistics, once measured
     product: Callable[[Tensor, Tensor], Tensor] | None = None  # the first block's linear part, where it is `pointwise`
     by_products: bool = True  # `linear` is a matrix product, also on a CPU
     linear_blocks: tuple[int, ...] = ()  # those without a ReLU
@@ -81,17 +92,21 @@ class Network:
 
     def apply(self, params: Params, x: Tensor, stats: Stats | None = None) -> Tensor:
         """[B, ...] -> [B, outputs], or [B, D] without a head; `stats` replace the batch's own moments."""
+        if isinstance(stats, Tensor):
+            return _one_by_one(functools.partial(self.apply, params), x, stats)
         *_, h = self._layers(params, x, stats)
         h = self.readout(h)
         return h if self.outputs is None else linear(h, params["head.weight"], params["head.bias"])
 
     def activations(self, params: Params, x: Tensor, stats: Stats | None = None) -> dict[str, Tensor]:
         """Each block's output, flattened, and `features`, what the head would be given."""
+        if isinstance(stats, Tensor):
+            return _one_by_one(functools.partial(self.activations, params), x, stats)
         layers = list(self._layers(params, x, stats))
         blocks = {f"block{i}": h.flatten(1) for i, h in enumerate(layers)}
         return blocks | {"features": self.readout(layers[-1])}
 
-    def _layers(self, params: Params, x: Tensor, stats: Stats | None) -> Iterator[Tensor]:
+    def _layers(self, params: Params, x: Tensor, stats: tuple[Moments, ...] | None) -> Iterator[Tensor]:
         """The output of each block."""
         h, eps = self._prepared(x)
         given = stats if stats is not None else self.fixed
@@ -100,12 +115,14 @@ class Network:
             yield h
 
     def query_stats(self, params: Params, support_x: Tensor) -> Stats | None:
+        if self.norm == "joined":
+            return support_x
         return self.measure(params, support_x) if self.norm == "support" else None
 
     def calibrated(self, params: Params, x: Tensor) -> Network:
         return replace(self, fixed=self.measure(params, x)) if self.norm == "population" else self
 
-    def measure(self, params: Params, x: Tensor) -> Stats:
+    def measure(self, params: Params, x: Tensor) -> tuple[Moments, ...]:
         """The moments that each block's normalisation meets on the batch x."""
         (h, eps), stats = self._prepared(x), []
         for i in range(len(self.shapes)):
@@ -118,6 +135,8 @@ class Network:
     def gaussian(self, params: Params, x: Tensor, stats: Stats | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of what the noisy block puts out, [B, D] each."""
         assert self.bottleneck is not None  # a bare `assert x` breaks torch.compile's graph
+        if isinstance(stats, Tensor):
+            return _one_by_one(functools.partial(self.gaussian, params), x, stats)
         x, _ = self.bottleneck.split(x)
         layers = [self.prepare(x), *itertools.islice(self._layers(params, x, stats), self.bottleneck.block + 1)]
         return layers[-1].flatten(1), self._deviation(params, layers[-2]).flatten(1)

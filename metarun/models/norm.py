@@ -1,6 +1,7 @@
 """Normalisation without running statistics, which per-task weights under `vmap` could not own.
 
 batch       the statistics of the batch at hand, at test too: queries of a task see each other (transductive)
+joined      each query in a batch of the support set and itself, without the other queries (not transductive)
 support     queries are normalised with the support set's statistics (not transductive)
 population  the batch's while training; at evaluation fixed ones, measured layer by layer on a sample of training images
 group       8 groups of channels (or as many as divide them), per example
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from metarun.errors import require
 
-NORMS = ("batch", "support", "population", "group", "layer", "none")
-BATCH_NORMS = ("batch", "support", "population")
+NORMS = ("batch", "joined", "support", "population", "group", "layer", "none")
+BATCH_NORMS = ("batch", "joined", "support", "population")
 EPS = 1e-5
 
 Moments = tuple[Tensor, Tensor]
