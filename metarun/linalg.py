@@ -96,6 +96,20 @@ def expanded(objective: Callable[[Params], Tensor], at: Params) -> tuple[Params,
     return slope, lambda v: pullback(v)[0]
 
 
+def gauss_newton(
+    outputs: Callable[[Params], Tensor], loss: Callable[[Tensor], Tensor], at: Params
+) -> tuple[Params, Callable[[Params], Params]]:
+    """The gradient of loss(outputs(.)) at `at`, and v -> G v with G = J' L J (Schraudolph 2002).
+
+    J is the Jacobian of the outputs and L the Hessian of the loss by them. What the Hessian has besides, the outputs'
+    own curvature, is left out: for a loss that is convex in the outputs G has no negative eigenvalue.
+    """
+    z, transposed = vjp(outputs, at)[:2]  # u -> J' u, a linear map whose own transpose is v -> J v
+    forth = vjp(lambda u: transposed(u)[0], torch.zeros_like(z))[1]
+    slope, curvature = vjp(lambda z: vjp(loss, z)[1](torch.ones_like(loss(z)))[0], z)[:2]
+    return transposed(slope)[0], lambda v: transposed(curvature(forth(v)[0])[0])[0]
+
+
 class Solution(NamedTuple):
     x: Params
     residual: Tensor  # |A x - b| / |b|

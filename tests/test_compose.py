@@ -161,6 +161,7 @@ def test_seed_zero_is_a_seed() -> None:
         (["~algo.inner_lr"], r"algo\.inner_lr: is missing"),
         (["algo=imaml", "algo.prox=0"], r"algo\.prox=0\.0: must be above 0"),
         (["algo=imaml", "algo.cg_steps=0"], r"algo\.cg_steps=0: must be at least 1"),
+        (["algo=imaml", "algo.curvature=fisher"], r"algo\.curvature=fisher: choices: hessian, gauss_newton"),
         (["algo=reptile", "algo.inner_optimizer=adagrad"], r"algo\.inner_optimizer=adagrad: choices: sgd, adam"),
         (["algo=reptile", "algo.moments=kept"], r"algo\.moments=kept: choices: fresh, carried"),
         (

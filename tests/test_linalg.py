@@ -18,6 +18,7 @@ from metarun.linalg import (
     conjugate_gradient,
     dot,
     expanded,
+    gauss_newton,
     hessian_product,
     norm,
     scale,
@@ -120,6 +121,27 @@ def test_hessian_product_equals_the_dense_hessian_times_the_vector(kind: str) ->
     for seed in range(3):
         v = random(len(dense), seed=10 + seed)
         assert_same(flat(product(unflat(v, at))), dense @ v)
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_gauss_newton_equals_the_dense_product_of_jacobians(kind: str) -> None:
+    """G v with G = J' L J, J forward over the flattened parameters, L = (diag p - p p') / n or 2 / (n d) by hand."""
+    model, rows, width = mlp((3,), 2, (4,), "batch"), 8, 2
+    at = {k: p.double() for k, p in model.init(0).items()}
+    x = random(rows, 3, seed=1)
+    y = torch.arange(rows) % 2 if kind == "classification" else random(rows, width, seed=2)
+    loss = CrossEntropy() if kind == "classification" else MeanSquaredError()
+    j = torch.func.jacfwd(lambda vector: model.apply(unflat(vector, at), x).flatten())(flat(at))
+    by_output = torch.eye(rows * width, dtype=torch.float64) * 2 / (rows * width)
+    if kind == "classification":
+        p = model.apply(at, x).softmax(1)
+        by_output = torch.block_diag(*(torch.diag(q) - torch.outer(q, q) for q in p)) / rows
+    slope, product = gauss_newton(lambda params: model.apply(params, x), lambda z: loss(z, y), at)
+    assert_same(slope, torch.func.grad(lambda params: loss(model.apply(params, x), y))(at))
+    for seed in range(3):
+        v = random(len(flat(at)), seed=10 + seed)
+        assert_same(flat(product(unflat(v, at))), j.T @ (by_output @ (j @ v)))
+        assert float(v @ flat(product(unflat(v, at)))) >= 0
 
 
 def test_a_total_is_the_sum_of_scalars_and_0_of_none() -> None:

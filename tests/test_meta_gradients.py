@@ -283,14 +283,15 @@ def test_reptile_trains_alike_whatever_normalises_the_queries() -> None:
 @MODELS
 @pytest.mark.parametrize("prox", [0.5, 2.0])
 @pytest.mark.parametrize("damping", [0.0, 0.3])
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
 def test_imaml_solves_the_implicit_system_at_the_proximal_minimiser(
-    model: LinearModel, prox: float, damping: float
+    model: LinearModel, prox: float, damping: float, curvature: str
 ) -> None:
     """Differentiate H_S (phi - w_S) + lambda (phi - theta) = 0:  d phi / d theta = lambda (H_S + lambda I)^{-1}.
 
     So g = lambda (H_S + lambda I)^{-1} grad L_Q(phi*), which is (I + H_S / lambda)^{-1} grad L_Q(phi*); damping d adds
     d I to that matrix. H_S acts on all columns of w alike and has D distinct eigenvalues, so that D conjugate-gradient
-    steps are exact.
+    steps are exact. The outputs are linear in w, so that the Gauss-Newton matrix is H_S.
     """
     for seed in range(3):
         task, params = random_task(model, seed), model.init(seed)
@@ -301,7 +302,8 @@ def test_imaml_solves_the_implicit_system_at_the_proximal_minimiser(
         expected = torch.linalg.solve((1 + damping) * identity + h / prox, b)
         if damping == 0:
             assert_same(expected, prox * torch.linalg.solve(h + prox * identity, b))
-        found, metrics = imaml(model, task, prox, cg_steps=len(h), damping=damping).meta_grad(params, task)
+        learner = replace(imaml(model, task, prox, cg_steps=len(h), damping=damping), curvature=curvature)
+        found, metrics = learner.meta_grad(params, task)
         assert_same(found, weights(expected, model.bias))
         assert float(metrics["stationarity"]) < EXACT
         assert float(metrics["cg_residual"]) < EXACT
