@@ -203,5 +203,5 @@ RULES = (
     Rule("unstable_inner_rate", "val", overflows, SMALLER_RATE),
     Rule("unstable_inner_rate", "probe", beyond_curvature, SMALLER_RATE),
     Rule("cg_not_converged", "train", cg_not_converged, "raise algo.cg_steps, algo.prox or algo.cg_damping"),
-    Rule("negative_curvature", "train", negative_curvature, "raise algo.prox or algo.inner_steps"),
+    Rule("negative_curvature", "train", negative_curvature, "set algo.curvature=gauss_newton, or raise algo.prox"),
 )
