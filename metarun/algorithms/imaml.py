@@ -30,7 +30,6 @@ grad L^S(phi) + Omega_phi(theta, phi) = 0 by theta.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -154,13 +153,16 @@ class IMAML:
 
     def _second_order(self, phi: Params, start: Params, support: Batch) -> tuple[Params, Product]:
         """grad_m L^S, and v -> H_mm v or G_mm v."""
-        if self.curvature == "hessian":
-            return expanded(lambda part: self.loss(self.model.apply(phi | part, support.x), support.y), start)
-        outputs = functools.partial(self._outputs, phi, support.x)
-        return gauss_newton(outputs, lambda z: self.loss(z, support.y), start)
 
-    def _outputs(self, phi: Params, x: Tensor, part: Params) -> Tensor:
-        return self.model.apply(phi | part, x)
+        def outputs(part: Params) -> Tensor:
+            return self.model.apply(phi | part, support.x)
+
+        def loss(z: Tensor) -> Tensor:
+            return self.loss(z, support.y)
+
+        if self.curvature == "gauss_newton":
+            return gauss_newton(outputs, loss, start)
+        return expanded(lambda part: loss(outputs(part)), start)
 
     def _pulled_back(self, phi: Params, around: Expansion, b: Params) -> tuple[Params, Solution]:
         """-Omega_pt^T A^{-1} b, b itself for what is not adapted, and how the system was solved.
