@@ -82,7 +82,7 @@ def outputs_of(learner: Algorithm, params: Params, inputs: Example, steps: int, 
 def exported(learner: Algorithm, params: Params, example: Example, kind: Kind) -> ExportedProgram:
     """Trace the learner; `UserError` with the reason where it cannot be traced."""
     if getattr(learner.model, "norm", None) == "joined":
-        needed = "makes a batch for each query, which torch.export cannot trace for any number of them"
+        needed = "makes a batch for each query, which torch.export cannot trace; model.norm=support can be exported"
         raise UserError(f"job=export: model.norm=joined {needed}")
     tensors = tensors_of(learner, params)
     rows = {"query_x": {0: Dim("rows", min=fewest_queries(learner))}, "support_x": None, "support_y": None}
