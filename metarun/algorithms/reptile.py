@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,8 +49,8 @@ class Reptile:
     inner_steps: int
     test_inner_steps: int
     inner_batch: int | None  # rows of a mini-batch; None: the whole support set
-    moments: str = "fresh"  # of the inner Adam
     regularization: Regularization = NO_REGULARIZATION
+    moments: str = "fresh"  # of the inner Adam
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     head: ClassVar[bool] = True
@@ -79,8 +79,7 @@ class Reptile:
         return self.model.apply(adapted.params, x, adapted.stats)
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
-        objective = self.inner_objective(params, task.support)
-        phi, state = final(states(objective, params, self.inner_rule, self.inner_steps))
+        phi, state = self._inner_loop(params, task.support)
         _, metrics = common.outer_objective(self, params, phi, task)
         found = sub(params, phi | moments_of(state, phi) if self.moments == "carried" else phi)
         if self.regularization.outer_terms:
@@ -88,6 +87,10 @@ class Reptile:
             by_theta, by_phi = grad(penalty, argnums=(0, 1))(params, phi)
             found = axpy(1.0, by_phi, axpy(1.0, by_theta, found))
         return found, metrics | {"distance": common.distance(phi, params)}
+
+    def _inner_loop(self, params: Params, support: Batch) -> tuple[Params, Any]:
+        """phi, and the inner optimizer's state after it."""
+        return final(states(self.inner_objective(params, support), params, self.inner_rule, self.inner_steps))
 
     @property
     def sees_adaptation(self) -> bool:
