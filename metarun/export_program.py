@@ -27,7 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from metarun.errors import UserError, one_line
-from metarun.inner import descend, final, moved
+from metarun.inner import final, moved, states
 from metarun.types import Algorithm, Batch, GradientLearner, Kind, Objective, Params, Rule
 
 STATS = "stats."
@@ -186,15 +186,7 @@ class _Loop(nn.Module):
 
 def one_step(objective: Objective, phi: Params, rule: Rule, state: Any) -> tuple[Params, Any]:
     """The step of `descend` from where the rule's state is `state`, and the state after it."""
-    states = []
-
-    def step(gradient: Params, at: Any) -> tuple[Params, Any]:
-        taken, after = rule.step(gradient, at)
-        states.append(after)
-        return taken, after
-
-    phi = final(descend(objective, phi, rule._replace(init=lambda *_: state, step=step), 1))
-    return phi, states[-1]
+    return final(states(objective, phi, rule._replace(init=lambda *_: state), 1))
 
 
 def adapted(name: str, learner: GradientLearner) -> bool:
