@@ -81,7 +81,8 @@ def _scaling(state: dict[str, Tensor], group: dict[str, Any], p: Tensor) -> Tens
 
 
 def clipped(gradient: Params, limit: float | None) -> Params:
-    """The gradient, scaled down to norm `limit` if it is longer."""
+    """The gradient, scaled down to norm `limit` if it is longer; an inner optimizer's second moments stay whole."""
     if limit is None:
         return gradient
-    return scale(torch.clamp(limit / norm(gradient), max=1.0), gradient)
+    own = {name: g for name, g in gradient.items() if not name.startswith(MOMENTS)}
+    return gradient | scale(torch.clamp(limit / norm(own), max=1.0), own)

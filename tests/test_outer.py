@@ -268,7 +268,11 @@ def test_reptile_and_interpolation_follow_their_recursion() -> None:
     assert [v["lr"] for v in recorder.values.values()] == pytest.approx([1.0, 0.75, 0.5, 0.25], rel=EXACT)
 
 
-@pytest.mark.parametrize("optim", [OptimConfig(name="sgd", lr=0.5), OptimConfig(name="adam", lr=0.01, clip=None)])
+@pytest.mark.parametrize(
+    "optim",
+    [OptimConfig(name="sgd", lr=0.5), OptimConfig(name="sgd", lr=0.5, clip=1e-3), OptimConfig(name="adam", lr=0.01)],
+    ids=["sgd", "clipped", "adam"],
+)
 def test_carried_moments_follow_the_tasks_whatever_moves_the_weights(optim: OptimConfig) -> None:
     """v_{t+1} = mean_i v_i and c_{t+1} = 0.999^2 c_t, where v_i is what torch's Adam has after task i's two steps from
     theta_t with the moments v_t; the weights go to theta_t + 0.5 mean_i (phi_i - theta_t), or where Adam takes them."""
@@ -281,7 +285,7 @@ def test_carried_moments_follow_the_tasks_whatever_moves_the_weights(optim: Opti
     for step in range(4):
         ended = [inner_adam(outer_theta["w"], v, step, task, alpha) for task in range(3)]
         way_back = outer_theta["w"] - torch.stack([w for w, _ in ended]).mean(0)
-        apply_update(outer, outer_theta, {"w": way_back}, optim.lr)
+        apply_update(outer, outer_theta, clipped({"w": way_back}, optim.clip), optim.lr)
         v = torch.stack([moments for _, moments in ended]).mean(0)
     assert train(trainer_of(learner, optim=optim), state, Recorder()) == "completed"
     assert_same({k: p for k, p in state.params.items() if not k.startswith(MOMENTS)}, weights(outer_theta["w"], False))
