@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from report_folders import PNG, write_run
 
-from metarun.errors import SettingError
+from metarun.errors import SettingError, UserError
 from metarun.report import write_report
 from metarun.report.cli import main
 
@@ -39,6 +39,18 @@ def test_a_run_that_is_named_twice_or_within_its_sweep_counts_once(tmp_path: Pat
     run = write_run(tmp_path / "0")
     write_report([run, tmp_path, tmp_path / "0" / ".." / "0"], tmp_path / "out.csv", "csv")
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
+
+
+def test_what_a_refused_command_left_is_passed_over_among_other_folders(tmp_path: Path) -> None:
+    """As outputs/DATE/* names it; alone, or where nothing at all is known of a folder, there is no report."""
+    run, refused, strange = write_run(tmp_path / "0"), tmp_path / "1", tmp_path / "2"
+    (refused / ".hydra").mkdir(parents=True)
+    strange.mkdir()
+    write_report([run, refused], tmp_path / "out.csv", "csv")
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
+    for folders in ([refused], [run, strange]):
+        with pytest.raises(UserError, match="is no run folder of metarun and holds none"):
+            write_report(folders, tmp_path / "out.csv", "csv")
 
 
 def test_figures_are_written_as_png_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

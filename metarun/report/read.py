@@ -68,6 +68,13 @@ def find_runs(folder: Path) -> list[Path]:
     return sorted(found, key=_natural)
 
 
+def never_began(folder: Path) -> bool:
+    """Whether the folder is what Hydra leaves of a command that was refused: its notes, and no file of a run."""
+    return (folder / ".hydra").is_dir() and not any(
+        (folder / name).exists() for name in ("config.yaml", "job.json", *SIGNS)
+    )
+
+
 def _may_be_run(folder: Path) -> bool:
     """Generous to the folder that was named: a run that lost its settings still has numbers to show."""
     if any((folder / name).is_file() for name in SIGNS):

@@ -8,7 +8,7 @@ from pathlib import Path
 from metarun.errors import SettingError, UserError
 from metarun.report.files import pairs_beside, sweep_beside
 from metarun.report.jobs import found_in
-from metarun.report.read import Run, read_run
+from metarun.report.read import Run, never_began, read_run
 
 ENDINGS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex", "png": "-figures"}
 FORMATS = tuple(ENDINGS)
@@ -25,7 +25,9 @@ def write_report(folders: Sequence[Path | str], output: Path | str | None = None
         raise SettingError("--format", format, f"choices: {', '.join(FORMATS)}")
     if not folders:
         raise UserError("a report needs at least one run folder")
-    found = [found_in(Path(folder)) for folder in folders]
+    # outputs/DATE/* also names what Hydra made for commands that were refused.
+    began = [folder for folder in folders if not never_began(Path(folder))]
+    found = [found_in(Path(folder)) for folder in began or folders]
     runs = [read_run(path) for path in dict.fromkeys(path for paths, _ in found for path in paths)]
     others = list(dict.fromkeys(path for _, paths in found for path in paths))
     target = Path(output) if output else _default(folders, format)
