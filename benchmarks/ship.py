@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.results import DOCS
+from benchmarks.results import DOCS, RECORDS, load
 from metarun import checkpoint
 from metarun.record import RunFolder
 from metarun.report.card import card
@@ -73,8 +73,10 @@ def index(kept: Path) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     row, seed, outputs = [*arguments, *("0", "outputs/reproduce")[len(arguments) - 1 :]]
-    source = RunFolder(Path(outputs) / row / f"seed{seed}")
-    ship(source, KEPT / row, f'make reproduce ROW={row} ARGS="--seeds {seed}"')
+    typed = [r["command"] for r in load(RECORDS) if (r["row"], r["seed"]) == (row, int(seed))]
+    if not typed:
+        sys.exit(f"ship: {row}, seed {seed}: no such record in {RECORDS.name}; make reproduce ROW={row} makes one")
+    ship(RunFolder(Path(outputs) / row / f"seed{seed}"), KEPT / row, typed[0])
     (KEPT / "README.md").write_text(index(KEPT))
 
 
