@@ -1,7 +1,7 @@
 """Draw the figures of README.md and of the pages in docs/ from run folders, and take over those of the stability study.
 
 python docs/figures.py sinusoid RUN [NAME=RUN ...]     one panel of learning, one of adaptation
-python docs/figures.py omniglot NAME=RUN [NAME=RUN ...]  validation accuracy against minutes of training
+python docs/figures.py omniglot NAME/WHICH=RUN [...]   validation error against minutes, a panel for each size of tasks
 python docs/figures.py returns NAME/WHICH=RUN [...]   return against environment steps, a line for each NAME
 python docs/figures.py likelihood NAME=RUN [NAME=RUN ...]   log-likelihood against minutes, beside the exact posterior
 python docs/figures.py functions NAME=RUN [NAME=RUN ...]   predicted functions of three test tasks, a row each
@@ -30,8 +30,8 @@ from metarun.report.read import read_run
 
 IMAGES = Path(__file__).parent / "img"
 # Okabe and Ito's colours, told apart by colour-blind readers; markers tell the lines apart in print.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-MARKERS = "osD^vP"
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
+MARKERS = "osD^vPX*"
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -72,15 +72,36 @@ def sinusoid(runs: dict[str, Path]) -> None:
 
 
 def omniglot(runs: dict[str, Path]) -> None:
-    figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
-    for (name, run), colour, marker in zip(runs.items(), COLOURS, MARKERS, strict=False):
-        times, curve = minutes(run), validation(run)
-        accuracy = [100 * mean for mean in curve.values()]
-        axes.plot([times[s] for s in curve], accuracy, color=colour, marker=marker, label=name)
-    axes.set(xlabel="minutes of training", ylabel="validation accuracy, %", title="Omniglot, 5-way 1-shot")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3)
+    """A panel for each size of tasks; NAME/WHICH is drawn as NAME, in the same colour in all of them."""
+    algorithms = list(dict.fromkeys(name.partition("/")[0] for name in runs))
+    styles = dict(zip(algorithms, zip(COLOURS, MARKERS, strict=True), strict=False))
+    by_size: dict[str, dict[str, Path]] = {}
+    for name, run in runs.items():
+        tested = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        size = f"{tested['ways']}-way {tested['shots']}-shot"
+        by_size.setdefault(size, {})[name.partition("/")[0]] = run
+    figure, panels = plt.subplots(
+        1, len(by_size), figsize=(3.7 * len(by_size), 3.6), layout="constrained", squeeze=False
+    )
+    for axes, (size, members) in zip(panels[0], by_size.items(), strict=True):
+        errors(axes, members, styles)
+        axes.set(xlabel="minutes of training", title=f"Omniglot, {size}")
+    panels[0][0].set_ylabel("validation error, %")
     save(figure, "omniglot.png")
+
+
+def errors(axes: Axes, runs: dict[str, Path], styles: dict[str, tuple[str, str]]) -> None:
+    """100 minus validation accuracy, against minutes of training."""
+    for name, run in runs.items():
+        times, curve = minutes(run), validation(run)
+        colour, marker = styles[name]
+        wrong = [100 * (1 - mean) for mean in curve.values()]
+        axes.plot([times[s] for s in curve], wrong, color=colour, marker=marker, ms=4, label=name)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "235" else "")
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(alpha=0.3, which="both")
 
 
 def returns(runs: dict[str, Path]) -> None:
