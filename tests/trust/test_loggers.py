@@ -177,9 +177,10 @@ def test_nothing_is_sent_unless_it_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "off" / "sitecustomize.py").write_text(BLOCKED)
     calls = tmp_path / "calls"
     path = f"{tmp_path / 'off'}{os.pathsep}{ROOT}"
+    nowhere = {"METARUN_CACHE": str(tmp_path / "cache"), "METARUN_DATA": ""}  # not what the tester has
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return typed(tmp_path, *words, PYTHONPATH=path, CALLS=str(calls), METARUN_CACHE=str(tmp_path / "cache"))[0]
+        return typed(tmp_path, *words, PYTHONPATH=path, CALLS=str(calls), **nowhere)[0]
 
     done = run(*TINY, "hydra.run.dir=run")
     assert (done.returncode, done.stderr) == (0, "")
