@@ -76,7 +76,10 @@ def main(arguments: Sequence[str]) -> None:
     typed = [r["command"] for r in load(RECORDS) if (r["row"], r["seed"]) == (row, int(seed))]
     if not typed:
         sys.exit(f"ship: {row}, seed {seed}: no such record in {RECORDS.name}; make reproduce ROW={row} makes one")
-    ship(RunFolder(Path(outputs) / row / f"seed{seed}"), KEPT / row, typed[0])
+    source = RunFolder(Path(outputs) / row / f"seed{seed}")
+    if not (source.path / "config.yaml").exists():
+        sys.exit(f"ship: {source.path}: holds no run")
+    ship(source, KEPT / row, typed[0])
     (KEPT / "README.md").write_text(index(KEPT))
 
 
