@@ -1,8 +1,10 @@
-"""What docs/results.json holds, as the tables of three pages: which records a table has, and what its columns say."""
+"""What docs/results.json holds, as the tables of the pages: which records a table has, and what its columns say."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from metarun.published import compared
@@ -20,10 +22,29 @@ class Table(NamedTuple):
 
     def markdown(self, records: Sequence[Record]) -> str:
         names = [name for name, _ in self.columns]
-        rows = [[cell(r) for _, cell in self.columns] for r in records if self.has(r)]
-        return "\n".join(
-            [f"| {' | '.join(names)} |", "|---" * len(names) + "|", *(f"| {' | '.join(r)} |" for r in rows)]
-        )
+        return lines(names, [[cell(r) for _, cell in self.columns] for r in records if self.has(r)])
+
+
+class Overview(NamedTuple):
+    """What was learned by what: a cell for all seeds of a learner and a task."""
+
+    page: str
+    has: Callable[[Record], bool]
+    row: Callable[[Record], str]
+    column: Callable[[Record], str]
+    cell: Callable[[Sequence[Record]], str]
+
+    def markdown(self, records: Sequence[Record]) -> str:
+        cells: dict[tuple[str, str], list[Record]] = {}
+        for r in filter(self.has, records):
+            cells.setdefault((self.row(r), self.column(r)), []).append(r)
+        down, across = sorted({name for name, _ in cells}), sorted({task for _, task in cells}, key=sizes)
+        rows = [[name, *(self.cell(cells.get((name, task), [])) for task in across)] for name in down]
+        return lines(["", *across], rows)
+
+
+def lines(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *(f"| {' | '.join(r)} |" for r in rows)])
 
 
 # ------------------------------------------------------------------------------------------------- cells
@@ -75,6 +96,26 @@ def zeros(r: Record) -> str:
 
 def walked(r: Record) -> str:
     return f"{r['collected']['environment_steps']:,.0f}".replace(",", " ")
+
+
+def learner(r: Record) -> str:
+    return f"`{r['algo']}`" + (", not transductive" if r["norm"] == "joined" else "")
+
+
+def task(r: Record) -> str:
+    return f"{r['ways']}-way {r['shots']}-shot"
+
+
+def sizes(task: str) -> list[int]:
+    """5-way before 20-way."""
+    return [int(n) for n in re.findall(r"\d+", task)]
+
+
+def accuracy(seeds: Sequence[Record]) -> str:
+    """The seeds' mean with the published figure."""
+    if not seeds:
+        return ""
+    return f"{100 * fmean(r['mean'] for r in seeds):.1f} ({seeds[0]['published']['value']:g})"
 
 
 EXPERIMENT: Column = ("experiment", lambda r: r["row"])
@@ -131,7 +172,8 @@ FUNCTIONS = (
     COST,
     MINUTES,
 )
-TABLES = {
+TABLES: Mapping[str, Table | Overview] = {
+    "Omniglot, in short": Overview("../README.md", of("omniglot"), learner, task, accuracy),
     "Omniglot": OMNIGLOT,
     "Sinusoids": SINUSOIDS,
     "Gaussian process": Table("generative.md", of("gp"), FUNCTIONS),

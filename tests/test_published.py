@@ -233,6 +233,20 @@ def test_tables_hold_records_by_what_was_measured() -> None:
     ]
 
 
+def test_the_overview_has_the_mean_of_the_seeds_and_the_smaller_tasks_first() -> None:
+    def record(row: str, ways: int, mean: float) -> dict[str, Any]:
+        sizes = {"data": "omniglot", "ways": ways, "shots": 1, "norm": "joined" if row == "plain" else "batch"}
+        return {"row": row, "algo": "reptile", "mean": mean, "published": {"value": 97.5}, **sizes}
+
+    records = [record("a", 20, 0.5), record("b", 5, 0.7), record("b", 5, 0.8), record("plain", 5, 0.6)]
+    assert TABLES["Omniglot, in short"].markdown(records).split("\n") == [
+        "|  | 5-way 1-shot | 20-way 1-shot |",
+        "|---|---|---|",
+        "| `reptile` | 75.0 (97.5) | 50.0 (97.5) |",
+        "| `reptile`, not transductive | 60.0 (97.5) |  |",
+    ]
+
+
 def test_a_kept_run_is_small_and_tests_as_it_did(tmp_path: Path) -> None:
     """Without the optimizer's state it cannot be trained on, and says so."""
     run = RunFolder(tmp_path / "run")
