@@ -21,7 +21,7 @@ OMNIGLOT = ["algo=maml", "data=omniglot", "train.steps=6", "train.log_every=2", 
 CASES = {
     "sinusoid, 4 tasks": [*SINUSOID, "train.tasks=4"],
     "sinusoid, 64 tasks": [*SINUSOID, "train.tasks=64"],
-    "omniglot, 32 tasks": [*OMNIGLOT, "train.tasks=32"],
+    "omniglot, 32 tasks": [*OMNIGLOT, "train.tasks=32", "data.queries=1"],
 }
 WAYS = ((1, 1), (1, 2), (2, 1))  # processes, threads of each
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
