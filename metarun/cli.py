@@ -30,7 +30,7 @@ from metarun.config import Config, refuse_values_for_groups
 from metarun.errors import UserError
 from metarun.ownership import owner
 from metarun.record import RunFolder, new_folder
-from metarun.reuse import GROUPS, reuse_settings
+from metarun.reuse import GROUPS, reuse_settings, spelled_out
 from metarun.usage import one_line
 
 CONFIG_PATH = "pkg://metarun.conf" if PACKAGED.is_dir() else str(conf_folder())
@@ -179,6 +179,7 @@ def _run() -> NoReturn:
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a page of traceback each time
     cli_sweep.end_with_parent()
     cli_ranks.be_quiet()
+    sys.argv[1:] = spelled_out(sys.argv[1:])
     try:
         job()
     except KeyboardInterrupt as error:

@@ -73,6 +73,27 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     return typed
 
 
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """A command line with the options that its `run=` or `resume=` chose, for each group of which it sets a key.
+
+    Without them Hydra, which knows nothing of the run, refuses `run=RUN_ON_OMNIGLOT data.root=THERE`: the default
+    data set has no root.
+    """
+    places = [i for i, typed in enumerate(arguments) if "=" in typed and not typed.startswith("-")]
+    typed = dict(arguments[i].lstrip("+~").split("=", 1) for i in places)
+    source = typed.get("resume") or typed.get("run")
+    if not source:
+        return [*arguments]
+    try:
+        stored = RunFolder(Path(source)).config()
+        refuse_hostile(stored, source)
+    except UserError:  # which is told once Hydra has read the rest
+        return [*arguments]
+    touched = {key.partition(".")[0] for key in typed if "." in key} - typed.keys()
+    chosen = [f"{group}={option}" for group, option in stored.get("choices", {}).items() if group in touched]
+    return [*arguments[: places[0]], *chosen, *arguments[places[0] :]]
+
+
 def refuse_hostile(stored: dict[str, Any], source: str) -> None:
     """What metarun never writes into config.yaml, and what would be more than a setting there.
 

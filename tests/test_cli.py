@@ -123,21 +123,6 @@ def test_resuming_refuses_to_become_another_run(tmp_path: Path) -> None:
     assert json.loads((folder / "summary.json").read_text())["steps_done"] == 70
 
 
-def test_evaluating_a_run_gives_its_test_figure_again_and_another_one_for_other_episodes(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    assert metarun(*TINY, f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
-    trained = json.loads((folder / "summary.json").read_text())
-    for name, change in (("same", []), ("five", ["data.shots=5"])):
-        changed = ["job=evaluate", f"run={folder}", f"hydra.run.dir={tmp_path / name}", *change]
-        assert metarun(*changed, cwd=tmp_path).returncode == 0
-    same, five = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("same", "five"))
-    assert {k: same[k] for k in ("mean", "curve", "episodes_sha256", "params_sha256")} == {
-        k: trained[k] for k in ("mean", "curve", "episodes_sha256", "params_sha256")
-    }
-    assert (five["shots"], five["params_sha256"]) == (5, trained["params_sha256"])
-    assert five["episodes_sha256"] != trained["episodes_sha256"]
-
-
 @pytest.mark.long
 def test_a_damaged_checkpoint_gives_way_to_its_predecessor(tmp_path: Path) -> None:
     folder = tmp_path / "run"
