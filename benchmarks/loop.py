@@ -58,6 +58,7 @@ def run(experiment: Any, state: Any, meta_gradient: Any, folder: Path, seconds: 
     from metarun.training import watched
 
     record, trainer = RunFolder(folder), experiment.trainer()
+    record.last.parent.mkdir()
     sinks = [JsonLines(folder), PlainConsole(Console(file=io.StringIO()))]
     for sink in sinks:
         sink.start({"steps": trainer.settings.steps, "metric": "loss", "title": "", "folder": ""})

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.loop import COLUMNS, FEWEST_STEPS, measure
 from benchmarks.peers import peer_loop, peer_metarun, table, tasks
 from benchmarks.peers.cases import CASES, Case, grid
 from benchmarks.peers.measure import Disagreement, Expected, Failed, gradient_error, prepared, summary
@@ -152,3 +153,10 @@ def test_an_earlier_run_is_shown_as_a_table() -> None:
     shown = table.markdown({"results": [{"title": "a case", "tasks": 25, "sides": sides}]})
     assert shown[0] == "| work | metarun, ms | tasks/s | MB | jax | loop |"
     assert shown[2] == "| a case | 150 | 167 | 300 | cannot | 2.5x (2-3) |"
+
+
+def test_the_loop_is_measured_with_its_records_and_checkpoints() -> None:
+    small = ["train.tasks=2", "train.log_every=1", "train.checkpoint_every=1", "device.compile=false"]
+    found = measure("maml", "sinusoid", 0.0, small)
+    assert found["steps"] == FEWEST_STEPS
+    assert {"meta-gradient", *COLUMNS} <= found.keys()
