@@ -179,8 +179,8 @@ def _run() -> NoReturn:
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a page of traceback each time
     cli_sweep.end_with_parent()
     cli_ranks.be_quiet()
-    sys.argv[1:] = spelled_out(sys.argv[1:])
     try:
+        sys.argv[1:] = spelled_out(sys.argv[1:])
         job()
     except KeyboardInterrupt as error:
         if cli_sweep.SITTINGS:

@@ -38,6 +38,7 @@ GROUPS = (
 )
 """Groups of settings, whose chosen options a run folder keeps."""
 
+PLAIN_PATH = re.compile(r"[\w./~-]+")  # neither quoted nor several, as Hydra's grammar has them
 OPTION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*|\[[\w.,-]*\]")
 
 
@@ -82,14 +83,11 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     places = [i for i, typed in enumerate(arguments) if "=" in typed and not typed.startswith("-")]
     typed = dict(arguments[i].lstrip("+~").split("=", 1) for i in places)
     source = typed.get("resume") or typed.get("run")
-    if not source:
+    touched = {key.partition(".")[0] for key in typed if "." in key} & {*GROUPS} - typed.keys()
+    if not source or not touched or not PLAIN_PATH.fullmatch(source):
         return [*arguments]
-    try:
-        stored = RunFolder(Path(source)).config()
-        refuse_hostile(stored, source)
-    except UserError:  # which is told once Hydra has read the rest
-        return [*arguments]
-    touched = {key.partition(".")[0] for key in typed if "." in key} - typed.keys()
+    stored = RunFolder(Path(source)).config()
+    refuse_hostile(stored, source)
     chosen = [f"{group}={option}" for group, option in stored.get("choices", {}).items() if group in touched]
     return [*arguments[: places[0]], *chosen, *arguments[places[0] :]]
 

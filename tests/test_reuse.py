@@ -9,6 +9,7 @@ import pytest
 import yaml
 from commands import metarun
 
+from metarun.errors import UserError
 from metarun.reuse import spelled_out
 
 TINY = ["train.steps=4", "train.tasks=2", "val.tasks=2", "test.tasks=5", "test.steps=3", "report=false"]
@@ -65,8 +66,14 @@ def test_the_options_are_those_of_the_groups_that_are_changed(
     assert spelled_out(["-m", f"run={folder}", *typed]) == ["-m", *chosen, f"run={folder}", *typed]
 
 
-def test_a_command_without_a_run_that_can_be_read_stays_as_it_is(folder: Path) -> None:
-    for typed in (["data.root=x"], ["--help"], [], ["run=nowhere", "data.root=x"], [f"run={folder},b", "data.root=x"]):
+def test_a_command_without_a_run_stays_as_it_is(folder: Path) -> None:
+    for typed in (["data.root=x"], ["--help"], [], [f"run={folder},b", "data.root=x"], ["run=nowhere", "seed=1"]):
         assert spelled_out(typed) == typed
+
+
+def test_a_run_that_cannot_be_read_is_told_before_the_settings_that_it_would_explain(folder: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: is no run folder of metarun"):
+        spelled_out(["run=nowhere", "data.root=x"])
     (folder / "config.yaml").write_text("algo: {}\ndata: {}\ntrain: {}\nchoices: {data: 'a b'}")
-    assert spelled_out([f"run={folder}", "data.root=x"]) == [f"run={folder}", "data.root=x"]
+    with pytest.raises(UserError, match="is no choice of a group"):
+        spelled_out([f"run={folder}", "data.root=x"])
