@@ -48,9 +48,7 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     The changes are what the overrides alter against the same composition without them; the stored settings
     decide everything else, so that a newer metarun's defaults do not slip into an old run.
     """
-    source = config.resume or (
-        config.run if config.job in ("evaluate", "predict", "analyze", "export", "profile") else None
-    )
+    source = config.resume or (config.run if config.job in OF_A_RUN else None)
     if source is None:
         return config
     stored = RunFolder(Path(source)).config()
@@ -82,7 +80,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     """
     places = [i for i, typed in enumerate(arguments) if "=" in typed and not typed.startswith("-")]
     typed = dict(arguments[i].lstrip("+~").split("=", 1) for i in places)
-    source = typed.get("resume") or typed.get("run")
+    source = typed.get("resume") or (typed.get("run") if typed.get("job") in OF_A_RUN else None)
     touched = {key.partition(".")[0] for key in typed if "." in key} & {*GROUPS} - typed.keys()
     if not source or not touched or not PLAIN_PATH.fullmatch(source):
         return [*arguments]

@@ -12,19 +12,20 @@ import functools
 from types import ModuleType
 
 import torch
+from torch import library as operators
 
 SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_kept_alive: list[torch.library.Library] = []  # a library's definitions end with it
+_kept_alive: list[operators.Library] = []  # a library's definitions end with it
 
 
 def declare_missing_schemas() -> list[str]:
     """Declare the schemas that no loaded library has; returns their names."""
     missing = [name for name in SCHEMAS if not hasattr(torch.ops.torchvision, name)]
     if missing:
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        library = operators.Library("torchvision", "FRAGMENT")
         for name in missing:
             library.define(SCHEMAS[name])
         _kept_alive.append(library)
