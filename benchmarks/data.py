@@ -51,7 +51,7 @@ def seconds(action: Callable[[], object], repeats: int) -> float:
 def measure_decoding(root: str) -> None:
     """In this process, into an empty cache."""
     import metarun
-    from metarun.experiment import build_dataset
+    from metarun.training.experiment import build_dataset
 
     dataset = build_dataset(metarun.compose([*SETTINGS, f"data.root={root}"]))
     start = time.perf_counter()
@@ -63,8 +63,8 @@ def measure_decoding(root: str) -> None:
 def measure_steps(root: str, algo: str, tasks: int) -> None:
     """Sampling beside the whole of an outer step, 5-way 1-shot with 15 queries a class."""
     import metarun
-    from metarun.experiment import assemble
-    from metarun.metagradient import batched_meta_gradient
+    from metarun.training.experiment import assemble
+    from metarun.training.meta_gradient import batched_meta_gradient
 
     config = metarun.compose([*SETTINGS, f"algo={algo}", f"data.root={root}", f"train.tasks={tasks}"])
     experiment = assemble(config)
@@ -88,8 +88,8 @@ def measure_steps(root: str, algo: str, tasks: int) -> None:
 def measure_memory(root: str, steps: int) -> None:
     """Resident memory of a training process once it has drawn so many episodes that every image was touched."""
     import metarun
-    from metarun.experiment import assemble
-    from metarun.metagradient import batched_meta_gradient
+    from metarun.training.experiment import assemble
+    from metarun.training.meta_gradient import batched_meta_gradient
 
     experiment = assemble(metarun.compose([*SETTINGS, "algo=protonet", f"data.root={root}", "train.tasks=4"]))
     meta_gradient = batched_meta_gradient(experiment.trainer())
@@ -106,7 +106,7 @@ def measure_memory(root: str, steps: int) -> None:
 def measure_start(root: str) -> None:
     """From the start of the process to the first batch of episodes."""
     import metarun
-    from metarun.experiment import build_dataset
+    from metarun.training.experiment import build_dataset
     from metarun.types import EpisodeSpec
 
     dataset = build_dataset(metarun.compose([*SETTINGS, f"data.root={root}"]))

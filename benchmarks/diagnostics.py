@@ -35,9 +35,9 @@ def measure(algo: str, data: str, repeats: int) -> str:
     """One row of the table."""
 
     import metarun
-    from metarun.compilation import compiled, compiles
-    from metarun.experiment import assemble
-    from metarun.metagradient import batched_meta_gradient
+    from metarun.compute.compilation import compiled, compiles
+    from metarun.training.experiment import assemble
+    from metarun.training.meta_gradient import batched_meta_gradient
 
     config = metarun.compose([f"algo={algo}", f"data={data}", "diagnostics=full"])
     trainer = assemble(config).trainer()

@@ -27,9 +27,9 @@ def measure(algo: str, data: str, seconds: float, more: list[str]) -> dict[str, 
     """Seconds a step by phase, `whole` and `steps` beside them."""
 
     import metarun
-    from metarun.compilation import compiled, compiles
-    from metarun.experiment import assemble
-    from metarun.metagradient import batched_meta_gradient
+    from metarun.compute.compilation import compiled, compiles
+    from metarun.training.experiment import assemble
+    from metarun.training.meta_gradient import batched_meta_gradient
 
     experiment = assemble(metarun.compose([f"algo={algo}", f"data={data}", *more]))
     trainer = experiment.trainer()
@@ -48,14 +48,14 @@ def run(experiment: Any, state: Any, meta_gradient: Any, folder: Path, seconds: 
     """Train for so long, and so many records and checkpoints as belong to the steps done."""
     from rich.console import Console
 
-    from metarun.profiling_marks import marked_loop
-    from metarun.profiling_phases import NEVER, Stopwatch
-    from metarun.record import RunFolder
-    from metarun.session import Session
-    from metarun.sinks.console import PlainConsole
-    from metarun.sinks.jsonl import JsonLines
-    from metarun.trainer import after_step
-    from metarun.training import watched
+    from metarun.jobs.profile.marks import marked_loop
+    from metarun.jobs.profile.phases import NEVER, Stopwatch
+    from metarun.jobs.train import watched
+    from metarun.storage.loggers.console import PlainConsole
+    from metarun.storage.loggers.jsonl import JsonLines
+    from metarun.storage.run_folder import RunFolder
+    from metarun.training.loop import after_step
+    from metarun.training.recorder import Session
 
     record, trainer = RunFolder(folder), experiment.trainer()
     record.last.parent.mkdir()

@@ -3,9 +3,9 @@
     python benchmarks/memory.py                 # counts what is allocated, and peak resident memory
     python benchmarks/memory.py --steps 5 100   # only these
 
-Each figure is of a process of its own. Two of them: the most bytes that tensors took at once (metarun/memory.py), the
-same on every run and machine, and how far the peak resident memory rose above what it was before, which has the
-allocator's habits in it. Pixels are noise: memory does not depend on them.
+Each figure is of a process of its own. Two of them: the most bytes that tensors took at once
+(metarun/training/memory.py), the same on every run and machine, and how far the peak resident memory rose above what it
+was before, which has the allocator's habits in it. Pixels are noise: memory does not depend on them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def measure(name: str, steps: int, tasks: int, counted: bool) -> float:
     import torch
 
     from metarun.algorithms.imaml import IMAML
+    from metarun.algorithms.losses import CrossEntropy
     from metarun.algorithms.maml import MAML
     from metarun.algorithms.reptile import Reptile
-    from metarun.batching import over_tasks
-    from metarun.losses import CrossEntropy
-    from metarun.memory import MB, peak_bytes
+    from metarun.compute.task_axis import over_tasks
     from metarun.models.conv4 import conv4
+    from metarun.training.memory import MB, peak_bytes
     from metarun.types import Batch, Task
 
     torch.set_num_threads(1)

@@ -19,8 +19,8 @@ from typing import Any
 
 import metarun
 from benchmarks.results import RECORDS, record_of, save
-from metarun import catalogue
-from metarun.config import Config
+from metarun.config import catalogue
+from metarun.config.schema import Config
 from metarun.errors import nearest
 
 ENDED = ("completed", "time is up")

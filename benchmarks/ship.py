@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.results import DOCS, RECORDS, load
-from metarun import checkpoint
-from metarun.record import RunFolder
 from metarun.report.card import card
 from metarun.report.read import read_run
 from metarun.report.table import Table, to_markdown
+from metarun.storage.run_folder import RunFolder
+from metarun.training import checkpoint
 
 KEPT = DOCS / "checkpoints"
 MOST_BYTES = 1_000_000

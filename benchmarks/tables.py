@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from metarun.published import compared
+from metarun.storage.published import compared
 
 Record = Mapping[str, Any]
 Column = tuple[str, Callable[[Record], str]]

@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 import metarun
-from metarun import checkpoint
-from metarun.evaluation import EPISODE_SEED
-from metarun.experiment import Experiment, assemble
-from metarun.record import RunFolder
-from metarun.reuse import reuse_settings
+from metarun.config.from_run import reuse_settings
+from metarun.storage.run_folder import RunFolder
+from metarun.training import checkpoint
+from metarun.training.evaluation import EPISODE_SEED
+from metarun.training.experiment import Experiment, assemble
 from metarun.types import Batch, Params
 
 WALKS, COUNTED, GOALS = 60, 200, 6

@@ -16,7 +16,7 @@ from metarun.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from metarun.config import Config
+    from metarun.config.schema import Config
     from metarun.jobs import Result
     from metarun.types import Algorithm
 
@@ -26,7 +26,7 @@ __all__ = ["UserError", "build_algorithm", "compose", "run"]
 
 def compose(overrides: list[str] | None = None) -> Config:
     """The settings that these command-line overrides give."""
-    from metarun.cli import compose
+    from metarun.cli.main import compose
 
     return compose(overrides or [])
 
@@ -40,14 +40,14 @@ def run(config: Config, folder: str | Path) -> Result:
 
 def build_algorithm(config: Config) -> Algorithm:
     """The algorithm of these settings with its network, sized for training episodes."""
-    from metarun.experiment import assemble
+    from metarun.training.experiment import assemble
 
     return assemble(config).algorithm
 
 
 def __getattr__(name: str) -> Any:
     if name in ("train", "Trainer"):
-        from metarun import trainer
+        from metarun.training import loop
 
-        return getattr(trainer, name)
+        return getattr(loop, name)
     raise AttributeError(f"module 'metarun' has no attribute {name!r}")

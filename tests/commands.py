@@ -88,10 +88,12 @@ def serve() -> None:
     """Answers questions until nobody asks any more."""
     import torch._inductor  # by every optimizer of torch, and two thirds of the time of a short run
 
-    from metarun import cli, jobs, training
+    from metarun import jobs
+    from metarun.cli import main
+    from metarun.jobs import train
     from metarun.report import page
 
-    imported = (torch, cli, jobs, training, page)
+    imported = (torch, main, jobs, train, page)
     for line in sys.stdin:
         question = json.loads(line)
         answer = state_of(question["poll"]) if "poll" in question else fork(question)
@@ -136,7 +138,7 @@ def become(question: dict[str, Any]) -> NoReturn:
 
 
 def run() -> int:
-    from metarun.cli import main
+    from metarun.cli.main import main
 
     try:
         main()

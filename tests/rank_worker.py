@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import metarun
-from metarun import ranks
-from metarun.cli_ranks import end
-from metarun.summary import params_sha256
+from metarun.cli.torchrun import end
+from metarun.jobs.summary import params_sha256
+from metarun.storage import ranks
 
 
 def run(case: dict) -> dict:

@@ -9,12 +9,12 @@ import torch
 from quadratic import EXACT, LinearModel, QuadraticTasks, gradient, hessian, loss, matrix, random_task, stack_tasks
 from torch import Tensor
 
+from metarun.algorithms.losses import MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.protonet import ProtoNet
 from metarun.algorithms.reptile import Reptile
 from metarun.diagnostics.adaptation import adaptation_measures
 from metarun.diagnostics.step import StepMeasures, update_measures
-from metarun.losses import MeanSquaredError
 from metarun.types import EpisodeSpec, GradientLearner, ProximalLearner, Task
 
 MODEL = LinearModel(3, 2)

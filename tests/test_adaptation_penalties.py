@@ -18,11 +18,11 @@ from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from torch.func import grad, jacrev, vmap
 from torch.func import hessian as hessian_of
 
+from metarun.algorithms.losses import MeanSquaredError, loss_for
+from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.errors import SettingError, UserError
-from metarun.losses import MeanSquaredError, loss_for
 from metarun.models.mlp import mlp
 from metarun.models.network import Network
-from metarun.penalties import Adaptation
 from metarun.regularizers.entropy import Entropy
 from metarun.regularizers.gradient_difference import GradientDifference
 from metarun.regularizers.kl import KL

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from metarun.compute.random import bits_of_steps, random_bits
 from metarun.data.ahead import AHEAD
-from metarun.data.draws import bits_of_steps, random_bits
 from metarun.data.sinusoid import Sinusoid
 from metarun.types import EpisodeSpec, Task
 

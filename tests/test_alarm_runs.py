@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import metarun
+from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.diagnostics.chance import chance_of
-from metarun.losses import CrossEntropy, MeanSquaredError
 from metarun.types import Batch, EpisodeSpec, Task
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from metarun.config import AlarmConfig, Config, DiagnosticsConfig, check
+from metarun.config.schema import AlarmConfig, Config, DiagnosticsConfig, check
 from metarun.diagnostics.alarm_history import Baseline
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.chance import Chance
 from metarun.errors import SettingError
-from metarun.record import finite
+from metarun.storage.run_folder import finite
 
 FIVE_WAYS = Baseline(Chance(0.2, math.log(5)), "accuracy", higher_is_better=True)
 REGRESSION = Baseline(Chance(4.0, 4.0), "mse", higher_is_better=False)

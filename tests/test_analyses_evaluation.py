@@ -19,8 +19,8 @@ from metarun.analyses.context import restored, sound
 from metarun.analyses.sensitivity import robustness
 from metarun.analyses.shifted import of_groups, shifted
 from metarun.analyses.support_resampling import SupportResampling, resampled
-from metarun.build import build
-from metarun.catalogue import conf_folder
+from metarun.config.catalogue import conf_folder
+from metarun.config.components import build
 from metarun.data.augment import Augmentation
 from metarun.data.changes import ImageChange, blurred, turned
 from metarun.data.image_data import ImageData, Source
@@ -29,9 +29,9 @@ from metarun.data.pixels import Pixels
 from metarun.data.shifts import ChangedImages, Shifted, WithinGroups, by_group, with_test_classes
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import SettingError, UserError
-from metarun.experiment import assemble
-from metarun.record import RunFolder
 from metarun.statistics.nested import nested_components
+from metarun.storage.run_folder import RunFolder
+from metarun.training.experiment import assemble
 from metarun.types import Batch, EpisodeSpec, Task
 
 SIDE, EACH = 8, 12

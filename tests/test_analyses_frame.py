@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 
 from metarun.analyses.context import Context
 from metarun.analyses.frame import Cell, Row, perform
-from metarun.analyses.job import analyze_job
-from metarun.cli import compose
+from metarun.cli.main import compose
 from metarun.errors import UserError
-from metarun.record import RunFolder
+from metarun.jobs.analyze import analyze_job
+from metarun.jobs.train import train_job
 from metarun.report.drawing import Drawing
-from metarun.training import train_job
+from metarun.storage.run_folder import RunFolder
 
 TINY = ["train.steps=3", "train.tasks=2", "val.tasks=3", "test.tasks=4", "test.steps=2", "device.compile=false"]
 TINY += ["device.threads=1", "report=false"]
@@ -147,7 +147,7 @@ def test_mistakes_are_answered_by_one_line(tmp_path: Path) -> None:
 
 
 def test_an_unknown_analysis_is_refused_by_name() -> None:
-    from metarun.usage import one_line
+    from metarun.cli.usage_errors import one_line
 
     with pytest.raises(Exception, match="sensitivvity") as error:
         compose(["analysis=sensitivvity"])

@@ -20,13 +20,13 @@ from metarun.analyses.replace_one import ReplaceOne
 from metarun.analyses.seeds import Seeds, own_run
 from metarun.analyses.stability import Learned, change, gap, indices, learned
 from metarun.analyses.stability_map import StabilityMap
-from metarun.build import build
-from metarun.cli import compose
+from metarun.cli.main import compose
+from metarun.config.components import build
 from metarun.errors import SettingError, UserError
-from metarun.evaluation import adaptation_curves
-from metarun.record import RunFolder
+from metarun.jobs.train import train_job
 from metarun.statistics.components import variance_components
-from metarun.training import train_job
+from metarun.storage.run_folder import RunFolder
+from metarun.training.evaluation import adaptation_curves
 
 TINY = ["train.steps=4", "train.tasks=2", "train.log_every=2", "train.eval_every=2", "val.tasks=3", "test.tasks=5"]
 TINY += ["test.steps=2", "device.compile=false", "device.threads=1", "report=false", "algo.test_inner_steps=2"]

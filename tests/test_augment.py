@@ -14,9 +14,9 @@ import torch
 from test_draws import assert_equally_often, philox4x64
 from torch import Tensor
 
+from metarun.compute.random import SPLITS, augmentation_bits, random_bits, uniform
 from metarun.data import augment
 from metarun.data.augment import WORDS, Augmentation
-from metarun.data.draws import SPLITS, augmentation_bits, random_bits, uniform
 from metarun.data.image_data import ImageData, Source
 from metarun.data.images import ImageTable
 from metarun.data.pixels import Pixels

@@ -214,7 +214,8 @@ def test_hydras_full_error_shows_the_traceback(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flag", ["--help", "--cfg=job", "--info=defaults"])
 def test_help_and_settings_come_without_importing_torch(flag: str, tmp_path: Path) -> None:
-    code = "import sys; from metarun.cli import main\ntry:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
+    code = "import sys; from metarun.cli.main import main\n"
+    code += "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
     command = [sys.executable, "-c", code, *flag.split("=")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

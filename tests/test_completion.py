@@ -15,20 +15,20 @@ from report_folders import write_run
 from torch import Tensor
 
 import metarun
+from metarun.compute.device import Placement
 from metarun.data.augment import Augmentation
 from metarun.data.completion import GAP, SCALE, SHOWN, UNKNOWN, Completion
 from metarun.data.image_data import ImageData, Source
 from metarun.data.images import ImageTable
 from metarun.data.pixels import Pixels
-from metarun.device import Placement
 from metarun.errors import SettingError
-from metarun.evaluation import Evaluator
-from metarun.experiment import build_learner
-from metarun.functions import predicted_functions
-from metarun.record import RunFolder
 from metarun.report import pictures
 from metarun.report.drawing import style
 from metarun.report.read import read_run
+from metarun.storage.run_folder import RunFolder
+from metarun.training.evaluation import Evaluator
+from metarun.training.experiment import build_learner
+from metarun.training.function_samples import predicted_functions
 from metarun.types import Batch, EpisodeSpec, Params, Split, Task
 
 SIDE, CLASSES, EACH = 8, 6, 4

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 import metarun
-from metarun import catalogue
-from metarun.build import build, locate
-from metarun.config import Config, check
+from metarun.config import catalogue
+from metarun.config.components import build, locate
+from metarun.config.schema import Config, check
 from metarun.errors import SettingError, UserError
-from metarun.experiment import EPISODE_SIZE, TRAINING_SIZE, assemble
-from metarun.terms import SHARED
+from metarun.regularizers.build import SHARED
+from metarun.training.experiment import EPISODE_SIZE, TRAINING_SIZE, assemble
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("algo", "data", "model", "reg", "optim", "device", "logger", "diagnostics", "experiment")

@@ -22,21 +22,21 @@ from torch.func import vmap
 
 import metarun
 from metarun.acting import CarryingLearner
+from metarun.algorithms.losses import GaussianLikelihood
+from metarun.algorithms.objective import NO_REGULARIZATION
 from metarun.algorithms.set_learners import ROW_NORMS
-from metarun.batching import over_tasks
-from metarun.build import locate
-from metarun.catalogue import made_by
-from metarun.config import Config, TrainConfig
+from metarun.compute.device import Placement
+from metarun.compute.task_axis import over_tasks
+from metarun.config.catalogue import made_by
+from metarun.config.components import locate
+from metarun.config.schema import Config, TrainConfig
 from metarun.data.point_robot import PointRobot
 from metarun.data.sinusoid import Sinusoid
-from metarun.device import Placement
 from metarun.errors import UserError
-from metarun.evaluation import Evaluator
-from metarun.experiment import build_learner
-from metarun.losses import GaussianLikelihood
 from metarun.models.norm import NORMS
-from metarun.regularization import NO_REGULARIZATION
-from metarun.trainer import Trainer, train
+from metarun.training.evaluation import Evaluator
+from metarun.training.experiment import build_learner
+from metarun.training.loop import Trainer, train
 from metarun.types import CARRIED, Algorithm, Batch, Dataset, EpisodeSpec, Kind, Params, Split, Task
 
 CONF = Path(__file__).parent.parent / "conf"

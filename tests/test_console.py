@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from metarun.sinks import Record
-from metarun.sinks.console import LiveConsole, PlainConsole
-from metarun.sinks.tables import clock, figure, metrics_line, result_table
+from metarun.storage.loggers import Record
+from metarun.storage.loggers.console import LiveConsole, PlainConsole
+from metarun.storage.loggers.tables import clock, figure, metrics_line, result_table
 
 RUN = {"steps": 100, "step": 0, "metric": "accuracy", "title": "metarun: maml on omniglot", "folder": "outputs/x"}
 SUMMARY: dict[str, Any] = {

@@ -14,10 +14,10 @@ from quadratic import assert_same
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from metarun.batching import channels_last, over_tasks
-from metarun.compilation import compiled
-from metarun.config import DeviceConfig
-from metarun.device import place
+from metarun.compute.compilation import compiled
+from metarun.compute.device import place
+from metarun.compute.task_axis import channels_last, over_tasks
+from metarun.config.schema import DeviceConfig
 from metarun.models.conv4 import conv4
 from metarun.models.network import Network
 from metarun.models.norm import moments, moments_of_product

@@ -12,14 +12,14 @@ from torch.func import hessian as dense_hessian
 from torch.func import vmap
 
 from metarun.algorithms.imaml import IMAML
+from metarun.algorithms.inner_loop import sgd
+from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.reptile import Reptile
+from metarun.compute.linalg import hessian_product
 from metarun.diagnostics.curvature import curvature_measures, descends_gradient
 from metarun.diagnostics.lanczos import Ritz, directions, extremes, flat, lanczos, unflat
 from metarun.diagnostics.probe_tasks import ProbeTasks
-from metarun.inner import sgd
-from metarun.linalg import hessian_product
-from metarun.losses import CrossEntropy, MeanSquaredError
 from metarun.models.mlp import mlp
 from metarun.types import Batch, GradientLearner, Params, Rule, Task
 

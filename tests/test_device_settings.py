@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import metarun
-from metarun.batching import over_tasks
-from metarun.compilation import compiled, compiles
-from metarun.config import check
-from metarun.device import Placement, place
+from metarun.compute.compilation import compiled, compiles
+from metarun.compute.device import Placement, place
+from metarun.compute.task_axis import over_tasks
+from metarun.config.schema import check
 from metarun.errors import SettingError
-from metarun.experiment import assemble, build_learner
-from metarun.metagradient import batched_meta_gradient
-from metarun.precision import Narrow, in_precision
-from metarun.trainer import outer_step
+from metarun.models.precision import Narrow, in_precision
+from metarun.training.experiment import assemble, build_learner
+from metarun.training.loop import outer_step
+from metarun.training.meta_gradient import batched_meta_gradient
 from metarun.types import Algorithm, Batch, Kind, Params, Task
 
 UNIT = 2.0**-8

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from metarun.data.draws import SPLITS, choose, normal, random_bits, uniform
+from metarun.compute.random import SPLITS, choose, normal, random_bits, uniform
 
 MASK = 2**64 - 1
 MAX = np.uint64(MASK)

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from quadratic import EXACT, LinearModel, QuadraticTasks, assert_same
 from torch import Tensor
 
-from metarun import evaluation
+from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.protonet import ProtoNet
-from metarun.device import Placement
-from metarun.evaluation import Evaluation, Evaluator, adaptation_curves, mean_and_interval
-from metarun.losses import CrossEntropy, MeanSquaredError
+from metarun.compute.device import Placement
 from metarun.models.mlp import mlp
+from metarun.training import evaluation
+from metarun.training.evaluation import Evaluation, Evaluator, adaptation_curves, mean_and_interval
 from metarun.types import Batch, EpisodeSpec, Split, Task
 
 MODEL = LinearModel(3, 1, bias=True)

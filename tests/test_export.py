@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 import metarun
-from metarun import checkpoint
-from metarun.config import Config
+from metarun.config.schema import Config
 from metarun.errors import UserError
-from metarun.experiment import build_dataset, build_learner
+from metarun.jobs.export.pruning import cut, thresholded
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.models.network import Network
-from metarun.pruning import cut, thresholded
+from metarun.training import checkpoint
+from metarun.training.experiment import build_dataset, build_learner
 from metarun.types import Algorithm, Batch, Params
 
 safetensors = pytest.importorskip("safetensors.torch")
@@ -189,7 +189,7 @@ def picture_learner(algo: str, model: str, norm: str, *more: str) -> Algorithm:
 
 def assert_program_equals(learner: Any, params: Params, support: Batch, x: Tensor, kind: Any) -> None:
     """Saved, loaded, and asked for as many rows as it was made with, for fewer, and for more."""
-    from metarun.export_program import Example, exported
+    from metarun.jobs.export.program import Example, exported
 
     file = io.BytesIO()
     torch.export.save(exported(learner, params, Example(*support, x), kind), file)
@@ -260,7 +260,7 @@ def test_a_program_of_a_classification_learner_predicts_as_the_learner(algo: str
 
 
 def test_a_learner_that_cannot_be_traced_is_refused_in_one_line() -> None:
-    from metarun.export_program import Example, exported
+    from metarun.jobs.export.program import Example, exported
 
     learner: Any = picture_learner("protonet", "mlp", "none")
 
@@ -275,7 +275,7 @@ def test_a_learner_that_cannot_be_traced_is_refused_in_one_line() -> None:
 
 
 def test_a_batch_for_each_query_is_refused_in_one_line() -> None:
-    from metarun.export_program import Example, exported
+    from metarun.jobs.export.program import Example, exported
 
     learner, x = picture_learner("protonet", "mlp", "joined"), torch.rand(WAYS * SHOTS, 1, 16, 16)
     example = Example(x, torch.arange(WAYS).repeat(SHOTS), x)

@@ -8,7 +8,7 @@ import pytest
 from colours import class_folders
 
 import metarun
-from metarun import catalogue
+from metarun.config import catalogue
 
 REAL = Path(__file__).resolve().parents[2] / "shared/data/photos"
 TINY = [

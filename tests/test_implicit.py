@@ -16,10 +16,10 @@ from torch.func import grad, vmap
 
 from metarun.algorithms import common
 from metarun.algorithms.imaml import IMAML
-from metarun.linalg import norm, sub
-from metarun.losses import CrossEntropy, MeanSquaredError
+from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
+from metarun.algorithms.objective import Regularization, Schedule, Term
+from metarun.compute.linalg import norm, sub
 from metarun.models.mlp import mlp
-from metarun.regularization import Regularization, Schedule, Term
 from metarun.regularizers.gradient_difference import GradientDifference
 from metarun.regularizers.kl import KL
 from metarun.regularizers.l1 import L1

@@ -18,21 +18,21 @@ from torch.func import vmap
 from torch.nn.functional import linear, relu, softplus
 
 import metarun
-from metarun import checkpoint
 from metarun.algorithms.imaml import IMAML
+from metarun.algorithms.losses import MeanSquaredError
 from metarun.algorithms.maml import MAML
+from metarun.algorithms.objective import Regularization, Schedule, Term, with_noise
 from metarun.errors import SettingError, UserError
-from metarun.evaluation import with_model
-from metarun.experiment import Experiment, assemble, build_learner
-from metarun.losses import MeanSquaredError
-from metarun.metagradient import batched_meta_gradient
 from metarun.models.bottleneck import LEAST
 from metarun.models.mlp import mlp
 from metarun.models.stochastic import NoisyActivations, NoisyWeights
-from metarun.regularization import Regularization, Schedule, Term, with_noise
+from metarun.regularizers.build import build_regularization
 from metarun.regularizers.information import Information, gaussian_kl
-from metarun.terms import build_regularization
-from metarun.trainer import train
+from metarun.training import checkpoint
+from metarun.training.evaluation import with_model
+from metarun.training.experiment import Experiment, assemble, build_learner
+from metarun.training.loop import train
+from metarun.training.meta_gradient import batched_meta_gradient
 from metarun.types import Batch, Params, Task
 
 FORMS = ("weights", "activations")

@@ -9,8 +9,8 @@ import torch
 from quadratic import LinearModel, assert_same, hessian, matrix, minimiser, random_task
 from torch import Tensor
 
-from metarun.inner import Objective, Rule, adam, descend, final, first_moments, moments_of, sgd, states
-from metarun.losses import MeanSquaredError
+from metarun.algorithms.inner_loop import Objective, Rule, adam, descend, final, first_moments, moments_of, sgd, states
+from metarun.algorithms.losses import MeanSquaredError
 from metarun.types import MOMENTS, Batch, Params
 
 MODEL = LinearModel(3, 2, bias=True)

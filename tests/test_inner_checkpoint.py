@@ -12,17 +12,17 @@ from quadratic import LinearModel, assert_same, hessian, matrix, random_batch, r
 from test_conformance import Blobs
 
 import metarun
-from metarun.adjoint import checkpointed, segment_length
+from metarun.algorithms.inner_checkpointing import checkpointed, segment_length
+from metarun.algorithms.inner_loop import adam, descend, final, sgd
+from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
-from metarun.batching import over_tasks
+from metarun.compute.linalg import dot, gradient
+from metarun.compute.task_axis import over_tasks
 from metarun.errors import UserError
-from metarun.experiment import assemble
-from metarun.inner import adam, descend, final, sgd
-from metarun.linalg import dot, gradient
-from metarun.losses import CrossEntropy, MeanSquaredError
-from metarun.metagradient import MetaGradient, batched_meta_gradient
 from metarun.models.conv4 import conv4
-from metarun.trainer import Trainer
+from metarun.training.experiment import assemble
+from metarun.training.loop import Trainer
+from metarun.training.meta_gradient import MetaGradient, batched_meta_gradient
 from metarun.types import EpisodeSpec, Objective, Params, Task
 
 MODEL = LinearModel(3, 2, bias=True)

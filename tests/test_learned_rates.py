@@ -13,14 +13,14 @@ import torch
 from quadratic import LinearModel, assert_same, gradient, matrix, random_task, stack_tasks, weights
 
 import metarun
+from metarun.algorithms.inner_loop import moved
+from metarun.algorithms.losses import MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.multistep import annealed
-from metarun.batching import over_tasks
+from metarun.compute.task_axis import over_tasks
 from metarun.errors import UserError
-from metarun.experiment import assemble
-from metarun.inner import moved
-from metarun.losses import MeanSquaredError
 from metarun.models.mlp import mlp
+from metarun.training.experiment import assemble
 from metarun.types import RATES, Batch, Params, Task
 
 TINY = [

@@ -12,7 +12,8 @@ from quadratic import random_task as linear_task
 from torch import Tensor
 from torch.func import vmap
 
-from metarun.linalg import (
+from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
+from metarun.compute.linalg import (
     Solution,
     axpy,
     conjugate_gradient,
@@ -26,7 +27,6 @@ from metarun.linalg import (
     sub,
     total,
 )
-from metarun.losses import CrossEntropy, MeanSquaredError
 from metarun.models.mlp import mlp
 from metarun.types import Params
 

@@ -10,17 +10,17 @@ import torch
 
 import metarun
 from metarun.algorithms.imaml import IMAML
+from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.protonet import ProtoNet
 from metarun.algorithms.reptile import Reptile
-from metarun.batching import over_tasks
-from metarun.device import Placement
+from metarun.compute.device import Placement
+from metarun.compute.task_axis import over_tasks
 from metarun.errors import SettingError
-from metarun.experiment import assemble
-from metarun.losses import CrossEntropy, MeanSquaredError
-from metarun.memory import MARGIN, MB, budget, fitted, how_many, peak_bytes, task_bytes, total_bytes
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
+from metarun.training.experiment import assemble
+from metarun.training.memory import MARGIN, MB, budget, fitted, how_many, peak_bytes, task_bytes, total_bytes
 from metarun.types import Algorithm, Batch, EpisodeSpec, Task
 
 CPU = torch.device("cpu")

@@ -30,10 +30,10 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from metarun.algorithms.imaml import IMAML
+from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.reptile import Reptile
-from metarun.linalg import norm, sub
-from metarun.losses import CrossEntropy, MeanSquaredError
+from metarun.compute.linalg import norm, sub
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.types import Algorithm, Batch, Params, Task

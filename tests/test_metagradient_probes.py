@@ -30,9 +30,11 @@ from quadratic import (
 from torch import Tensor
 
 from metarun.algorithms.imaml import IMAML
+from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.protonet import ProtoNet
 from metarun.algorithms.reptile import Reptile
+from metarun.compute.linalg import axpy
 from metarun.diagnostics import implicit, jacobian
 from metarun.diagnostics.implicit import implicit_measures
 from metarun.diagnostics.jacobian import SEED, VECTORS, growth, jacobian_measures, spectral_norm
@@ -47,8 +49,6 @@ from metarun.diagnostics.metagradients import (
     unrolled_gradient,
 )
 from metarun.diagnostics.probe_tasks import ProbeTasks
-from metarun.linalg import axpy
-from metarun.losses import CrossEntropy, MeanSquaredError
 from metarun.models.mlp import mlp
 from metarun.types import Algorithm, Batch, GradientLearner, Params, Task
 

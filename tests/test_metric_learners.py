@@ -12,10 +12,10 @@ from quadratic import EXACT, LinearModel, assert_same
 from torch import Tensor
 
 from metarun.algorithms import fce
+from metarun.algorithms.losses import CrossEntropy
 from metarun.algorithms.matchingnet import MatchingNet
 from metarun.algorithms.protonet import ProtoNet
 from metarun.errors import SettingError
-from metarun.losses import CrossEntropy
 from metarun.models.mlp import mlp
 from metarun.types import Batch, Params, Task
 

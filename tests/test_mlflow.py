@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from metarun.errors import SettingError, UserError
-from metarun.sinks import Record
-from metarun.sinks import mlflow as sink_module
-from metarun.sinks.mlflow import MLflow, as_float, named, parameters
+from metarun.storage.loggers import Record
+from metarun.storage.loggers import mlflow as sink_module
+from metarun.storage.loggers.mlflow import MLflow, as_float, named, parameters
 
 TINY = ("train.steps=4", "train.tasks=2", "train.log_every=1", "train.eval_every=2", "train.checkpoint_every=2",
         "val.tasks=2", "test.tasks=2", "test.steps=1", "device.compile=off", "report=false")  # fmt: skip

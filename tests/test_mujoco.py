@@ -18,12 +18,12 @@ from torch.func import vmap
 
 import metarun
 from metarun.algorithms.collection import STARTS
-from metarun.checkpoint import load
+from metarun.compute.random import learner_bits
 from metarun.data import mujoco as robots
-from metarun.data.draws import learner_bits
 from metarun.data.mujoco import Counts, Motion, Robots
 from metarun.errors import SettingError, UserError
-from metarun.experiment import assemble
+from metarun.training.checkpoint import load
+from metarun.training.experiment import assemble
 from metarun.types import EpisodeSpec
 
 ABSENT = [name for name in ("gymnasium", "mujoco") if importlib.util.find_spec(name) is None]

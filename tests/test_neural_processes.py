@@ -15,13 +15,13 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 import metarun
 from metarun.algorithms.contexts import Draws
 from metarun.algorithms.cvae import CVAE
+from metarun.algorithms.losses import GaussianLikelihood
 from metarun.algorithms.neural_process import NeuralProcess
 from metarun.algorithms.predictive import Gaussian, kl, mixed, mixture_figures, pointwise
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import UserError
-from metarun.experiment import assemble, build_learner
-from metarun.losses import GaussianLikelihood
 from metarun.models.several import several
+from metarun.training.experiment import assemble, build_learner
 from metarun.types import Batch, Params, Task
 
 ALGOS = ("cnp", "np", "np without r", "anp", "cvae")

@@ -33,9 +33,9 @@ from metarun.data.images import members_sha256
 from metarun.data.omniglot import TEST_ALPHABETS, TEST_CHARACTERS, VAL_ALPHABETS
 from metarun.data.omniglot import omniglot as from_settings
 from metarun.data.pixels import Pixels
+from metarun.data.torchvision import load_torchvision
 from metarun.errors import SettingError, UserError
 from metarun.types import Batch, EpisodeSpec, Task
-from metarun.vision import load_torchvision
 
 PARTS = ("images_background", "images_evaluation")
 SHARED = Path(__file__).resolve().parents[2] / "shared/data/omniglot"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import metarun
-from metarun import catalogue
+from metarun.config import catalogue
 
 REAL = Path(__file__).resolve().parents[2] / "shared/data/omniglot"
 SAMPLE = ("maml", "imaml", "protonet")

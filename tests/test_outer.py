@@ -21,19 +21,19 @@ from quadratic import (
 )
 from torch import Tensor
 
+from metarun.algorithms.losses import MeanSquaredError
+from metarun.algorithms.objective import NO_REGULARIZATION, Regularization, Schedule, Term
 from metarun.algorithms.reptile import Reptile
-from metarun.config import OptimConfig, TrainConfig
-from metarun.device import Placement
+from metarun.compute.device import Placement
+from metarun.compute.linalg import norm
+from metarun.config.schema import OptimConfig, TrainConfig
 from metarun.diagnostics.step import StepMeasures
 from metarun.errors import NonFinite
-from metarun.evaluation import Evaluation
-from metarun.linalg import norm
-from metarun.losses import MeanSquaredError
-from metarun.metagradient import batched_meta_gradient
-from metarun.outer import apply_update, build_optimizer, clipped, learning_rate
-from metarun.regularization import NO_REGULARIZATION, Regularization, Schedule, Term
 from metarun.regularizers.l2 import L2
-from metarun.trainer import State, Trainer, train
+from metarun.training.evaluation import Evaluation
+from metarun.training.loop import State, Trainer, train
+from metarun.training.meta_gradient import batched_meta_gradient
+from metarun.training.optimizer import apply_update, build_optimizer, clipped, learning_rate
 from metarun.types import MOMENTS, Batch, EpisodeSpec, Metrics, Params, Split, Task
 
 CPU = Placement(torch.device("cpu"), torch.float64, None, False)

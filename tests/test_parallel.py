@@ -20,8 +20,8 @@ from bad_steps import bad
 from colours import class_folders
 
 import metarun
-from metarun import checkpoint
-from metarun.parallel import ALONE, Team
+from metarun.compute.distributed import ALONE, Team
+from metarun.training import checkpoint
 
 pytestmark = pytest.mark.xdist_group("parallel")  # what they compare with is made once
 ROOT = Path(__file__).resolve().parents[1]
@@ -338,7 +338,7 @@ def test_a_signal_stops_all_ranks_after_the_same_step(receiver: str, tmp_path: P
 
 FAILING = """
 from dataclasses import dataclass
-from metarun import ranks
+from metarun.storage import ranks
 from metarun.data.sinusoid import Sinusoid
 
 @dataclass(frozen=True)

@@ -15,19 +15,19 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution, 
 import metarun
 from metarun.acting import CarryingLearner, ExploringLearner
 from metarun.algorithms import replay, sac
+from metarun.algorithms.losses import Return
 from metarun.algorithms.pearl import Pearl
 from metarun.algorithms.predictive import Gaussian, kl, product
-from metarun.checkpoint import load
 from metarun.data.point_robot import PointRobot
 from metarun.errors import UserError
-from metarun.evaluation import assessed
-from metarun.experiment import Experiment, assemble
-from metarun.losses import Return
-from metarun.nonfinite import begin
 from metarun.report.card import card
 from metarun.report.read import read_run
-from metarun.stages import MetaGradients
-from metarun.trainer import outer_step
+from metarun.training.checkpoint import load
+from metarun.training.evaluation import assessed
+from metarun.training.experiment import Experiment, assemble
+from metarun.training.loop import outer_step
+from metarun.training.nonfinite import begin
+from metarun.training.stages import MetaGradients
 from metarun.types import CARRIED, Batch, EpisodeSpec, Params, Task
 
 EXACT = 1e-9

@@ -19,13 +19,13 @@ from torch.func import vmap
 
 from metarun.algorithms import common
 from metarun.algorithms.imaml import IMAML
+from metarun.algorithms.losses import MeanSquaredError, loss_for
 from metarun.algorithms.maml import MAML
+from metarun.algorithms.objective import Regularization, Schedule, Term
 from metarun.algorithms.reptile import Reptile
-from metarun.linalg import axpy, sub
-from metarun.losses import MeanSquaredError, loss_for
+from metarun.compute.linalg import axpy, sub
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
-from metarun.regularization import Regularization, Schedule, Term
 from metarun.regularizers.entropy import Entropy
 from metarun.regularizers.gradient_difference import GradientDifference
 from metarun.regularizers.kl import KL

@@ -15,15 +15,16 @@ from torch import Tensor
 
 import metarun
 from metarun.algorithms.imaml import IMAML
+from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
+from metarun.algorithms.objective import Regularization, Schedule, Term
+from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.algorithms.protonet import ProtoNet
 from metarun.algorithms.reptile import Reptile
 from metarun.diagnostics.penalties import share
 from metarun.diagnostics.step import StepMeasures, Values, update_measures
-from metarun.losses import CrossEntropy, MeanSquaredError
+from metarun.jobs.summary import describe_penalties, describe_sparsity
 from metarun.models.mlp import mlp
-from metarun.penalties import Adaptation
-from metarun.regularization import Regularization, Schedule, Term
 from metarun.regularizers.l1 import L1, soft_threshold
 from metarun.regularizers.l2 import L2
 from metarun.regularizers.prox_l2 import ProxL2
@@ -31,8 +32,7 @@ from metarun.report.penalties import in_words, tables, zeros
 from metarun.report.read import read_run
 from metarun.report.sections import of_run
 from metarun.report.text import NOTHING
-from metarun.sinks.tables import sparsity_lines
-from metarun.summary import describe_penalties, describe_sparsity
+from metarun.storage.loggers.tables import sparsity_lines
 from metarun.types import Batch, Params, Task
 
 MODEL = LinearModel(3, 2)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from quadratic import LinearModel, QuadraticTasks
 
-from metarun.cli import compose
+from metarun.cli.main import compose
 from metarun.data.pool import TaskPool
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import SettingError
-from metarun.experiment import assemble
+from metarun.training.experiment import assemble
 from metarun.types import EpisodeSpec, Task
 
 SPEC = EpisodeSpec(1, 5, 3)

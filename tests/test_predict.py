@@ -12,11 +12,11 @@ import torch
 from colours import SIDE, class_folders, picture
 
 import metarun
-from metarun.config import Config
+from metarun.config.schema import Config
 from metarun.data.loose import read_examples
 from metarun.data.pixels import Pixels
 from metarun.errors import UserError
-from metarun.result import Result
+from metarun.jobs.result import Result
 
 CLASSES = [f"colour{i:02d}" for i in range(15)]
 NEW = ["ochre", "violet", "teal"]
@@ -110,7 +110,7 @@ def test_more_pictures_than_are_predicted_at_once_are_predicted_alike(
 ) -> None:
     """True of fixed statistics, which a prototypical network has."""
     predict(home, tmp_path / "all")
-    monkeypatch.setattr("metarun.predict.AT_ONCE", 5)
+    monkeypatch.setattr("metarun.jobs.predict.AT_ONCE", 5)
     predict(home, tmp_path / "parts")
     assert rows(tmp_path / "all") == rows(tmp_path / "parts")
 

@@ -14,7 +14,7 @@ from PIL import Image
 import metarun
 from metarun.data.pixels import Pixels
 from metarun.errors import UserError
-from metarun.experiment import build_dataset
+from metarun.training.experiment import build_dataset
 from metarun.types import EpisodeSpec
 
 CLASSES = [f"class{i}" for i in range(10)]

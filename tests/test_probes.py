@@ -13,10 +13,10 @@ import torch
 from test_conformance import Blobs
 
 import metarun
-from metarun.config import DiagnosticsConfig
-from metarun.device import Placement
+from metarun.compute.device import Placement
+from metarun.config.schema import DiagnosticsConfig
 from metarun.diagnostics.probes import Probe
-from metarun.experiment import assemble, build_learner
+from metarun.training.experiment import assemble, build_learner
 from metarun.types import EpisodeSpec, Params, Split, Task
 
 SMALL = ["diagnostics=full", "diagnostics.probe_tasks=3", "diagnostics.lanczos_steps=4", "diagnostics.unroll_steps=3"]

@@ -17,18 +17,18 @@ from torch.func import grad, vmap
 from torch.nn.functional import conv2d
 
 import metarun
-from metarun.config import Config
+from metarun.config.schema import Config
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import SettingError
-from metarun.experiment import assemble
-from metarun.metagradient import batched_meta_gradient
-from metarun.profiling_flops import operations
-from metarun.profiling_inside import traced
-from metarun.profiling_marks import META, PREFIX, inside, marked, marked_loop, region, regions_of
-from metarun.profiling_parts import group_of, groups, kind_of, part_of, parts
-from metarun.profiling_phases import REST, Phase, Stopwatch, loop_phases, outside_share, step_seconds
-from metarun.profiling_trace import ROOT, Event, Spent, memory_peak, nested, read_trace, spent_in
-from metarun.trainer import outer_step
+from metarun.jobs.profile.flops import operations
+from metarun.jobs.profile.inside import traced
+from metarun.jobs.profile.marks import META, PREFIX, inside, marked, marked_loop, region, regions_of
+from metarun.jobs.profile.parts import group_of, groups, kind_of, part_of, parts
+from metarun.jobs.profile.phases import REST, Phase, Stopwatch, loop_phases, outside_share, step_seconds
+from metarun.jobs.profile.trace import ROOT, Event, Spent, memory_peak, nested, read_trace, spent_in
+from metarun.training.experiment import assemble
+from metarun.training.loop import outer_step
+from metarun.training.meta_gradient import batched_meta_gradient
 
 TINY = ["model.hidden=[6,5]", "algo.inner_steps=2", "val.tasks=2", "train.tasks=3", "profile.steps=2"]
 NODE = "autograd::engine::evaluate_function: MulBackward0"
@@ -36,8 +36,8 @@ NODE = "autograd::engine::evaluate_function: MulBackward0"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metarun.profiling_phases.LONG_ENOUGH", 0.0)
-    monkeypatch.setattr("metarun.profiling_flops.SECONDS", 0.0)
+    monkeypatch.setattr("metarun.jobs.profile.phases.LONG_ENOUGH", 0.0)
+    monkeypatch.setattr("metarun.jobs.profile.flops.SECONDS", 0.0)
 
 
 def config(*more: str) -> Config:
@@ -147,9 +147,9 @@ def test_rare_phases_are_spread_over_the_steps_between_them_and_validation_is_no
 def test_sampling_of_several_steps_at_once_is_spread_over_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """A median would be that of the steps that found their tasks drawn."""
     found = [{"sampling": 0.8, META: 1.0}, {"sampling": 0.0, META: 3.0}, {"sampling": 0.1, META: 2.0}]
-    monkeypatch.setattr("metarun.profiling_phases.laps", lambda *_: found)
-    monkeypatch.setattr("metarun.profiling_phases._logged", lambda *_: [])
-    monkeypatch.setattr("metarun.profiling_phases._occasional", lambda *_: [])
+    monkeypatch.setattr("metarun.jobs.profile.phases.laps", lambda *_: found)
+    monkeypatch.setattr("metarun.jobs.profile.phases._logged", lambda *_: [])
+    monkeypatch.setattr("metarun.jobs.profile.phases._occasional", lambda *_: [])
     trainer = assemble(config()).trainer()
     phases = loop_phases(trainer, trainer.start(), batched_meta_gradient(trainer), Unwatched(), 3)  # type: ignore
     assert {phase.name: phase.seconds for phase in phases} == pytest.approx({"sampling": 0.3, META: 2.0})

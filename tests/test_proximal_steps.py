@@ -17,26 +17,26 @@ from quadratic import EXACT, LinearModel, QuadraticTasks, assert_same, random_ba
 from torch import Tensor
 from torch.func import grad
 
-from metarun import checkpoint
 from metarun.algorithms.imaml import IMAML
+from metarun.algorithms.inner_loop import adam, descend, final, sgd
+from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
+from metarun.algorithms.objective import NO_REGULARIZATION, Regularization, Schedule, Term
 from metarun.algorithms.protonet import ProtoNet
 from metarun.algorithms.reptile import Reptile
-from metarun.config import OptimConfig, TrainConfig
-from metarun.device import Placement
-from metarun.evaluation import Evaluation
-from metarun.inner import adam, descend, final, sgd
-from metarun.losses import CrossEntropy, MeanSquaredError
-from metarun.metagradient import batched_meta_gradient
+from metarun.compute.device import Placement
+from metarun.config.schema import OptimConfig, TrainConfig
 from metarun.models.mlp import mlp
-from metarun.outer import apply_update, build_optimizer, learning_rate, step_rates
-from metarun.regularization import NO_REGULARIZATION, Regularization, Schedule, Term
 from metarun.regularizers.elastic import Elastic
 from metarun.regularizers.group import Group
 from metarun.regularizers.l1 import L1, soft_threshold
 from metarun.regularizers.l2 import L2
 from metarun.regularizers.prox_l2 import ProxL2
-from metarun.trainer import State, Trainer, outer_step, train
+from metarun.training import checkpoint
+from metarun.training.evaluation import Evaluation
+from metarun.training.loop import State, Trainer, outer_step, train
+from metarun.training.meta_gradient import batched_meta_gradient
+from metarun.training.optimizer import apply_update, build_optimizer, learning_rate, step_rates
 from metarun.types import Batch, EpisodeSpec, Metrics, Params, Split, Task
 
 CPU = Placement(torch.device("cpu"), torch.float64, None, False)

@@ -17,12 +17,12 @@ import metarun
 from benchmarks import reproduce, results
 from benchmarks.ship import ship
 from benchmarks.tables import TABLES
-from metarun import checkpoint
-from metarun.config import Config, check
+from metarun.config.from_run import reuse_settings
+from metarun.config.schema import Config, check
 from metarun.errors import UserError
-from metarun.published import Comparison, compared, described
-from metarun.record import RunFolder
-from metarun.reuse import reuse_settings
+from metarun.storage.published import Comparison, compared, described
+from metarun.storage.run_folder import RunFolder
+from metarun.training import checkpoint
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PUBLISHED = [p.stem for p in sorted((CONF / "experiment").glob("*.yaml")) if "published:" in p.read_text()]

@@ -20,14 +20,14 @@ from PIL import Image
 from test_outer import Recorder
 
 import metarun
-from metarun import catalogue
-from metarun.build import locate
-from metarun.config import Config
+from metarun.compute.linalg import axpy, dot
+from metarun.config import catalogue
+from metarun.config.components import locate
+from metarun.config.schema import Config
 from metarun.errors import UserError
-from metarun.experiment import Experiment, assemble
-from metarun.linalg import axpy, dot
-from metarun.metagradient import MetaGradient, batched_meta_gradient
-from metarun.trainer import train
+from metarun.training.experiment import Experiment, assemble
+from metarun.training.loop import train
+from metarun.training.meta_gradient import MetaGradient, batched_meta_gradient
 from metarun.types import Params
 
 ALGORITHMS = catalogue.options("algo")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from report_folders import PNG, write_run
 
+from metarun.cli.report import main
 from metarun.errors import SettingError, UserError
 from metarun.report import write_report
-from metarun.report.cli import main
 
 
 def test_a_run_and_a_sweep_have_their_report_in_their_folder(
@@ -102,7 +102,7 @@ def test_an_unknown_format_lists_the_choices(tmp_path: Path, capsys: pytest.Capt
 def test_neither_torch_nor_hydra_is_imported_nor_matplotlib_for_tables(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     code = (
-        "import sys; from metarun.report.cli import main; main(sys.argv[1:]);"
+        "import sys; from metarun.cli.report import main; main(sys.argv[1:]);"
         "heavy = {'torch', 'hydra', 'matplotlib', 'jinja2', 'PIL'} & set(sys.modules); assert not heavy, heavy"
     )
     command = [sys.executable, "-c", code, str(run), "--format", "latex"]
@@ -113,7 +113,7 @@ def test_neither_torch_nor_hydra_is_imported_nor_matplotlib_for_tables(tmp_path:
 def test_pages_need_neither_torch_nor_hydra_nor_the_state_of_pyplot(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", lines=[])
     code = (
-        "import sys; from metarun.report.cli import main; main(sys.argv[1:]);"
+        "import sys; from metarun.cli.report import main; main(sys.argv[1:]);"
         "heavy = {'torch', 'hydra', 'matplotlib.pyplot'} & set(sys.modules); assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, timeout=60)

@@ -8,6 +8,7 @@ from quadratic import EXACT, LinearModel, assert_same, gradient, random_task, st
 from torch import Tensor
 
 from metarun.algorithms.imaml import IMAML
+from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.protonet import ProtoNet
 from metarun.diagnostics.probe_tasks import ProbeTasks
@@ -21,7 +22,6 @@ from metarun.diagnostics.representation import (
     similarity_measures,
 )
 from metarun.diagnostics.variants import head_adapted, head_only_measures
-from metarun.losses import CrossEntropy, MeanSquaredError
 from metarun.models.mlp import mlp
 from metarun.models.network import Network
 from metarun.types import Batch, Loss, Params, Task

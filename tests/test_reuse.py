@@ -9,8 +9,8 @@ import pytest
 import yaml
 from commands import metarun
 
+from metarun.config.from_run import spelled_out
 from metarun.errors import UserError
-from metarun.reuse import spelled_out
 
 TINY = ["train.steps=4", "train.tasks=2", "val.tasks=2", "test.tasks=5", "test.steps=3", "report=false"]
 TINY += ["device.compile=false", "device.threads=1", "diagnostics=off"]

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from report_folders import write_run
 
-from metarun.config import AlarmConfig, DiagnosticsConfig
+from metarun.config.schema import AlarmConfig, DiagnosticsConfig
 from metarun.diagnostics.alarm_history import Baseline
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.chance import Chance
-from metarun.record import RunFolder
 from metarun.report import distributions, write_report
 from metarun.report.drawing import style
 from metarun.report.read import read_run
+from metarun.storage.run_folder import RunFolder
 
 LIKELIHOOD = Baseline(Chance(-1.4, 1.4), "log_likelihood", higher_is_better=True, best=0.0, signed=True)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from metarun.diagnostics.sparsity import participation, sparsity
 from metarun.models.mlp import mlp
-from metarun.sparsity import participation, sparsity
 
 
 def one_block() -> dict[str, Tensor]:

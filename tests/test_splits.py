@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from image_files import attempt, refusal
 
-from metarun.data.draws import SPLITS
+from metarun.compute.random import SPLITS
 from metarun.data.images import Index, members_sha256
 from metarun.data.ravi import RAVI
 from metarun.data.splits import SplitSettings, check_split, fewer_training_classes, split_classes

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from metarun import cli, config, jobs
+from metarun import jobs
+from metarun.cli import main
+from metarun.config import schema
 
 HEAVY = ("torch", "torchvision", "numpy", "matplotlib", "jinja2", "wandb", "PIL", "rich", "tensorboard")
 NOT_FOR_TRAINING = ("torchvision", "matplotlib", "jinja2", "wandb", "PIL", "tensorboard", "safetensors")
@@ -33,13 +35,13 @@ finally:
 
 BEFORE = """
 import json, sys
-from metarun.cli import main
-import metarun.trainer
-real = metarun.trainer.outer_step
+from metarun.cli.main import main
+import metarun.training.loop
+real = metarun.training.loop.outer_step
 def outer_step(*arguments):
     json.dump([name for name in {modules} if name in sys.modules], open("left.json", "w"))
     return real(*arguments)
-metarun.trainer.outer_step = outer_step
+metarun.training.loop.outer_step = outer_step
 main()
 """
 """Trains, and leaves the modules that were there before a step."""
@@ -56,7 +58,7 @@ def imported(code: str, *arguments: str, cwd: Path, **environment: str) -> tuple
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["--hydra-help"], ["-sc", "install=bash"]])
 def test_help_and_settings_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
-    found, _ = imported(LEFT.format(module="metarun.cli", modules=HEAVY), *arguments, cwd=tmp_path)
+    found, _ = imported(LEFT.format(module="metarun.cli.main", modules=HEAVY), *arguments, cwd=tmp_path)
     assert found == set()
     assert {path.name for path in tmp_path.iterdir()} == {"left.json"}
 
@@ -72,7 +74,7 @@ def test_help_and_settings_import_nothing_heavy(arguments: list[str], tmp_path: 
 def test_completion_offers_groups_options_and_settings_and_imports_nothing_heavy(
     line: str, offered: str, tmp_path: Path
 ) -> None:
-    code = LEFT.format(module="metarun.cli", modules=HEAVY)
+    code = LEFT.format(module="metarun.cli.main", modules=HEAVY)
     words = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
     found, printed = imported(code, "-sc", "query=bash", cwd=tmp_path, **words)
     assert found == set()
@@ -80,7 +82,7 @@ def test_completion_offers_groups_options_and_settings_and_imports_nothing_heavy
 
 
 def test_the_help_of_reports_imports_nothing_heavier_than_numpy(tmp_path: Path) -> None:
-    found, _ = imported(LEFT.format(module="metarun.report.cli", modules=HEAVY), "--help", cwd=tmp_path)
+    found, _ = imported(LEFT.format(module="metarun.cli.report", modules=HEAVY), "--help", cwd=tmp_path)
     assert found <= {"numpy"}
 
 
@@ -93,7 +95,7 @@ def test_training_begins_without_what_draws_reads_images_or_exports(tmp_path: Pa
 
 
 def test_every_job_of_the_settings_has_its_function() -> None:
-    assert set(jobs.JOBS) == set(config.JOBS)
+    assert set(jobs.JOBS) == set(schema.JOBS)
     for path in jobs.JOBS.values():
         module, _, name = path.rpartition(".")
         assert callable(getattr(import_module(module), name))
@@ -104,4 +106,4 @@ def test_listing_groups_does_not_copy_the_schemas_and_what_is_loaded_is_a_copy_s
     assert copy.deepcopy([store])[0] is store
     first, second = (store.load("schema.yaml").node for _ in range(2))
     first.train.steps = 7
-    assert second.train.steps == cli.SCHEMA.train.steps == config.Config().train.steps
+    assert second.train.steps == main.SCHEMA.train.steps == schema.Config().train.steps

@@ -10,13 +10,7 @@ import numpy as np
 import pytest
 
 from metarun.statistics.components import variance_components
-from metarun.statistics.intervals import (
-    iqm,
-    normal_interval,
-    performance_profile,
-    stratified_bootstrap,
-    t_interval,
-)
+from metarun.statistics.intervals import iqm, normal_interval, performance_profile, stratified_bootstrap, t_interval
 from metarun.statistics.paired import compare
 from metarun.statistics.student import MANY, t_quantile, two_sided_tail
 

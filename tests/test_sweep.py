@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from metarun.ledger import JobRecord, SweepRecord, jobs_of, read_job, read_sweep, write_job, write_sweep
-from metarun.outcome import WORST, objective
-from metarun.sweep import child, identity, overview, sitting, slots
-from metarun.sweep.job import Job, run_job
+from metarun.jobs.sweep import child, identity, overview, sitting, slots
+from metarun.jobs.sweep.job import Job, run_job
+from metarun.storage.status import WORST, objective
+from metarun.storage.sweep_records import JobRecord, SweepRecord, jobs_of, read_job, read_sweep, write_job, write_sweep
 
 SETTINGS = {"algo": {"inner_lr": 0.1, "inner_steps": 1}, "seed": 0, "train": {"steps": 5}}
 
@@ -160,7 +160,7 @@ def test_a_child_is_given_its_share_of_the_cores_and_the_name_of_its_sweep(monke
 def orphan(marks: Path) -> None:
     """A parent that dies while its child waits to be told."""
     code = (
-        "import signal, sys, time\nfrom metarun.sweep.child import end_with_parent\n"
+        "import signal, sys, time\nfrom metarun.jobs.sweep.child import end_with_parent\n"
         f"def told(*_):\n    open({str(marks / 'told')!r}, 'w').close()\n    sys.exit()\n"
         "signal.signal(signal.SIGTERM, told)\nend_with_parent()\n"
         f"open({str(marks / 'ready')!r}, 'w').close()\ntime.sleep(30)"

@@ -18,7 +18,7 @@ import yaml
 from commands import metarun
 
 import metarun as package
-from metarun.ledger import read_job, read_sweep
+from metarun.storage.sweep_records import read_job, read_sweep
 
 pytestmark = pytest.mark.xdist_group("sweep_runs")  # what they compare with is made once
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,21 +19,21 @@ from torch.func import grad, vmap
 from torch.func import hessian as second_derivative
 
 import metarun
-from metarun import device
 from metarun.algorithms.imaml import IMAML
+from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.matchingnet import MatchingNet
 from metarun.algorithms.protonet import ProtoNet
 from metarun.algorithms.reptile import Reptile
+from metarun.compute import device
+from metarun.compute.linalg import axpy, dot
 from metarun.errors import SettingError, UserError
-from metarun.experiment import assemble
-from metarun.linalg import axpy, dot
-from metarun.losses import CrossEntropy, MeanSquaredError
-from metarun.metagradient import batched_meta_gradient
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.regularizers.coherence import Coherence, direction, unit
 from metarun.regularizers.inequality import Inequality, losses
+from metarun.training.experiment import assemble
+from metarun.training.meta_gradient import batched_meta_gradient
 from metarun.types import Batch, Params, Task
 
 ALPHA = 0.15

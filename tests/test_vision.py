@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from metarun.vision import SCHEMAS, declare_missing_schemas, load_torchvision
+from metarun.data.torchvision import SCHEMAS, declare_missing_schemas, load_torchvision
 
 
 def python(code: str) -> str:
@@ -38,7 +38,7 @@ def test_nothing_is_declared_once_torchvision_is_there() -> None:
 
 def test_missing_schemas_are_declared_once() -> None:
     """A process that never imported torchvision has neither; a second definition of a schema would be an error."""
-    code = "from metarun.vision import declare_missing_schemas as d; print(d(), d())"
+    code = "from metarun.data.torchvision import declare_missing_schemas as d; print(d(), d())"
     assert python(code) == f"{list(SCHEMAS)} []"
 
 
@@ -46,7 +46,7 @@ def test_schemas_of_a_torchvision_that_matches_are_left_alone() -> None:
     """Its own library is defined first, as a matching build does on import."""
     code = """
 from torch import library as operators
-from metarun.vision import SCHEMAS, declare_missing_schemas
+from metarun.data.torchvision import SCHEMAS, declare_missing_schemas
 library = operators.Library("torchvision", "DEF")
 for name in SCHEMAS:
     library.define(SCHEMAS[name])
@@ -69,7 +69,9 @@ class Broken(MetaPathFinder):
 @pytest.mark.parametrize("error", [RuntimeError("compiled with another CUDA"), ImportError("no torchvision")])
 def test_other_reasons_for_a_failing_import_are_not_hidden(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    monkeypatch.setattr("metarun.vision.declare_missing_schemas", lambda: pytest.fail("took it for missing schemas"))
+    monkeypatch.setattr(
+        "metarun.data.torchvision.declare_missing_schemas", lambda: pytest.fail("took it for missing schemas")
+    )
     monkeypatch.setattr(sys, "meta_path", [Broken(error), *sys.meta_path])
     with pytest.raises(type(error), match=str(error)):
         load_torchvision.__wrapped__()
@@ -77,5 +79,5 @@ def test_other_reasons_for_a_failing_import_are_not_hidden(monkeypatch: pytest.M
 
 def test_the_command_line_starts_without_torch() -> None:
     """--help, --cfg and completion must not wait seconds for torch."""
-    code = "import sys, metarun, metarun.cli; print(sorted({m.partition('.')[0] for m in sys.modules} & {HEAVY}))"
+    code = "import sys, metarun, metarun.cli.main; print(sorted({m.partition('.')[0] for m in sys.modules} & {HEAVY}))"
     assert python(code.replace("HEAVY", "'torch', 'torchvision', 'PIL', 'wandb', 'hydra'")) == "['hydra']"

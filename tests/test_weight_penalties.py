@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.func import grad, hessian, jacrev, vmap
 
 from metarun.algorithms.imaml import IMAML
+from metarun.algorithms.losses import MeanSquaredError
 from metarun.algorithms.maml import MAML
+from metarun.algorithms.objective import Regularization, Schedule, Term
 from metarun.errors import SettingError
-from metarun.losses import MeanSquaredError
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.models.network import Network
-from metarun.regularization import Regularization, Schedule, Term
 from metarun.regularizers.elastic import Elastic
 from metarun.regularizers.group import Group, left_alike, left_in_metric
 from metarun.regularizers.l1 import L1

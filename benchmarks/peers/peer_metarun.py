@@ -18,9 +18,9 @@ from benchmarks.peers.tasks import Side, settings
 def build(case: Case, images: Path, threads: int, dtype: str = "float32", *more: str) -> Side:
     """The case as `metarun` runs it; `more` overrides."""
     import metarun
-    from metarun.experiment import assemble
-    from metarun.outer import apply_update
-    from metarun.regularization import with_noise
+    from metarun.algorithms.objective import with_noise
+    from metarun.training.experiment import assemble
+    from metarun.training.optimizer import apply_update
 
     trainer = assemble(metarun.compose([*settings(case, images, threads, dtype), *more])).trainer()
     state, tasks = trainer.start(), trainer.tasks(0)
@@ -46,8 +46,8 @@ def build(case: Case, images: Path, threads: int, dtype: str = "float32", *more:
 
 def outer_function(trainer: Any, state: Any) -> Callable[..., Any]:
     """theta, tasks -> their meta-gradient, compiled where a run with these settings would compile it."""
-    from metarun.compilation import compiled, compiles
-    from metarun.metagradient import batched_meta_gradient
+    from metarun.compute.compilation import compiled, compiles
+    from metarun.training.meta_gradient import batched_meta_gradient
 
     function = batched_meta_gradient(trainer)
     if compiles(trainer.placement, state.params, trainer.settings.steps):

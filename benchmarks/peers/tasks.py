@@ -41,7 +41,7 @@ class Side(NamedTuple):
 def draw(case: Case, images: Path, threads: int, dtype: str = "float32", *more: str) -> Work:
     """Compose the case and draw the tasks of its first outer step; `more` overrides."""
     import metarun
-    from metarun.experiment import assemble
+    from metarun.training.experiment import assemble
 
     config = metarun.compose([*settings(case, images, threads, dtype), *more])
     trainer = assemble(config).trainer()

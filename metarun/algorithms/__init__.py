@@ -1,1 +1,1 @@
-"""Meta-learning algorithms, one file each. A new one is a file here and a YAML in conf/algo."""
+"""Meta-learning algorithms, one file each, and what they share. May import models and the rooms below it."""

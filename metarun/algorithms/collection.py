@@ -25,7 +25,7 @@ from torch import Tensor
 from metarun.acting import Carry, Environment
 from metarun.algorithms import replay
 from metarun.algorithms.collection_sizes import Sizes
-from metarun.data import draws
+from metarun.compute import random
 from metarun.errors import require
 from metarun.types import Batch, Params, Task
 
@@ -115,8 +115,8 @@ class Collection:
             held = self.sizes.initial_actions == "held"
             walk = Walk(self, Held(self.action) if held else learner, params, every, seed, step)
             return self._kept(carry, every, walk.prior(self.sizes.initial_trajectories), None)
-        bits = draws.learner_bits(seed, step, range(1), CHOICE, len(every))[0]
-        which = every[torch.from_numpy(draws.choose(bits, min(self.sizes.collect_tasks, len(every)))).to(every)]
+        bits = random.learner_bits(seed, step, range(1), CHOICE, len(every))[0]
+        which = every[torch.from_numpy(random.choose(bits, min(self.sizes.collect_tasks, len(every)))).to(every)]
         walk = Walk(self, learner, params, which, seed, step)
         prior, _, extra = self.sizes.trajectories
         recent = walk.prior(prior)
@@ -145,7 +145,7 @@ class Collection:
         """Context and transitions of each task, with the random numbers that its gradient needs."""
         which, size = tasks.query.y[:, 0, -1].long(), self.sizes
         count = size.batch * self.action + self.latent
-        words = draws.learner_bits(seed, step, range(len(which)), BATCHES, size.batch + size.context_batch + 2 * count)
+        words = random.learner_bits(seed, step, range(len(which)), BATCHES, size.batch + size.context_batch + 2 * count)
         like = carry["replay"]
         uniforms, rest = uniform_like(words[:, : size.batch + size.context_batch], like), words[:, -2 * count :]
         eps = normal_like(rest, like)
@@ -182,7 +182,7 @@ class Walk(NamedTuple):
     def posterior(self, rows: Tensor, count: int, kind: int) -> Tensor:
         """With z from contexts of these rows [n, R, W], one context a task."""
         size = self.place.sizes.context_batch
-        words = draws.learner_bits(self.seed, self.step, range(len(rows)), CONTEXTS + KINDS_APART * kind, size)
+        words = random.learner_bits(self.seed, self.step, range(len(rows)), CONTEXTS + KINDS_APART * kind, size)
         index = (uniform_like(words, rows) * rows.shape[1]).long().clamp(max=rows.shape[1] - 1)
         found = self.place.split(rows[torch.arange(len(rows), device=rows.device)[:, None], index])
         return self._walked(count, kind, self.learner.posterior(self.params, found.pairs, found.shown[..., None]))
@@ -193,12 +193,12 @@ class Walk(NamedTuple):
         like = next(iter(self.params.values()))
         width = latent + horizon * place.action
         eps = normal_like(
-            draws.learner_bits(self.seed, self.step, numbers, WALKS + KINDS_APART * kind, 2 * width), like
+            random.learner_bits(self.seed, self.step, numbers, WALKS + KINDS_APART * kind, 2 * width), like
         ).unflatten(0, (-1, count))
         z = eps[..., :latent]
         if belief is not None:
             z = belief.mu[:, None] + belief.sigma[:, None] * z
-        words = draws.learner_bits(
+        words = random.learner_bits(
             self.seed, self.step, numbers, STARTS + KINDS_APART * kind, place.environment.start_words
         )
         start = place.environment.started(words).to(like).unflatten(0, (-1, count))
@@ -208,11 +208,11 @@ class Walk(NamedTuple):
         return path.rows().flatten(1, 2)
 
 
-def uniform_like(words: draws.Bits, like: Tensor) -> Tensor:
-    return torch.from_numpy(draws.uniform(words, 0, 1)).to(like)
+def uniform_like(words: random.Bits, like: Tensor) -> Tensor:
+    return torch.from_numpy(random.uniform(words, 0, 1)).to(like)
 
 
-def normal_like(words: draws.Bits, like: Tensor) -> Tensor:
+def normal_like(words: random.Bits, like: Tensor) -> Tensor:
     """Standard normals, one for two words."""
     half = words.shape[1] // 2
-    return torch.from_numpy(draws.normal(words[:, :half], words[:, half:])).to(like)
+    return torch.from_numpy(random.normal(words[:, :half], words[:, half:])).to(like)

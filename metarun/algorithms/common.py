@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metarun.algorithms.inner_loop import descend, final
+from metarun.algorithms.objective import Regularization
+from metarun.algorithms.penalty_protocols import Adaptation
+from metarun.compute.linalg import gradients, norm, sub
 from metarun.errors import require
-from metarun.inner import descend, final
-from metarun.linalg import gradients, norm, sub
-from metarun.penalties import Adaptation
-from metarun.regularization import Regularization
 from metarun.types import Algorithm, Batch, GradientLearner, Loss, Metrics, Model, Objective, Params, Rule, Task
 
 

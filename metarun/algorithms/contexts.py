@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.data import draws
+from metarun.compute import random
 from metarun.errors import require
 from metarun.types import Batch, Task
 
@@ -57,14 +57,14 @@ class Draws:
     def add(self, tasks: Task, seed: int, step: int, first: int) -> Task:
         """Tasks [T, ...] with the columns; `first` is the number of the first of them."""
         numbers = range(first, first + len(tasks.support.x))
-        bits = draws.size_bits(seed, step, numbers, 2)
+        bits = random.size_bits(seed, step, numbers, 2)
         counts = [batch.x.shape[1] for batch in tasks]
         eps = self._noise(seed, step, numbers, counts)
         weight = self.weight * (min(step / self.warmup, 1.0) if self.warmup else 1.0)
         least = self.min_shots, self.min_queries
         parts = []
         for i, batch in enumerate(tasks):
-            size = draws.uniform(bits[:, i], min(least[i], counts[i]), counts[i] + 1).astype(int)
+            size = random.uniform(bits[:, i], min(least[i], counts[i]), counts[i] + 1).astype(int)
             here = torch.arange(counts[i]) < torch.from_numpy(size)[:, None]
             columns = [here[..., None], torch.full((*here.shape, 1), weight), eps[i]]
             parts.append(Batch(torch.cat([batch.x, *(c.to(batch.x) for c in columns)], -1), batch.y))
@@ -73,7 +73,7 @@ class Draws:
     def _noise(self, seed: int, step: int, numbers: range, counts: list[int]) -> list[Tensor]:
         """For support and query, [T, rows, E]."""
         each = sum(counts) if self.each_row else 1
-        drawn = torch.from_numpy(draws.noise(seed, step, numbers, each * self.width)).unflatten(1, (each, self.width))
+        drawn = torch.from_numpy(random.noise(seed, step, numbers, each * self.width)).unflatten(1, (each, self.width))
         if self.each_row:
             return list(drawn.split(counts, 1))
         return [drawn.expand(-1, count, -1) for count in counts]

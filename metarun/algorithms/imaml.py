@@ -39,11 +39,22 @@ from torch import Tensor
 
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
+from metarun.algorithms.inner_loop import descend, final, moved, sgd
+from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
+from metarun.algorithms.penalty_protocols import Adaptation
+from metarun.compute.linalg import (
+    Solution,
+    axpy,
+    conjugate_gradient,
+    dot,
+    expanded,
+    gauss_newton,
+    gradient,
+    norm,
+    scale,
+    sub,
+)
 from metarun.errors import require
-from metarun.inner import descend, final, moved, sgd
-from metarun.linalg import Solution, axpy, conjugate_gradient, dot, expanded, gauss_newton, gradient, norm, scale, sub
-from metarun.penalties import Adaptation
-from metarun.regularization import NO_REGULARIZATION, Regularization
 from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
 
 Product = Callable[[Params], Params]

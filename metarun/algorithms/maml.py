@@ -23,7 +23,8 @@ the earlier ones go, in ten stages over E outer steps, from 1/T each to the last
 takes the first-order gradient in the outer steps before it (derivative-order annealing).
 
 `inner_checkpoint` is for the second-order gradient: it keeps phi at every n-th step instead of the graph of all steps,
-and goes back over n steps at a time (metarun/adjoint.py). The gradient is the same; memory grows with sqrt(T), not T.
+and goes back over n steps at a time (inner_checkpointing.py). The gradient is the same; memory grows with sqrt(T), not
+T.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from metarun.adjoint import checkpointed, segment_length
 from metarun.algorithms import common, multistep
 from metarun.algorithms.common import FastWeights
+from metarun.algorithms.inner_checkpointing import checkpointed, segment_length
+from metarun.algorithms.inner_loop import first_rates, learned, moved, sgd
 from metarun.algorithms.multistep import Stage
+from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
+from metarun.compute.linalg import axpy
 from metarun.errors import require
-from metarun.inner import first_rates, learned, moved, sgd
-from metarun.linalg import axpy
-from metarun.regularization import NO_REGULARIZATION, Regularization
 from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
 
 LEARNED_RATES = ("none", "weight", "step")

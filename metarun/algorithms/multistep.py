@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from metarun.algorithms import common
+from metarun.algorithms.inner_loop import descend, final
+from metarun.compute.linalg import dot, total
 from metarun.errors import require
-from metarun.inner import descend, final
-from metarun.linalg import dot, total
 from metarun.types import Batch, Metrics, Objective, Params, Rule, Task
 
 STAGES = 10

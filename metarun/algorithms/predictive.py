@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.data import draws
+from metarun.algorithms.losses import log_density
+from metarun.compute import random
 from metarun.data.gp_posterior import LEVELS
-from metarun.losses import log_density
 from metarun.types import Metrics
 
 TEST_STEP = 2**42
@@ -72,7 +72,7 @@ def bounded(s: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _normals(count: int, width: int) -> Tensor:
-    return torch.from_numpy(draws.noise(0, TEST_STEP, range(count), width))
+    return torch.from_numpy(random.noise(0, TEST_STEP, range(count), width))
 
 
 def normals(count: int, width: int, like: Tensor) -> Tensor:

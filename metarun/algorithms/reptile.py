@@ -28,10 +28,10 @@ from torch.func import grad
 
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
+from metarun.algorithms.inner_loop import adam, final, first_moments, moments_of, sgd, states
+from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
+from metarun.compute.linalg import axpy, sub
 from metarun.errors import require
-from metarun.inner import adam, final, first_moments, moments_of, sgd, states
-from metarun.linalg import axpy, sub
-from metarun.regularization import NO_REGULARIZATION, Regularization
 from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
 
 RULES = {"sgd": sgd, "adam": adam}

@@ -1,1 +1,1 @@
-"""Questions about a trained run, or about training itself: each a class with its settings, one file and one YAML."""
+"""Questions about a run: one class, one file and one YAML each. May import training and the rooms below it."""

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun import checkpoint
-from metarun.config import Config, check
+from metarun.config.schema import Config, check
 from metarun.errors import SettingError, UserError
-from metarun.evaluation import REFERENCE_INPUTS, Evaluation, with_model
-from metarun.experiment import Experiment, assemble
-from metarun.outcome import FINAL
-from metarun.record import RunFolder
-from metarun.training import train_job
+from metarun.jobs.train import train_job
+from metarun.storage.run_folder import RunFolder
+from metarun.storage.status import FINAL
+from metarun.training import checkpoint
+from metarun.training.evaluation import REFERENCE_INPUTS, Evaluation, with_model
+from metarun.training.experiment import Experiment, assemble
 from metarun.types import Algorithm, Params
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from metarun.analyses.context import Context
-from metarun.record import RunFolder, finite
 from metarun.report.drawing import Drawing, style
+from metarun.storage.run_folder import RunFolder, finite
 
 Cell = dict[str, Any]
 """Where a measurement is taken: axis -> value, plain and hashable as JSON."""

@@ -20,9 +20,9 @@ from metarun.analyses.figures import heat_map
 from metarun.analyses.frame import Cell, Row
 from metarun.diagnostics.implicit import implicit_measures
 from metarun.diagnostics.probe_tasks import ProbeTasks
-from metarun.evaluation import EPISODE_SEED
-from metarun.experiment import Experiment
 from metarun.report.drawing import Drawing
+from metarun.training.evaluation import EPISODE_SEED
+from metarun.training.experiment import Experiment
 
 REPORTED = ("cg_residual", "cg_negative", "stationarity")
 SHOWN = {

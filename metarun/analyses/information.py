@@ -30,10 +30,8 @@ from torch import Tensor
 from metarun.analyses.context import Context
 from metarun.analyses.frame import Cell, Row
 from metarun.analyses.information_figure import draw_information
-from metarun.batching import over_tasks
+from metarun.compute.task_axis import over_tasks
 from metarun.errors import UserError, require
-from metarun.evaluation import EPISODE_SEED, TASKS_PER_DRAW
-from metarun.experiment import Experiment, name_of
 from metarun.report.drawing import Drawing
 from metarun.statistics.information import (
     Bound,
@@ -42,6 +40,8 @@ from metarun.statistics.information import (
     mean_divergence,
     views_information,
 )
+from metarun.training.evaluation import EPISODE_SEED, TASKS_PER_DRAW
+from metarun.training.experiment import Experiment, name_of
 from metarun.types import Algorithm, Batch, ContextLearner, EpisodeSpec, LatentLearner, Metrics, Params, Task
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)

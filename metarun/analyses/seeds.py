@@ -25,13 +25,13 @@ from metarun.analyses.context import Context, Trained
 from metarun.analyses.frame import Cell, Row
 from metarun.analyses.seeds_figure import draw_seeds
 from metarun.errors import UserError, require
-from metarun.outcome import FINAL
-from metarun.record import RunFolder, finite
 from metarun.report.drawing import Drawing
 from metarun.report.text import figure
 from metarun.statistics.components import variance_components
 from metarun.statistics.convergence import Curve, default_thresholds, to_threshold, validation_curve
 from metarun.statistics.intervals import iqm, stratified_bootstrap, t_interval
+from metarun.storage.run_folder import RunFolder, finite
+from metarun.storage.status import FINAL
 
 DECIDE = ("seed", "algo", "data", "model", "reg", "train", "val", "test", "optim")
 """Settings that decide what a run comes to."""

@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun import checkpoint
 from metarun.analyses.context import Trained
+from metarun.compute.linalg import norm, sub
 from metarun.data.pool import TaskPool
 from metarun.diagnostics.curvature import curvature_measures
-from metarun.evaluation import REFERENCE_INPUTS, adaptation_curves, mean_and_interval, with_model
-from metarun.experiment import Experiment
-from metarun.linalg import norm, sub
+from metarun.training import checkpoint
+from metarun.training.evaluation import REFERENCE_INPUTS, adaptation_curves, mean_and_interval, with_model
+from metarun.training.experiment import Experiment
 from metarun.types import GradientLearner, Params
 
 

@@ -19,11 +19,11 @@ from metarun.analyses.context import Context, sound
 from metarun.analyses.frame import Cell, Row
 from metarun.analyses.resampling_figure import draw_resampling
 from metarun.errors import SettingError, UserError, require
-from metarun.evaluation import EPISODE_SEED, adaptation_curves
-from metarun.experiment import Experiment
 from metarun.report.drawing import Drawing
 from metarun.report.text import figure
 from metarun.statistics.nested import nested_components
+from metarun.training.evaluation import EPISODE_SEED, adaptation_curves
+from metarun.training.experiment import Experiment
 from metarun.types import Batch, Dataset, EpisodeSpec, Task
 
 FEW = 5  # queries of a class: where classes are small, fewer draws come before fewer queries than these

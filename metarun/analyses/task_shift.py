@@ -28,11 +28,11 @@ from metarun.analyses.frame import Cell, Row, measured
 from metarun.analyses.shift_figure import draw_shifts
 from metarun.analyses.shifted import Impossible, Shift, same_size, shifted
 from metarun.errors import require
-from metarun.evaluation import mean_and_interval
-from metarun.experiment import Experiment, name_of
 from metarun.report.drawing import Drawing
 from metarun.report.text import figure
 from metarun.statistics.paired import compare
+from metarun.training.evaluation import mean_and_interval
+from metarun.training.experiment import Experiment, name_of
 
 OWN = "none"
 """The name of the tasks without a shift."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from metarun.data.draws import augmentation_bits, uniform
+from metarun.compute.random import augmentation_bits, uniform
 from metarun.errors import require
 
 WORDS = 6  # of an image: mirror, row, column, brightness, contrast, saturation

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 
 from metarun.data.images import ImageTable
-from metarun.data.locks import alone
 from metarun.errors import UserError
-from metarun.foreign import text
-from metarun.places import cache_folder
-from metarun.progress import tell
+from metarun.storage.cache_folder import cache_folder
+from metarun.storage.locks import alone
+from metarun.storage.progress import tell
+from metarun.storage.untrusted import text
 
 KEPT = 1 << 28  # bytes of a mapped file that a process keeps resident
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError)

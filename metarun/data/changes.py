@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from metarun.compute.random import augmentation_bits
 from metarun.data.augment import luma
-from metarun.data.draws import augmentation_bits
+from metarun.data.torchvision import load_torchvision
 from metarun.errors import require
-from metarun.vision import load_torchvision
 
 
 @dataclass(frozen=True)

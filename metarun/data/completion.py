@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metarun.data.draws import choose, pixel_bits
+from metarun.compute.random import choose, pixel_bits
 from metarun.data.image_data import ImageData
 from metarun.data.omniglot import omniglot
 from metarun.errors import require

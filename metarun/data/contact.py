@@ -7,8 +7,8 @@ from PIL import Image
 from torch import Tensor
 
 from metarun.data.pixels import Pixels
+from metarun.data.torchvision import load_torchvision
 from metarun.types import Batch, EpisodeSpec, Task
-from metarun.vision import load_torchvision
 
 QUERIES = 8  # shown of each class
 GAP = 12  # pixels between support and query, and between episodes

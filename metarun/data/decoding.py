@@ -16,7 +16,7 @@ from metarun.data.cache import Decoded
 from metarun.data.layouts import Entry
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import UserError
-from metarun.progress import tell, track
+from metarun.storage.progress import tell, track
 
 TOGETHER = 64  # images that a thread decodes before it hands them over
 AHEAD = 8  # such groups that may be read before they are decoded

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metarun.errors import UserError, require
-from metarun.progress import tell, track_bytes
+from metarun.storage.progress import tell, track_bytes
 
 TIMEOUT = 30  # seconds without an answer or a byte
 BLOCK = 1 << 16

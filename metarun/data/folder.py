@@ -23,7 +23,7 @@ from metarun.data.pixels import Pixels
 from metarun.data.ravi import RAVI
 from metarun.data.splits import SplitSettings, automatic, check_split, fewer_training_classes, split_classes
 from metarun.errors import SettingError, UserError, require
-from metarun.places import cache_folder
+from metarun.storage.cache_folder import cache_folder
 
 BENCHMARKS = {"miniimagenet": ("mini-imagenet", "miniimagenet", "mini_imagenet", "miniImageNet")}
 """Where people keep them below a folder of data sets."""

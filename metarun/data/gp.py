@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarun.compute.random import Bits, bits_of_steps, normal, random_bits, uniform
 from metarun.data.ahead import Ahead
-from metarun.data.draws import Bits, bits_of_steps, normal, random_bits, uniform
 from metarun.data.gp_posterior import Array, Kernel, figures, predicted
 from metarun.errors import require
 from metarun.types import Batch, EpisodeSpec, Kind, Split, Task

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarun.data.draws import Bits, choose, random_bits, uniform
+from metarun.compute.random import Bits, choose, random_bits, uniform
 from metarun.errors import require
 from metarun.types import Batch, EpisodeSpec, Split, Task
 

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from metarun.data.draws import SPLITS
+from metarun.compute.random import SPLITS
 from metarun.data.files import Files
 from metarun.errors import SettingError, UserError, one_line
 from metarun.types import Split

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarun.compute.random import Bits, normal, random_bits, uniform
 from metarun.data import walks
-from metarun.data.draws import Bits, normal, random_bits, uniform
 from metarun.data.simulator import Simulator
 from metarun.types import EpisodeSpec, Kind, Split, Task
 

@@ -17,10 +17,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from metarun.compute.random import SPLITS, choose, random_bits
 from metarun.data.augment import Augmentation
 from metarun.data.cache import Decoded, cached_images
 from metarun.data.decoding import Unreadable, write_images
-from metarun.data.draws import SPLITS, choose, random_bits
 from metarun.data.fetch import as_downloads
 from metarun.data.files import fingerprint
 from metarun.data.image_data import ImageData, Source

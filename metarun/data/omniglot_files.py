@@ -12,7 +12,7 @@ from metarun.data.fetch import Download, fetch
 from metarun.data.files import Files, open_files, user_path
 from metarun.data.layouts import Entry
 from metarun.errors import UserError
-from metarun.places import cache_folder
+from metarun.storage.cache_folder import cache_folder
 
 PARTS = ("images_background", "images_evaluation")
 PLACES = ("", "omniglot", "omniglot-py")  # the last is torchvision's

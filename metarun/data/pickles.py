@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from metarun.data.draws import SPLITS
+from metarun.compute.random import SPLITS
 from metarun.data.files import Files
 from metarun.data.layouts import Entry, Layout, as_layout
 from metarun.errors import UserError, one_line

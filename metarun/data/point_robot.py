@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarun.compute.random import Bits, normal, random_bits
 from metarun.data import walks
-from metarun.data.draws import Bits, normal, random_bits
 from metarun.errors import require
 from metarun.types import EpisodeSpec, Kind, Metrics, Split, Task
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.data.draws import random_bits, uniform
+from metarun.compute.random import random_bits, uniform
 from metarun.errors import require
 from metarun.types import Batch, Dataset, EpisodeSpec, Kind, Split, Task
 

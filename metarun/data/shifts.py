@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarun.compute.random import random_bits, uniform
 from metarun.data.changes import ImageChange
-from metarun.data.draws import random_bits, uniform
 from metarun.data.image_data import ImageData
 from metarun.data.images import Index
 from metarun.data.pixels import Pixels

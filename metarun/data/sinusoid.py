@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarun.compute.random import Bits, bits_of_steps, normal, uniform
 from metarun.data.ahead import Ahead
-from metarun.data.draws import Bits, bits_of_steps, normal, uniform
 from metarun.errors import require
 from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
 

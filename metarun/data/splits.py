@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metarun.data.draws import SPLITS, choose, random_bits
+from metarun.compute.random import SPLITS, choose, random_bits
 from metarun.data.files import user_path
 from metarun.data.images import Index
 from metarun.data.ravi import RAVI

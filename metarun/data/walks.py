@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metarun.acting import Environment
-from metarun.data.draws import SPLITS, Bits, normal, random_bits, uniform
+from metarun.compute.random import SPLITS, Bits, normal, random_bits, uniform
 from metarun.errors import require
 from metarun.types import Batch, EpisodeSpec, Split, Task
 

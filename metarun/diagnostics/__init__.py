@@ -1,1 +1,1 @@
-"""Convergence and stability measures: pure functions of what training has computed anyway."""
+"""Measures of convergence and stability, and alarms: pure functions. May import regularizers and below."""

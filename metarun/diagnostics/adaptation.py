@@ -19,9 +19,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metarun.batching import over_tasks
-from metarun.linalg import norm, sub
-from metarun.parallel import ALONE, Team
+from metarun.compute.distributed import ALONE, Team
+from metarun.compute.linalg import norm, sub
+from metarun.compute.task_axis import over_tasks
 from metarun.types import GradientLearner, Metrics, Params, Task
 
 HEAD = "head."

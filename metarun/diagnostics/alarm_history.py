@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from metarun.config import AlarmConfig
+from metarun.config.schema import AlarmConfig
 from metarun.diagnostics.chance import Chance
 
 Entry = Mapping[str, float]

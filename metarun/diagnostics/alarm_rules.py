@@ -36,7 +36,7 @@ from collections.abc import Callable
 from statistics import fmean, median
 from typing import NamedTuple
 
-from metarun.config import AlarmConfig
+from metarun.config.schema import AlarmConfig
 from metarun.diagnostics.alarm_history import (
     Baseline,
     Entry,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from metarun.config import DiagnosticsConfig
+from metarun.config.schema import DiagnosticsConfig
 from metarun.diagnostics.alarm_history import Baseline, History, extended
 from metarun.diagnostics.alarm_rules import RULES
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from metarun.losses import as_prediction
+from metarun.algorithms.losses import as_prediction
 from metarun.types import Dataset, EpisodeSpec, Loss, Task
 
 LEAST = 0.1

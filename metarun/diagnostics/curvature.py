@@ -22,10 +22,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metarun.algorithms.inner_loop import moved
+from metarun.compute.linalg import hessian_product
 from metarun.diagnostics.lanczos import Ritz, directions, extremes
 from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
-from metarun.inner import moved
-from metarun.linalg import hessian_product
 from metarun.types import Batch, GradientLearner, Metrics, Params, ProximalLearner, Task
 
 SEED = 0

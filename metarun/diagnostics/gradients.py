@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metarun.linalg import layer_norms, norm
+from metarun.compute.linalg import layer_norms, norm
 from metarun.types import Params
 
 

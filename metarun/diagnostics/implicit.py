@@ -18,10 +18,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.func import grad
 
+from metarun.algorithms.inner_loop import final
+from metarun.compute.linalg import sub
 from metarun.diagnostics.metagradients import cosine, relative, unrolled_gradient
 from metarun.diagnostics.probe_tasks import SMALL_MODEL, ProbeTasks
-from metarun.inner import final
-from metarun.linalg import sub
 from metarun.types import Batch, GradientLearner, Metrics, Params, ProximalLearner, Task
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
+from metarun.compute.linalg import norm
 from metarun.diagnostics.lanczos import directions, extremes
 from metarun.diagnostics.probe_tasks import SMALL_MODEL, ProbeTasks, adapted_weights
-from metarun.linalg import norm
 from metarun.types import Batch, GradientLearner, Metrics, Params, Task
 
 VECTORS = 4

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
+from metarun.algorithms.inner_loop import final
+from metarun.compute.linalg import axpy, dot, norm, scale, sub
 from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
-from metarun.inner import final
-from metarun.linalg import axpy, dot, norm, scale, sub
 from metarun.types import Algorithm, GradientLearner, Metrics, Params, Task
 
 

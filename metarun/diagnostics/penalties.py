@@ -40,13 +40,13 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
-from metarun.batching import over_tasks
+from metarun.algorithms.inner_loop import moved
+from metarun.algorithms.objective import Regularization, Term, shared_value
+from metarun.algorithms.penalty_protocols import Adaptation, ProximalPenalty
+from metarun.compute.distributed import ALONE, Team
+from metarun.compute.linalg import norm, sub, total
+from metarun.compute.task_axis import over_tasks
 from metarun.diagnostics.probe_tasks import adapted_weights
-from metarun.inner import moved
-from metarun.linalg import norm, sub, total
-from metarun.parallel import ALONE, Team
-from metarun.penalties import Adaptation, ProximalPenalty
-from metarun.regularization import Regularization, Term, shared_value
 from metarun.types import OWN, Algorithm, GradientLearner, Metrics, Params, ProximalLearner, Task
 
 LOGARITHM = "log_"

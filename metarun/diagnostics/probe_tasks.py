@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from metarun.batching import PerTask, over_tasks
-from metarun.inner import final
-from metarun.parallel import ALONE, Team
+from metarun.algorithms.inner_loop import final
+from metarun.compute.distributed import ALONE, Team
+from metarun.compute.task_axis import PerTask, over_tasks
 from metarun.types import Batch, GradientLearner, Metrics, Params, Task
 
 SMALL_MODEL = 20_000

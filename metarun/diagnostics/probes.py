@@ -12,8 +12,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from metarun.config import DiagnosticsConfig
-from metarun.device import Placement
+from metarun.compute.device import Placement
+from metarun.config.schema import DiagnosticsConfig
 from metarun.diagnostics.curvature import curvature_measures
 from metarun.diagnostics.implicit import implicit_measures
 from metarun.diagnostics.jacobian import jacobian_measures

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
+from metarun.compute.distributed import ALONE, Team
+from metarun.compute.linalg import layer_norms, norm, sub
 from metarun.diagnostics.adaptation import adaptation_measures
 from metarun.diagnostics.gradients import gradient_measures
 from metarun.diagnostics.penalties import Followed, network, penalty_measures
-from metarun.linalg import layer_norms, norm, sub
-from metarun.parallel import ALONE, Team
-from metarun.regularization import NO_REGULARIZATION, Regularization
 from metarun.types import Algorithm, Batch, GradientLearner, Params, Task
 
 Values = dict[str, float]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from metarun.algorithms.inner_loop import descend, final
 from metarun.diagnostics.adaptation import HEAD
 from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
-from metarun.inner import descend, final
 from metarun.types import Batch, GradientLearner, Metrics, Params, Task
 
 

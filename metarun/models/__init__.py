@@ -1,1 +1,1 @@
-"""Networks as frozen values: weights come in as a dictionary, so that tasks can be batched over them."""
+"""Networks as frozen values: weights are an argument, so that tasks can be batched. May import data and below."""

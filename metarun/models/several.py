@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metarun.data import draws
+from metarun.compute import random
 from metarun.types import Params
 
 STARTS = 12
@@ -32,7 +32,7 @@ class Several:
     def init(self, seed: int) -> Params:
         """Each part with a seed of its own below 2^32, all that torch's generator looks at: parts of equal shape that
         began alike might stay alike."""
-        seeds = draws.learner_bits(seed, 0, range(len(self.parts)), STARTS, 1)[:, 0] >> 32
+        seeds = random.learner_bits(seed, 0, range(len(self.parts)), STARTS, 1)[:, 0] >> 32
         parts = zip(self.parts, seeds.tolist(), strict=True)
         return {f"{name}.{k}": v for (name, part), start in parts for k, v in part.init(start).items()}
 

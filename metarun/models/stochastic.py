@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.init import xavier_uniform_
 
-from metarun.data import draws
+from metarun.compute import random
 from metarun.models.bottleneck import shift_of, with_noise
 from metarun.models.network import Network
 from metarun.types import Batch, Model, Params, Task
@@ -45,7 +45,7 @@ class NoisyWeights:
     def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
         """With eps beside the weights, under names of its own."""
         sizes = [params[n].numel() for n in self.names]
-        drawn = torch.from_numpy(draws.noise(seed, step, range(1), sum(sizes))[0])
+        drawn = torch.from_numpy(random.noise(seed, step, range(1), sum(sizes))[0])
         parts = zip(self.names, drawn.split(sizes), strict=True)
         return params | {self._noise(n): part.view(params[n].shape).to(params[n]) for n, part in parts}, tasks
 
@@ -104,7 +104,7 @@ class NoisyActivations:
     def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
         """With eps behind each row of the inputs; `first` is the number of the first of these tasks."""
         rows = [batch.x.shape[1] for batch in tasks]
-        drawn = draws.noise(seed, step, range(first, first + len(tasks.support.x)), sum(rows) * self.width)
+        drawn = random.noise(seed, step, range(first, first + len(tasks.support.x)), sum(rows) * self.width)
         parts = np.split(drawn, [rows[0] * self.width], axis=1)
         eps = [torch.from_numpy(p).unflatten(1, (r, self.width)) for p, r in zip(parts, rows, strict=True)]
         return params, Task(*(Batch(with_noise(b.x, e), b.y) for b, e in zip(tasks, eps, strict=True)))

@@ -1,1 +1,1 @@
-"""Penalties on the meta-parameters, usable with any algorithm."""
+"""Penalties, one file each, and how settings become them. May import algorithms and the rooms below it."""

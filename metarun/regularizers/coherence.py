@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from metarun.inner import descend, final
-from metarun.linalg import sub
+from metarun.algorithms.inner_loop import descend, final
+from metarun.compute.linalg import sub
 from metarun.regularizers.selection import chosen
 from metarun.regularizers.tasks import check_count, each, first, with_gradient
 from metarun.types import Algorithm, Batch, GradientLearner, Metrics, Params, Task

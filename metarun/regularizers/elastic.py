@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from metarun.compute.linalg import total
 from metarun.errors import require
-from metarun.linalg import total
 from metarun.regularizers.l1 import check_method, soft_threshold, threshold_of
 from metarun.regularizers.selection import chosen, linear_map
 from metarun.types import Params, Rates

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from metarun.penalties import Adaptation
+from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.regularizers.rows import predictions
 from metarun.types import Kind
 

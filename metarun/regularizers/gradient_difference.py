@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.func import grad
 
-from metarun.linalg import dot, sub
-from metarun.penalties import Adaptation
+from metarun.algorithms.penalty_protocols import Adaptation
+from metarun.compute.linalg import dot, sub
 from metarun.regularizers.rows import check_rows, places_with, predictions, targets_of
 from metarun.regularizers.selection import chosen
 from metarun.types import Params

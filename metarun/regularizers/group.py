@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.linalg import total
+from metarun.compute.linalg import total
 from metarun.regularizers.l1 import check_method
 from metarun.regularizers.selection import chosen
 from metarun.types import Params, Rates

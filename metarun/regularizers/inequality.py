@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from metarun.batching import PerTask
+from metarun.compute.task_axis import PerTask
 from metarun.errors import require
 from metarun.regularizers.rows import check_rows
 from metarun.regularizers.tasks import check_count, each, first, with_gradient

@@ -30,12 +30,12 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from metarun.algorithms.inner_loop import moved
+from metarun.algorithms.objective import NoisyModel
 from metarun.errors import SettingError, require
-from metarun.inner import moved
 from metarun.models.bottleneck import LEAST, Bottleneck
 from metarun.models.network import Network
 from metarun.models.stochastic import NoisyActivations, NoisyWeights
-from metarun.regularization import NoisyModel
 from metarun.regularizers.selection import chosen, linear_map
 from metarun.types import Algorithm, GradientLearner, Model, Params, Task
 

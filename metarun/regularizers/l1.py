@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metarun.compute.linalg import total
 from metarun.errors import require
-from metarun.linalg import total
 from metarun.regularizers.selection import chosen, linear_map
 from metarun.types import Params, Rates
 

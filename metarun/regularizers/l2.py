@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from metarun.linalg import total
+from metarun.compute.linalg import total
 from metarun.regularizers.selection import chosen
 from metarun.types import Params
 

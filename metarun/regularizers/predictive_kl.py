@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.errors import require
-from metarun.penalties import Adaptation
 from metarun.regularizers.rows import check_rows, places_with, predictions
 from metarun.types import Kind
 

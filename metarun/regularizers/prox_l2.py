@@ -17,9 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from metarun.algorithms.penalty_protocols import Adaptation
+from metarun.compute.linalg import total
 from metarun.errors import require
-from metarun.linalg import total
-from metarun.penalties import Adaptation
 from metarun.regularizers.selection import by_prefix, chosen
 from metarun.types import Params
 

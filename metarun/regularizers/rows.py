@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
+from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.errors import UserError, require
 from metarun.models.norm import BATCH_NORMS
-from metarun.penalties import Adaptation
 from metarun.types import Model, Params
 
 ROWS = ("support", "query")

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import torch
 
-from metarun.batching import PerTask, over_tasks
-from metarun.device import Placement
+from metarun.compute.device import Placement
+from metarun.compute.task_axis import PerTask, over_tasks
 from metarun.errors import require
 from metarun.types import Batch, EpisodeSpec, Metrics, Params, Task
 

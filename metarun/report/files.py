@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from metarun import foreign
 from metarun.report.text import is_number
+from metarun.storage import untrusted
 
 Record = dict[str, Any]
 """One line of metrics.jsonl: `kind`, `step`, and numbers."""
@@ -41,10 +41,10 @@ class Analysis:
 def json_file(path: Path, kind: type) -> tuple[Any, str]:
     """The value of a JSON file, or None and what is wrong with it."""
     try:
-        value = json.loads(foreign.text(path, MOST_BYTES))
+        value = json.loads(untrusted.text(path, MOST_BYTES))
     except FileNotFoundError:
         return None, f"{path.name} is missing."
-    except foreign.Refused as error:
+    except untrusted.Refused as error:
         return None, f"{path.name} is left out: it {error.strerror}."
     except OSError as error:
         return None, f"{path.name} cannot be read ({error.strerror})."
@@ -56,10 +56,10 @@ def json_file(path: Path, kind: type) -> tuple[Any, str]:
 def mapping(path: Path) -> tuple[dict[str, Any], str]:
     """The settings in a YAML file, or none and what is wrong with it."""
     try:
-        value = foreign.settings(path)
+        value = untrusted.settings(path)
     except FileNotFoundError:
         return {}, f"{path.name} is missing: the settings are unknown."
-    except foreign.Refused as error:
+    except untrusted.Refused as error:
         return {}, f"{path.name} is left out: it {error.strerror}; the settings are unknown."
     except OSError as error:
         return {}, f"{path.name} cannot be read ({error.strerror}): the settings are unknown."
@@ -86,8 +86,8 @@ def overrides_in(typed: Any) -> tuple[str, ...] | None:
 def records(path: Path) -> tuple[list[Record], list[str]]:
     """The lines of a .jsonl file that are records, and a sentence for those that are not."""
     try:
-        lines = foreign.text(path, MOST_BYTES, errors="replace").split("\n")
-    except foreign.Refused as error:
+        lines = untrusted.text(path, MOST_BYTES, errors="replace").split("\n")
+    except untrusted.Refused as error:
         return [], [f"{path.name} is left out: it {error.strerror}."]
     except OSError:
         return [], [f"{path.name} is missing."]
@@ -149,7 +149,7 @@ def _analysis(path: Path) -> Analysis:
 def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.glob("*.png"), key=lambda p: (p.name != "figure.png", p.name)):
         try:
-            data = foreign.content(path, MOST_PICTURE)
+            data = untrusted.content(path, MOST_PICTURE)
         except OSError:
             continue
         if data.startswith(PNG):
@@ -159,7 +159,7 @@ def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
 def table(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], int]:
     """Head and rows of a csv file, and how many rows were left out."""
     try:
-        text = foreign.text(path, MOST_BYTES, errors="replace")
+        text = untrusted.text(path, MOST_BYTES, errors="replace")
         lines = [tuple(line) for line in csv.reader(io.StringIO(text, newline="")) if line]
     except (OSError, csv.Error):
         return (), (), 0

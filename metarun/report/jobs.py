@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metarun.errors import UserError
-from metarun.ledger import job_folders
-from metarun.outcome import FINAL, SUCCEEDED
 from metarun.report.card import command_of
 from metarun.report.facts import setting
 from metarun.report.files import json_file, mapping, overrides_in
 from metarun.report.groups import COMPARED
 from metarun.report.read import Run, find_runs
 from metarun.report.text import is_number
+from metarun.storage.status import FINAL, SUCCEEDED
+from metarun.storage.sweep_records import job_folders
 
 LOST = ("diverged", "failed", "not finite")
 """A job that ended so has no figure, and its settings may be why. Others (running, interrupted) may still get one."""

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from metarun import foreign
 from metarun.errors import UserError, one_line
 from metarun.report.files import Analysis, Record, analyses, json_file, mapping, overrides_in, records
 from metarun.report.text import is_number
+from metarun.storage import untrusted
 
 SIGNS = ("summary.json", "metrics.jsonl")  # one of these beside config.yaml makes a run folder
 TESTING = ("evaluate",)  # jobs without training
@@ -180,7 +180,7 @@ def _scores(path: Path, expected: bool) -> tuple[Scores | None, str]:
 def _overrides(path: Path) -> tuple[str, ...] | None:
     """None where one of them is no override: it would be shown as part of a command."""
     try:
-        typed = None if path.parent.is_symlink() else foreign.settings(path)
+        typed = None if path.parent.is_symlink() else untrusted.settings(path)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     return overrides_in(typed)
@@ -188,6 +188,6 @@ def _overrides(path: Path) -> tuple[str, ...] | None:
 
 def _text(path: Path) -> str:
     try:
-        return foreign.text(path, foreign.SETTINGS, errors="replace")
+        return untrusted.text(path, untrusted.SETTINGS, errors="replace")
     except OSError:
         return ""

@@ -9,16 +9,7 @@ from typing import Any
 from metarun.report.groups import Group, by_benchmark
 from metarun.report.results import Budget, Interval, Pair, Result
 from metarun.report.table import Table
-from metarun.report.text import (
-    NOTHING,
-    count,
-    duration,
-    figure,
-    higher_is_better,
-    metric_name,
-    scale_of,
-    unit_of,
-)
+from metarun.report.text import NOTHING, count, duration, figure, higher_is_better, metric_name, scale_of, unit_of
 
 RESULT_NOTE = (
     "± is half of a 95 % interval: over test tasks (1.96 standard errors) for one seed, over seeds (Student's t) for "

@@ -1,1 +1,1 @@
-"""Statistics of runs and of test tasks: intervals, variance components, paired differences, convergence. NumPy only."""
+"""Intervals, variance components, paired differences, convergence: NumPy alone. May import config and below."""

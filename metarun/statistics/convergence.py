@@ -34,9 +34,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from metarun.record import finite
 from metarun.statistics.intervals import Array
 from metarun.statistics.rate import epsilon_stationarity, fit_line, fitted_rate
+from metarun.storage.run_folder import finite
 
 Unit = Literal["steps", "tasks", "inner_gradients", "seconds"]
 Verdict = Literal["rising", "flat", "falling"]

@@ -31,12 +31,13 @@ import torch
 import torch._inductor
 from colours import class_folders
 
-from metarun import checkpoint, training
-from metarun.cli import main as command_line
-from metarun.record import RunFolder
+from metarun.cli.main import main as command_line
+from metarun.jobs import train
 from metarun.report import page
+from metarun.storage.run_folder import RunFolder
+from metarun.training import checkpoint
 
-IMPORTED = (page, training, torch._inductor)  # once, for all forks
+IMPORTED = (page, train, torch._inductor)  # once, for all forks
 
 COMMON = [
     "train.steps=40",

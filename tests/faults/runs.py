@@ -11,7 +11,7 @@ from pathlib import Path
 import commands
 
 import metarun
-from metarun.result import Result
+from metarun.jobs.result import Result
 
 TINY = ["train.steps=20", "train.tasks=2", "train.log_every=2", "train.eval_every=5", "train.checkpoint_every=5"]
 TINY += ["val.tasks=2", "test.tasks=3", "test.steps=2", "device.compile=false", "device.threads=1", "report=false"]

@@ -11,9 +11,9 @@ import yaml
 from runs import here
 
 import metarun
-from metarun import checkpoint
-from metarun.checkpoint import digest, load
-from metarun.record import RunFolder
+from metarun.storage.run_folder import RunFolder
+from metarun.training import checkpoint
+from metarun.training.checkpoint import digest, load
 
 FLIPS = 300
 CUTS = (0, 1, 100, 5000, 20000, -1)
@@ -106,7 +106,7 @@ def test_settings_that_are_damaged_or_of_another_program(content: bytes, message
 
 
 def test_settings_of_a_later_version_are_refused_by_name(run: Path) -> None:
-    from metarun.reuse import reuse_settings
+    from metarun.config.from_run import reuse_settings
 
     stored = yaml.safe_load((run / "config.yaml").read_text())
     stored["train"]["teleport"] = True

@@ -12,7 +12,8 @@ import pytest
 from runs import ENDLESS, here, started, wait_for_lines
 
 import metarun
-from metarun import checkpoint, durable
+from metarun.storage import atomic
+from metarun.training import checkpoint
 
 KILOBYTE = 1024
 
@@ -58,17 +59,17 @@ def test_a_write_that_fails_leaves_what_was_there(
     name: str, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The n-th write of a file fails; the run then goes on from what it has."""
-    replace, seen = durable.replace, []
+    replace, seen = atomic.replace, []
 
     def failing(path: Path, content: bytes, predecessor: Path | None = None) -> None:
         seen.append(path.name)
         if path.name == Path(name).name and seen.count(path.name) == (2 if name.endswith("last.pt") else 1):
-            with durable.naming(path):
+            with atomic.naming(path):
                 raise OSError(28, "No space left on device")
         replace(path, content, predecessor)
 
     with monkeypatch.context() as patched:
-        patched.setattr(durable, "replace", failing)
+        patched.setattr(atomic, "replace", failing)
         with pytest.raises(metarun.UserError, match=f"{name}: cannot be written .No space left on device."):
             here(tmp_path / "cut")
     here(tmp_path / "cut", resume=True)
@@ -92,5 +93,5 @@ def test_half_a_record_is_taken_back(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"whole\n")
     with Filling(path, "a") as file, pytest.raises(metarun.UserError, match="No space left on device"):
-        durable.append(file, path, b"more than fits\n")
+        atomic.append(file, path, b"more than fits\n")
     assert path.read_bytes() == b"whole\n"

@@ -12,14 +12,14 @@ import torch
 from runs import TINY
 
 import metarun
-from metarun.experiment import assemble
-from metarun.shortage import advice, out_of_memory
+from metarun.jobs.shortage import advice, out_of_memory
+from metarun.training.experiment import assemble
 
 LIMITED = """
 import resource, sys
 from pathlib import Path
-import metarun.training, metarun.sinks.console
-from metarun.cli import main
+import metarun.jobs.train, metarun.storage.loggers.console
+from metarun.cli.main import main
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + {more} * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -30,7 +30,7 @@ GROWTH = """
 import sys
 from pathlib import Path
 import metarun
-from metarun.session import Session
+from metarun.training.recorder import Session
 kept, tell = {}, Session.stepped
 def stepped(self, state):
     tell(self, state)

@@ -14,13 +14,13 @@ from image_files import png
 from runs import TINY
 
 import metarun
-from metarun import catalogue
 from metarun.algorithms import imaml
+from metarun.config import catalogue
 from metarun.errors import NonFinite
-from metarun.experiment import Experiment, assemble
-from metarun.metagradient import batched_meta_gradient
-from metarun.session import Follower
-from metarun.trainer import State, outer_step, train
+from metarun.training.experiment import Experiment, assemble
+from metarun.training.loop import State, outer_step, train
+from metarun.training.meta_gradient import batched_meta_gradient
+from metarun.training.recorder import Follower
 from metarun.types import Batch, Params, Task
 
 IMAGES = ["data=folder", "data.image_size=16", "data.ways=3", "data.shots=1", "data.queries=1", "data.test_queries=1"]

@@ -10,8 +10,8 @@ import pytest
 from runs import ENDLESS, here, started, wait_for_lines
 
 import metarun
-from metarun.ownership import owned, owner
-from metarun.reuse import reuse_settings
+from metarun.config.from_run import reuse_settings
+from metarun.storage.ownership import owned, owner
 
 
 def contents(folder: Path) -> dict[str, bytes]:

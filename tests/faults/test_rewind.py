@@ -12,12 +12,12 @@ from bad_steps import bad
 from runs import TINY, here
 
 import metarun
-from metarun import checkpoint
-from metarun.config import check
-from metarun.experiment import assemble
-from metarun.record import RunFolder
-from metarun.session import Follower
-from metarun.trainer import State, Trainer, train
+from metarun.config.schema import check
+from metarun.storage.run_folder import RunFolder
+from metarun.training import checkpoint
+from metarun.training.experiment import assemble
+from metarun.training.loop import State, Trainer, train
+from metarun.training.recorder import Follower
 
 REWIND = "train.on_nonfinite=rewind"
 CASES = {
@@ -156,14 +156,14 @@ def test_a_step_that_was_refused_leads_to_no_new_point() -> None:
 def test_a_step_too_long_leads_to_no_new_point(monkeypatch: pytest.MonkeyPatch) -> None:
     """A finite gradient that leaves infinite weights at step 5, where a point would be."""
     trainer, state = trainer_of(REWIND), None
-    real = metarun.trainer.apply_update
+    real = metarun.training.loop.apply_update
 
     def too_long(optimizer: Any, params: Any, gradient: Any, lr: float) -> None:
         real(optimizer, params, gradient, lr)
         if state.step == 4:
             next(iter(params.values())).fill_(float("inf"))
 
-    monkeypatch.setattr(metarun.trainer, "apply_update", too_long)
+    monkeypatch.setattr(metarun.training.loop, "apply_update", too_long)
     state, watcher = trainer.start(), Until()
     assert train(trainer, state, watcher) == "completed"
     assert all(v.isfinite().all() for v in state.params.values())

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from runs import ENDLESS, TINY, here, started, wait_for_lines
 
-from metarun import checkpoint, training
 from metarun.errors import Interrupted
+from metarun.jobs import train
+from metarun.training import checkpoint
 
 
 @pytest.mark.slow
@@ -63,7 +64,7 @@ def test_a_signal_during_the_test_ends_it_and_the_run_goes_on_there(
     ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(training, "test", lambda active, state: os.kill(os.getpid(), signal.SIGTERM))
+        patched.setattr(train, "test", lambda active, state: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Interrupted) as caught:
             here(tmp_path / "run")
     assert caught.value.number == signal.SIGTERM

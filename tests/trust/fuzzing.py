@@ -15,7 +15,7 @@ from unittest import mock
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from metarun import cli
+from metarun.cli import main
 
 MANY = int(os.environ.get("METARUN_FUZZ_CASES", "1000"))  # of each test in the long suite
 SLOWEST = 20.0  # seconds of a case: a hang
@@ -65,7 +65,7 @@ def metarun(*words: str) -> End:
 
     GlobalHydra.instance().clear()
     with mock.patch.dict(os.environ):
-        return called(cli.main, ["metarun", *words])
+        return called(main.main, ["metarun", *words])
 
 
 def sound(end: End) -> None:

@@ -19,15 +19,17 @@ import yaml
 from report_folders import write_run
 
 import metarun
-from metarun import build, catalogue, checkpoint, cli
+from metarun.cli import main
+from metarun.config import catalogue, components
+from metarun.config.from_run import reuse_settings
 from metarun.data.cache import Decoded, cached_images
 from metarun.data.files import open_files
 from metarun.data.pickles import HarmlessUnpickler, pickled
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import SettingError, UserError
-from metarun.record import RunFolder
 from metarun.report.read import read_run
-from metarun.reuse import reuse_settings
+from metarun.storage.run_folder import RunFolder
+from metarun.training import checkpoint
 
 MARK = "METARUN_TEST_MARK"
 
@@ -168,7 +170,7 @@ def test_a_picture_starts_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_folder(tmp_path: Path, **changes: Any) -> Path:
     """A run folder whose settings are whole, with some of them exchanged."""
     folder = tmp_path / "run"
-    config = cli.compose([])
+    config = main.compose([])
     from dataclasses import asdict
 
     RunFolder(folder).create(asdict(config) | changes)
@@ -177,22 +179,32 @@ def run_folder(tmp_path: Path, **changes: Any) -> Path:
 
 def reused(folder: Path, *overrides: str, key: str = "run") -> Any:
     typed = [f"{key}={folder}", *(["job=evaluate"] if key == "run" else []), *overrides]
-    return reuse_settings(cli.compose(typed), typed, cli.compose)
+    return reuse_settings(main.compose(typed), typed, main.compose)
 
 
 TARGETS = {
-    "algo": ("os.system", "metarun.sweep.child.run_child", "metarun.jobs.import_module", "metarun.data.sinusoid.Sinusoid"),  # noqa: E501
-    "data": ("subprocess.run", "metarun.sweep.child.run_child", "metarun.data.fetch.fetch", "metarun.data.files.os"),
-    "model": ("builtins.eval", "metarun.checkpoint.load", "metarun.models.norm.check_norm"),
-    "reg": ("evil.Penalty", "metarun.build.build", "metarun.export.export_job"),
-    "analysis": ("pty.spawn", "metarun.cli.main", "metarun.analyses.frame.write_csv"),
+    "algo": (
+        "os.system",
+        "metarun.jobs.sweep.child.run_child",
+        "metarun.jobs.import_module",
+        "metarun.data.sinusoid.Sinusoid",
+    ),
+    "data": (
+        "subprocess.run",
+        "metarun.jobs.sweep.child.run_child",
+        "metarun.data.fetch.fetch",
+        "metarun.data.files.os",
+    ),
+    "model": ("builtins.eval", "metarun.training.checkpoint.load", "metarun.models.norm.check_norm"),
+    "reg": ("evil.Penalty", "metarun.config.components.build", "metarun.jobs.export.job.export_job"),
+    "analysis": ("pty.spawn", "metarun.cli.main.main", "metarun.analyses.frame.write_csv"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("group", "target"), [(g, t) for g, targets in TARGETS.items() for t in targets])
 def test_a_target_that_is_no_component_of_its_group_is_refused(group: str, target: str) -> None:
     with pytest.raises(SettingError, match=rf"^{group}\._target_="):
-        build.locate(group, {"_target_": target})
+        components.locate(group, {"_target_": target})
 
 
 @pytest.mark.parametrize("group", ["algo", "data", "model", "reg", "analysis"])
@@ -201,7 +213,7 @@ def test_every_option_that_ships_is_a_component_of_its_group(group: str) -> None
         node = catalogue._component(group, name)
         for inner in [node, *(v for v in node.values() if isinstance(v, dict))]:
             if "_target_" in inner:
-                assert build.locate(group, inner)
+                assert components.locate(group, inner)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +221,7 @@ def test_every_option_that_ships_is_a_component_of_its_group(group: str) -> None
 )
 def test_a_target_that_is_no_path_is_refused(target: str) -> None:
     with pytest.raises(SettingError):
-        build.locate("algo", {"_target_": target}, ["", "a b"])
+        components.locate("algo", {"_target_": target}, ["", "a b"])
 
 
 def test_a_target_is_refused_before_its_module_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +229,7 @@ def test_a_target_is_refused_before_its_module_is_imported(tmp_path: Path, monke
     monkeypatch.syspath_prepend(tmp_path)
     for group in TARGETS:
         with pytest.raises(SettingError, match="add its package to trusted_modules"):
-            build.locate(group, {"_target_": "evil.Thing"}, ["evi", "evil.other"])
+            components.locate(group, {"_target_": "evil.Thing"}, ["evi", "evil.other"])
 
 
 @pytest.mark.parametrize(
@@ -237,7 +249,7 @@ def test_a_run_folder_cannot_trust_a_package(
     config = reused(folder, key=key)
     assert config.trusted_modules == []
     with pytest.raises(SettingError, match=rf"^{group}\._target_=evil.thing: is outside of metarun"):
-        build.locate(group, getattr(config, group), config.trusted_modules)
+        components.locate(group, getattr(config, group), config.trusted_modules)
     assert reused(folder, "trusted_modules=[mine]", key=key).trusted_modules == ["mine"]
 
 
@@ -280,7 +292,7 @@ def test_settings_of_a_run_folder_are_plain(tmp_path: Path, changes: dict[str, A
 
 def test_downloads_are_not_taken_from_a_run_folder(tmp_path: Path) -> None:
     urls = [{"file": ".profile", "checksum": "md5:" + 32 * "0", "urls": ["https://evil.example/x"]}]
-    data = cli.compose(["data=folder"]).data | {"root": str(tmp_path), "urls": urls}
+    data = main.compose(["data=folder"]).data | {"root": str(tmp_path), "urls": urls}
     folder = run_folder(tmp_path, data=data, choices={"data": "folder"})
     assert reused(folder).data["urls"] == []
     assert reused(folder).data["root"] == str(tmp_path)
@@ -291,7 +303,7 @@ def test_downloads_are_not_taken_from_a_run_folder(tmp_path: Path) -> None:
 
 
 def test_what_a_run_folder_has_read_elsewhere_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = cli.compose(["data=folder"]).data | {"root": "/photos\x1b[2J"}
+    data = main.compose(["data=folder"]).data | {"root": "/photos\x1b[2J"}
     reused(run_folder(tmp_path, data=data, choices={"data": "folder"}))
     assert "its data.root is read: /photos\\x1b[2J" in capsys.readouterr().err
 

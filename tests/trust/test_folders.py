@@ -18,17 +18,18 @@ from pathlib import Path
 import pytest
 from report_folders import write_analysis, write_run
 
-from metarun import cli, foreign
+from metarun.cli import main
 from metarun.data import files
 from metarun.data.files import open_files
 from metarun.errors import UserError
-from metarun.ledger import JobRecord, SweepRecord, read_job, read_sweep
-from metarun.record import RunFolder
+from metarun.jobs.sweep.child import command as child_command
 from metarun.report import write_report
 from metarun.report.jobs import command, found_in, jobs_of
 from metarun.report.read import read_run
 from metarun.report.table import no_formula
-from metarun.sweep.child import command as child_command
+from metarun.storage import untrusted
+from metarun.storage.run_folder import RunFolder
+from metarun.storage.sweep_records import JobRecord, SweepRecord, read_job, read_sweep
 
 SECRET = "the secret of another file"
 
@@ -280,7 +281,7 @@ def test_what_a_run_writes_is_its_owners(tmp_path: Path, elsewhere: None) -> Non
 
     before = os.umask(0o022)
     try:
-        RunFolder(tmp_path / "run").create(asdict(cli.compose([])))
+        RunFolder(tmp_path / "run").create(asdict(main.compose([])))
         cached_images("x", "key", decoded)  # type: ignore[arg-type]
     finally:
         os.umask(before)
@@ -311,6 +312,6 @@ def test_a_resumed_run_keeps_records_alone(tmp_path: Path, line: str) -> None:
 
 
 def test_a_folder_of_more_files_than_a_run_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(untrusted, "MOST_ENTRIES", 3)
     with pytest.raises(UserError, match="has more than 3 files"):
         RunFolder(write_run(tmp_path / "run")).config()

@@ -31,23 +31,24 @@ from hypothesis import strategies as st
 from PIL import Image
 from report_folders import records, write_run
 
-from metarun import checkpoint, cli
-from metarun.build import build
-from metarun.config import check
+from metarun.cli import main
+from metarun.cli.report import main as report_main
+from metarun.config.components import build
+from metarun.config.from_run import reuse_settings
+from metarun.config.schema import check
 from metarun.data.files import open_files
 from metarun.data.layouts import recognise
 from metarun.data.pickles import pickled
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import UserError
-from metarun.ledger import read_job, read_sweep
-from metarun.record import RunFolder
+from metarun.regularizers.build import build_regularization
 from metarun.report import FORMATS
-from metarun.report.cli import main as report_main
 from metarun.report.swept import sweep_text
-from metarun.reuse import reuse_settings
-from metarun.session import Session
-from metarun.terms import build_regularization
-from metarun.trainer import State
+from metarun.storage.run_folder import RunFolder
+from metarun.storage.sweep_records import read_job, read_sweep
+from metarun.training import checkpoint
+from metarun.training.loop import State
+from metarun.training.recorder import Session
 
 assert CHECKS
 
@@ -84,7 +85,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: None) -> Pa
     return folder
 
 
-CONFIG = asdict(cli.compose([]))
+CONFIG = asdict(main.compose([]))
 
 
 def dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -101,7 +102,7 @@ def composed(overrides: Any) -> Any:
     """`cli.compose`, once for the same overrides: it takes half a second."""
     words = tuple(overrides)
     if words not in COMPOSED:
-        COMPOSED[words] = cli.compose(words)
+        COMPOSED[words] = main.compose(words)
     return copy.deepcopy(COMPOSED[words])
 
 
@@ -135,12 +136,12 @@ def test_override_strings(here: Path, words: list[str]) -> None:
 def test_settings_that_are_composed_and_checked(here: Path, words: list[str]) -> None:
     """What a run does before it builds anything large."""
     try:
-        config = cli.compose([w for w in words if not w.lstrip("+~").startswith(("hydra", "data", "model"))])
+        config = main.compose([w for w in words if not w.lstrip("+~").startswith(("hydra", "data", "model"))])
         check(config)
         build_regularization(config, "regression")
         build("data", {k: v for k, v in config.data.items() if k not in ("ways", "shots", "queries", "test_queries")})
     except Exception as error:
-        from metarun.usage import one_line
+        from metarun.cli.usage_errors import one_line
 
         line = one_line(error)
         assert line is not None, repr(error)
@@ -333,7 +334,7 @@ def test_reports(here: Path, name: str, values: dict[str, Any], format: str, bot
 @fuzzed(60, lines=st.lists(TREES.map(json.dumps) | st.text(max_size=30), max_size=8))
 def test_records_that_a_resumed_run_finds(here: Path, lines: list[str]) -> None:
     """What is kept of them goes through the alarms, as in a resumed run."""
-    from metarun.config import DiagnosticsConfig
+    from metarun.config.schema import DiagnosticsConfig
     from metarun.diagnostics.alarm_history import Baseline
     from metarun.diagnostics.alarms import Alarms
     from metarun.diagnostics.chance import Chance
@@ -398,7 +399,7 @@ def test_an_error_that_nobody_foresaw_is_one_line(here: Path, monkeypatch: pytes
 def test_an_error_of_the_report_that_nobody_foresaw_is_one_line(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from metarun.report import cli as report_cli
+    from metarun.cli import report as report_cli
 
     def fail(*_: Any) -> None:
         raise ZeroDivisionError

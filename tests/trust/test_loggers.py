@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 import metarun
-from metarun import training
 from metarun.errors import SettingError, UserError
-from metarun.sinks import Record, apart
-from metarun.sinks.apart import Apart
+from metarun.jobs import train
+from metarun.storage.loggers import Record, apart
+from metarun.storage.loggers.apart import Apart
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("train.steps=4", "train.tasks=2", "train.log_every=1", "train.eval_every=2", "train.checkpoint_every=2",
@@ -136,9 +136,9 @@ def test_what_does_not_fit_is_counted(impatient: None, monkeypatch: pytest.Monke
 def test_a_run_with_a_broken_logger_has_the_numbers_of_one_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(training, "logger_sink", lambda config, folder: None)
+    monkeypatch.setattr(train, "logger_sink", lambda config, folder: None)
     metarun.run(metarun.compose([*TINY]), tmp_path / "without")
-    monkeypatch.setattr(training, "logger_sink", lambda config, folder: Strange("log", raising(OSError("away"))))
+    monkeypatch.setattr(train, "logger_sink", lambda config, folder: Strange("log", raising(OSError("away"))))
     result = metarun.run(metarun.compose([*TINY, f"logger={name}"]), tmp_path / "with")
     assert result.status == "completed"
     metrics = [(tmp_path / which / "metrics.jsonl").read_bytes() for which in ("without", "with")]

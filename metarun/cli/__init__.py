@@ -1,0 +1,1 @@
+"""What users type: the console scripts, and the only code that imports hydra. May import every room."""

@@ -1,0 +1,48 @@
+"""The command line in one of several processes: rank 0 owns the folder and speaks, the others write nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import Any, NoReturn
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, flag_override
+
+from metarun.storage import ranks
+
+SILENT = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"none": {"class": "logging.NullHandler"}},
+    "root": {"handlers": ["none"]},
+}
+
+
+class OneFolder(Callback):
+    """Keeps Hydra from making folders and files in any process but the first."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        if ranks.rank() > 0:
+            with flag_override(config.hydra, ["readonly", "struct"], False):
+                config.hydra.run.dir = "."
+                config.hydra.output_subdir = None
+                config.hydra.job_logging = SILENT
+
+
+def end(code: Any) -> NoReturn:
+    """End one of several processes, by no way but this one: the threads of torch's exchange between processes abort an
+    interpreter that winds down now and then (torch 2.13: "terminate called without an active exception")."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def be_quiet() -> None:
+    """Leave stdout and warnings to the first process."""
+    if ranks.rank() > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+        warnings.simplefilter("ignore")

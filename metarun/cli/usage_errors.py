@@ -1,0 +1,102 @@
+"""Composition errors in one line with the key, the value and the nearest valid names."""
+
+from __future__ import annotations
+
+import errno
+import re
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metarun.config import catalogue
+from metarun.errors import UserError, nearest
+from metarun.errors import one_line as one_line_of
+
+EXTRAS = {
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/submitit_local": "submitit",
+    "hydra/launcher/submitit_slurm": "submitit",
+    "hydra/launcher/ray": "ray",
+    "hydra/sweeper/optuna": "optuna",
+}
+"""Plugins of Hydra, and the extra that each comes with."""
+
+LAUNCHER = re.compile(r"hydra_plugins\.\w+_launcher\.")
+HYDRAS = ("hydra.", "omegaconf.", "antlr4.")
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+ADVICE = "HYDRA_FULL_ERROR=1 shows where"
+
+
+def one_line(error: BaseException) -> str | None:
+    """What to tell the user, or None when the error is not one of theirs."""
+    chain = list(_causes(error))
+    for link in chain:
+        if isinstance(link, UserError):
+            return one_line_of(link)
+    for link in chain:
+        if hasattr(link, "missing_cfg_file"):
+            return _missing_option(link)
+    for link in chain:
+        if isinstance(link, OmegaConfBaseException) and link.key is not None:
+            return _bad_key(link)
+    for link in chain:
+        if isinstance(link, OSError) and link.filename:
+            return one_line_of(f"{link.filename}: {link.strerror}")
+    for link in chain:
+        if isinstance(link, OSError) and link.errno in DISK:  # an error in writing does not say which file it was
+            return f"a file cannot be written ({link.strerror})"
+    if _of_launcher(error):
+        return one_line_of(f"hydra.launcher: cannot start jobs with these settings ({type(error).__name__}: {error})")
+    hydra_made = type(error).__module__.startswith(HYDRAS) or _raised_in(error).startswith(HYDRAS)
+    return one_line_of(error) if hydra_made else None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module in which it was raised: Hydra meets some of what can be typed with a bare ValueError."""
+    return _modules(error)[-1]
+
+
+def _of_launcher(error: BaseException) -> bool:
+    """Whether a launcher or what it stands on failed, and no job that it ran, here or in a worker of its own."""
+    modules, remote = _modules(error), type(error.__cause__).__name__ == "_RemoteTraceback"
+    starts = [n for n, module in enumerate(modules) if LAUNCHER.match(module)]
+    return bool(starts) and not remote and not any(m.startswith("metarun") for m in modules[starts[0] :])
+
+
+def _modules(error: BaseException) -> list[str]:
+    """Those that an error passed through, where it was raised last."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return [str(frame.f_globals.get("__name__", "")) for frame in frames] or [""]
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _missing_option(error: Any) -> str:
+    """An option of a group that has no file: `algo=mamll`."""
+    name = str(error.missing_cfg_file)
+    group, _, option = name.rpartition("/")
+    extra = EXTRAS.get(name)
+    if extra:
+        return f"{group}={option}: is not installed; pip install 'metarun[{extra}]'"
+    options = [o for o in (error.options or catalogue.options(group)) if not o.startswith("_")]
+    return f"{group}={option}: no such option, {nearest(option, options)}" if group else " ".join(str(error).split())
+
+
+def _bad_key(error: OmegaConfBaseException) -> str:
+    """A key that does not exist, or a value of the wrong type."""
+    key = error.full_key or str(error.key)
+    parent = error.parent_node
+    reason = " ".join(str(error.msg or error).split("\n")[0].split())
+    if re.search(r"not in struct|not in '|is not in", reason):
+        siblings: Any = [] if parent is None else OmegaConf.to_container(parent, resolve=False)
+        return one_line_of(f"{key}: no such setting, {nearest(str(error.key), siblings)}")
+    value = "" if error.value is None else f"={error.value}"
+    return one_line_of(f"{key}{value}: {reason}")

@@ -1,0 +1,160 @@
+"""Where and how the arithmetic runs: device, precision, chunking of the task axis. docs/devices.md has the settings."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.compute.distributed import ALONE, Team, team
+from metarun.config.schema import DeviceConfig, compile_choice
+from metarun.errors import SettingError
+from metarun.storage import ranks
+from metarun.types import Batch, EpisodeSpec, Params, Task
+
+log = logging.getLogger(__name__)
+
+CPU_ROWS_PER_CHUNK = 320
+"""Rows of images that one chunk of tasks should hold on a CPU: beyond that, the activations fall out of its caches."""
+
+CPU_PIXELS_TOGETHER = 1_600_000
+"""The same as pixels for networks of matrix products, whose batches are the quicker the larger; this bounds memory. On
+two cores 16 tasks of 80 images of 28x28 (MAML, the stride-2 conv4-64) take 0.88 of the time of two chunks in one, and
+0.71 of the time of four."""
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+
+CPU_PIXELS_ALONE = 40_000
+"""Pixels of a task's images beyond which a CPU is quicker with one task at a time and plain convolutions than with a
+grouped one. On two cores MAML with the max-pool conv4-64 then takes 0.77 of the time for 80 images of 28x28, with
+conv4-32 0.46 for 80 of 84x84; on 10 images of 28x28 it would take 1.4 times as long."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Moves tensors to the device in its precision, and decides how a function of many tasks is run."""
+
+    device: torch.device
+    dtype: torch.dtype  # of parameters and inputs
+    chunk_size: Any  # auto, a number, None for all
+    compile: bool | str  # auto, True, False
+    memory_format: str = "auto"  # auto, contiguous, channels_last
+    of_products: bool = False  # the network's linear maps are all matrix products
+    memory_rows: int | None = None  # of the tasks of a chunk, as many as fit into memory (memory.py)
+    team: Team = ALONE  # the processes that share the tasks
+
+    def params(self, params: Params) -> Params:
+        return {k: self.inputs(v) for k, v in params.items()}
+
+    def inputs(self, x: Tensor) -> Tensor:
+        dtype = self.dtype if x.is_floating_point() else None
+        if self.device.type == "cuda" and x.device.type == "cpu":
+            # From ordinary memory the host would wait for all that the device still has to do.
+            return x.pin_memory().to(self.device, dtype, non_blocking=True)
+        return x.to(self.device, dtype)
+
+    def task(self, task: Task) -> Task:
+        return Task(*(Batch(self.inputs(b.x), self.inputs(b.y)) for b in task))
+
+    def chunk(self, spec: EpisodeSpec, input_shape: tuple[int, ...]) -> int | None:
+        """How many tasks `vmap` handles at once; None for all."""
+        if self.chunk_size != "auto":
+            return self.chunk_size
+        rows = spec.ways * (spec.shots + spec.queries)
+        fastest = self._fastest(rows, input_shape)
+        if self.memory_rows is None:
+            return fastest
+        fits = max(1, self.memory_rows // rows)
+        return fits if fastest is None else min(fits, fastest)
+
+    def _fastest(self, rows: int, input_shape: tuple[int, ...]) -> int | None:
+        if self.device.type != "cpu" or math.prod(input_shape) < 100:
+            return None
+        pixels = rows * math.prod(input_shape[1:])
+        if self.of_products:
+            return max(1, CPU_PIXELS_TOGETHER // pixels)
+        if pixels > CPU_PIXELS_ALONE:
+            return 1
+        return max(1, CPU_ROWS_PER_CHUNK // rows)
+
+    def evaluation_chunk(self, spec: EpisodeSpec, input_shape: tuple[int, ...]) -> int | None:
+        """The same where no gradient of the queries is needed: for plain convolutions of many images on a CPU one task
+        at a time is best."""
+        chunk = self.chunk(spec, input_shape)
+        many = chunk is not None and not self.of_products and spec.ways * (spec.shots + spec.queries) >= 40
+        return 1 if many and self.chunk_size == "auto" else chunk
+
+
+def place(settings: DeviceConfig) -> Placement:
+    """Apply the process-wide settings and choose the device; `SettingError` when it is not there."""
+    name = _available() if settings.name == "auto" else settings.name
+    missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    if missing.get(name):
+        raise SettingError("device.name", name, f"this machine has none; choices: cpu, auto (here {_available()})")
+    if name == "mps" and settings.precision == "float64":
+        raise SettingError("device.precision", "float64", "mps has no float64; choices: float32, bfloat16")
+    if name == "cpu" and settings.precision == "bfloat16" and not _has_bfloat16():
+        log.warning("device.precision=bfloat16: this CPU computes it in software; float32 is faster")
+    _set_process(settings)
+    if name == "cpu":
+        keep_freed_memory()
+    dtype = torch.float64 if settings.precision == "float64" else torch.float32  # of bfloat16: see precision.py
+    compiled = compile_choice(settings)
+    return Placement(_device(name), dtype, settings.chunk_size, compiled, settings.memory_format, team=team())
+
+
+def _device(name: str) -> torch.device:
+    """Of several processes on a machine, each has a GPU of its own."""
+    if name != "cuda" or ranks.size() == 1:
+        return torch.device(name)
+    if ranks.local_size() > torch.cuda.device_count():
+        there = f"this machine has {torch.cuda.device_count()} for {ranks.local_size()} processes"
+        raise SettingError("device.name", name, f"{there}; start as many, or choose device=cpu")
+    torch.cuda.set_device(ranks.local_rank())
+    return torch.device(name, ranks.local_rank())
+
+
+def _set_process(settings: DeviceConfig) -> None:
+    """Threads, TF32 and determinism are the process's: set either way, since an analysis trains more than one run."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    elif ranks.size() > 1:  # torchrun says one, unless told otherwise
+        torch.set_num_threads(max(1, ranks.cores() // ranks.local_size()))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
+    # Never on: cuDNN would choose its kernels by a clock, and a resumed run could be given others.
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(settings.deterministic)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one, unless MALLOC_* variables say otherwise.
+
+    By default it returns large blocks, and the kernel clears every page of them anew: a third of the step of a
+    convolution network. Other allocators have no such settings or ignore them.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _has_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16 products (AVX-512 BF16, AMX; ARM's)."""
+    mkldnn = getattr(torch.ops, "mkldnn", None)
+    known = getattr(mkldnn, "_is_mkldnn_bf16_supported", None)
+    return known is None or bool(known())
+
+
+def _available() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,1 @@
+"""Settings, and the components that they name. May import storage."""

@@ -1,0 +1,1 @@
+"""job=profile: where a training step's time and memory go."""

@@ -1,0 +1,188 @@
+"""summary.json: the result of a run and everything that has to stand beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from torch import Tensor
+
+from metarun.algorithms.objective import Regularization, Term
+from metarun.diagnostics.alarms import Alarms
+from metarun.diagnostics.penalties import label, targets
+from metarun.diagnostics.sparsity import sparsity
+from metarun.jobs.machine import machine
+from metarun.statistics.convergence import convergence_summary
+from metarun.storage.run_folder import RunFolder
+from metarun.training.evaluation import Evaluation, mean_and_interval
+from metarun.training.experiment import Experiment, name_of
+from metarun.training.loop import State
+from metarun.types import GradientLearner, Metrics, Params
+
+
+def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
+    """What is known before the first step."""
+    config, dataset = experiment.config, experiment.dataset
+    facts = dataset.facts()
+    size = {k: config.data[k] for k in ("ways", "shots", "queries", "test_queries")}
+    return {
+        "status": "running",
+        "algo": name_of("algo", config),
+        "data": name_of("data", config),
+        "kind": dataset.kind,
+        **size,
+        "train_ways": experiment.train_spec.ways,
+        "train_shots": experiment.train_spec.shots,
+        **facts,
+        "norm": config.model.get("norm"),
+        "first_order": config.algo.get("first_order"),
+        "reg": name_of("reg", config),
+        "regularization": describe_penalties(experiment.regularization, []),
+        "seed": config.seed,
+        "metric": experiment.algorithm.loss.metric,
+        "device": experiment.placement.device.type,
+        "precision": config.device.precision,
+        "machine": machine(experiment.placement.device),
+        "processes": experiment.placement.team.size,
+        "run_dir": folder,
+        "versions": versions(),
+    }
+
+
+def describe_penalties(regularization: Regularization, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each term's settings, and its value and share of the gradient at the last training record, by place."""
+    trained = [record for record in records if record["kind"] == "train"]
+    return [_describe_term(term, trained[-1] if trained else {}) for term in regularization.terms]
+
+
+def _describe_term(term: Term, last: Mapping[str, Any]) -> dict[str, Any]:
+    places = [place for place in ("inner", "outer") if term.acts(place)]
+    schedule = term.schedule
+    return {
+        "name": term.name,
+        "class": type(term.penalty).__name__,
+        "weight": schedule.weight,
+        "where": term.where,
+        "schedule": schedule.shape,
+        "final_weight": schedule.final if schedule.shape != "constant" else None,
+        "warmup": schedule.warmup,
+        "method": getattr(term.penalty, "method", None),
+        "value": {place: last.get(f"penalty/{label(term, place)}") for place in places},
+        "share": {place: last.get(f"penalty_share/{label(term, place)}") for place in places},
+    }
+
+
+def describe_sparsity(params: Params, regularization: Regularization) -> dict[str, Any]:
+    """Zeros by layer; under `penalised`, those of what outer penalties with a proximal operator look at."""
+    seen = targets(regularization, "outer", params)
+    penalised = sparsity({name: params[name] for name in seen})["total"] if seen else None
+    return {**sparsity(params), "penalised": penalised}
+
+
+def describe_test(
+    evaluation: Evaluation, oracle: Metrics, params: Params, regularization: Regularization
+) -> dict[str, Any]:
+    """The test's figures, those of the best possible predictor where it is known, and what they were taken on."""
+    return {
+        "mean": evaluation.mean,
+        "ci95": evaluation.ci95,
+        "n_tasks": evaluation.scores.shape[1],
+        "headline_step": evaluation.steps[evaluation.headline],
+        "curve": evaluation.curve(),
+        "beside": {name: described(values) for name, values in evaluation.beside.items()},
+        "oracle": {name: described(values) for name, values in oracle.items()},
+        "episodes_sha256": evaluation.episodes_sha256,
+        "params_sha256": params_sha256(params),
+        "sparsity": describe_sparsity(params, regularization),
+    }
+
+
+def described(values: Tensor) -> dict[str, float]:
+    """A figure of each task, as mean and interval."""
+    mean, ci95 = mean_and_interval(values)
+    return {"mean": mean, "ci95": ci95}
+
+
+def describe_end(state: State, tasks: int, status: str, reason: str, alarms: Alarms | None) -> dict[str, Any]:
+    """How far the run came, how it ended, and its alarms if it trained."""
+    return {
+        "status": status,
+        "reason": reason,
+        "diverged": status == "diverged",
+        "steps_done": state.step,
+        "tasks_seen": state.step * tasks,
+        "best_step": state.best_step,
+        "rewinds": state.rewinding.total if state.rewinding else 0,
+        "val_error": state.best_error,
+        "seconds": state.seconds,
+        "seconds_spent": dict(state.spent),
+        "measures_share": measures_share(state),
+        "tasks_per_second": state.step * tasks / state.seconds if state.seconds else None,
+        "peak_memory_mb": peak_memory_mb(),
+        **({"alarms": alarms.summary()} if alarms else {}),
+    }
+
+
+def describe_carry(algorithm: Any, state: State) -> dict[str, Any]:
+    """What a learner that carries state says of it at the end, as the environment steps that it took."""
+    return {"collected": algorithm.told(state.carry)} if state.carry else {}
+
+
+def describe_convergence(experiment: Experiment, record: RunFolder) -> dict[str, Any]:
+    """Costs to thresholds, areas and rates, from the numbers that were logged."""
+    algorithm, dataset = experiment.algorithm, experiment.dataset
+    classes = experiment.test_spec.ways if dataset.kind == "classification" else None
+    return convergence_summary(
+        record.read_records(),
+        record.read_records("timing.jsonl"),
+        tasks_per_step=experiment.config.train.tasks,
+        gradients_per_task=algorithm.inner_steps if isinstance(algorithm, GradientLearner) else 0,
+        higher_is_better=algorithm.loss.higher_is_better,
+        chance=1 / classes if classes else None,
+    )
+
+
+def measures_share(state: State) -> float | None:
+    """Of the time of training without validation and probes, how much went into the measures of each record."""
+    rest = state.seconds - state.spent.get("validation", 0.0) - state.spent.get("probes", 0.0)
+    return state.spent.get("measures", 0.0) / rest if rest > 0 else None
+
+
+def params_sha256(params: Params) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        digest.update(name.encode())
+        digest.update(params[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def peak_memory_mb() -> float | None:
+    """The largest resident size of this process so far, or None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("metarun", "torch", "numpy", "hydra-core"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def title(summary: Mapping[str, Any]) -> str:
+    """The first line that a user reads."""
+    ways = f"{summary['train_ways']}-way " if summary["kind"] == "classification" else ""
+    task = f"{ways}{summary['train_shots']}-shot"
+    if summary["kind"] == "control":
+        return f"metarun: {summary['algo']} on {summary['data']} ({summary['reward']} reward), seed {summary['seed']}"
+    return f"metarun: {summary['algo']} on {summary['data']} ({task} training tasks), seed {summary['seed']}"

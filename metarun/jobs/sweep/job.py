@@ -1,0 +1,107 @@
+"""One job of a sweep, from "is it done already?" to its number for the sweeper. Nothing in here raises for what goes
+wrong in the job: it is recorded with its reason, and the sweeper is given the worst number."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from metarun.jobs.sweep import child
+from metarun.jobs.sweep.identity import changed_files, yaml_digests
+from metarun.jobs.sweep.slots import slot
+from metarun.storage.run_folder import RunFolder
+from metarun.storage.status import FINAL, SUCCEEDED, WORST, objective
+from metarun.storage.sweep_records import JobRecord, read_job, read_sweep, write_job
+
+SLOTS = ".slots"
+STOPPED_BY = 128  # and the signal's number, is how a run ends that was asked to stop
+SITTING = "METARUN_SITTING"
+"""The sitting that a launcher's worker belongs to; where the variable does not reach it, the one that began last."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a launcher was asked to run."""
+
+    folder: Path
+    sweep: Path  # the sweep's folder
+    key: str
+    number: int
+    overrides: tuple[str, ...]
+    flags: tuple[str, ...]  # of the command line, as --config-dir
+    settings: tuple[Path, ...]  # folders of settings files
+
+
+def run_job(job: Job) -> float:
+    """Run it unless it is done, resume it if it was begun; the number for the sweeper."""
+    with locked(job.folder) as lock:
+        before, sweep = read_job(job.folder), read_sweep(job.sweep)
+        known = before if before.key == job.key else JobRecord(key=job.key)
+        visit = os.environ.get(SITTING, sweep.visit)
+        done = known.final and not sweep.again
+        record = replace(known, number=job.number, overrides=list(job.overrides)).visited(visit, skipped=done)
+        if done:
+            write_job(job.folder, record)
+            return known.objective if known.objective is not None else WORST
+        begun = known.attempts > 0 and known.status not in FINAL
+        record = replace(record, status="waiting", objective=None, reason="")
+        write_job(job.folder, record)
+        with slot(job.sweep / SLOTS, sweep.width):
+            return _attempt(job, record, begun, sweep.threads, lock)
+
+
+def _attempt(job: Job, record: JobRecord, begun: bool, threads: int, lock: Sequence[int]) -> float:
+    changed = changed_files(read_sweep(job.sweep).files, yaml_digests(job.settings))
+    record = replace(record, status="running", attempts=record.attempts + 1, started=time.time(), changed=changed)
+    write_job(job.folder, record)
+    start = time.monotonic()
+    ended = replace(record, status="interrupted", reason="the sweep was stopped")
+    try:
+        ended = _run(job, record, begun, threads, lock)
+    finally:
+        write_job(job.folder, replace(ended, seconds=time.monotonic() - start))
+    return ended.objective if ended.objective is not None else WORST
+
+
+def _run(job: Job, record: JobRecord, begun: bool, threads: int, lock: Sequence[int]) -> JobRecord:
+    """The job's process, and what it left."""
+    resumes = begun and RunFolder(job.folder).begun()
+    if not resumes:
+        _forget(job.folder)
+    variables = child.environment(threads, job.sweep.name)
+    ended = child.run_child(child.command(job.overrides, job.flags, job.folder, resumes), job.folder, variables, lock)
+    summary = RunFolder(job.folder).read_summary()
+    status = str(summary.get("status", "failed"))
+    if ended.code == 0 and status in SUCCEEDED:
+        return replace(record, status=status, objective=objective(status, summary.get("val_error")))
+    if status == "diverged":
+        return replace(record, status=status, objective=WORST, reason=str(summary.get("reason", "")))
+    if status == "interrupted" and ended.code > STOPPED_BY:
+        return replace(record, status=status, objective=WORST, reason="stopped by a signal")
+    return replace(record, status="failed", objective=WORST, reason=child.explained(ended))
+
+
+def _forget(folder: Path) -> None:
+    """What an attempt left that came to nothing."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in ("metrics.jsonl", "timing.jsonl", "test.json", "summary.json", child.OUTPUT):
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[Sequence[int]]:
+    """One process at a time in a job's folder; gives the lock's file, for the job's process to hold on to as well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield ()
+        return
+    with open(folder / ".job.lock", "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield (file.fileno(),)

@@ -1,0 +1,87 @@
+"""One sitting of a sweep: from its first job to its last lines. Stopped or killed, the same command is the next one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from metarun.jobs.sweep.identity import KEY_LENGTH, changed_files
+from metarun.jobs.sweep.job import SITTING
+from metarun.jobs.sweep.overview import Counts, Job, Overview, counted, jobs_seen
+from metarun.storage.run_folder import new_folder
+from metarun.storage.status import SUCCEEDED
+from metarun.storage.sweep_records import SweepRecord, read_sweep, write_sweep
+
+PARENT = Path("multirun")
+MOST_TOLD = 10  # failed jobs at the end
+
+
+def command_key(overrides: Sequence[str], sweeper: object) -> str:
+    """The same for the same sweep: what is swept, by which sweeper; the order of what was typed does not matter."""
+    text = json.dumps([sorted(overrides), sweeper], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def sweep_folder(key: str) -> Path:
+    """Where this sweep was begun: the newest folder of its command, else a new one, multirun/DATE/TIME."""
+    begun = [path.parent for path in PARENT.glob("*/*/sweep.json") if read_sweep(path.parent).key == key]
+    if begun:
+        return max(begun, key=lambda folder: (folder / "sweep.json").stat().st_mtime)
+    now = datetime.now()
+    return new_folder(PARENT / f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}")
+
+
+class Sitting:
+    """Writes sweep.json, shows the overview, says at the end what came of it."""
+
+    def __init__(self, folder: Path, record: SweepRecord) -> None:
+        self.folder = folder
+        self.before = read_sweep(folder)
+        self.record = replace(record, visit=uuid.uuid4().hex)
+        self.overview = Overview(folder, self.record)
+
+    def begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_sweep(self.folder, self.record)
+        os.environ[SITTING] = self.record.visit
+        total = f"{self.record.total} jobs" if self.record.total else "jobs"
+        at_once = f", {self.record.width} at once" if self.record.width > 1 else ""
+        threads = f"{self.record.threads} thread{'s' * (self.record.threads > 1)} each"
+        verb = "continued" if self.before.key else "sweep"
+        self.overview.console.print(f"{verb}: {total}{at_once}, {threads}, in {self.folder}")
+        edited = changed_files(self.before.files, self.record.files) if self.before.key else []
+        if edited:
+            self.overview.console.print(
+                f"settings edited since the sweep began: {', '.join(edited)}; jobs that they change run again"
+            )
+        self.overview.start()
+
+    def stop(self) -> None:
+        """No job runs any more."""
+        self.overview.stop()
+
+    def end(self) -> int:
+        """The last lines; the exit code: 0, or 1 where jobs did not succeed, 2 where none did."""
+        jobs = jobs_seen(self.folder, self.record.visit)
+        counts = counted(jobs, self.record)
+        for line in last_lines(jobs, counts):
+            self.overview.console.print(line, markup=False)
+        if counts.succeeded == counts.ended and not counts.waiting:
+            return 0
+        return 1 if counts.succeeded else 2
+
+
+def last_lines(jobs: Sequence[Job], counts: Counts) -> list[str]:
+    """What failed and why, and how many succeeded. Those that diverged have been told, and are in the table."""
+    lost = [j for j in jobs if j.record.status not in (*SUCCEEDED, "diverged")]
+    lines = [f"{j.record.status}: {j.folder.name}: {j.record.reason}" for j in lost[:MOST_TOLD]]
+    lines += [f"... and {len(lost) - MOST_TOLD} more"] if len(lost) > MOST_TOLD else []
+    skipped = f", {counts.skipped} of them skipped: done before" if counts.skipped else ""
+    of = counts.ended + counts.running + counts.waiting
+    return [*lines, f"{counts.succeeded} of {of} jobs succeeded{skipped}"]

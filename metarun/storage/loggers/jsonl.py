@@ -1,0 +1,41 @@
+"""metrics.jsonl and timing.jsonl: one line a record, written at once and whole."""
+
+from __future__ import annotations
+
+import json
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from metarun.storage.atomic import append, naming
+from metarun.storage.loggers import Record
+from metarun.storage.run_folder import finite
+
+
+class JsonLines:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, FileIO] = {}
+
+    def start(self, run: dict[str, Any]) -> None:
+        for name in ("metrics", "timing"):
+            with naming(path := self._path(name)):
+                self.files[name] = FileIO(path, "a")
+
+    def progress(self, step: int) -> None:
+        """Nothing to write."""
+
+    def log(self, record: Record) -> None:
+        for name, values in (("metrics", record.values), ("timing", record.timing)):
+            line = {"kind": record.kind, "step": record.step, **values}
+            append(self.files[name], self._path(name), (json.dumps(finite(line)) + "\n").encode())
+
+    def note(self, message: str) -> None:
+        """Notes are in metarun.log."""
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.jsonl"

@@ -1,0 +1,186 @@
+"""Numbers as people read them: one line for a record, one table for a result."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from metarun.storage.loggers import Record
+from metarun.storage.published import compared, described
+
+SHOWN = (
+    "return",
+    "environment_steps",
+    "loss",
+    "adaptation_gain",
+    "accuracy",
+    "log_likelihood",
+    "kl",
+    "grad_norm",
+    "cg_residual",
+)
+MAX_ROWS = 12
+
+
+def metrics_line(record: Record, metric: str) -> str:
+    """`loss 0.31  adaptation_gain 2.7  ...  590 tasks/s`, or `val mse 0.25 +- 0.05`."""
+    values, timing = record.values, record.timing
+    if record.kind != "train":
+        best = "  (best so far)" if values.get("improved") else ""
+        return f"{record.kind} {metric} {figure(metric, values['mean'], values['ci95'])}{best}"
+    parts = [f"{name} {values[name]:.4g}" for name in SHOWN if name in values]
+    parts += [f"{timing['tasks_per_second']:.4g} tasks/s"] if "tasks_per_second" in timing else []
+    parts += [f"{clock(timing['seconds_left'])} left"] if "seconds_left" in timing else []
+    return "  ".join(parts)
+
+
+def figure(metric: str, mean: float, ci95: float | None) -> str:
+    """An accuracy in per cent, another figure as it is, with its interval."""
+    if mean is None or not math.isfinite(mean):
+        return "not finite"
+    scale, unit, digits = (100, " %", 2) if metric == "accuracy" else (1, "", 4)
+    interval = "" if ci95 is None else f" +- {_number(scale * ci95, digits)}"
+    return f"{_number(scale * mean, digits)}{interval}{unit}"
+
+
+def _number(value: float, digits: int) -> str:
+    """With so many digits after the point, or in powers of ten once it is huge."""
+    return f"{value:.{digits}f}" if abs(value) < 1e4 else f"{value:.1e}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def result_table(summary: dict[str, Any]) -> Group:
+    """The test figure after each adaptation step, under what it was measured on, above the run folder."""
+    parts: list[Any] = [Text("")]
+    if summary.get("curve"):
+        parts += [Text(headline(summary), style="bold"), Text(conditions(summary))]
+        parts += [Text(f"note: {summary['caveat']}")] if summary.get("caveat") else []
+        parts += [_curve(summary)] if len(summary["curve"]) > 1 or not summary.get("beside") else []
+        parts += [_beside(summary)] if summary.get("beside") or summary.get("oracle") else []
+        parts += [Text(line) for line in published_lines(summary)]
+    parts += [Text(line) for line in _ending(summary)]
+    return Group(*parts)
+
+
+def headline(summary: dict[str, Any]) -> str:
+    after = f" after {summary['headline_step']} {steps_are(summary)}" if len(summary["curve"]) > 1 else ""
+    number = figure(summary["metric"], summary["mean"], summary["ci95"])
+    return f"test {summary['metric']}: {number} (95 % interval, {summary['n_tasks']} tasks){after}"
+
+
+def steps_are(summary: dict[str, Any]) -> str:
+    """What a test counts along its curve."""
+    return "explored trajectories" if summary["kind"] == "control" else "adaptation steps"
+
+
+def conditions(summary: dict[str, Any]) -> str:
+    """What a figure must be read with."""
+    size = f"{summary['ways']}-way " if summary["kind"] == "classification" else ""
+    hashes = f"episodes {summary['episodes_sha256'][:12]}"
+    rows = f"{size}{summary['shots']}-shot, {summary['test_queries']} queries{' a class' if size else ''}"
+    if summary["kind"] == "control":
+        scored = summary["test_queries"]
+        rows = f"{summary['reward']} reward, {scored} {'trajectory' if scored == 1 else 'trajectories'} scored a task"
+    images = f"images {summary['images_are']}, " if "images_are" in summary else ""
+    split = f"split {summary['split']}, {images}norm {summary['norm']}"
+    return f"{summary['algo']} on {summary['data']}, {rows}, {split}, {hashes}"
+
+
+def published_lines(summary: dict[str, Any]) -> list[str]:
+    """One line with the paper's figures, where the settings are those of a published row."""
+    published = summary.get("published") or {}
+    found = compared(published, summary) if published else []
+    return [described(found, published["source"])] if found else []
+
+
+def _curve(summary: dict[str, Any]) -> Table:
+    metric, curve = summary["metric"], summary["curve"]
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    for column in (steps_are(summary), f"test {metric}", "95 % interval", "query loss"):
+        table.add_column(column, justify="right")
+    for row in _some(curve, summary["headline_step"]):
+        mean = figure(metric, row["mean"], None)
+        ci95 = "+- " + figure(metric, row["ci95"], None)
+        loss = figure("loss", row["loss"], None)
+        style = "bold" if row["step"] == summary["headline_step"] else ""
+        table.add_row(str(row["step"]), mean, ci95, loss, style=style)
+    return table
+
+
+def beside_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Figures beside the one that is reported, of this run and of the best possible predictor."""
+    own = {summary["metric"]: summary, **(summary.get("beside") or {})}
+    best = summary.get("oracle") or {}
+    names = [*own, *(name for name in best if summary.get("beside") and name not in own)]
+    return [(name, *(_share(name, side.get(name)) for side in (own, best))) for name in names]
+
+
+def _share(name: str, found: Any) -> str:
+    if not found:
+        return "-"
+    return figure("accuracy" if name.startswith("coverage") else name, found["mean"], found["ci95"])
+
+
+def _beside(summary: dict[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    table.add_column("on the queries")
+    table.add_column("this run", justify="right")
+    if summary.get("oracle"):
+        table.add_column("best possible", justify="right")
+    for row in beside_rows(summary):
+        table.add_row(*row[: len(table.columns)])
+    return table
+
+
+def _some(curve: list[dict[str, Any]], headline: int) -> list[dict[str, Any]]:
+    """All rows, or of a long curve evenly spread ones with the first, the last and the headline."""
+    if len(curve) <= MAX_ROWS:
+        return curve
+    every = -(-len(curve) // (MAX_ROWS - 2))
+    return [r for r in curve if r["step"] % every == 0 or r["step"] in (headline, curve[-1]["step"])]
+
+
+def _ending(summary: dict[str, Any]) -> list[str]:
+    lines = [f"{summary['status']}: {summary['steps_done']} steps, {clock(summary['seconds'])} of training"]
+    if summary.get("reason"):
+        lines.append(summary["reason"])
+    if summary.get("curve") and summary.get("best_step"):
+        lines[0] += f", tested the checkpoint of step {summary['best_step']} (best validation)"
+    lines += sparsity_lines(summary.get("sparsity") or {})
+    lines += alarm_lines(summary.get("alarms") or {})
+    lines.append(f"run folder: {summary['run_dir']}")
+    lines += [f"report: {summary['report']}"] if summary.get("report") else []
+    if summary["status"] == "interrupted":
+        lines.append(f"continue with: metarun resume={summary['run_dir']}")
+    return lines
+
+
+def sparsity_lines(sparsity: dict[str, Any]) -> list[str]:
+    """One line with the zeros, where a penalty asks for some."""
+    seen = sparsity.get("penalised")
+    if not seen:
+        return []
+    zeros, small = (figure("accuracy", seen[key], None) for key in ("zeros_share", "small_share"))
+    return [f"zeros: {zeros} of {seen['parameters']} penalised weights; {small} are at most {sparsity['threshold']:g}"]
+
+
+def alarm_lines(alarms: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each alarm that was raised: how often and when."""
+    return [f"alarm {name}: {_times(alarm)}" for name, alarm in alarms.items()]
+
+
+def _times(alarm: dict[str, Any]) -> str:
+    if alarm["count"] == 1:
+        return f"once, at step {alarm['first']}"
+    return f"{alarm['count']} times, steps {alarm['first']} to {alarm['last']}"

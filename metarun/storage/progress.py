@@ -1,0 +1,46 @@
+"""A progress bar for work before a run starts: live on a terminal, one line elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from metarun.storage import ranks
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """Yield the items, showing on stderr how far along they are."""
+    if not sys.stderr.isatty() or ranks.rank() > 0:
+        tell(f"{label}: {total} items")
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track as live
+
+    yield from live(items, description=label, total=total, console=Console(stderr=True), transient=True)
+
+
+def tell(message: str) -> None:
+    """A line for the user, beside whatever the program prints as its result. Of several processes, one speaks."""
+    if ranks.rank() == 0:
+        print(message, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def track_bytes(label: str, done: int, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield what is to be called with the number of bytes that came; `total` is `done` where it is not known."""
+    if not sys.stderr.isatty() or ranks.rank() > 0:
+        tell(f"downloading {label}: {total - done} bytes" if total > done else f"downloading {label}")
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("downloading {task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, completed=done, total=total if total > done else None)
+        yield lambda count: bar.advance(task, count)

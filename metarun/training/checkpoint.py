@@ -1,0 +1,242 @@
+"""Checkpoints: tensors and plain containers only, loadable without executing anything, replaced atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import stat
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.compute.distributed import team
+from metarun.errors import UserError
+from metarun.storage import atomic
+from metarun.storage.progress import tell
+from metarun.storage.run_folder import RunFolder, previous
+from metarun.training.loop import State
+from metarun.training.nonfinite import point_of
+from metarun.types import Params
+
+FORMAT = 2  # raise it when what is stored changes its meaning; 1 had no checksum
+READABLE = (1, 2)
+
+
+def save(path: Path, state: State) -> None:
+    """Write the state, whole or not at all; the one before stays as NAME.previous."""
+    stored = {
+        "format": FORMAT,
+        "step": state.step,
+        "params": state.params,
+        "optimizer": state.optimizer.state_dict(),
+        "best_error": state.best_error,
+        "best_step": state.best_step,
+        "seconds": state.seconds,
+        "spent": state.spent,
+    }
+    if state.carry:
+        stored["carry"] = state.carry
+    if state.rewinding:
+        stored["rewinding"] = {k: v for k, v in vars(state.rewinding).items() if k != "carry" or v}
+    _write(path, stored)
+
+
+def save_without_optimizer(path: Path, source: Path) -> None:
+    """A checkpoint of a third of the size, which can be tested but not trained on."""
+    _write(path, load(source) | {"optimizer": {}})
+
+
+def _write(path: Path, stored: dict[str, Any]) -> None:
+    # By way of memory: on a full disk torch's own writer ends in an error that names neither file nor cause.
+    buffer = io.BytesIO()
+    torch.save(stored | {"sha256": digest(stored)}, buffer)
+    atomic.replace(path, buffer.getvalue(), previous(path))
+
+
+def restore(path: Path, state: State) -> None:
+    """Put what `path` (or, where that is missing or damaged, its predecessor) holds into a freshly started state; of
+    several processes the first one reads it."""
+    stored = team().of_first(lambda: load(path))
+    if "rewinding" in stored:  # by way of the state itself, where it is checked
+        kept = stored["rewinding"]
+        _restore_tensors(kept, state, path)
+        _restore_carry(kept, state, path)
+        state.rewinding = replace(point_of(state, kept["step"]), in_a_row=kept["in_a_row"], total=kept["total"])
+    _restore_tensors(stored, state, path)
+    _restore_carry(stored, state, path)
+    _restore_counts(stored, state)
+
+
+def restore_tested(path: Path, state: State) -> None:
+    """All but the optimizer's state, which a test has no use for."""
+    stored = team().of_first(lambda: load(path))
+    _copy(stored["params"], state.params, path)
+    _restore_counts(stored, state)
+
+
+def _restore_counts(stored: dict[str, Any], state: State) -> None:
+    state.step, state.seconds, state.spent = stored["step"], stored["seconds"], stored.get("spent", {})
+    state.best_error, state.best_step = stored["best_error"], stored["best_step"]
+
+
+def _restore_tensors(stored: dict[str, Any], state: State, path: Path) -> None:
+    _copy(stored["params"], state.params, path)
+    _restore_optimizer(stored["optimizer"], state.optimizer, path)
+
+
+def _restore_carry(stored: dict[str, Any], state: State, path: Path) -> None:
+    """What a learner takes along. Copies: a step replaces these tensors, and the rewind point keeps its own."""
+    kept = stored.get("carry", {})
+    shapes = [{k: (tuple(v.shape), v.dtype) for k, v in carry.items()} for carry in (kept, state.carry)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"{path}: holds what another learner takes along; resume with the settings of that run")
+    state.carry = {name: value.to(state.carry[name]) for name, value in kept.items()}
+
+
+def restore_params(path: Path, params: Params) -> int:
+    """Only the meta-parameters; returns the step that they are of."""
+
+    def read() -> tuple[Params, int]:
+        stored = load(path)
+        return stored["params"], stored["step"]
+
+    found, step = team().of_first(read)
+    _copy(found, params, path)
+    return step
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The stored containers, the predecessor's where `path` is missing or damaged; `UserError` when neither can be
+    read."""
+    reasons: list[str] = []
+    for candidate in (path, previous(path)):
+        try:
+            stored = _read(candidate)
+        except Damaged as error:
+            reasons.append(f"{candidate.name} {error}")
+        else:
+            if reasons:
+                tell(f"{path.parent}: {reasons[0]}; {candidate.name} of step {stored['step']} is taken instead")
+            return stored
+    raise UserError(f"{path.parent}: no checkpoint to read: {', '.join(reasons)}")
+
+
+class Damaged(Exception):
+    """Why a file is no checkpoint."""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        refuse_inflated(path)
+        stored = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise Damaged("is missing") from None
+    except Exception as error:  # torch raises many kinds for a damaged file
+        what = (str(error) or type(error).__name__).splitlines()[0][:80]
+        raise Damaged(f"is damaged ({what})") from error
+    number = stored.pop("format", None) if isinstance(stored, dict) else None
+    if isinstance(number, int) and number > FORMAT:
+        raise UserError(f"{path}: was written by a newer metarun (format {number}; this one reads up to {FORMAT})")
+    if number not in READABLE or not is_checkpoint(stored):
+        raise Damaged("is no checkpoint of metarun")
+    if number > 1 and stored.pop("sha256", None) != digest({"format": number} | stored):
+        raise Damaged("is damaged (its content does not have its checksum)")
+    return {"format": number} | stored
+
+
+def digest(stored: Any) -> str:
+    """SHA-256 of containers, numbers and tensors, whatever file they are in."""
+    sha = hashlib.sha256()
+    for part in _parts(stored):
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def _parts(value: Any) -> Iterator[bytes]:
+    if isinstance(value, Tensor):
+        yield f"{value.dtype}{tuple(value.shape)}".encode()
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield repr(key).encode()
+            yield from _parts(inner)
+    elif isinstance(value, (list, tuple)):
+        yield f"[{len(value)}]".encode()
+        for inner in value:
+            yield from _parts(inner)
+    else:
+        yield repr(value).encode()
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything to read; a kill may have come when only the predecessor was there."""
+    return path.exists() or previous(path).exists()
+
+
+def refuse_inflated(path: Path) -> None:
+    """torch stores tensors uncompressed: a file that is to become larger than it is was not made by it."""
+    if path.is_symlink() or not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is a link, or no regular file")
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise ValueError("it holds more bytes than it has")
+        if archive.testzip() is not None:  # torch itself does not look at the sums
+            raise ValueError("a check sum is wrong")
+
+
+def is_checkpoint(stored: Any) -> bool:
+    """Whether these are the containers that `save` writes."""
+    if not isinstance(stored, dict):
+        return False
+    spent = stored.get("spent", {})
+    whole = _holds(stored, "step", "best_step")
+    point = "rewinding" not in stored or _holds(stored["rewinding"], "step", "in_a_row", "total")
+    numbers = all(isinstance(stored.get(key), (int, float)) for key in ("seconds", "best_error"))
+    clocks = isinstance(spent, dict) and all(isinstance(s, (int, float)) for s in spent.values())
+    return whole and point and numbers and clocks
+
+
+def _holds(stored: Any, *counts: str) -> bool:
+    """Meta-parameters, an optimizer's state, what a learner takes along if it does, and these counts."""
+    if not isinstance(stored, dict) or not isinstance(stored.get("optimizer"), dict):
+        return False
+    params, carry = stored.get("params"), stored.get("carry", {})
+    if not (isinstance(carry, dict) and all(isinstance(v, Tensor) for v in carry.values())):
+        return False
+    whole = isinstance(params, dict) and all(isinstance(w, Tensor) and isinstance(n, str) for n, w in params.items())
+    return whole and all(type(stored.get(key)) is int and stored[key] >= 0 for key in counts)
+
+
+def best_of(run: RunFolder) -> Path:
+    """The best checkpoint of a run, or the last of one that was never validated."""
+    return run.best if exists(run.best) else run.last
+
+
+def _restore_optimizer(stored: dict[str, Any], optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """torch checks how many tensors there are, and finds out what else is wrong at the next step."""
+    if not stored:
+        raise UserError(f"{path}: was kept without the optimizer's state; it can be tested, not trained on")
+    own = [set(group) for group in optimizer.param_groups]
+    try:
+        fits = [set(group) for group in stored["param_groups"]] == own
+        optimizer.load_state_dict(stored)
+        for tensor, kept in optimizer.state.items():
+            fits &= all(v.shape in ((), tensor.shape) for v in kept.values() if isinstance(v, Tensor))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+        fits = False
+    if not fits:
+        raise UserError(f"{path}: holds the state of another optimizer; resume with the settings of that run")
+
+
+def _copy(source: Params, target: Params, path: Path) -> None:
+    """In place, so that the optimizer keeps its tensors."""
+    shapes = [{k: tuple(v.shape) for k, v in p.items()} for p in (source, target)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"{path}: holds the weights of another model; resume with the settings of that run")
+    for name, value in source.items():
+        target[name].copy_(value)

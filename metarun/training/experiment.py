@@ -1,0 +1,215 @@
+"""Settings become the objects of a run: data, network, learner, penalties, and the episodes they meet."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+from typing import Any
+
+from metarun.acting import CarryingLearner
+from metarun.algorithms.losses import loss_for
+from metarun.algorithms.objective import Regularization
+from metarun.compute.device import Placement, place
+from metarun.config import catalogue
+from metarun.config.components import build, locate
+from metarun.config.schema import Config, TrainConfig, check
+from metarun.data.pool import TaskPool
+from metarun.diagnostics.probes import Probe
+from metarun.diagnostics.step import StepMeasures
+from metarun.errors import SettingError, UserError
+from metarun.models.precision import in_precision
+from metarun.regularizers.build import build_regularization, refuse_senseless_terms
+from metarun.training.evaluation import Evaluator
+from metarun.training.loop import Trainer
+from metarun.training.memory import budget, fitted
+from metarun.types import Algorithm, Dataset, EpisodeSpec, Model, Params, Split
+
+TRAINING_SIZE = ("train_ways", "train_shots")
+"""Keys of `algo` that change the training episodes, not the algorithm."""
+
+CARRYING_JOBS = ("train", "evaluate")
+"""What a learner that carries state can do."""
+
+EPISODE_SIZE = ("ways", "shots", "queries", "test_queries")
+"""Keys of `data` that size the episodes, not the data set."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    config: Config
+    dataset: Dataset
+    algorithm: Algorithm  # sized for training episodes
+    tested: Algorithm  # the same, sized for test episodes
+    regularization: Regularization
+    train_spec: EpisodeSpec
+    test_spec: EpisodeSpec
+    placement: Placement
+
+    def trainer(self) -> Trainer:
+        config = self.config
+        validator = self.evaluator("val", config.val.tasks, (self.tested.test_inner_steps,))
+        return Trainer(
+            algorithm=self.algorithm,
+            dataset=self.dataset,
+            spec=self.train_spec,
+            regularization=self.regularization,
+            settings=config.train,
+            optim=config.optim,
+            placement=self.placement,
+            seed=config.seed,
+            validate=lambda params: validator(self.tested, params),
+            measures=self.measures() if config.diagnostics.level != "off" else None,
+            probe=self.probe() if config.diagnostics.level == "full" else None,
+            probe_every=config.diagnostics.every,
+        )
+
+    def measures(self) -> StepMeasures:
+        chunk = self.placement.evaluation_chunk(self.train_spec, self.dataset.input_shape())
+        followed = self.config.diagnostics.tasks
+        return StepMeasures(self.algorithm, followed, chunk, self.regularization, self.placement.team)
+
+    def probe(self) -> Probe:
+        return Probe(self.algorithm, self.dataset, self.train_spec, self.placement, self.config.diagnostics)
+
+    def tester(self) -> Evaluator:
+        """Reports every step up to `test.steps`, and the one whose figure is the result."""
+        steps = {*range(self.config.test.steps + 1), self.tested.test_inner_steps}
+        return self.evaluator("test", self.config.test.tasks, tuple(sorted(steps)))
+
+    def evaluator(self, split: Split, tasks: int, steps: tuple[int, ...]) -> Evaluator:
+        return Evaluator(self.dataset, split, self.test_spec, tasks, steps, self.placement)
+
+    def initial_params(self) -> Params:
+        return self.placement.params(self.regularization.init(self.algorithm.init(self.config.seed)))
+
+
+def assemble(config: Config) -> Experiment:
+    """Check everything that can be checked before the first step, then build."""
+    check(config)
+    placement = place(config.device)
+    dataset = limited(build_dataset(config), config.train)
+    refuse_senseless_pair(config, dataset)
+    train_spec, test_spec = episode_sizes(config)
+    refuse_impossible_episodes(config, dataset, train_spec, test_spec)
+    algorithm = build_learner(config, dataset, train_spec.ways)
+    tested = build_learner(config, dataset, test_spec.ways)
+    if algorithm.head and dataset.outputs(train_spec.ways) != dataset.outputs(test_spec.ways):
+        needed = f"must equal data.ways={test_spec.ways}: this algorithm's network has one output per class"
+        raise SettingError("algo.train_ways", train_spec.ways, needed)
+    placement = replace(placement, of_products=getattr(algorithm.model, "by_products", False))
+    regularization = build_regularization(config, dataset.kind)
+    refuse_senseless_terms(config, regularization, algorithm)
+    experiment = Experiment(config, dataset, algorithm, tested, regularization, train_spec, test_spec, placement)
+    refuse_what_needs_no_carry(experiment)
+    counted = placement.chunk_size == "auto" and not isinstance(algorithm, CarryingLearner)
+    return within_memory(experiment) if counted else experiment
+
+
+def refuse_job(config: Config) -> None:
+    """What takes a learner for a function of meta-parameters and tasks is not for one that gathers its own data."""
+    made = catalogue.made_by(locate("algo", config.algo, config.trusted_modules))
+    if hasattr(made, "prepared") and config.job not in CARRYING_JOBS:
+        needed = f"algo={name_of('algo', config)} gathers its own data and carries state"
+        raise SettingError("job", config.job, f"{needed}; choices: {', '.join(CARRYING_JOBS)}")
+
+
+def refuse_what_needs_no_carry(experiment: Experiment) -> None:
+    """The same of probes on fixed tasks, and of several processes."""
+    config, name = experiment.config, name_of("algo", experiment.config)
+    if not isinstance(experiment.algorithm, CarryingLearner):
+        return
+    refuse_job(config)
+    if config.diagnostics.level == "full":
+        raise SettingError("diagnostics.level", "full", f"algo={name} has no fixed tasks to probe; choices: off, basic")
+    if experiment.placement.team.size > 1:
+        raise UserError(f"algo={name}: collects in one process; start it without torchrun")
+
+
+def within_memory(experiment: Experiment) -> Experiment:
+    """With chunks of as many tasks as `device.memory_mb` leaves room for."""
+    config, spec, params = experiment.config, experiment.train_spec, experiment.initial_params()
+    episode = experiment.placement.task(experiment.dataset.episodes("train", config.seed, 0, range(1), spec))
+    limit = budget(config.device.memory_mb, experiment.placement.device)
+    count = len(experiment.placement.team.todo(config.train.tasks))
+    placed = fitted(experiment.placement, limit, experiment.algorithm, params, episode, count, spec)
+    return replace(experiment, placement=placed)
+
+
+def build_dataset(config: Config) -> Dataset:
+    node = {k: v for k, v in config.data.items() if k not in EPISODE_SIZE}
+    return build("data", node, config.trusted_modules)
+
+
+def limited(dataset: Dataset, settings: TrainConfig) -> Dataset:
+    """The data set, or the part of it that `train.pool` leaves to train on."""
+    if settings.pool is None:
+        return dataset
+    return TaskPool(dataset, settings.pool, settings.pool_seed, settings.pool_replaced)
+
+
+def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:
+    """The algorithm with its network, for episodes of so many ways."""
+    node = {k: v for k, v in config.algo.items() if k not in TRAINING_SIZE}
+    target = locate("algo", node, config.trusted_modules)
+    made = catalogue.made_by(target)
+    shape, outputs = dataset.input_shape(), dataset.outputs(ways)
+    regularization = build_regularization(config, dataset.kind)
+
+    def network(inputs: tuple[int, ...], outputs: int | None) -> Model:
+        model = build("model", config.model, config.trusted_modules, input_shape=inputs, outputs=outputs)
+        return in_precision(model, config.device.precision)
+
+    provided: dict[str, Any] = {"loss": loss_for(dataset.kind, getattr(made, "predicts", "values")), "ways": ways}
+    provided |= {"environment": dataset} if dataset.kind == "control" else {}
+    provided |= {"regularization": regularization, "input_shape": shape, "outputs": outputs, "network": network}
+    if "model" in inspect.signature(target).parameters:  # else it is made of several networks
+        model = network(shape, outputs if made.head else None)
+        provided["model"] = regularization.wrap(model, shape)
+    return build("algo", node, config.trusted_modules, **provided)
+
+
+def episode_sizes(config: Config) -> tuple[EpisodeSpec, EpisodeSpec]:
+    """Of training and of test episodes."""
+    data, algo = config.data, config.algo
+    for key in EPISODE_SIZE:
+        if not isinstance(data.get(key), int) or isinstance(data.get(key), bool) or data[key] < 1:
+            raise SettingError(f"data.{key}", data.get(key), "must be a whole number of at least 1")
+    for key in TRAINING_SIZE:
+        value = algo.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise SettingError(f"algo.{key}", value, "must be a whole number of at least 1, or null for the test's")
+    ways, shots = algo.get("train_ways") or data["ways"], algo.get("train_shots") or data["shots"]
+    train = EpisodeSpec(ways, shots, data["queries"])
+    return train, EpisodeSpec(data["ways"], data["shots"], data["test_queries"])
+
+
+def refuse_senseless_pair(config: Config, dataset: Dataset) -> None:
+    algorithm = catalogue.made_by(locate("algo", config.algo, config.trusted_modules))
+    if dataset.kind not in algorithm.kinds:
+        algos = ", ".join(catalogue.algorithms_for(dataset.kind))
+        sets = ", ".join(name for kind in algorithm.kinds for name in catalogue.datasets_of(kind))
+        raise UserError(
+            f"algo={name_of('algo', config)} data={name_of('data', config)}: this algorithm needs "
+            f"{' or '.join(algorithm.kinds)}, the data set is {dataset.kind}; "
+            f"for these data choose algo={algos}; for this algorithm choose data={sets}"
+        )
+
+
+def refuse_impossible_episodes(config: Config, dataset: Dataset, train: EpisodeSpec, test: EpisodeSpec) -> None:
+    trained = {k: f"algo.train_{k}" for k in ("ways", "shots") if config.algo.get(f"train_{k}")}
+    checks: list[tuple[Split, EpisodeSpec, dict[str, str]]]
+    checks = [("train", train, trained), ("val", test, {}), ("test", test, {})]
+    for split, spec, keys in checks:
+        names = {"ways": "data.ways", "shots": "data.shots"}
+        names["queries"] = "data.queries" if split == "train" else "data.test_queries"
+        try:
+            dataset.check(split, spec)
+        except SettingError as error:
+            key = {**names, **keys}.get(error.key, f"data.{error.key}")
+            raise SettingError(key, error.value, error.expected) from error
+
+
+def name_of(group: str, config: Config) -> str:
+    """The option chosen for the group, or the class's name where the settings were not composed."""
+    target = getattr(config, group).get("_target_", "?")
+    return config.choices.get(group) or str(target).rpartition(".")[2]

@@ -1,0 +1,194 @@
+"""How much memory a task's meta-gradient takes, and how many tasks therefore fit at once.
+
+    chunk = min(the fastest chunk, floor((budget - kept) / bytes of a task)), at least 1
+
+bytes of a task: the peak of what one meta-gradient allocates. It is counted on tensors of the device "meta", which
+have shapes and no memory, so that it costs a fraction of a second and says the same on every machine. kept: what a step
+holds beside the tasks at work, parameters P with the optimizer's state and the gradients [T, P], twice while chunks are
+joined. The budget is `device.memory_mb`, or half of what the machine (or the GPU) has in total. What happens to be free
+is never asked: a resumed run has to decide as it did before. The program (some 0.5 GB) and kernels' workspaces come on
+top.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from metarun.algorithms.inner_checkpointing import segment_length
+from metarun.algorithms.objective import with_all_noise
+from metarun.compute.device import Placement
+from metarun.storage import ranks
+from metarun.types import Algorithm, Batch, EpisodeSpec, Params, Task
+
+log = logging.getLogger(__name__)
+
+MB = 2**20
+"""As batch systems count memory."""
+
+UNKNOWN_TOTAL = 8_000 * MB
+"""Taken for the memory of a machine whose system does not tell."""
+
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+MARGIN = 1.25
+"""On what is counted for a single task: batched by vmap, each takes up to 1.2 times as much (a ProtoNet episode)."""
+
+COUNTED_STEPS = 5
+"""Inner steps that are counted; beyond them each further step is taken to cost what the last one did."""
+
+EVALUATED_AT_ONCE = 50
+"""Tasks of an evaluation that are held at once where nothing limits them."""
+
+
+class AllocationPeak(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made while it is active; `peak` is the most that lived at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.seen:
+            self.seen.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.live -= size
+
+
+def peak_bytes(function: Callable[..., Any], *arguments: Any) -> int:
+    """The most bytes that tensors made by the call take at once, its results included, its arguments not."""
+    with AllocationPeak() as count:
+        function(*arguments)
+    return count.peak
+
+
+def task_bytes(algorithm: Algorithm, params: Params, task: Task) -> int:
+    """The estimate for one task (without T axis) of the batch that is trained on."""
+    steps, kept = getattr(algorithm, "inner_steps", 0), getattr(algorithm, "inner_checkpoint", False)
+    changed: Any = algorithm
+    if kept:
+        segment = min(segment_length(kept, steps), steps)
+        once = _counted(replace(changed, inner_steps=segment, inner_checkpoint=segment), params, task)
+        return once + (math.ceil(steps / segment) - 1) * weights_bytes(params)
+    if steps <= COUNTED_STEPS or not is_dataclass(algorithm):
+        return _counted(algorithm, params, task)
+    fewer, last = (_counted(replace(changed, inner_steps=n), params, task) for n in (COUNTED_STEPS - 1, COUNTED_STEPS))
+    return last + (steps - COUNTED_STEPS) * max(0, last - fewer)
+
+
+def weights_bytes(params: Params) -> int:
+    return sum(v.numel() * v.element_size() for v in params.values())
+
+
+def _counted(algorithm: Algorithm, params: Params, task: Task) -> int:
+    """The peak of a meta-gradient, without computing it."""
+    batches = (Batch(b.x.to("meta"), b.y.to("meta")) for b in task)
+    return peak_bytes(algorithm.meta_grad, {k: v.to("meta") for k, v in params.items()}, Task(*batches))
+
+
+def budget(memory_mb: float | None, device: torch.device) -> int:
+    """Bytes that tensors of this process may take."""
+    if memory_mb is not None:
+        return int(memory_mb * MB)
+    sharing = 1 if device.type == "cuda" else ranks.local_size()
+    return total_bytes(device) // 2 // sharing
+
+
+def total_bytes(device: torch.device) -> int:
+    """All memory of the device, used or not; of a container its limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    try:
+        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        physical = UNKNOWN_TOTAL
+    return min([physical, *(limit for path in CGROUP_LIMITS if (limit := _number(Path(path))))])
+
+
+def _number(path: Path) -> int | None:
+    """What the file says; None if it is not there, or says "max"."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def fitted(
+    placement: Placement,
+    limit: int,
+    algorithm: Algorithm,
+    params: Params,
+    episode: Task,
+    count: int,
+    spec: EpisodeSpec,
+) -> Placement:
+    """The placement with chunks of as many tasks as fit into `limit` bytes, where `device.chunk_size` is auto.
+
+    `episode` is one task of `spec` with a leading axis of length 1, `count` the tasks of an outer step. Says so where
+    fewer fit than would be fastest.
+    """
+    shape = tuple(episode.support.x.shape[2:])
+    if placement.chunk_size != "auto" or surely_small(params, episode, algorithm, count, limit):
+        return placement
+    try:
+        params, episode = with_all_noise(algorithm, params, episode, 0, 0)
+        needed = task_bytes(algorithm, params, Task(*(Batch(b.x[0], b.y[0]) for b in episode)))
+    except Exception as error:  # an algorithm of a user's own may do what shapes alone cannot tell
+        log.warning("device.chunk_size=auto: memory cannot be told beforehand (%s), chunks are the fastest", error)
+        return placement
+    fits = how_many(limit - (2 * count + 4) * weights_bytes(params), needed)
+    fastest = min(placement.chunk(spec, shape) or count, count)
+    _tell(fits, fastest, needed, limit, algorithm)
+    if fits >= max(count, EVALUATED_AT_ONCE):
+        return placement
+    return replace(placement, memory_rows=max(1, fits) * spec.ways * (spec.shots + spec.queries))
+
+
+def how_many(room: int, needed: int) -> int:
+    """Tasks that fit: several are batched by vmap, for which they need a margin; a single one is what was counted."""
+    return max(int(room / (MARGIN * max(needed, 1))), int(needed <= room))
+
+
+def surely_small(params: Params, episode: Task, algorithm: Algorithm, count: int, limit: int) -> bool:
+    """Whether vectors go through a network so small that nothing needs to be counted: of a fully connected one, all
+    that one row and one inner step leave behind is less than 8 bytes a weight, from 16 units a layer on."""
+    x = episode.support.x
+    rows = x.shape[1] + episode.query.x.shape[1]
+    weights = sum(v.numel() for v in params.values())
+    return x.ndim == 3 and 8 * weights * rows * count * (getattr(algorithm, "inner_steps", 0) + 1) < limit / 4
+
+
+def _tell(fits: int, fastest: int, needed: int, limit: int, algorithm: Algorithm) -> None:
+    size, allowed = (f"{math.ceil(n / MB)} MB" for n in (needed, limit))
+    if fits < 1:
+        less = "; algo.inner_checkpoint=1 needs less" if getattr(algorithm, "inner_checkpoint", None) is False else ""
+        log.warning("device.memory_mb: one task alone takes about %s, and the limit is %s%s", size, allowed, less)
+    elif fits < fastest:
+        log.warning(
+            "device.chunk_size=auto: %d tasks at once, not %d: one takes about %s of %s", fits, fastest, size, allowed
+        )

@@ -1,0 +1,88 @@
+"""The outer optimizer: the learning rate at a step, and one update of the meta-parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.compute.linalg import norm, scale
+from metarun.config.schema import OptimConfig
+from metarun.types import MOMENTS, OWN, Params, Rates
+
+
+def learning_rate(settings: OptimConfig, step: int, steps: int) -> float:
+    """The rate of step 0 .. steps - 1.
+
+    constant: lr; linear: f + (lr - f)(1 - step/steps), as Reptile; cosine: f + (lr - f)(1 + cos(pi step/steps)) / 2,
+    with f `final_lr`; halving: lr / 2^floor(step / halve_every), as ProtoNet.
+    """
+    progress = step / steps
+    factor = {
+        "constant": 1.0,
+        "linear": 1 - progress,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+        "halving": 0.5 ** (step // settings.halve_every),
+    }
+    lowest = settings.final_lr if settings.schedule in ("linear", "cosine") else 0.0
+    return lowest + (settings.lr - lowest) * factor[settings.schedule]
+
+
+def build_optimizer(settings: OptimConfig, params: Params) -> torch.optim.Optimizer:
+    """A torch optimizer over the meta-parameters, which stay plain tensors without `requires_grad`."""
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in params.items() if not name.startswith(OWN)]}]
+    # A decayed weight of a penalty would mean nothing.
+    own = [p for name, p in params.items() if name.startswith(OWN) and not name.startswith(MOMENTS)]
+    groups += [{"params": own, "weight_decay": 0.0}] if own else []
+    decay = settings.weight_decay
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum, weight_decay=decay)
+    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+    fused = groups[0]["params"][0].device.type != "mps"
+    return kind(groups, settings.lr, eps=settings.eps, weight_decay=decay, fused=fused)
+
+
+def apply_update(optimizer: torch.optim.Optimizer, params: Params, gradient: Params, lr: float) -> None:
+    """One step of the optimizer along the given meta-gradient, in place.
+
+    An inner optimizer's second moments are no matter of the outer one: theirs is the way back from their new values.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    for name, g in gradient.items():
+        if name.startswith(MOMENTS):
+            params[name].sub_(g)
+            continue
+        # The fused kernels walk both memories in order, and a gradient may come out of a convolution in another one.
+        params[name].grad = g.contiguous()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def step_rates(optimizer: torch.optim.Optimizer, params: Params, lr: float) -> Rates:
+    """How far each weight's step goes for its (smoothed) gradient: lr / (1 - momentum) for SGD, whose steps add up to
+    that, lr / (sqrt(v_hat) + eps) for Adam.
+
+    A proximal step in this metric minimises the same objective as the penalty's gradient through the optimizer would.
+    """
+    group = optimizer.param_groups[0]
+    if "betas" not in group:
+        return lr / (1 - group["momentum"])
+    return {name: lr * _scaling(optimizer.state[p], group, p) for name, p in params.items() if p in optimizer.state}
+
+
+def _scaling(state: dict[str, Tensor], group: dict[str, Any], p: Tensor) -> Tensor:
+    """1 / (sqrt(v_hat) + eps)."""
+    # 1 - beta^step without the cancellation that single precision would have in the first steps.
+    correction = -torch.expm1(state["step"].to(p) * math.log(group["betas"][1]))
+    return 1 / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"])
+
+
+def clipped(gradient: Params, limit: float | None) -> Params:
+    """The gradient, scaled down to norm `limit` if it is longer; an inner optimizer's second moments stay whole."""
+    if limit is None:
+        return gradient
+    own = {name: g for name, g in gradient.items() if not name.startswith(MOMENTS)}
+    return gradient | scale(torch.clamp(limit / norm(own), max=1.0), own)
