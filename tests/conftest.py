@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from folder_data import FOLDERS
+from helpers.folder_data import FOLDERS
+from helpers.image_files import as_folder
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from image_files import as_folder
 
 # Not in the cache of the test at hand, so that what one has compiled serves the next.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), "metarun-tests-compiled")))

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import here
+from helpers.runs import here
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch._inductor
-from colours import class_folders
+from helpers.colours import class_folders
 
 from metarun.cli.main import main as command_line
 from metarun.jobs import train

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import here
+from helpers.runs import here
 
 import metarun
 from metarun.storage.run_folder import RunFolder

@@ -9,7 +9,7 @@ from io import FileIO
 from pathlib import Path
 
 import pytest
-from runs import ENDLESS, here, started, wait_for_lines
+from helpers.runs import ENDLESS, here, started, wait_for_lines
 
 import metarun
 from metarun.storage import atomic

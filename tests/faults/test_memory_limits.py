@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY
+from helpers.runs import TINY
 
 import metarun
 from metarun.jobs.shortage import advice, out_of_memory

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_files import png
-from runs import TINY
+from helpers.image_files import png
+from helpers.runs import TINY
 
 import metarun
 from metarun.algorithms import imaml

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import ENDLESS, here, started, wait_for_lines
+from helpers.runs import ENDLESS, here, started, wait_for_lines
 
 import metarun
 from metarun.config.from_run import reuse_settings

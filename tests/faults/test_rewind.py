@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from bad_steps import bad
-from runs import TINY, here
+from helpers.bad_steps import bad
+from helpers.runs import TINY, here
 
 import metarun
 from metarun.config.schema import check

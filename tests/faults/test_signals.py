@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import ENDLESS, TINY, here, started, wait_for_lines
+from helpers.runs import ENDLESS, TINY, here, started, wait_for_lines
 
 from metarun.errors import Interrupted
 from metarun.jobs import train

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from report_folders import write_run
+from helpers.report_folders import write_run
 
 import metarun
 from metarun.cli import main

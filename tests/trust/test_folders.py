@@ -16,7 +16,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_folders import write_analysis, write_run
+from helpers.report_folders import write_analysis, write_run
 
 from metarun.cli import main
 from metarun.data import files

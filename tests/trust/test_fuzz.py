@@ -25,11 +25,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fuzzing import CHECKS, DAMAGE, JSON, MANY, cases, damaged, files_below, metarun, sound
+from helpers.fuzzing import CHECKS, DAMAGE, JSON, MANY, cases, damaged, files_below, metarun, sound
+from helpers.report_folders import records, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from report_folders import records, write_run
 
 from metarun.cli import main
 from metarun.cli.report import main as report_main
@@ -321,7 +321,7 @@ def test_reports(here: Path, name: str, values: dict[str, Any], format: str, bot
     else:
         (folder / name).write_text(json.dumps(values))
     before = set(here.rglob("*"))
-    from fuzzing import called
+    from helpers.fuzzing import called
 
     end = called(lambda: report_main([str(here / "runs"), "--format", format]), ["metarun-report"])
     sound(end)

@@ -1,0 +1,82 @@
+"""Settings of a run that exists: what a command with `run=` takes from it, and what it changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.commands import metarun
+
+from metarun.config.from_run import spelled_out
+from metarun.errors import UserError
+
+TINY = ["train.steps=4", "train.tasks=2", "val.tasks=2", "test.tasks=5", "test.steps=3", "report=false"]
+TINY += ["device.compile=false", "device.threads=1", "diagnostics=off"]
+
+
+def test_evaluating_a_run_gives_its_test_figure_again_and_another_one_for_other_episodes(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert metarun(*TINY, f"hydra.run.dir={folder}", cwd=tmp_path).returncode == 0
+    trained = json.loads((folder / "summary.json").read_text())
+    for name, change in (("same", []), ("five", ["data.shots=5"])):
+        changed = ["job=evaluate", f"run={folder}", f"hydra.run.dir={tmp_path / name}", *change]
+        assert metarun(*changed, cwd=tmp_path).returncode == 0
+    same, five = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("same", "five"))
+    assert {k: same[k] for k in ("mean", "curve", "episodes_sha256", "params_sha256")} == {
+        k: trained[k] for k in ("mean", "curve", "episodes_sha256", "params_sha256")
+    }
+    assert (five["shots"], five["params_sha256"]) == (5, trained["params_sha256"])
+    assert five["episodes_sha256"] != trained["episodes_sha256"]
+
+
+def test_settings_of_the_options_that_a_run_has_chosen_are_known_beside_it(tmp_path: Path) -> None:
+    """A Gaussian process has a noise and a kernel, the sinusoids that metarun takes by itself no kernel."""
+    chosen = ["algo=imaml", "data=gp"]
+    assert metarun(*TINY, *chosen, "hydra.run.dir=run", cwd=tmp_path).returncode == 0
+    done = metarun("job=evaluate", "run=run", "hydra.run.dir=other", "data.kernel=matern", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load((tmp_path / "other/config.yaml").read_text())
+    assert (config["data"]["kernel"], config["algo"]["_target_"]) == ("matern", "metarun.algorithms.imaml.IMAML")
+    wrong = metarun("job=evaluate", "run=run", "data.kernle=matern", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stderr) == (2, "metarun: data.kernle: no such setting, did you mean kernel?\n")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    choices = {"algo": "imaml", "data": "omniglot", "reg": "[l1]"}
+    stored = {"algo": {}, "data": {}, "train": {}, "choices": choices}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("typed", "chosen"),
+    [
+        (["data.root=x"], ["data=omniglot"]),
+        (["+data.root=x", "algo.prox=1"], ["algo=imaml", "data=omniglot"]),
+        (["data.root=x", "data=folder"], []),
+        (["seed=1", "train.steps=3", "optim.lr=1"], []),
+    ],
+)
+def test_the_options_are_those_of_the_groups_that_are_changed(
+    typed: list[str], chosen: list[str], folder: Path
+) -> None:
+    of_the_run = ["job=evaluate", f"run={folder}", *typed]
+    assert spelled_out(["-m", *of_the_run]) == ["-m", *chosen, *of_the_run]
+
+
+def test_a_command_without_a_run_stays_as_it_is(folder: Path) -> None:
+    """A training has no use for `run=`, and is not to be made one on the run's data."""
+    train, swept = [f"run={folder}", "data.shots=5"], ["job=evaluate", f"run={folder},b", "data.root=x"]
+    for typed in (["data.root=x"], ["--help"], [], train, swept, ["job=evaluate", "run=nowhere", "seed=1"]):
+        assert spelled_out(typed) == typed
+
+
+def test_a_run_that_cannot_be_read_is_told_before_the_settings_that_it_would_explain(folder: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: is no run folder of metarun"):
+        spelled_out(["job=evaluate", "run=nowhere", "data.root=x"])
+    (folder / "config.yaml").write_text("algo: {}\ndata: {}\ntrain: {}\nchoices: {data: 'a b'}")
+    with pytest.raises(UserError, match="is no choice of a group"):
+        spelled_out([f"resume={folder}", "data.root=x"])

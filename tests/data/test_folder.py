@@ -1,0 +1,569 @@
+"""The whole data set `image_folder`: the same episodes from every layout, wherever it lies and whoever asks."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import io
+import multiprocessing
+import os
+import pickle
+import shutil
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.folder_data import (
+    CLASSES,
+    FILES,
+    FOLDERS,
+    KNOWN,
+    LAYOUTS,
+    PARTS,
+    SHA256,
+    SIDE,
+    SPEC,
+    SPLIT_OF,
+    Settings,
+    dataset,
+    defaults,
+    digest,
+    draw,
+    listed,
+    mini,
+    picture,
+    shown,
+)
+from helpers.image_files import KINDS, Contents, as_folder, as_tar, as_zip, png, refusal
+from PIL import Image
+
+from metarun.data.folder import image_folder
+from metarun.data.image_data import ImageData
+from metarun.data.images import members_sha256
+from metarun.data.pixels import Pixels
+from metarun.data.ravi import RAVI
+from metarun.errors import SettingError
+from metarun.types import EpisodeSpec, Split
+
+PHOTOS = Path(__file__).resolve().parents[3] / "shared/data/photos"
+
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, str]]:
+    """The episodes of folders train, val, test, by image size."""
+    folder = tmp_path_factory.mktemp("expected")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("METARUN_CACHE", str(folder / "cache"))
+        place = as_folder(folder / "place", FOLDERS)
+        return {size: digest(dataset(place, image_size=size)) for size in (SIDE, 8)}
+
+
+# The same episodes from every layout
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "zip, deflated", "tar", "tar.gz", "tar.xz"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_episodes_bit_for_bit(
+    tmp_path: Path, expected: dict[int, dict[str, str]], layout: str, kind: str
+) -> None:
+    """And the same hash of the split, so that figures of one can be compared with those of another."""
+    contents, settings = LAYOUTS[layout]
+    if settings.get("split") == "LISTED":
+        settings = {"split": str(listed(tmp_path))}
+    place = KINDS[kind](tmp_path / "place", contents)
+    for size in (SIDE, 8) if kind == "folder" else (SIDE,):
+        data = dataset(place, **settings, image_size=size)
+        assert digest(data) == expected[size]
+        assert data.facts()["split_sha256"] == SHA256
+        assert data.facts()["layout"] == layout
+        assert data.facts()["split"] == ("split.json" if "split" in settings else "given")
+        assert {split: sorted(names) for split, names in data.members.items()} == {
+            s: sorted(p) for s, p in PARTS.items()
+        }
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_one_archive_in_a_folder_is_read_as_if_it_were_the_root(
+    tmp_path: Path, expected: dict[int, dict[str, str]], layout: str
+) -> None:
+    """As downloads leave it; a note may lie beside it."""
+    contents, settings = LAYOUTS[layout]
+    settings = {"split": str(listed(tmp_path))} if "split" in settings else settings
+    as_folder(tmp_path / "place", {"README.txt": b"notes"})
+    as_tar(tmp_path / "place/data.tar.gz", contents, "w:gz")
+    assert digest(dataset(tmp_path / "place", **settings)) == expected[SIDE]
+
+
+@pytest.mark.parametrize("split", PARTS)
+def test_episodes_show_images_of_their_classes_each_once(place: Path, split: Split) -> None:
+    task = draw(dataset(place), split, tasks=50)
+    images = shown(torch.cat([task.support.x, task.query.x], 1))
+    labels = torch.cat([task.support.y, task.query.y], 1)
+    rows = np.array(images, dtype=object).reshape(50, -1, 2)
+    for episode, numbers in zip(rows, labels, strict=True):
+        assert len({name for _, name in episode}) == len(episode)
+        classes = {int(n): {label for label, _ in episode[numbers.numpy() == int(n)]} for n in numbers}
+        assert all(len(labels) == 1 for labels in classes.values())
+        assert len(set.union(*classes.values())) == len(classes) == SPEC.ways
+    assert {label for label, _ in images} == set(PARTS[split])
+    assert {name for _, name in images} == {name for label in PARTS[split] for name in FILES[label]}
+
+
+def test_grey_pickles_are_read(tmp_path: Path) -> None:
+    """[n, H, W, 1], as colour and as grey."""
+    grey = {label: [picture(i)[:, :, :1] for i in range(4)] for label in SPLIT_OF}
+    for split, labels in PARTS.items():
+        classes = {label: list(range(4 * i, 4 * i + 4)) for i, label in enumerate(labels)}
+        arrays = {"image_data": np.stack([g for label in labels for g in grey[label]]), "class_dict": classes}
+        as_folder(tmp_path / "place", {f"mini-imagenet-cache-{split}.pkl": pickle.dumps(arrays)})
+    spec = EpisodeSpec(3, 1, 1)
+    one, three = (draw(dataset(tmp_path / "place", channels=c), "val", spec).support.x for c in (1, 3))
+    torch.testing.assert_close(one.expand_as(three), three, rtol=0, atol=0)
+
+
+def test_the_yaml_files_name_exactly_the_settings() -> None:
+    for name in ("folder", "miniimagenet"):
+        assert set(defaults(name)) == set(inspect.signature(image_folder).parameters)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("on_corrupt", "ignore"), ("benchmark", "imagenet"), ("split", "half"), ("split_seed", -1), ("ratios", [1])],
+        *[("rotations", "some"), ("crop", SIDE), ("crop", -1), ("jitter", 1.0), ("image_size", 4), ("channels", 2)],
+        *[("resize", "cubic"), ("fit", "pad"), ("normalize", "yes"), ("urls", ["http://127.0.0.1/x.zip"])],
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_their_name(key: str, value: Any) -> None:
+    """Before any file is looked for."""
+    with pytest.raises(SettingError) as caught:
+        dataset("/nowhere", **{key: value})
+    assert caught.value.key == key
+
+
+# miniImageNet's classes
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two images of each of the published classes, in a folder per class."""
+    names = sorted(name for part in RAVI.values() for name in part)
+    images = {f"{n}/{n}{i:08d}.png": png(picture(2 * c + i, 8)) for c, n in enumerate(names) for i in (1, 2)}
+    return as_zip(tmp_path_factory.mktemp("hundred") / "mini.zip", images)
+
+
+@pytest.mark.parametrize("make", [mini, lambda root: dataset(root, image_size=8)])
+def test_a_plain_folder_of_the_published_classes_is_divided_as_published(
+    hundred: Path, make: Callable[[Path], ImageData]
+) -> None:
+    facts = make(hundred).facts()
+    assert (facts["split"], facts["layout"], facts["images"]) == ("ravi", "class folders", 200)
+    assert facts["classes"] == {"train": 64, "val": 16, "test": 20}
+    assert facts["split_sha256"] == members_sha256({split: list(names) for split, names in RAVI.items()})
+    assert "caveat" not in facts
+    draw(make(hundred), "test", EpisodeSpec(20, 1, 1))
+
+
+def test_another_split_of_the_published_classes_has_a_caveat(hundred: Path) -> None:
+    data = mini(hundred, split="ratio")
+    assert [len(names) for names in data.members.values()] == [64, 16, 20]
+    assert "in a split that is not Ravi's" in data.facts()["caveat"]
+    assert "cannot be compared with papers" in data.facts()["caveat"]
+
+
+def test_other_classes_have_a_caveat_as_miniimagenet_and_none_as_a_folder(place: Path) -> None:
+    caveat = mini(place).facts()["caveat"]
+    assert caveat.startswith("not the published miniimagenet: images of other classes")
+    assert "caveat" not in dataset(place).facts()
+    fewer = mini(place, split=str(listed(place.parent)))
+    assert fewer.facts()["caveat"] == caveat
+
+
+def test_other_classes_without_a_split_are_not_miniimagenet(tmp_path: Path) -> None:
+    message = refusal(lambda: draw(mini(as_folder(tmp_path / "place", CLASSES))))
+    assert message.startswith(f"data.root={tmp_path / 'place'}: has no split, and its classes are not those of ")
+    assert dataset(tmp_path / "place").facts()["split"] == "ratio"
+    assert mini(tmp_path / "place", split="ratio").facts()["caveat"]
+
+
+# The variable
+
+
+@pytest.mark.parametrize("below", ["", "mini-imagenet", "miniimagenet", "mini_imagenet", "miniImageNet"])
+def test_miniimagenet_is_found_below_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[int, dict[str, str]], below: str
+) -> None:
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path / "data sets"))
+    as_folder(tmp_path / "data sets" / below, FOLDERS)
+    assert digest(mini(None, image_size=SIDE)) == expected[SIDE]
+
+
+def test_other_data_sets_below_the_variable_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[int, dict[str, str]]
+) -> None:
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path / "sets"))
+    as_folder(
+        tmp_path / "sets",
+        {f"mini-imagenet/{name}": c for name, c in FOLDERS.items()} | {"x/1.png": b"", "y/2.png": b""},
+    )
+    assert digest(mini(None, image_size=SIDE)) == expected[SIDE]
+
+
+def test_the_root_goes_before_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path / "gone"))
+    assert mini(place).facts()["images"] == 51
+    assert str(tmp_path / "gone") in refusal(lambda: mini(None).members)
+
+
+def test_the_variable_is_for_benchmarks_only(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    """One's own images are where one says."""
+    monkeypatch.setenv("METARUN_DATA", str(place))
+    assert "data.root=None" in refusal(lambda: dataset(None).members)
+
+
+# The cache
+
+
+@pytest.fixture
+def sealed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Calling it forbids to open or decode anything from then on."""
+
+    def seal() -> None:
+        monkeypatch.setattr(Pixels, "decode", lambda *_: pytest.fail("it was decoded again"))
+        monkeypatch.setattr("metarun.data.folder.open_files", lambda *_: pytest.fail("it was opened again"))
+
+    return seal
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
+def test_images_are_decoded_once(tmp_path: Path, sealed: Callable[[], None], kind: str) -> None:
+    place = KINDS[kind](tmp_path / "place", FOLDERS)
+    first = dataset(place)
+    before = (digest(first), first.facts())
+    sealed()
+    again = dataset(place)
+    assert (digest(again), again.facts()) == before
+
+
+def test_what_does_not_change_the_bytes_needs_no_decoding(place: Path, sealed: Callable[[], None]) -> None:
+    """Nor does moving the folder."""
+    digest(dataset(place))
+    sealed()
+    place.rename(place.parent / "moved")
+    changes: list[Settings] = [
+        *[{"split": "ratio"}, {"split": "ratio", "split_seed": 3}, {"ratios": [0.4, 0.3, 0.3], "split": "ratio"}],
+        *[{"rotations": "classes"}, {"crop": 2, "flip": True, "jitter": 0.1}, {"normalize": "imagenet"}],
+    ]
+    for settings in changes:
+        draw(dataset(place.parent / "moved", **settings))
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_size": 8}, {"channels": 1}, {"resize": "nearest"}, {"fit": "crop"}, {"on_corrupt": "skip"}]
+)
+def test_what_changes_the_bytes_is_not_taken_from_the_cache(
+    place: Path, monkeypatch: pytest.MonkeyPatch, change: Settings
+) -> None:
+    digest(dataset(place))
+    decoded = []
+    real = Pixels.decode
+
+    def counting(self: Pixels, content: Any) -> Any:
+        decoded.append(content)
+        return real(self, content)
+
+    monkeypatch.setattr(Pixels, "decode", counting)
+    x = draw(dataset(place, **change)).support.x
+    assert len(decoded) == 51
+    size = change.get("image_size", SIDE)
+    assert x.shape[2:] == (change.get("channels", 3), size, size)
+
+
+def test_another_table_is_another_data_set(tmp_path: Path) -> None:
+    """Of the same files."""
+    contents, settings = LAYOUTS["csv"]
+    place = as_folder(
+        tmp_path / "place", {**contents, "fewer.csv": b"".join(contents["table.csv"].splitlines(True)[:-1])}
+    )
+    assert dataset(place, **settings).facts()["images"] == 51
+    assert dataset(place, csv="fewer.csv").facts()["images"] == 50
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_change_of_the_files_is_noticed(tmp_path: Path, kind: str) -> None:
+    """Added, removed, rewritten (with as many bytes), moved to another class; and back again."""
+    make = KINDS[kind]
+    name = "train/ox/ox_0.png"
+    other = {**FOLDERS, name: png(picture(999))}
+    fewer = {n: c for n, c in FOLDERS.items() if n != name}
+    moved = fewer | {"train/yak/ox_0.png": FOLDERS[name]}
+    more = {**FOLDERS, "train/ox/ox_9.png": png(picture(998))}
+    seen = []
+    for step, (contents, count) in enumerate([(FOLDERS, 51), (other, 51), (fewer, 50), (moved, 51), (more, 52)]):
+        if kind == "folder":
+            shutil.rmtree(tmp_path / "place", ignore_errors=True)
+        make(tmp_path / "place", contents)
+        for path in [tmp_path / "place", *(tmp_path / "place").rglob("*.png")]:
+            os.utime(path, (step, step) if path.name in ("place", "ox_0.png") else (0, 0))
+        data = dataset(tmp_path / "place")
+        assert data.facts()["images"] == count
+        seen.append(digest(data)["train"])
+    assert len(set(seen)) == 5
+
+
+def start(place: Path, log: Path, results: Any) -> None:
+    real = Pixels.decode
+
+    def logged(self: Pixels, content: Any) -> Any:
+        with open(log, "ab") as file:
+            file.write(b".")
+        return real(self, content)
+
+    Pixels.decode = logged  # type: ignore[method-assign]  # in the child
+    results.put(digest(dataset(place)))
+
+
+def test_three_processes_that_start_at_once_have_the_same_episodes(
+    tmp_path: Path, place: Path, expected: dict[int, dict[str, str]]
+) -> None:
+    """As the seeds of one experiment do. One decodes, the others wait for it."""
+    processes = multiprocessing.get_context("fork")
+    results = processes.Queue()
+    running = [processes.Process(target=start, args=(place, tmp_path / "log", results)) for _ in range(3)]
+    for process in running:
+        process.start()
+    assert [results.get(timeout=60) for _ in running] == [expected[SIDE]] * 3
+    for process in running:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert (tmp_path / "log").stat().st_size == 51
+
+
+# Changes at random
+
+
+AUGMENT: Settings = {"crop": 2, "flip": True, "jitter": 0.3}
+
+
+@pytest.mark.parametrize("settings", [{key: value} for key, value in AUGMENT.items()] + [AUGMENT])
+def test_augmentation_changes_training_images_and_nothing_else(
+    place: Path, expected: dict[int, dict[str, str]], settings: Settings
+) -> None:
+    """The same episodes: labels and shapes stay, and so do validation and test, bit for bit."""
+    plain, changed = dataset(place), dataset(place, **settings)
+    found = digest(changed)
+    assert found == digest(dataset(place, **settings))
+    assert (found["val"], found["test"]) == (expected[SIDE]["val"], expected[SIDE]["test"])
+    assert found["train"] != expected[SIDE]["train"]
+    for one, other in zip(draw(plain), draw(changed), strict=True):
+        assert torch.equal(one.y, other.y)
+        assert one.x.shape == other.x.shape
+        assert one.x.dtype == other.x.dtype
+        assert 0 <= other.x.min() <= other.x.max() <= 1
+    torch.testing.assert_close(changed.reference_inputs(7), plain.reference_inputs(7), rtol=0, atol=0)
+
+
+def test_mirroring_shows_the_images_of_the_same_episodes(place: Path) -> None:
+    """Each as it is or mirrored left to right."""
+    plain, changed = (draw(dataset(place, flip=flip)).query.x.flatten(0, 1) for flip in (False, True))
+    mirrored = [bool(torch.equal(b, a.flip(-1))) for a, b in zip(plain, changed, strict=True)]
+    kept = [bool(torch.equal(b, a)) for a, b in zip(plain, changed, strict=True)]
+    assert all(m != k for m, k in zip(mirrored, kept, strict=True))
+    assert any(mirrored)
+    assert any(kept)
+
+
+def test_rotations_as_classes_make_four_of_each_in_every_split(place: Path) -> None:
+    data = dataset(place, rotations="classes")
+    assert data.facts()["classes"] == {split: 4 * len(labels) for split, labels in PARTS.items()}
+    assert data.facts()["split_sha256"] == SHA256
+    for split, labels in PARTS.items():
+        draw(data, split, EpisodeSpec(4 * len(labels), 1, 1))
+        with pytest.raises(SettingError):
+            data.check(split, EpisodeSpec(4 * len(labels) + 1, 1, 1))
+
+
+def test_rotations_of_training_classes_leave_the_others_upright(place: Path) -> None:
+    data = dataset(place, rotations="train")
+    assert data.facts()["classes"] == {split: (4 if split == "train" else 1) * len(p) for split, p in PARTS.items()}
+    seen = draw(data, "test", EpisodeSpec(len(PARTS["test"]), 1, 1)).query.x
+    assert all(0 in turns(image) for image in seen.flatten(0, 1))
+
+
+def turns(image: torch.Tensor) -> list[int]:
+    """By how many quarters an image can have been turned, to be one of ours."""
+    upright = [(image.rot90(-t, (1, 2)) * 255).round().to(torch.uint8).permute(1, 2, 0) for t in range(4)]
+    return [t for t, pixels in enumerate(upright) if pixels.numpy().tobytes() in KNOWN]
+
+
+def test_rotations_by_task_keep_classes_and_turn_all_images_of_a_class_alike(place: Path) -> None:
+    data = dataset(place, rotations="task")
+    assert data.facts()["classes"] == {split: len(labels) for split, labels in PARTS.items()}
+    task = draw(data, tasks=20)
+    seen = set()
+    for x, y in zip(task.support.x, task.support.y, strict=True):
+        for n in range(SPEC.ways):
+            found = [turns(image) for image in x[y == n]]
+            assert found == [found[0]] * SPEC.shots
+            assert len(found[0]) == 1
+            seen.add(found[0][0])
+    assert seen == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 7, 16, 20])
+def test_reference_inputs_are_fixed_training_images_as_many_as_asked_for(place: Path, count: int) -> None:
+    """Of four classes with five images or more: as even as it goes, each image once, never augmented or normalised
+    in another way than inputs are."""
+    x = dataset(place, **AUGMENT).reference_inputs(count)
+    assert x.shape == (count, 3, SIDE, SIDE)
+    torch.testing.assert_close(x, dataset(place).reference_inputs(count), rtol=0, atol=0)
+    images = shown(x)
+    assert len(set(images)) == count
+    labels = [label for label, _ in images]
+    assert set(labels) <= set(PARTS["train"])
+    each_of = [labels.count(label) for label in PARTS["train"]]
+    assert max(each_of) - min(each_of) <= 1
+    centred = dataset(place, normalize="centred").reference_inputs(count)
+    torch.testing.assert_close(centred, 2 * x - 1)
+
+
+def test_reference_inputs_are_no_episode(place: Path) -> None:
+    data = dataset(place)
+    first = data.episodes("train", 0, 0, range(1), EpisodeSpec(4, 1, 1)).support.x[0]
+    assert not torch.equal(data.reference_inputs(4), first)
+
+
+# Downloads
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Keep the test's output clean."""
+
+
+class Shop:
+    """A local server of a folder, and the settings that download its files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def offer(self, name: str, contents: Contents) -> list[Settings]:
+        path = as_tar(self.folder / name, contents, "w:gz")
+        checksum = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        address = f"http://127.0.0.1:{self.server.server_port}/{name}"
+        return [{"file": name, "checksum": checksum, "urls": [address]}]
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    shop = Shop(tmp_path / "site")
+    yield shop
+    shop.close()
+
+
+@pytest.mark.parametrize("rooted", [True, False])
+@pytest.mark.parametrize("layout", ["split folders", "csv", "pickles"])
+def test_an_archive_is_downloaded_once_and_then_needs_no_server(
+    tmp_path: Path, shop: Shop, expected: dict[int, dict[str, str]], rooted: bool, layout: str
+) -> None:
+    """Into the root, or metarun's own data folder; what was decoded may be deleted."""
+    contents, settings = LAYOUTS[layout]
+    urls = shop.offer("own.tar.gz", contents)
+    root = tmp_path / "made/when needed" if rooted else None
+    assert digest(dataset(root, urls=urls, **settings)) == expected[SIDE]
+    if root is not None:
+        assert [p.name for p in root.iterdir()] == ["own.tar.gz"]
+    shop.server.shutdown()
+    for decoded in (tmp_path / "cache").glob("*.u8"):
+        decoded.unlink()
+    for path in shop.folder.iterdir():
+        path.unlink()
+    assert digest(dataset(root, urls=urls, **settings)) == expected[SIDE]
+
+
+def test_two_data_sets_can_be_downloaded_without_a_root(shop: Shop, expected: dict[int, dict[str, str]]) -> None:
+    """The second must not be taken for the first, nor keep it from being read again."""
+    one = shop.offer("one.tar.gz", FOLDERS)
+    two = shop.offer("two.tar.gz", {name: png(picture(i)) for i, name in enumerate(FOLDERS)})
+    assert digest(dataset(urls=one)) == expected[SIDE]
+    assert digest(dataset(urls=two)) != expected[SIDE]
+    assert digest(dataset(urls=one)) == expected[SIDE]
+
+
+def test_a_download_that_is_something_else_is_one_line_and_leaves_nothing(tmp_path: Path, shop: Shop) -> None:
+    urls = shop.offer("own.tar.gz", FOLDERS)
+    (shop.folder / "own.tar.gz").write_bytes(b"<html>Sign in to the network</html>")
+    message = refusal(lambda: draw(dataset(tmp_path / "data", urls=urls)))
+    assert "own.tar.gz cannot be downloaded" in message
+    assert urls[0]["urls"][0] in message
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+# Real photographs
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.xdist_group("photographs")  # read once
+class TestPhotographs:
+    """15 000 photographs of a hundred other classes, laid out as miniImageNet is."""
+
+    @pytest.fixture(scope="class")
+    def photos(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageData]:
+        if not (PHOTOS / "mini-imagenet-layout.tar").is_file():
+            pytest.skip(f"no photographs at {PHOTOS}")
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("photos")))
+            yield mini(PHOTOS / "mini-imagenet-layout.tar", image_size=16)
+
+    def test_they_are_read_as_ravi_published_his(self, photos: ImageData) -> None:
+        facts = photos.facts()
+        assert (facts["layout"], facts["split"], facts["images"], facts["skipped"]) == ("split csvs", "given", 15000, 0)
+        assert facts["classes"] == {"train": 64, "val": 16, "test": 20}
+        assert "of other classes" in facts["caveat"]
+        with tarfile.open(PHOTOS / "mini-imagenet-layout.tar") as archive:
+            for split, names in photos.members.items():
+                stored = archive.extractfile(f"mini-imagenet/{split}.csv")
+                assert stored is not None
+                assert set(names) == {line.split(",")[1] for line in stored.read().decode().split()[1:]}
+
+    def test_an_image_is_the_file_that_the_table_names(self, photos: ImageData) -> None:
+        """The first class's first image, decoded here."""
+        with tarfile.open(PHOTOS / "mini-imagenet-layout.tar") as archive:
+            label = photos.source.table.names[0]
+            name = min(n for n in archive.getnames() if f"/{label}" in n)
+            stored = archive.extractfile(name)
+            assert stored is not None
+            image = Image.open(io.BytesIO(stored.read())).convert("RGB").resize((16, 16), Image.Resampling.LANCZOS)
+        np.testing.assert_array_equal(photos.source.table.images[0].permute(1, 2, 0).numpy(), np.asarray(image))
+
+    def test_episodes_look_like_photographs(self, photos: ImageData) -> None:
+        x = draw(photos, "test", EpisodeSpec(5, 1, 15), 20).query.x
+        assert x.shape == (20, 75, 3, 16, 16)
+        assert 0 <= x.min() <= x.max() <= 1
+        assert 0.3 < x.mean() < 0.6
+        assert 0.15 < x.std() < 0.4
+
+    @pytest.mark.parametrize("split", RAVI)
+    def test_ravis_classes_are_those_of_his_lists(self, split: Split) -> None:
+        path = PHOTOS / f"ravi_{split}_wnids.txt"
+        if not path.is_file():
+            pytest.skip(f"no lists at {PHOTOS}")
+        assert sorted(path.read_text().split()) == sorted(RAVI[split])

@@ -1,0 +1,286 @@
+r"""Ends of spectra against dense eigenvalues: of matrices, of quadratic tasks, of a small network's Hessian."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.quadratic import EXACT, LinearModel, assert_same, hessian, random_task, stack_tasks
+from torch import Tensor
+from torch.func import hessian as dense_hessian
+from torch.func import vmap
+
+from metarun.algorithms.imaml import IMAML
+from metarun.algorithms.inner_loop import sgd
+from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
+from metarun.algorithms.maml import MAML
+from metarun.algorithms.reptile import Reptile
+from metarun.compute.linalg import hessian_product
+from metarun.diagnostics.curvature import curvature_measures, descends_gradient
+from metarun.diagnostics.lanczos import Ritz, directions, extremes, flat, lanczos, unflat
+from metarun.diagnostics.probe_tasks import ProbeTasks
+from metarun.models.mlp import mlp
+from metarun.types import Batch, GradientLearner, Params, Rule, Task
+
+MODEL = LinearModel(4, 2)
+TASKS = [random_task(MODEL, seed) for seed in range(3)]
+
+
+def symmetric(eigenvalues: Tensor, seed: int = 0) -> Tensor:
+    """A matrix with these eigenvalues and random eigenvectors."""
+    draw = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(len(eigenvalues), len(eigenvalues), generator=draw, dtype=torch.float64)).Q
+    return basis @ torch.diag(eigenvalues.double()) @ basis.T
+
+
+def start(size: int, seed: int = 1) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def of_matrix(a: Tensor, steps: int, q: Tensor | None = None) -> Ritz:
+    return lanczos(lambda v: a @ v, start(len(a)).to(a) if q is None else q, steps)
+
+
+def by_projection(a: Tensor, steps: int) -> Ritz:
+    """Rayleigh and Ritz on an orthonormal basis of the Krylov space, the residuals computed as |A v - h v|."""
+    columns = [start(len(a))]
+    for _ in range(steps - 1):
+        columns.append(a @ columns[-1] / columns[-1].norm())
+    basis = torch.linalg.qr(torch.stack(columns, 1)).Q
+    values, vectors = torch.linalg.eigh(basis.T @ a @ basis)
+    ritz = [basis @ vectors[:, i] for i in (-1, 0)]
+    residuals = [(a @ v - h * v).norm() for v, h in zip(ritz, (values[-1], values[0]), strict=True)]
+    return Ritz(values[-1], values[0], *residuals)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 30])
+def test_as_many_steps_as_dimensions_give_the_eigenvalues(size: int) -> None:
+    eigenvalues = torch.linspace(-3, 5, size) ** 3
+    found = of_matrix(symmetric(eigenvalues), 40)
+    assert_same(found.largest, eigenvalues.max().double())
+    assert_same(found.smallest, eigenvalues.min().double())
+    assert float(found.residual_largest + found.residual_smallest) < 1e-9 * float(found.size)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 6])
+def test_fewer_steps_give_the_ritz_values_of_the_krylov_space_and_their_true_residuals(steps: int) -> None:
+    eigenvalues = torch.linspace(-1, 1, 40) + 4 * (torch.arange(40) == 39)
+    a = symmetric(eigenvalues)
+    found, expected = of_matrix(a, steps), by_projection(a, steps)
+    for actual, known in zip(found, expected, strict=True):
+        assert float(actual) == pytest.approx(float(known), rel=1e-6, abs=1e-9)
+    assert float(found.residual_smallest) > 1e-3  # honest: far from converged
+    assert float(found.largest) <= 5 + 1e-12
+    assert float(found.smallest) >= -1 - 1e-12
+    for h, residual in ((found.largest, found.residual_largest), (found.smallest, found.residual_smallest)):
+        assert float((eigenvalues - h).abs().min()) <= float(residual) + 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_invariant_subspace_gives_its_eigenvalues_and_no_others(dtype: torch.dtype) -> None:
+    """All eigenvalues are at least 2: a spurious 0 from steps after the breakdown would show as the smallest."""
+    a = torch.diag(torch.arange(2, 14)).to(dtype)
+    q = torch.zeros(12, dtype=dtype)
+    q[[3, 5, 8]] = torch.tensor([1.0, 2.0, 0.5], dtype=dtype)
+    found = of_matrix(a, 10, q)
+    precision = 100 * torch.finfo(dtype).eps
+    assert [float(v) for v in found[:2]] == pytest.approx([10, 5], rel=precision)
+    assert [float(v) for v in found[2:]] == pytest.approx([0, 0], abs=10 * precision)
+
+
+def test_a_start_within_rounding_of_an_invariant_subspace_leaves_the_ends_within_the_spectrum() -> None:
+    a = symmetric(torch.linspace(2, 9, 12))
+    found = of_matrix(a, 10, torch.linalg.eigh(a).eigenvectors[:, [3, 5, 8]].sum(1))
+    assert 2 - 1e-12 <= float(found.smallest) <= float(found.largest) <= 9 + 1e-12
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+def test_a_multiple_of_the_identity_breaks_down_at_once(value: float) -> None:
+    found = of_matrix(value * torch.eye(6, dtype=torch.float64), 5)
+    assert [float(v) for v in found] == pytest.approx([value, value, 0, 0], abs=1e-12)
+
+
+def test_repeated_eigenvalues_are_found_once_the_distinct_ones_are_exhausted() -> None:
+    found = of_matrix(symmetric(torch.tensor([1.0, 1, 1, 4, 4, 7, 7, 7, 7, 7])), 10)
+    assert [float(v) for v in found] == pytest.approx([7, 1, 0, 0], abs=1e-9)
+
+
+def test_full_reorthogonalisation_keeps_the_small_end_of_a_wide_spectrum() -> None:
+    """Once an end has converged, plain Lanczos loses orthogonality and finds it again instead of the other."""
+    eigenvalues = 10.0 ** torch.linspace(-4, 3, 60, dtype=torch.float64)
+    found = of_matrix(symmetric(eigenvalues), 60)
+    assert float(found.smallest) == pytest.approx(1e-4, abs=1e-10)
+    assert float(found.residual_smallest) < 1e-9
+
+
+def test_a_map_that_is_not_finite_gives_nan_and_no_error() -> None:
+    for bad in (float("nan"), float("inf")):
+        assert all(torch.isnan(v) for v in of_matrix(torch.full((4, 4), bad), 3))
+
+
+def test_spectra_of_many_maps_at_once_are_those_one_by_one() -> None:
+    matrices = torch.stack([symmetric(torch.linspace(-k, 2 * k, 9), k) for k in (1, 2, 3)])
+    q = start(9)
+    together = vmap(lambda a: of_matrix(a, 5, q)._asdict())(matrices)
+    for i, a in enumerate(matrices):
+        assert_same({k: v[i] for k, v in together.items()}, of_matrix(a, 5)._asdict())
+
+
+def test_flat_vectors_and_dictionaries_are_the_same_and_directions_are_unit_and_seeded() -> None:
+    like = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+    first, second = directions(like, 2, seed=3)
+    assert {k: (v.shape, v.dtype) for k, v in first.items()} == {k: (v.shape, v.dtype) for k, v in like.items()}
+    assert float(flat(first).norm()) == pytest.approx(1, abs=1e-6)
+    assert abs(float(flat(first) @ flat(second))) < 0.9
+    assert all(torch.equal(v, first[k]) for k, v in unflat(flat(first), like).items())
+    again = directions(like, 1, seed=3)[0]
+    assert all(torch.equal(first[k], again[k]) for k in like)
+
+
+def imaml(prox: float = 0.7, rate: float = 0.1) -> IMAML:
+    return IMAML(MODEL, MeanSquaredError(), prox, rate, 4, 4, cg_steps=4, cg_damping=0.0)
+
+
+def maml(rate: float = 0.1) -> MAML:
+    return MAML(MODEL, MeanSquaredError(), rate, 2, 2, first_order=False)
+
+
+def reptile(rule: str, rate: float = 0.1, batch: int | None = None) -> Reptile:
+    return Reptile(MODEL, MeanSquaredError(), rule, rate, 2, 2, batch)
+
+
+def measured(learner: GradientLearner, chunk: int | None = None, steps: int = 8) -> dict[str, float]:
+    return curvature_measures(learner, MODEL.init(0), ProbeTasks(stack_tasks(TASKS), chunk), steps)
+
+
+def spectra(tasks: list[Task]) -> Tensor:
+    """Eigenvalues of each task's support Hessian, ascending [T, D]; each is double, for two outputs."""
+    return torch.stack([torch.linalg.eigvalsh(hessian(task.support, bias=False)) for task in tasks])
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_curvature_of_quadratic_tasks_is_that_of_their_hessians(chunk: int | None) -> None:
+    found, known = measured(maml(), chunk), spectra(TASKS)
+    for where in ("theta", "phi"):
+        assert found[f"hessian_max_{where}"] == pytest.approx(float(known[:, -1].mean()), rel=EXACT)
+        assert found[f"hessian_min_{where}"] == pytest.approx(float(known[:, 0].mean()), rel=EXACT)
+        assert found[f"hessian_residual_max_{where}"] < 1e-9
+        assert found[f"hessian_residual_min_{where}"] < 1e-9
+    assert found["rate_curvature"] == pytest.approx(0.1 * float(known[:, -1].mean()), rel=EXACT)
+    assert found["rate_curvature_max"] == pytest.approx(0.1 * float(known[:, -1].max()), rel=EXACT)
+    assert "prox_margin" not in found
+
+
+def test_rate_curvature_has_the_proximal_term_and_the_margin_is_of_the_worst_task() -> None:
+    found, known = measured(imaml()), spectra(TASKS)
+    assert found["rate_curvature_max"] == pytest.approx(0.1 * (float(known[:, -1].max()) + 0.7), rel=EXACT)
+    assert found["prox_margin"] == pytest.approx(0.7 + float(known[:, 0].min()), rel=EXACT)
+    assert found["hessian_max_theta"] == pytest.approx(float(known[:, -1].mean()), rel=EXACT)
+
+
+def test_rate_curvature_is_of_the_mini_batch_that_the_inner_loop_starts_with() -> None:
+    cut = [Task(Batch(t.support.x[:3], t.support.y[:3]), t.query) for t in TASKS]
+    found = measured(reptile("sgd", batch=3))
+    assert found["rate_curvature"] == pytest.approx(0.1 * float(spectra(cut)[:, -1].mean()), rel=EXACT)
+    assert found["hessian_max_theta"] == pytest.approx(float(spectra(TASKS)[:, -1].mean()), rel=EXACT)
+
+
+def test_rules_that_are_not_gradient_descent_have_no_rate_to_hold_against_two() -> None:
+    assert "rate_curvature" in measured(reptile("sgd"))
+    found = measured(reptile("adam"))
+    assert not [name for name in found if name.startswith("rate_")]
+    assert "hessian_max_phi" in found
+
+
+def momentum(lr: float) -> Rule:
+    """step_k = lr (g_k + 0.9 step_(k-1) / lr): linear in g, and the first step is lr g."""
+
+    def step(g: Params, before: Params) -> tuple[Params, Params]:
+        moved = {k: lr * g[k] + 0.9 * before[k] for k in g}
+        return moved, moved
+
+    return Rule(lambda moved, _: {k: v * 0 for k, v in moved.items()}, step)
+
+
+def test_momentum_and_a_rate_of_its_own_are_told_from_gradient_descent() -> None:
+    class Other(MAML):
+        inner_rule = momentum(0.1)  # type: ignore[assignment]
+
+    class Halved(MAML):
+        inner_rule = sgd(0.05)  # type: ignore[assignment]
+
+    settings = (MODEL, MeanSquaredError(), 0.1, 2, 2, False)
+    assert descends_gradient(MAML(*settings), MODEL.init(0))
+    assert not descends_gradient(Other(*settings), MODEL.init(0))
+    assert not descends_gradient(Halved(*settings), MODEL.init(0))
+
+
+NETWORK = mlp((2,), 3, hidden=(5,), norm="none")
+CLASSIFIER = MAML(NETWORK, CrossEntropy(), 0.5, 2, 2, first_order=False)
+
+
+def labelled(seed: int) -> Task:
+    draw = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(12, 2, generator=draw, dtype=torch.float64), torch.arange(12) % 3
+    return Task(Batch(x, y), Batch(x + 0.1, y))
+
+
+def support_hessian(params: Params, task: Task) -> Tensor:
+    """Dense, [D, D], by differentiating the loss as a function of the flat vector twice."""
+
+    def loss(vector: Tensor) -> Tensor:
+        return CLASSIFIER.loss(NETWORK.apply(unflat(vector, params), task.support.x), task.support.y)
+
+    return dense_hessian(loss)(flat(params))
+
+
+def networks_params(dtype: torch.dtype) -> Params:
+    return {k: v.to(dtype) for k, v in NETWORK.init(3).items()}
+
+
+def test_curvature_of_a_network_is_that_of_its_dense_hessian_at_theta_and_at_phi() -> None:
+    tasks, theta = [labelled(seed) for seed in range(2)], networks_params(torch.float64)
+    found = curvature_measures(CLASSIFIER, theta, ProbeTasks(stack_tasks(tasks), None), steps=33)
+    ends: dict[str, list[Tensor]] = {"theta": [], "phi": []}
+    for task in tasks:
+        phi = CLASSIFIER.adapt(theta, task.support).params
+        for where, at in (("theta", theta), ("phi", phi)):
+            ends[where].append(torch.linalg.eigvalsh(support_hessian(at, task)))
+    for where, values in ends.items():
+        known = torch.stack(values)
+        assert float(known[:, 0].min()) < -0.01  # indefinite, as a network's is
+        assert found[f"hessian_max_{where}"] == pytest.approx(float(known[:, -1].mean()), rel=EXACT)
+        assert found[f"hessian_min_{where}"] == pytest.approx(float(known[:, 0].mean()), rel=1e-8)
+
+
+def test_an_eigenvalue_lies_within_the_residual_of_a_network_measured_with_few_steps() -> None:
+    theta, task = networks_params(torch.float64), labelled(0)
+    known = torch.linalg.eigvalsh(support_hessian(theta, task))
+
+    def loss(at: Params) -> Tensor:
+        return CLASSIFIER.loss(NETWORK.apply(at, task.support.x), task.support.y)
+
+    for steps in (2, 4, 8):
+        found = extremes(hessian_product(loss, theta), directions(theta, 1, 0)[0], steps)
+        assert float((known - found.largest).abs().min()) <= float(found.residual_largest) + 1e-12
+        assert float((known - found.smallest).abs().min()) <= float(found.residual_smallest) + 1e-12
+
+
+def test_float32_agrees_with_float64_to_a_hundred_thousandth_of_the_largest_eigenvalue() -> None:
+    double = [labelled(seed) for seed in range(2)]
+    single = [Task(*(Batch(b.x.float(), b.y) for b in task)) for task in double]
+    wide, narrow = (
+        curvature_measures(CLASSIFIER, networks_params(dtype), ProbeTasks(stack_tasks(tasks), None), steps=20)
+        for dtype, tasks in ((torch.float64, double), (torch.float32, single))
+    )
+    size = wide["hessian_max_theta"]
+    for name, value in wide.items():
+        scale = 1.0 if "residual" in name else size
+        assert narrow[name] == pytest.approx(value, abs=1e-5 * scale), name
+
+
+def test_an_inner_loop_that_diverged_is_no_error() -> None:
+    found = measured(replace(maml(), inner_lr=1e200, inner_steps=3))
+    assert found["hessian_max_theta"] == found["hessian_max_theta"]
+    assert found["rate_curvature"] > 1e199

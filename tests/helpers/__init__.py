@@ -1,0 +1,1 @@
+"""What several tests share: data with known answers, folders, servers, commands."""

@@ -1,0 +1,81 @@
+"""job=data: decodes, verifies and describes a data set."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.colours import class_folders
+from PIL import Image
+
+import metarun
+from metarun.data.pixels import Pixels
+from metarun.errors import UserError
+from metarun.training.experiment import build_dataset
+from metarun.types import EpisodeSpec
+
+CLASSES = [f"class{i}" for i in range(10)]
+SIZE = ["data.image_size=16", "data.ways=3", "data.shots=2", "data.queries=3"]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+
+
+def prepare(tmp_path: Path, *more: str) -> Path:
+    config = metarun.compose(["job=data", "data=folder", f"data.root={tmp_path / 'images'}", *SIZE, *more])
+    result = metarun.run(config, tmp_path / "out")
+    assert (result.status, result.objective) == ("completed", 1e9)
+    return tmp_path / "out"
+
+
+def test_it_says_what_the_data_set_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class_folders(tmp_path / "images", CLASSES, each=5)
+    class_folders(tmp_path / "images", CLASSES[:1], each=7)
+    out = prepare(tmp_path)
+    described = json.loads((out / "dataset.json").read_text())
+    assert {split: part["classes"] for split, part in described["parts"].items()} == {"train": 6, "val": 2, "test": 2}
+    assert sum(part["images"] for part in described["parts"].values()) == described["images"] == 52
+    assert sorted(n for names in json.loads((out / "split.json").read_text()).values() for n in names) == CLASSES
+    shown = capsys.readouterr().out
+    assert "data set: folder, laid out as class folders, split ratio" in shown
+    assert "5 to 7" in shown
+    assert described["cache"] in shown
+    assert str(out / "contact.png") in shown
+
+
+def test_the_contact_sheet_shows_the_first_training_episodes(tmp_path: Path) -> None:
+    """Three episodes of three rows; two support and three query columns of 48 pixels (16, shown threefold)."""
+    class_folders(tmp_path / "images", CLASSES, each=5)
+    config = metarun.compose(["job=data", "data=folder", f"data.root={tmp_path / 'images'}", *SIZE])
+    out = prepare(tmp_path, "data.normalize=imagenet")
+    sheet = np.asarray(Image.open(out / "contact.png"))
+    assert sheet.shape == (3 * (3 * 50 + 2) + 2 * 12, (2 * 50 + 2) + 12 + (3 * 50 + 2), 3)
+    task = build_dataset(config).episodes("train", 0, 0, range(3), EpisodeSpec(3, 2, 3))
+    first = Pixels(16, 3, "lanczos").to_bytes(task.support.x[0, 0]).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(sheet[2:50:3, 2:50:3], first)
+    last = Pixels(16, 3, "lanczos").to_bytes(task.query.x[2, -1]).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(sheet[-50:-2:3, -50:-2:3], last)
+
+
+def test_bytes_that_changed_behind_its_back_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Time stamp and size as before: only summing them all tells."""
+    class_folders(tmp_path / "images", CLASSES, each=5)
+    prepare(tmp_path)
+    (cache,) = (tmp_path / "cache").glob("*.u8")
+    sound, stat = cache.read_bytes(), cache.stat()
+    cache.write_bytes(sound[:100] + bytes([sound[100] ^ 1]) + sound[101:])
+    os.utime(cache, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    prepare(tmp_path)
+    assert "the decoded images are damaged" in capsys.readouterr().err
+    assert cache.read_bytes() == sound
+
+
+def test_a_generated_data_set_has_nothing_to_prepare(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data=sinusoid is generated while training"):
+        metarun.run(metarun.compose(["job=data"]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,178 @@
+"""job=predict: a trained run labels pictures of classes that it has never seen."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.colours import SIDE, class_folders, picture
+
+import metarun
+from metarun.config.schema import Config
+from metarun.data.loose import read_examples
+from metarun.data.pixels import Pixels
+from metarun.errors import UserError
+from metarun.jobs.result import Result
+
+CLASSES = [f"colour{i:02d}" for i in range(15)]
+NEW = ["ochre", "violet", "teal"]
+TINY = ["data.image_size=16", "data.ways=3", "data.shots=2", "data.queries=2", "data.test_queries=2"]
+SHORT = [
+    "train.steps=30",
+    "train.tasks=2",
+    "train.eval_every=30",
+    "val.tasks=5",
+    "test.tasks=5",
+    "test.steps=1",
+    "report=false",
+]
+PIXELS = Pixels(SIDE, 3, "lanczos")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures to train on, examples and pictures of new classes, and one trained run for each kind of learner."""
+    home = tmp_path_factory.mktemp("home")
+    class_folders(home / "images", CLASSES, each=5)
+    class_folders(home / "support", NEW, each=3)
+    class_folders(home / "query", NEW, each=4, start=100)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("METARUN_CACHE", str(home / "cache"))
+        for algo in ("protonet", "fomaml"):
+            metarun.run(settings(home, algo), home / algo)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(home / "cache"))
+
+
+def settings(home: Path, algo: str) -> Config:
+    more = ["model.filters=8", "device.compile=false", f"data.root={home / 'images'}"]
+    return metarun.compose([f"algo={algo}", "data=folder", *TINY, *SHORT, *more])
+
+
+def predict(home: Path, folder: Path, algo: str = "protonet", **changes: str) -> Result:
+    config = settings(home, algo)
+    config.job, config.run = "predict", str(home / algo)
+    config.predict.support = changes.get("support", str(home / "support"))
+    config.predict.query = changes.get("query", str(home / "query"))
+    return metarun.run(config, folder)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("algo", ["protonet", "fomaml"])
+def test_every_picture_gets_a_row_of_probabilities_and_the_likeliest_class(
+    home: Path, tmp_path: Path, algo: str
+) -> None:
+    result = predict(home, tmp_path, algo)
+    table = rows(tmp_path)
+    assert [row["file"] for row in table] == [f"{name}/{i}.png" for name in sorted(NEW) for i in range(100, 104)]
+    for row in table:
+        chances = {name: float(row[f"p({name})"]) for name in NEW}
+        assert sum(chances.values()) == pytest.approx(1, abs=2e-4)
+        assert row["predicted"] == max(chances, key=chances.__getitem__)
+        assert float(row["probability"]) == max(chances.values())
+    assert result.summary["labelled"] == 12
+    assert result.summary["correct"] == sum(row["file"].startswith(row["predicted"]) for row in table)
+    assert json.loads((tmp_path / "summary.json").read_text())["classes"] == sorted(NEW)
+
+
+def test_colours_are_told_apart_though_the_run_never_saw_them(home: Path, tmp_path: Path) -> None:
+    assert predict(home, tmp_path).summary["correct"] == 12
+
+
+def test_one_image_may_be_asked_for(home: Path, tmp_path: Path) -> None:
+    picture("teal", 7).save(tmp_path / "mine.png")
+    predict(home, tmp_path / "out", query=str(tmp_path / "mine.png"))
+    (row,) = rows(tmp_path / "out")
+    assert (row["file"], row["predicted"]) == ("mine.png", "teal")
+
+
+def test_the_examples_may_lie_in_an_archive(home: Path, tmp_path: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "support"), "zip", home / "support")
+    predict(home, tmp_path / "a", support=archive)
+    predict(home, tmp_path / "b")
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+def test_more_pictures_than_are_predicted_at_once_are_predicted_alike(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """True of fixed statistics, which a prototypical network has."""
+    predict(home, tmp_path / "all")
+    monkeypatch.setattr("metarun.jobs.predict.AT_ONCE", 5)
+    predict(home, tmp_path / "parts")
+    assert rows(tmp_path / "all") == rows(tmp_path / "parts")
+
+
+def test_the_terminal_shows_a_table_and_what_it_depends_on(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict(home, tmp_path, "fomaml")
+    shown = capsys.readouterr().out
+    assert "3 classes with 3 examples each" in shown
+    assert "ochre/100.png" in shown
+    assert "a prediction depends on the other pictures" in shown
+    assert str(tmp_path / "predictions.csv") in shown
+
+
+def test_examples_come_shot_by_shot_and_may_be_unequal(home: Path, tmp_path: Path) -> None:
+    """Mini-batches of consecutive rows stay balanced as long as every class has examples."""
+    class_folders(tmp_path, ["a"], each=3)
+    class_folders(tmp_path, ["b"], each=1)
+    examples = read_examples(tmp_path, PIXELS)
+    assert examples.classes == ("a", "b")
+    assert examples.y.tolist() == [0, 1, 0, 0]
+    assert examples.shots == (1, 3)
+    expected = torch.tensor(PIXELS.decode((tmp_path / "b/000.png").read_bytes())) / 255
+    torch.testing.assert_close(examples.x[1], expected, rtol=0, atol=1e-7)
+
+
+def refusal(home: Path, tmp_path: Path, **changes: str) -> str:
+    with pytest.raises(UserError) as caught:
+        predict(home, tmp_path / "out", **changes)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    return str(caught.value)
+
+
+def test_another_number_of_classes_needs_a_learner_without_a_head(home: Path, tmp_path: Path) -> None:
+    class_folders(tmp_path / "support", ["red", "blue"], each=2)
+    support = str(tmp_path / "support")
+    message = refusal(home, tmp_path, algo="fomaml", support=support)
+    assert message.startswith(
+        f"predict.support={support}: has 2 classes, and the network of this run ends in 3 outputs"
+    )
+    assert len(rows(predict(home, tmp_path / "out", support=support).folder)) == 12
+
+
+def test_wrong_places_are_one_line_with_their_key(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/x.jpg").write_text("no image")
+    assert refusal(home, tmp_path, support="/no/where") == "predict.support=/no/where: there is no such file or folder"
+    assert "a folder of images for each" in refusal(home, tmp_path, support=str(tmp_path / "empty"))
+    assert refusal(home, tmp_path, query="") == (
+        "predict.query=None: job=predict needs a folder of examples per class and pictures"
+    )
+    assert "holds no image" in refusal(home, tmp_path, query=str(tmp_path / "empty"))
+    assert f"{tmp_path / 'bad/x.jpg'}: is not a readable image" in refusal(home, tmp_path, query=str(tmp_path / "bad"))
+
+
+def test_a_run_is_needed_and_one_on_images(home: Path, tmp_path: Path) -> None:
+    config = metarun.compose(["job=predict"])
+    with pytest.raises(UserError, match=r"run=None: job=predict needs a run's folder"):
+        metarun.run(config, tmp_path)
+    config.run = "outputs/somewhere"
+    with pytest.raises(UserError, match=r"trained on data=sinusoid, which has no images"):
+        metarun.run(config, tmp_path)

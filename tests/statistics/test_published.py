@@ -1,0 +1,266 @@
+"""Rows with a published figure: they compose, train two steps, and what a run reached is held against the paper."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.image_files import png
+
+import metarun
+from benchmarks import reproduce, results
+from benchmarks.ship import ship
+from benchmarks.tables import TABLES
+from metarun.config.from_run import reuse_settings
+from metarun.config.schema import Config, check
+from metarun.errors import UserError
+from metarun.storage.published import Comparison, compared, described
+from metarun.storage.run_folder import RunFolder
+from metarun.training import checkpoint
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+PUBLISHED = [p.stem for p in sorted((CONF / "experiment").glob("*.yaml")) if "published:" in p.read_text()]
+IMAGES = ("omniglot_", "miniimagenet_")
+SHORT = [row for row in PUBLISHED if row.startswith("omniglot_5w1s_") and row.endswith("_cpu")] + ["gp_np"]
+# tests/test_completion.py trains on data=completion.
+TRAINED = [row for row in PUBLISHED if not row.startswith("completion_")]
+ROWS = [row if row in SHORT else pytest.param(row, marks=pytest.mark.long) for row in TRAINED]
+CHECKED = [
+    row if row in SHORT or row.startswith("sinusoid_5s_") else pytest.param(row, marks=pytest.mark.long)
+    for row in PUBLISHED
+]
+SIZES = ("ways", "shots", "queries", "test_queries", "rotations")
+TINY = (
+    *("train.steps=2", "train.tasks=2", "val.tasks=1", "test.tasks=2", "test.steps=1", "report=false"),
+    *("diagnostics=off", "device.compile=false", "device.chunk_size=null", "model.filters=4"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of small random pictures, as many classes and pictures as the largest episode needs."""
+    root, draw = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, classes in (("train", 60), ("val", 20), ("test", 20)):
+        for name in range(classes):
+            (root / split / f"{split}{name}").mkdir(parents=True)
+            for i in range(30 if split == "train" else 20):
+                pixels = draw.integers(0, 255, (16, 16), dtype=np.uint8)
+                (root / split / f"{split}{name}" / f"{i}.png").write_bytes(png(pixels))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield root
+
+
+def small(row: str, root: Path) -> Config:
+    """The row with its algorithm, episodes and schedule; one on images on the small pictures."""
+    images = row.startswith(IMAGES)
+    config = metarun.compose([f"experiment={row}", *(TINY if images else TINY[:-1])])
+    if images:
+        own = metarun.compose(["data=folder", f"data.root={root}", "data.image_size=16"]).data
+        config.data = own | {k: config.data[k] for k in SIZES}
+        config.published = dataclasses.replace(config.published)
+    return config
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_trains_two_steps(row: str, stand_in: Path, tmp_path: Path) -> None:
+    config = small(row, stand_in)
+    result = metarun.run(config, tmp_path)
+    assert result.status == "completed"
+    assert result.summary["published"]["source"]
+
+
+@functools.cache
+def composed(row: str) -> Config:
+    """To be read alone: composing takes a third of a second."""
+    return metarun.compose([f"experiment={row}"])
+
+
+@pytest.mark.parametrize("row", CHECKED)
+def test_every_row_says_where_its_figure_is_printed(row: str) -> None:
+    config = composed(row)
+    check(config)
+    assert config.published.source
+    if config.published.value is not None:
+        assert 40 < config.published.value < 100
+        assert row.split("_")[1] == f"{config.data['ways']}w{config.data['shots']}s"
+        assert config.train.steps >= 700
+    if config.published.trained_as:
+        assert trained(config) == trained(composed(config.published.trained_as))
+
+
+def trained(config: Config) -> tuple[Any, ...]:
+    """What decides a training, with the sizes of its episodes as they come out."""
+    sizes = ("train_ways", "train_shots")
+    data = {k: v for k, v in config.data.items() if k not in ("ways", "shots", "test_queries")}
+    algo = {k: v for k, v in config.algo.items() if k not in sizes}
+    episodes = tuple(config.algo.get(f"train_{k}") or config.data[k] for k in ("ways", "shots"))
+    # Reptile's gradient asks no query set, so that what normalises one makes no difference (test_meta_gradients.py).
+    model = {k: v for k, v in config.model.items() if k != "norm" or "reptile" not in config.algo["_target_"]}
+    return config.seed, algo, data, model, config.optim, config.train, episodes
+
+
+@pytest.mark.parametrize("row", [row for row in PUBLISHED if row.endswith("_cpu")])
+def test_a_shorter_row_is_tested_as_the_published_one(row: str) -> None:
+    short, whole = composed(row), composed(row.removesuffix("_cpu"))
+    assert short.train.steps * short.train.tasks < whole.train.steps * whole.train.tasks
+    for key in ("ways", "shots", "test_queries", "split", "rotations"):
+        assert short.data[key] == whole.data[key], key
+    assert (short.model["norm"], short.published.value) == (whole.model["norm"], whole.published.value)
+
+
+# ------------------------------------------------------------------------------------------------- comparing
+
+
+SUMMARY = {
+    "metric": "accuracy",
+    "mean": 0.975,
+    "ci95": 0.003,
+    "curve": [{"step": 0, "mean": 3.0, "ci95": 0.2}, {"step": 5, "mean": 0.4, "ci95": 0.05}],
+}
+NONE = {"value": None, "ci95": None, "values": [], "steps": [], "source": "somewhere", "goal": None, "trained_as": None}
+
+
+@pytest.mark.parametrize(
+    ("value", "ci95", "verdict"),
+    [(97.5, None, "inside"), (97.79, None, "inside"), (97.81, None, "below"), (98.19, 0.4, "inside"),
+     (98.21, 0.4, "below"), (97.19, None, "above")],
+)  # fmt: skip
+def test_a_row_agrees_where_the_intervals_touch(value: float, ci95: float | None, verdict: str) -> None:
+    (found,) = compared(NONE | {"value": value, "ci95": ci95}, SUMMARY)
+    assert found.verdict == verdict
+
+
+def test_a_regression_is_compared_after_each_step_that_the_paper_names() -> None:
+    found = compared(NONE | {"steps": [1, 5], "values": [0.67, 0.38]}, SUMMARY | {"metric": "mse"})
+    assert found == [Comparison(5, 0.38, 0.0, 0.4, 0.05)]
+    assert found[0].verdict == "inside"
+    assert described(found, "A\nB") == "published: 0.38 after 5 steps (this is inside), A B"
+
+
+def test_without_a_figure_nothing_is_compared() -> None:
+    assert compared(NONE, SUMMARY) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["published.value=98"], r"published\.source=: must say where"),
+        (["published.value=98", "published.source=x", "published.values=[2]", "published.steps=[1]"], "one figure or"),
+        (
+            ["published.source=x", "published.values=[2]"],
+            r"published\.values=\[2\.0\]: must be one for each of steps=\[\]",
+        ),
+    ],
+)
+def test_a_figure_without_a_source_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(metarun.compose(overrides))
+
+
+def test_a_run_tested_otherwise_has_no_published_figure(tmp_path: Path) -> None:
+    row = ["experiment=sinusoid_5s_maml", *TINY[:-1]]
+    metarun.run(metarun.compose(row), tmp_path / "run")
+    found = {}
+    for change in ("data.shots=5", "data.shots=7", "experiment=sinusoid_maml"):
+        typed = [f"run={tmp_path / 'run'}", "job=evaluate", change]
+        changed = reuse_settings(metarun.compose(typed), typed, metarun.compose)
+        found[change] = (changed.published.source, changed.published.values)
+    row = ("Finn et al. 2017, table 2", [0.67, 0.38, 0.35])
+    other = ("Finn et al. 2017, figure 2 and 6, as curves", [])
+    assert found == {"data.shots=5": row, "data.shots=7": ("", []), "experiment=sinusoid_maml": other}
+
+
+# ------------------------------------------------------------------------------------------------- make reproduce
+
+
+@pytest.mark.long
+def test_a_row_is_trained_tested_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same command again trains nothing; another row of the same training is a test of it."""
+    page = tmp_path / "results.md"
+    page.write_text("before\n<!-- Sinusoids: made by benchmarks/results.py -->\n<!-- end of Sinusoids -->\nafter\n")
+    monkeypatch.setattr(reproduce, "RECORDS", tmp_path / "results.json")
+    tiny = [o for o in TINY[:-1] if o != "test.steps=1"]
+    arguments = ["sinusoid_maml", "--outputs", str(tmp_path), *tiny]
+    assert reproduce.main(arguments) == 0
+    first = json.loads((tmp_path / "results.json").read_text())
+    metrics = (tmp_path / "sinusoid_maml/seed0/metrics.jsonl").read_bytes()
+    assert reproduce.main(arguments) == 0
+    assert json.loads((tmp_path / "results.json").read_text()) == first
+    assert reproduce.main(["sinusoid_5s_maml", *arguments[1:]]) == 0
+    assert (tmp_path / "sinusoid_maml/seed0/metrics.jsonl").read_bytes() == metrics
+    rows = {r["row"]: r for r in json.loads((tmp_path / "results.json").read_text())}
+    assert rows["sinusoid_5s_maml"]["params_sha256"] == rows["sinusoid_maml"]["params_sha256"]
+    assert (rows["sinusoid_5s_maml"]["shots"], rows["sinusoid_maml"]["shots"]) == (5, 10)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| sinusoid_5s_maml | 0 |" in text
+    assert "0.67 / 0.38 / 0.35" in text
+
+
+@pytest.mark.parametrize("row", ["no_such_row", "sweep_seeds"])
+def test_what_is_no_row_is_refused_in_one_line(row: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce.main([row]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_page_is_what_the_records_make_of_it() -> None:
+    """No figure of the tables is typed by hand."""
+    for name, table in TABLES.items():
+        text = (results.DOCS / table.page).read_text()
+        assert f"<!-- {name}: made by" in text
+        assert table.markdown(results.load(results.RECORDS)) in text
+
+
+def test_tables_hold_records_by_what_was_measured() -> None:
+    """A likelihood of single targets stands in one column, whichever headline its learner has; what is not known is
+    left empty."""
+    common = {"data": "gp", "seed": 0, "steps_done": 10, "tasks_seen": 160, "seconds": 90.0}
+    found = {name: {"mean": at, "ci95": 0.01} for at, name in enumerate(("pointwise_log_likelihood", "mse"), 2)}
+    np_row = {"row": "a", "metric": "log_likelihood", "mean": -1.0, "ci95": 0.5, "beside": found}
+    maml = {"row": "b", "metric": "mse", "mean": None, "ci95": None, "beside": {}}
+    lines = TABLES["Gaussian process"].markdown([common | np_row, common | maml, {"data": "sinusoid"}]).split("\n")
+    assert lines[2:] == [
+        "| a | 0 | 2.000 +- 0.010 |  |  | 3.000 +- 0.010 |  | 10 x 16 | 1.5 |",
+        "| b | 0 |  |  |  | not finite |  | 10 x 16 | 1.5 |",
+    ]
+
+
+def test_the_overview_has_the_mean_of_the_seeds_and_the_smaller_tasks_first() -> None:
+    def record(row: str, ways: int, mean: float) -> dict[str, Any]:
+        sizes = {"data": "omniglot", "ways": ways, "shots": 1, "norm": "joined" if row == "plain" else "batch"}
+        return {"row": row, "algo": "reptile", "mean": mean, "published": {"value": 97.5}, **sizes}
+
+    records = [record("a", 20, 0.5), record("b", 5, 0.7), record("b", 5, 0.8), record("plain", 5, 0.6)]
+    assert TABLES["Omniglot, in short"].markdown(records).split("\n") == [
+        "|  | 5-way 1-shot | 20-way 1-shot |",
+        "|---|---|---|",
+        "| `reptile` | 75.0 (97.5) | 50.0 (97.5) |",
+        "| `reptile`, not transductive | 60.0 (97.5) |  |",
+    ]
+
+
+def test_a_kept_run_is_small_and_tests_as_it_did(tmp_path: Path) -> None:
+    """Without the optimizer's state it cannot be trained on, and says so."""
+    run = RunFolder(tmp_path / "run")
+    typed = [*TINY[:-1], "train.checkpoint_every=1"]
+    trained = metarun.run(metarun.compose(typed), run.path)
+    kept = RunFolder(tmp_path / "kept")
+    ship(run, kept.path, "metarun seed=0")
+    assert kept.best.stat().st_size < 0.6 * run.best.stat().st_size
+    assert "metarun seed=0" in (kept.path / "README.md").read_text()
+    again = ["job=evaluate", f"run={kept.path}"]
+    config = reuse_settings(metarun.compose(again), again, metarun.compose)
+    tested = metarun.run(config, tmp_path / "tested").summary
+    for key in ("mean", "ci95", "episodes_sha256", "params_sha256", "best_step"):
+        assert tested[key] == trained.summary[key], key
+    assert kept.ended()
+    with pytest.raises(UserError, match="can be tested, not trained on"):
+        checkpoint.restore(kept.best, trained.experiment.trainer().start())
