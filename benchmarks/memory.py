@@ -28,7 +28,7 @@ def measure(name: str, steps: int, tasks: int, counted: bool) -> float:
     from metarun.algorithms.losses import CrossEntropy
     from metarun.algorithms.maml import MAML
     from metarun.algorithms.reptile import Reptile
-    from metarun.compute.task_axis import over_tasks
+    from metarun.compute.task_axis import map_tasks
     from metarun.models.conv4 import conv4
     from metarun.training.memory import MB, peak_bytes
     from metarun.types import Batch, Task
@@ -44,7 +44,7 @@ def measure(name: str, steps: int, tasks: int, counted: bool) -> float:
         "reptile": lambda: Reptile(model, CrossEntropy(), "adam", **loop, inner_batch=None),
     }
     batch = Batch(torch.rand(tasks, 5, 1, 28, 28), torch.arange(5).repeat(tasks, 1))
-    step, params = over_tasks(learners[name]().meta_grad, tasks, None), model.init(0)
+    step, params = map_tasks(learners[name]().meta_grad, tasks, None), model.init(0)
     if counted:
         return peak_bytes(step, params, Task(batch, batch)) / MB
     model.apply(params, batch.x[0])  # so that what kernels keep for good is not counted

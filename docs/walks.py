@@ -64,7 +64,7 @@ def knowing(axes: Axes, experiment: Experiment, params: Params) -> None:
     tasks = experiment.dataset.episodes("test", EPISODE_SEED, 0, range(GOALS), spec)
     for i, colour in enumerate(COLOURS[:GOALS]):
         support, y = Batch(tasks.support.x[i], tasks.support.y[i]), tasks.query.y[i, :1]
-        *_, belief = learner.explorations(params, support, spec.shots)
+        *_, belief = learner.explore_steps(params, support, spec.shots)
         (places,) = walk(learner, params, y, belief.z.mu[None])
         axes.plot(*places.T, color=colour, lw=1.2)
         axes.plot(*y[0, :2], "*", color=colour, ms=9)

@@ -1,4 +1,9 @@
-"""The vocabulary every other file shares: data that flows, and the three protocols it flows through.
+"""The vocabulary every other file shares: the data that flows, and the protocols that components implement.
+
+A component of your own implements one protocol: `Algorithm`, `Dataset`, `Model`, `Loss`, or a penalty
+(algorithms/penalty_protocols.py). Richer protocols (`GradientLearner`, `StatefulLearner`, ...) open more of metarun to
+it. Members that a component may leave out are declared at the end, in `AlgorithmOptions`, `DatasetOptions`,
+`ModelOptions` and `PenaltyOptions`, with what is assumed without them.
 
 Dimension letters, used in every docstring and as suffixes of local names:
 
@@ -12,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 Params = dict[str, Tensor]
@@ -28,8 +35,8 @@ Objective = Callable[[Params, int], Tensor]
 
 Kind = Literal["classification", "regression", "control"]
 Split = Literal["train", "val", "test"]
-Predicted = Literal["values", "gaussians"]
-"""What a learner's predictions for a regression are; `ClassVar predicts`, values where it does not say."""
+PredictionKind = Literal["values", "gaussians"]
+"""What a learner predicts for a regression: numbers, or means and standard deviations side by side."""
 
 
 class Batch(NamedTuple):
@@ -43,23 +50,23 @@ class Task(NamedTuple):
 
 
 REG, RATES, MOMENTS, CARRIED = "reg.", "rates.", "moments.", "carried."
-OWN = (REG, RATES, MOMENTS, CARRIED)
-"""How the names of the meta-parameters begin that are no weights of the network, but a regularizer's, learned step
-sizes, an inner Adam's second moments, or constants that a learner carries along: no inner loop moves them."""
+NOT_WEIGHTS = (REG, RATES, MOMENTS, CARRIED)
+"""Name prefixes of the meta-parameters that are not weights of the network: a regularizer's own, learned step sizes, an
+inner Adam's second moments, constants from a learner's state. No inner loop adapts them."""
 
 Rates = float | Tensor | Params
 """The step size of a rule, one for all weights or one for each."""
 
 
-class Rule(NamedTuple):
-    """How a gradient becomes a step: pure functions of the gradient and a carried state."""
+class UpdateRule(NamedTuple):
+    """How a gradient becomes an inner step: pure functions of the gradient and the rule's state."""
 
-    init: Callable[[Params, Params], Any]  # what is adapted, all meta-parameters -> the first state
+    init: Callable[[Params, Params], Any]  # adapted parameters, all meta-parameters -> the first state
     step: Callable[[Params, Any], tuple[Params, Any]]
-    lr: float = 0.0  # infinite where there are but rates
-    rates: Callable[[Any, Params], Rates] | None = None  # of the step that led to a state, if not lr for all
-    finish: Callable[[Params, Rates, float], Params] | None = None  # a proximal step that follows each step
-    moves: tuple[str, ...] | None = None  # how the names begin of what is adapted; None: everything
+    lr: float = 0.0  # inf if only per-parameter rates exist
+    rates: Callable[[Any, Params], Rates] | None = None  # per-parameter rates of the step that led to a state
+    proximal_step: Callable[[Params, Rates, float], Params] | None = None  # follows each step
+    adapted: tuple[str, ...] | None = None  # name prefixes of the adapted parameters; None: all of them
 
 
 class EpisodeSpec(NamedTuple):
@@ -74,19 +81,19 @@ class EpisodeSpec(NamedTuple):
 
 
 class Loss(Protocol):
-    """What a data set is scored by."""
+    """A loss, and the metric that is reported beside it."""
 
-    name: ClassVar[str]  # of the loss
-    metric: ClassVar[str]  # of the figure that is reported
+    name: ClassVar[str]
+    metric: ClassVar[str]  # the name of the reported metric
     higher_is_better: ClassVar[bool]
-    best: ClassVar[float]  # the figure that errors count from: 1 for an accuracy, 0 for what has no upper end
-    signed: ClassVar[bool]  # whether the loss may be below 0: then differences are compared, not quotients
+    best: ClassVar[float]  # error = best - metric: 1 for an accuracy, 0 for a metric without an upper bound
+    signed: ClassVar[bool]  # the loss may be below 0: losses are then compared by differences, not by ratios
 
     def __call__(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Mean over rows, a scalar."""
 
     def score(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """The reported figure, mean over rows, a scalar."""
+        """The reported metric, mean over rows, a scalar."""
 
 
 class Model(Protocol):
@@ -107,12 +114,12 @@ class Model(Protocol):
     def query_stats(self, params: Params, support_x: Tensor) -> Any:
         """The statistics that queries are to be normalised with, or None for those of their own batch."""
 
-    def calibrated(self, params: Params, x: Tensor) -> Model:
+    def calibrate(self, params: Params, x: Tensor) -> Model:
         """The model to evaluate with: the same one, or one whose statistics are fixed to those of `x`."""
 
 
-MakeNetwork = Callable[[tuple[int, ...], int], Model]
-"""Shape of an input, outputs -> a network of the kind that the settings choose, for learners made of several."""
+NetworkFactory = Callable[[tuple[int, ...], int], Model]
+"""Shape of an input, outputs -> a network of the kind that `model=` chooses, for learners made of several networks."""
 
 
 class Algorithm(Protocol):
@@ -129,7 +136,7 @@ class Algorithm(Protocol):
 
     @property
     def test_inner_steps(self) -> int:
-        """The adaptation step whose figure is the result; 0 for a learner without steps."""
+        """The adaptation step whose metric is the result; 0 for a learner without steps."""
 
     def init(self, seed: int) -> Params:
         """The meta-parameters theta."""
@@ -149,7 +156,7 @@ class Algorithm(Protocol):
 
 @runtime_checkable
 class GradientLearner(Algorithm, Protocol):
-    """An algorithm that adapts by descending an objective; what the measures of the inner loop need to know of it."""
+    """An algorithm that adapts by gradient descent; the measures of the inner loop need these members."""
 
     @property
     def inner_lr(self) -> float: ...
@@ -159,59 +166,59 @@ class GradientLearner(Algorithm, Protocol):
 
     @property
     def regularization(self) -> Any:
-        """The penalties of the inner and of the outer objective (regularization.py)."""
+        """The penalties of the inner and of the outer objective (algorithms/objective.py)."""
 
     @property
     def sees_adaptation(self) -> bool:
-        """Whether the meta-gradient holds how phi depends on all of the inner objective, and not only on its start."""
+        """Whether the meta-gradient differentiates phi by the whole inner objective, and not only by its start."""
 
     @property
-    def inner_rule(self) -> Rule:
+    def inner_rule(self) -> UpdateRule:
         """How a gradient of the objective becomes a step."""
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
-        """What adaptation from theta = `params` descends, all penalties included but those taken as proximal steps."""
+        """The objective of adaptation from theta = `params`, with all penalties but those taken as proximal steps."""
 
 
 @runtime_checkable
 class AssessingLearner(Algorithm, Protocol):
-    """One that scores itself, since `predict` and a loss of it do not say what a test asks for."""
+    """A learner that scores itself, where a loss of `predict` would not measure the right thing."""
 
     def assess(self, adapted: Adapted, task: Task) -> Metrics:
-        """`loss` and the loss's metric on the queries, by the best estimate that there is, and further figures."""
+        """`loss` and the loss's metric on the queries, by the best available estimate, and further metrics."""
 
 
 @runtime_checkable
 class DistributionLearner(AssessingLearner, Protocol):
-    """One that predicts distributions, of which a test can say more than `predict` and a loss of it."""
+    """A learner that predicts distributions."""
 
     def functions(self, adapted: Adapted, x: Tensor, count: int) -> Tensor:
-        """The means of y at places [G, ...] for so many draws of what is latent [count, G, d_out]; for a learner
-        without latent variables, all the same."""
+        """The means of y at inputs [G, ...] for `count` draws of the latent variables: [count, G, d_out]. Without
+        latent variables all draws are equal."""
 
 
 @runtime_checkable
 class ContextLearner(Algorithm, Protocol):
-    """One that makes a vector of a context set."""
+    """A learner that encodes a context set as one vector."""
 
-    def encoded(self, params: Params, rows: Batch) -> Tensor:
+    def encode(self, params: Params, rows: Batch) -> Tensor:
         """[R]."""
 
 
 @runtime_checkable
 class LatentLearner(Algorithm, Protocol):
-    """One that draws what is latent of a task, or of a target."""
+    """A learner with latent variables, of a task or of a target."""
 
     def latents(self, params: Params, task: Task) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Mean and standard deviation [D] of the posterior, which has seen targets, and of its prior."""
+        """Mean and standard deviation [D] of the posterior, given the targets, and of its prior."""
 
 
 @runtime_checkable
 class StagedLearner(Algorithm, Protocol):
-    """One whose meta-gradient changes in the course of training."""
+    """A learner whose meta-gradient changes in the course of training."""
 
     def stage(self, step: int) -> Hashable:
-        """What holds at an outer step; few different values, for each may be compiled."""
+        """The stage of an outer step. Few different values: each may be compiled."""
 
     def at(self, stage: Any) -> Algorithm:
         """The learner of a stage."""
@@ -219,11 +226,83 @@ class StagedLearner(Algorithm, Protocol):
 
 @runtime_checkable
 class ProximalLearner(GradientLearner, Protocol):
-    """One whose meta-gradient assumes that adaptation reached the minimiser of a proximal objective."""
+    """A learner whose meta-gradient assumes that adaptation reached the minimiser of a proximal objective."""
 
     @property
     def prox(self) -> float:
         """lambda of (lambda/2) |phi - theta|^2."""
+
+
+LearnerState = dict[str, Tensor]
+"""What a learner keeps from one outer step to the next beside its meta-parameters: replay buffers, a target network.
+Empty for most."""
+
+
+@runtime_checkable
+class StatefulLearner(Algorithm, Protocol):
+    """A learner with state of its own between outer steps, which the trainer keeps and checkpoints.
+
+    An outer step is  state, theta', tasks = before_step(...);  the mean of meta_grad(theta', task) over the tasks;  the
+    optimizer;  state = after_step(...). All of them are pure: their arguments stay unchanged.
+    """
+
+    def init_state(self, params: Params) -> LearnerState:
+        """The state before the first step."""
+
+    def before_step(
+        self, params: Params, state: LearnerState, tasks: Task, seed: int, step: int
+    ) -> tuple[LearnerState, Params, Task]:
+        """The state after collecting experience, theta with the constants that the gradient needs (named CARRIED...),
+        and the tasks that the gradient is taken on."""
+
+    def after_step(self, params: Params, state: LearnerState) -> LearnerState:
+        """After the optimizer's step, with the new theta."""
+
+    def metrics(self, state: LearnerState) -> dict[str, float]:
+        """The metrics of the state that a training record logs."""
+
+
+@runtime_checkable
+class ExploringLearner(AssessingLearner, Protocol):
+    """A learner that gathers its support set itself: a task is an environment to act in."""
+
+    def explore_steps(self, params: Params, support: Batch, steps: int) -> Iterator[Adapted]:
+        """What is adapted after 0, 1, ... `steps` trajectories of its own, as far as the rows of `support` go."""
+
+
+class Environment(Protocol):
+    """A data set of kind "control", as a learner uses it.
+
+    A row y of an episode identifies its task: [Y] numbers, the last of them the task's index in its split. States are
+    [..., S], observations [..., F], actions [..., A] in [-1, 1].
+    """
+
+    @property
+    def horizon(self) -> int:
+        """Steps of a trajectory."""
+
+    @property
+    def draws(self) -> int:
+        """Standard normal numbers that each trajectory of an episode brings along, for the learner to use."""
+
+    def begin(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows x of an episode -> the states that their trajectories begin in, and those numbers."""
+
+    @property
+    def start_words(self) -> int:
+        """Random words that a start takes."""
+
+    def started(self, words: NDArray[np.uint64]) -> Tensor:
+        """States to begin trajectories in [..., S], from words [..., start_words]."""
+
+    def observe(self, state: Tensor) -> Tensor:
+        """What a learner sees of states."""
+
+    def train_tasks(self) -> Tensor:
+        """The rows y of all training tasks, by their numbers [G, Y]."""
+
+    def step(self, state: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The next state; the reward that actor and critics learn from and the one that is shown, [...]."""
 
 
 class Dataset(Protocol):
@@ -247,4 +326,57 @@ class Dataset(Protocol):
         """A fixed sample of training inputs [count, ...], for population statistics."""
 
     def facts(self) -> dict[str, Any]:
-        """What belongs beside a number: the split's name and hash, and whatever else was decided."""
+        """What belongs beside a result: `split`, `split_sha256`, and further facts of the data set."""
+
+
+class AlgorithmOptions:
+    """What an algorithm may also have, and what is assumed without it."""
+
+    predicts: PredictionKind = "values"
+    inner_steps: int = 0
+    first_order: bool = False
+    inner_checkpoint: Any = None  # None: cannot trade time for memory; False: could, but does not
+    adapted: tuple[str, ...] | None = None  # name prefixes of the adapted parameters
+    prox: float | None = None
+    cg_steps: int | None = None  # of an implicit meta-gradient
+    before_step: Any = None  # of a StatefulLearner
+
+
+class DatasetOptions:
+    """What a data set may also have, and what is assumed without it."""
+
+    oracle: Callable[..., Metrics] | None = None  # (split, seed, step, tasks, spec) -> scores [T] of the best predictor
+    oracle_band: Callable[..., Any] | None = None  # its mean and deviation at given inputs
+    picture: tuple[int, int] | None = None  # rows and columns of an image that is completed
+    members: dict[str, Any] | None = None  # the class names of each split, for split.json
+    pixels: Any = None  # how image files become inputs (data/pixels.py), of a data set of images
+    describe: Callable[..., Any] | None = None  # what `job=data` prints
+
+
+class ModelOptions:
+    """What a network may also have, and what is assumed without it."""
+
+    norm: str | None = None  # the name of its normalisation
+    fixed: Any = None  # population statistics, once calibrated
+    matmul_only: bool = False  # made of matrix products alone: channels-last and grouped convolutions do not matter
+
+
+class PenaltyOptions:
+    """What a penalty may also have, and what is assumed without it."""
+
+    kinds: tuple[Kind, ...] | None = None  # of data; None: all
+    places: tuple[str, ...] = ("inner", "outer", "both")  # choices of `where`
+    method: str | None = None  # subgradient or prox, of a penalty with a proximal operator
+    targets: tuple[str, ...] | None = None  # name prefixes of the penalised tensors; None: all weights
+    learned: bool = False  # it has a meta-learned weight
+    distance_only: bool = False  # a function of phi - theta
+    unopposed: bool = False  # in the outer objective, nothing opposes the fall of its learned weight to 0
+    compares_tasks: bool = True  # of a TaskPenalty: needs two tasks or more
+    init: Callable[[Params], Params] | None = None  # weights -> meta-parameters of its own
+    wrap: Callable[..., Model] | None = None  # (model, prefix, input_shape) -> the model with noise
+    objection: Callable[[Algorithm], str | None] | None = None  # why it means nothing with an algorithm
+
+
+def optional(component: Any, options: type, name: str) -> Any:
+    """`component.NAME`, or the default that `options` declares where the component has no such member."""
+    return getattr(component, name, getattr(options, name))

@@ -13,76 +13,34 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "metarun"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# A file may import from its own level or from a lower one. What is not listed is level 2: components and their helpers.
-LEVELS = {
-    "errors": 0,
-    "ranks": 0,
-    "durable": 1,
-    "ownership": 1,
-    "progress": 0,
-    "config": 0,
-    "config_jobs": 0,
-    "foreign": 0,
-    "bugs": 0,
-    "vision": 0,
-    "types": 0,
-    "acting": 0,
-    "penalties": 0,
-    "places": 0,
-    "outcome": 0,
-    "published": 0,
-    "linalg": 1,
-    "losses": 1,
-    "regularization": 1,
-    "inner": 1,
-    "adjoint": 1,
-    "build": 1,
-    "record": 1,
-    "ledger": 1,
-    "device": 1,
-    "machine": 1,
-    "parallel": 1,
-    "batching": 1,
-    "compilation": 1,
-    "outer": 1,
-    "diagnostics": 1,
-    "statistics": 1,
-    "report": 2,
-    "evaluation": 3,
-    "metagradient": 4,
-    "stages": 4,
-    "nonfinite": 4,
-    "trainer": 4,
-    "checkpoint": 5,
-    "experiment": 5,
-    "result": 6,
-    "resuming": 6,
-    "shortage": 6,
-    "functions": 6,
-    "session": 6,
-    "summary": 6,
-    "predict": 7,
-    "export": 7,
-    "export_files": 7,
-    "export_program": 7,
-    "prepare": 7,
-    "profiling": 7,
-    "profiling_inside": 7,
-    "profiling_marks": 7,
-    "profiling_parts": 7,
-    "profiling_phases": 7,
-    "profiling_table": 7,
-    "profiling_trace": 7,
-    "training": 7,
-    "analyses": 8,
-    "jobs": 8,
-    "usage": 7,
-    "reuse": 7,
-    "sweep": 7,
-    "cli_sweep": 8,
-    "cli": 9,
-    "__main__": 10,
-}
+ROOMS = (
+    "cli",
+    "jobs",
+    "analyses",
+    "training",
+    "diagnostics",
+    "regularizers",
+    "algorithms",
+    "models",
+    "data",
+    "compute",
+    "report",
+    "statistics",
+    "config",
+    "storage",
+)
+"""Top to bottom: a file imports from its own room, from the rooms below it, and from the vocabulary."""
+
+VOCABULARY = ("types", "errors")
+LONGEST_FILE, LONGEST_FUNCTION, MOST_ENTRIES = 400, 60, 16
+
+
+def module_of(path: Path) -> str:
+    """metarun/algorithms/maml.py -> metarun.algorithms.maml; metarun/jobs/__init__.py -> metarun.jobs."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in FILES}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -91,47 +49,104 @@ def imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "metarun":
-                yield from (f"metarun.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module
 
 
-def part(module: str) -> str:
+def room_of(module: str) -> str:
     """metarun.algorithms.maml -> algorithms."""
     return module.split(".")[1] if "." in module else ""
 
 
-def module_of(path: Path) -> str:
-    return "metarun." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+def test_every_module_is_in_a_room() -> None:
+    entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__" and path.name != "conf"}
+    expected = {*ROOMS, *(f"{name}.py" for name in VOCABULARY), "__init__.py", "__main__.py", "py.typed"}
+    assert entries <= expected, f"a new room needs a place in ROOMS: {sorted(entries - expected)}"
+    assert len([name for name in entries if not name.startswith("__")]) <= MOST_ENTRIES
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_it_is_for(room: str) -> None:
+    docstring = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")))
+    assert docstring is not None
+    assert "May import" in docstring
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_one_way(path: Path) -> None:
-    own = part(module_of(path))
-    if own == "__init__":  # the package's front door imports lazily, from anywhere
+def test_imports_point_down(path: Path) -> None:
+    own = room_of(module_of(path))
+    if own in ("", "__main__"):  # the package's front door imports lazily, from anywhere
         return
+    allowed = {*VOCABULARY, ""} if own in VOCABULARY else {*ROOMS[ROOMS.index(own) :], *VOCABULARY, ""}
     for module in imports(path):
-        if module.startswith("metarun."):
-            assert LEVELS.get(part(module), 2) <= LEVELS.get(own, 2), f"{path.name} imports {module}"
+        if module.split(".")[0] == "metarun":
+            assert room_of(module) in allowed, f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Strongly connected components of the imports at module level, by Tarjan's algorithm; each is one module."""
+    graph = {name: {m for m in top_level_imports(path) if m in MODULES and m != name} for name, path in MODULES.items()}
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    circles: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in graph[name]:
+            if other not in index:
+                visit(other)
+            if other in stack:
+                low[name] = min(low[name], low[other])
+        if low[name] == index[name]:
+            at = stack.index(name)
+            if len(stack) - at > 1:
+                circles.append(stack[at:])
+            del stack[at:]
+
+    for name in graph:
+        if name not in index:
+            visit(name)
+    assert circles == []
+
+
+def top_level_imports(path: Path) -> Iterator[str]:
+    """Those that run when the module is imported, and those for the type checker alone, which are imports too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {id(n) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.Lambda)) for n in ast.walk(f)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in inside:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module
+        elif isinstance(node, ast.Import) and id(node) not in inside:
+            yield from (alias.name for alias in node.names)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_only_the_command_line_imports_hydra(path: Path) -> None:
-    if not path.name.startswith("cli"):
+    if room_of(module_of(path)) != "cli":
         assert not [m for m in imports(path) if m.split(".")[0] == "hydra"]
+
+
+@pytest.mark.parametrize("room", ["cli", "report", "statistics", "config", "storage"])
+def test_rooms_that_need_no_torch_do_not_import_it(room: str) -> None:
+    for path in (PACKAGE / room).rglob("*.py"):
+        assert not [m for m in top_level_imports(path) if m.split(".")[0] == "torch"], path
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_are_small_and_files_say_what_they_hold(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
-    assert text.count("\n") <= 250
+    assert text.count("\n") <= LONGEST_FILE
     assert ast.get_docstring(tree)
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno is not None
-            assert node.end_lineno - node.lineno < 40, node.name
+            assert node.end_lineno - node.lineno < LONGEST_FUNCTION, node.name
 
 
 def test_no_algorithm_imports_another() -> None:
@@ -141,24 +156,13 @@ def test_no_algorithm_imports_another() -> None:
         assert not algorithms & (set(imports(path)) - {module})
 
 
-FRAME = (
-    "trainer",
-    "metagradient",
-    "parallel",
-    "evaluation",
-    "outer",
-    "session",
-    "jobs",
-    "experiment",
-    "predict",
-    "prepare",
-)
-ORDINARY = ("none", "folder")  # options whose names are ordinary words
+FRAME = ("cli", "jobs", "training", "compute")
+ORDINARY = ("none", "folder", "group")  # options whose names are ordinary words
 
 
-@pytest.mark.parametrize("name", FRAME)
-def test_the_frame_names_no_component(name: str) -> None:
-    text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8").lower()
+@pytest.mark.parametrize("path", [p for room in FRAME for p in sorted((PACKAGE / room).rglob("*.py"))], ids=module_of)
+def test_the_frame_names_no_component(path: Path) -> None:
+    text = path.read_text(encoding="utf-8").lower()
     for group in ("algo", "data", "reg", "model"):
         for option in (ROOT / "conf" / group).glob("*.yaml"):
             if option.stem not in ORDINARY:

@@ -21,8 +21,8 @@ from metarun.algorithms import common
 from metarun.algorithms.contexts import Draws, Rows, mean_of, together
 from metarun.algorithms.predictive import Gaussian, mixture_figures, positive
 from metarun.algorithms.set_learners import check_network, check_sizes
-from metarun.models.several import Several, several
-from metarun.types import Batch, Kind, Loss, MakeNetwork, Metrics, Params, Predicted, Task
+from metarun.models.several import MultiNetwork, multi_network
+from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
 
 
 class Summary(NamedTuple):
@@ -36,13 +36,13 @@ class Summary(NamedTuple):
 class CNP:
     """Predict a Gaussian for each target from the mean of the encoded context."""
 
-    model: Several
+    model: MultiNetwork
     loss: Loss
     draws: Draws
     sigma_floor: float
 
     kinds: ClassVar[tuple[Kind, ...]] = ("regression",)
-    predicts: ClassVar[Predicted] = "gaussians"
+    predicts: ClassVar[PredictionKind] = "gaussians"
     head: ClassVar[bool] = True
     test_inner_steps: ClassVar[int] = 0
 
@@ -84,7 +84,7 @@ class CNP:
     def functions(self, adapted: Summary, x: Tensor, count: int) -> Tensor:
         return self._gaussian(adapted, x).mu.expand(count, -1, -1)
 
-    def encoded(self, params: Params, rows: Batch) -> Tensor:
+    def encode(self, params: Params, rows: Batch) -> Tensor:
         return self.adapt(params, rows).r
 
     def _summary(self, params: Params, context: Rows) -> Summary:
@@ -98,7 +98,7 @@ class CNP:
 
 
 def cnp(
-    network: MakeNetwork,
+    network: NetworkFactory,
     input_shape: tuple[int, ...],
     outputs: int,
     loss: Loss,
@@ -112,4 +112,6 @@ def cnp(
     (inputs,) = input_shape
     encoder = check_network(network((inputs + outputs,), representation))
     decoder = network((inputs + representation,), 2 * outputs)
-    return CNP(several(encoder=encoder, decoder=decoder), loss, Draws(inputs, min_shots, min_queries), sigma_floor)
+    return CNP(
+        multi_network(encoder=encoder, decoder=decoder), loss, Draws(inputs, min_shots, min_queries), sigma_floor
+    )

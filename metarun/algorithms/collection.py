@@ -22,12 +22,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.acting import Carry, Environment
 from metarun.algorithms import replay
 from metarun.algorithms.collection_sizes import Sizes
 from metarun.compute import random
 from metarun.errors import require
-from metarun.types import Batch, Params, Task
+from metarun.types import Batch, Environment, LearnerState, Params, Task
 
 BATCHES, CHOICE, CONTEXTS, WALKS, STARTS = 0, 1, 2, 3, 4  # what random words are for; the last three of three kinds
 KINDS_APART = 4
@@ -78,15 +77,15 @@ class Collection:
         sound = self.sizes.initial_actions != "held" or self.latent >= self.action
         require(sound, "latent", self.latent, f"must be at least {self.action}: initial_actions=held takes them from z")
 
-    def empty(self) -> Carry:
+    def empty(self) -> LearnerState:
         tasks, rows = len(self.environment.train_tasks()), self.sizes.recent * self.environment.horizon
         width = 2 * self.state + self.action + 2
         counts = {"environment_steps": torch.zeros((), dtype=torch.int64), "returned": torch.zeros(tasks)}
         return replay.empty(tasks, self.sizes.capacity, rows, width) | counts
 
-    def told(self, carry: Carry) -> dict[str, float]:
+    def metrics(self, state: LearnerState) -> dict[str, float]:
         """Transitions so far, and the mean over tasks of the return of the last collection's last kind."""
-        steps, returned = carry["environment_steps"], carry["returned"]
+        steps, returned = state["environment_steps"], state["returned"]
         return {"environment_steps": float(steps), "return": float(returned.double().mean())}
 
     def walked(
@@ -106,15 +105,15 @@ class Collection:
 
     # ------------------------------------------------------------ collecting
 
-    def collected(self, learner: Any, params: Params, carry: Carry, seed: int, step: int) -> Carry:
+    def collected(self, learner: Any, params: Params, state: LearnerState, seed: int, step: int) -> LearnerState:
         """The carry after the collection of this step, if it has one."""
         if step % self.sizes.collect_every:
-            return carry
-        every = torch.arange(len(carry["written"]), device=carry["written"].device)
+            return state
+        every = torch.arange(len(state["written"]), device=state["written"].device)
         if step == 0:
             held = self.sizes.initial_actions == "held"
             walk = Walk(self, Held(self.action) if held else learner, params, every, seed, step)
-            return self._kept(carry, every, walk.prior(self.sizes.initial_trajectories), None)
+            return self._kept(state, every, walk.prior(self.sizes.initial_trajectories), None)
         bits = random.learner_bits(seed, step, range(1), CHOICE, len(every))[0]
         which = every[torch.from_numpy(random.choose(bits, min(self.sizes.collect_tasks, len(every)))).to(every)]
         walk = Walk(self, learner, params, which, seed, step)
@@ -122,17 +121,17 @@ class Collection:
         recent = walk.prior(prior)
         for i, count in enumerate(self.sizes.rounds):
             recent = torch.cat([recent, walk.posterior(recent, count, POSTERIOR if i == 0 else EXTRA + i)], 1)
-        return self._kept(carry, which, recent, walk.posterior(recent, extra, EXTRA) if extra else None)
+        return self._kept(state, which, recent, walk.posterior(recent, extra, EXTRA) if extra else None)
 
-    def _kept(self, carry: Carry, which: Tensor, recent: Tensor, extra: Tensor | None) -> Carry:
+    def _kept(self, state: LearnerState, which: Tensor, recent: Tensor, extra: Tensor | None) -> LearnerState:
         """With rows [n, R, W] of these tasks kept, and how the last trajectory of each went."""
         rows = recent if extra is None else torch.cat([recent, extra], 1)
-        carry = replay.renewed(carry, which, recent[:, -carry["recent"].shape[1] :])
-        carry = replay.added(carry, which, rows)
-        returned = carry["returned"].clone()
+        state = replay.renewed(state, which, recent[:, -state["recent"].shape[1] :])
+        state = replay.added(state, which, rows)
+        returned = state["returned"].clone()
         returned[which] = rows[:, -self.environment.horizon :, self.state + self.action + 1].sum(1)
-        steps = carry["environment_steps"] + rows.shape[0] * rows.shape[1]
-        return carry | {"returned": returned, "environment_steps": steps}
+        steps = state["environment_steps"] + rows.shape[0] * rows.shape[1]
+        return state | {"returned": returned, "environment_steps": steps}
 
     def split(self, rows: Tensor) -> Path:
         """Rows [..., W] by what they hold."""
@@ -141,18 +140,18 @@ class Collection:
 
     # ------------------------------------------------------------ drawing
 
-    def batches(self, carry: Carry, tasks: Task, seed: int, step: int) -> Task:
+    def batches(self, state: LearnerState, tasks: Task, seed: int, step: int) -> Task:
         """Context and transitions of each task, with the random numbers that its gradient needs."""
         which, size = tasks.query.y[:, 0, -1].long(), self.sizes
         count = size.batch * self.action + self.latent
         words = random.learner_bits(seed, step, range(len(which)), BATCHES, size.batch + size.context_batch + 2 * count)
-        like = carry["replay"]
+        like = state["replay"]
         uniforms, rest = uniform_like(words[:, : size.batch + size.context_batch], like), words[:, -2 * count :]
         eps = normal_like(rest, like)
         eps_a = eps[:, self.latent :].unflatten(1, (size.batch, self.action))
         eps_z = eps[:, None, : self.latent].expand(-1, size.batch, -1)
-        context = self.split(replay.drawn_recent(carry, which, uniforms[:, size.batch :]))
-        found = self.split(replay.drawn(carry, which, uniforms[:, : size.batch]))
+        context = self.split(replay.drawn_recent(state, which, uniforms[:, size.batch :]))
+        found = self.split(replay.drawn(state, which, uniforms[:, : size.batch]))
         x = torch.cat([found.pairs, found.next, eps_a, eps_z], -1)
         return Task(Batch(context.pairs, context.shown[..., None]), Batch(x, found.learned[..., None]))
 

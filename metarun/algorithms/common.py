@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.algorithms.inner_loop import descend, final
+from metarun.algorithms.inner_loop import descend, last
 from metarun.algorithms.objective import Regularization
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import gradients, norm, sub
 from metarun.errors import require
-from metarun.types import Algorithm, Batch, GradientLearner, Loss, Metrics, Model, Objective, Params, Rule, Task
+from metarun.types import Algorithm, Batch, GradientLearner, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
 
 
 class FastWeights(NamedTuple):
@@ -34,7 +34,7 @@ def descent(learner: GradientLearner, theta: Params, support: Batch, steps: int)
 
 def adapt(learner: GradientLearner, theta: Params, support: Batch) -> FastWeights:
     """The inner loop as in training."""
-    return fast_weights(learner.model, final(descent(learner, theta, support, learner.inner_steps)), support)
+    return fast_weights(learner.model, last(descent(learner, theta, support, learner.inner_steps)), support)
 
 
 def adaptations(learner: GradientLearner, theta: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
@@ -54,9 +54,9 @@ def regularized(learner: GradientLearner, theta: Params, support: Batch, objecti
     return total
 
 
-def proximal(rule: Rule, regularization: Regularization) -> Rule:
+def proximal(rule: UpdateRule, regularization: Regularization) -> UpdateRule:
     """The rule, followed by the inner proximal steps if there are any."""
-    return rule._replace(finish=regularization.shrink_inner) if regularization.inner_proximal else rule
+    return rule._replace(proximal_step=regularization.shrink_inner) if regularization.inner_proximal else rule
 
 
 def batch_loss(model: Model, loss: Loss, batch: Batch) -> Objective:

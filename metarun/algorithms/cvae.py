@@ -44,8 +44,8 @@ from metarun.algorithms.predictive import (
 )
 from metarun.algorithms.set_learners import check_network, check_sizes
 from metarun.errors import require
-from metarun.models.several import Several, several
-from metarun.types import Batch, Kind, Loss, MakeNetwork, Metrics, Params, Predicted, Task
+from metarun.models.several import MultiNetwork, multi_network
+from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
 
 OBJECTIVES = ("cvae", "gsnn", "hybrid")
 ACTIVE = 0.01  # nats
@@ -63,7 +63,7 @@ class Summary(NamedTuple):
 class CVAE:
     """A latent variable for each target, with a learned conditional prior."""
 
-    model: Several
+    model: MultiNetwork
     loss: Loss
     draws: Draws
     sigma_floor: float
@@ -73,7 +73,7 @@ class CVAE:
     test_samples: int
 
     kinds: ClassVar[tuple[Kind, ...]] = ("regression",)
-    predicts: ClassVar[Predicted] = "gaussians"
+    predicts: ClassVar[PredictionKind] = "gaussians"
     head: ClassVar[bool] = True
     test_inner_steps: ClassVar[int] = 0
 
@@ -135,7 +135,7 @@ class CVAE:
         """With the same noise at all places."""
         return self._drawn(adapted, x, count).mu
 
-    def encoded(self, params: Params, rows: Batch) -> Tensor:
+    def encode(self, params: Params, rows: Batch) -> Tensor:
         return self.adapt(params, rows).r
 
     def latents(self, params: Params, task: Task) -> tuple[Gaussian, Gaussian]:
@@ -188,7 +188,7 @@ def _described(spent_D: Tensor) -> Metrics:
 
 
 def cvae(
-    network: MakeNetwork,
+    network: NetworkFactory,
     input_shape: tuple[int, ...],
     outputs: int,
     loss: Loss,
@@ -209,7 +209,7 @@ def cvae(
     require(0 <= alpha <= 1, "alpha", alpha, "must be from 0 to 1 (the share of L_cvae in objective=hybrid)")
     (inputs,) = input_shape
     given = inputs + representation
-    model = several(
+    model = multi_network(
         encoder=check_network(network((inputs + outputs,), representation)),
         prior=network((given,), 2 * latent),
         posterior=network((given + outputs,), 2 * latent),

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
-from metarun.algorithms.inner_loop import descend, final, moved, sgd
+from metarun.algorithms.inner_loop import descend, is_adapted, last, sgd
 from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import (
@@ -47,15 +47,15 @@ from metarun.compute.linalg import (
     axpy,
     conjugate_gradient,
     dot,
-    expanded,
     gauss_newton,
     gradient,
+    gradient_and_hvp,
     norm,
     scale,
     sub,
 )
 from metarun.errors import require
-from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
+from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
 
 Product = Callable[[Params], Params]
 CURVATURES = ("hessian", "gauss_newton")
@@ -128,8 +128,8 @@ class IMAML:
         return True
 
     @property
-    def inner_rule(self) -> Rule:
-        return common.proximal(sgd(self.inner_lr)._replace(moves=self.adapted), self.regularization)
+    def inner_rule(self) -> UpdateRule:
+        return common.proximal(sgd(self.inner_lr)._replace(adapted=self.adapted), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
         support_loss = common.batch_loss(self.model, self.loss, support)
@@ -151,7 +151,7 @@ class IMAML:
             slope = axpy(self.prox, sub(start, theta), slope)
             return Expansion(slope, hessian, lambda v: scale(self.prox, v), lambda v: scale(-self.prox, v))
         omega = self._omega(support)
-        push, curvature = expanded(lambda part: omega(theta, phi | part), start)
+        push, curvature = gradient_and_hvp(lambda part: omega(theta, phi | part), start)
 
         def whole(theta: Params, part: Params) -> Tensor:
             value = omega(theta, theta | part)
@@ -173,7 +173,7 @@ class IMAML:
 
         if self.curvature == "gauss_newton":
             return gauss_newton(outputs, loss, start)
-        return expanded(lambda part: loss(outputs(part)), start)
+        return gradient_and_hvp(lambda part: loss(outputs(part)), start)
 
     def _pulled_back(self, phi: Params, around: Expansion, b: Params) -> tuple[Params, Solution]:
         """-Omega_pt^T A^{-1} b, b itself for what is not adapted, and how the system was solved.
@@ -195,7 +195,7 @@ class IMAML:
 
     def _moved(self, x: Params) -> tuple[Params, Params]:
         """What the inner loop moves, and the rest."""
-        names = [k for k in x if moved(k, self.inner_rule)]
+        names = [k for k in x if is_adapted(k, self.inner_rule)]
         return {k: x[k] for k in names}, {k: v for k, v in x.items() if k not in names}
 
     def _omega(self, support: Batch) -> Callable[[Params, Params], Tensor]:
@@ -218,7 +218,7 @@ class IMAML:
         support_loss = common.batch_loss(self.model, self.loss, support)
         at_start = norm(self._moved(gradient(lambda at: support_loss(at, 0), theta))[0])
         if self.regularization.inner_proximal:
-            onwards = final(descend(self.inner_objective(theta, support), phi, self.inner_rule, 1))
+            onwards = last(descend(self.inner_objective(theta, support), phi, self.inner_rule, 1))
             slope = scale(1 / self.inner_lr, sub(phi, onwards))
         return norm(slope) / at_start.clamp_min(torch.finfo(at_start.dtype).tiny)
 

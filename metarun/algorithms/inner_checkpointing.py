@@ -20,10 +20,10 @@ from typing import Any
 
 from torch.func import vjp
 
-from metarun.algorithms.inner_loop import descend, final, moved
+from metarun.algorithms.inner_loop import descend, is_adapted, last
 from metarun.compute.linalg import axpy, scale
 from metarun.errors import UserError
-from metarun.types import Objective, Params, Rule
+from metarun.types import Objective, Params, UpdateRule
 
 Problem = Callable[[Params], Objective]
 """theta -> the inner objective."""
@@ -32,12 +32,14 @@ Pullback = Callable[[Params], Params]
 """v -> (d phi_T / d theta)^T v."""
 
 
-def checkpointed(problem: Problem, theta: Params, rule: Rule, steps: int, segment: int) -> tuple[Params, Pullback]:
+def checkpointed(
+    problem: Problem, theta: Params, rule: UpdateRule, steps: int, segment: int
+) -> tuple[Params, Pullback]:
     """phi_T after `steps` steps from theta, and its pull-back by segments of so many steps."""
     refuse_carried_state(rule, theta)
 
     def run(theta: Params, phi: Params, first: int) -> Params:
-        return final(descend(problem(theta), phi, rule, min(segment, steps - first), first))
+        return last(descend(problem(theta), phi, rule, min(segment, steps - first), first))
 
     firsts, starts = range(0, steps, segment), [theta]
     for first in firsts:
@@ -64,9 +66,9 @@ def segment_length(setting: Any, steps: int) -> int:
     return math.ceil(math.sqrt(steps) / 2) if setting is True else int(setting)
 
 
-def refuse_carried_state(rule: Rule, theta: Params) -> None:
+def refuse_carried_state(rule: UpdateRule, theta: Params) -> None:
     """A segment is run again from phi alone."""
-    if rule.init({k: v for k, v in theta.items() if moved(k, rule)}, theta) is not None:
+    if rule.init({k: v for k, v in theta.items() if is_adapted(k, rule)}, theta) is not None:
         raise UserError(
             "inner_checkpoint: this inner rule carries a state from step to step, which is not kept; use false"
         )

@@ -10,19 +10,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from metarun.compute.linalg import gradient, joined, parted, scale, sub
-from metarun.types import MOMENTS, OWN, RATES, Objective, Params, Rule
+from metarun.compute.linalg import flatten, gradient, scale, sub, unflatten
+from metarun.types import MOMENTS, NOT_WEIGHTS, RATES, Objective, Params, UpdateRule
 
 State = TypeVar("State")
 MISSING = MOMENTS + "missing"
 
 
-def sgd(lr: float) -> Rule:
+def sgd(lr: float) -> UpdateRule:
     """step = lr * g."""
-    return Rule(init=lambda *_: None, step=lambda g, state: (scale(lr, g), state), lr=lr)
+    return UpdateRule(init=lambda *_: None, step=lambda g, state: (scale(lr, g), state), lr=lr)
 
 
-def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
+def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> UpdateRule:
     """Adam with beta1 = 0, as Reptile's inner loop: v <- beta2 v + (1 - beta2) g^2, c <- beta2 c,
     step = lr * g / (sqrt(v / (1 - c)) + eps), from v = 0 and c = 1 or what theta has of them (`first_moments`).
 
@@ -30,32 +30,32 @@ def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
     """
 
     # Of all weights as one vector: the dozen operations a step has are quick, a dozen for each of many tensors are not.
-    def init(moved: Params, theta: Params) -> Any:
+    def init(is_adapted: Params, theta: Params) -> Any:
         if MISSING not in theta:
-            return joined(moved) * 0, 1.0
-        return joined({name: theta[MOMENTS + name] for name in moved}), theta[MISSING]
+            return flatten(is_adapted) * 0, 1.0
+        return flatten({name: theta[MOMENTS + name] for name in is_adapted}), theta[MISSING]
 
     def step(g: Params, state: Any) -> tuple[Params, Any]:
-        (v, missing), slope = state, joined(g)
+        (v, missing), slope = state, flatten(g)
         state = beta2 * v + (1 - beta2) * slope**2, beta2 * missing
-        return parted(rates_of(state) * slope, g), state
+        return unflatten(rates_of(state) * slope, g), state
 
     def rates_of(state: Any) -> Tensor:
         v, missing = state
         return lr / (_root(v / (1 - missing)) + eps)
 
     def rates(state: Any, like: Params) -> Params:
-        return parted(rates_of(state), like)
+        return unflatten(rates_of(state), like)
 
-    return Rule(init, step, lr, rates)
+    return UpdateRule(init, step, lr, rates)
 
 
-def learned(by_step: bool) -> Rule:
+def learned_rates_rule(by_step: bool) -> UpdateRule:
     """step = rate * g with the rates `rates.NAME` of theta: one for each weight, or (`by_step`) one for the tensor at
     each step k, of which the last stays in force beyond them."""
 
-    def init(moved: Params, theta: Params) -> Any:
-        rates = {name: theta[RATES + name] for name in moved}
+    def init(is_adapted: Params, theta: Params) -> Any:
+        rates = {name: theta[RATES + name] for name in is_adapted}
         return rates, torch.zeros((), dtype=torch.int64, device=next(iter(rates.values())).device)
 
     def rates_at(state: Any, k: Tensor) -> Params:
@@ -72,17 +72,17 @@ def learned(by_step: bool) -> Rule:
         # A step uphill, by a rate below 0, has no proximal step after it.
         return {name: rate.clamp_min(0) for name, rate in rates_at(state, state[1] - 1).items()}
 
-    return Rule(init, step, lr=math.inf, rates=rates)
+    return UpdateRule(init, step, lr=math.inf, rates=rates)
 
 
-def first_rates(weights: Params, rate: float, steps: int | None) -> Params:
+def initial_rates(weights: Params, rate: float, steps: int | None) -> Params:
     """The learned rates that training begins at: for each weight, or for each tensor at so many steps."""
     return {
         RATES + n: torch.full(w.shape if steps is None else (steps,), rate, dtype=w.dtype) for n, w in weights.items()
     }
 
 
-def first_moments(weights: Params) -> Params:
+def initial_moments(weights: Params) -> Params:
     """The state of an inner Adam before its first step as entries of theta: v by the weights' names, and c."""
     one = next(iter(weights.values())).new_ones(())
     return {MOMENTS + n: torch.zeros_like(w) for n, w in weights.items()} | {MISSING: one}
@@ -90,8 +90,8 @@ def first_moments(weights: Params) -> Params:
 
 def moments_of(state: Any, phi: Params) -> Params:
     """The state that an inner Adam has come to with phi, by the same names."""
-    (v, missing), like = state, {n: w for n, w in phi.items() if not n.startswith(OWN)}
-    return {MOMENTS + n: part for n, part in parted(v, like).items()} | {MISSING: missing}
+    (v, missing), like = state, {n: w for n, w in phi.items() if not n.startswith(NOT_WEIGHTS)}
+    return {MOMENTS + n: part for n, part in unflatten(v, like).items()} | {MISSING: missing}
 
 
 def _root(v: Tensor) -> Tensor:
@@ -101,29 +101,31 @@ def _root(v: Tensor) -> Tensor:
     return torch.where(some, torch.where(some, v, 1.0).sqrt(), 0.0)
 
 
-def descend(objective: Objective, start: Params, rule: Rule, steps: int, first: int = 0) -> Iterator[Params]:
+def descend(objective: Objective, start: Params, rule: UpdateRule, steps: int, first: int = 0) -> Iterator[Params]:
     """phi_0 = start; phi_{k+1} = phi_k - rule(grad objective(phi_k, k)), then the rule's proximal step if it has one.
 
     Yields phi_0 ... phi_steps.
     """
-    return (phi for phi, _ in states(objective, start, rule, steps, first))
+    return (phi for phi, _ in descend_with_state(objective, start, rule, steps, first))
 
 
-def states(objective: Objective, start: Params, rule: Rule, steps: int, first: int = 0) -> Iterator[tuple[Params, Any]]:
+def descend_with_state(
+    objective: Objective, start: Params, rule: UpdateRule, steps: int, first: int = 0
+) -> Iterator[tuple[Params, Any]]:
     """The same, each with the rule's state.
 
     What the rule does not move is not differentiated either. The objective is told that its steps are those from
     number `first` on.
     """
-    names = [name for name in start if moved(name, rule)]
+    names = [name for name in start if is_adapted(name, rule)]
     phi, state = start, rule.init({k: start[k] for k in names}, start)
     yield phi, state
     for k in range(first, first + steps):
         part, rest = {n: phi[n] for n in names}, phi
         step, state = rule.step(gradient(of_part(objective, rest, k), part), state)
         part = sub(part, step)
-        if rule.finish:
-            part = rule.finish(part, rule.rates(state, part) if rule.rates else rule.lr, rule.lr)
+        if rule.proximal_step:
+            part = rule.proximal_step(part, rule.rates(state, part) if rule.rates else rule.lr, rule.lr)
         phi = {**phi, **part}
         yield phi, state
 
@@ -133,11 +135,11 @@ def of_part(objective: Objective, rest: Params, step: int) -> Callable[[Params],
     return lambda part: objective({**rest, **part}, step)
 
 
-def moved(name: str, rule: Rule) -> bool:
+def is_adapted(name: str, rule: UpdateRule) -> bool:
     """Whether the inner loop adapts this tensor."""
-    return not name.startswith(OWN) and (rule.moves is None or name.startswith(rule.moves))
+    return not name.startswith(NOT_WEIGHTS) and (rule.adapted is None or name.startswith(rule.adapted))
 
 
-def final(path: Iterator[State]) -> State:
+def last(path: Iterator[State]) -> State:
     """The last state of a descent, without keeping the others."""
     return deque(path, maxlen=1).pop()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.types import Kind, Loss, Predicted
+from metarun.types import Kind, Loss, PredictionKind
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def as_prediction(loss: Loss, values: Tensor, deviation: Tensor) -> Tensor:
     return torch.cat([values, deviation], -1) if isinstance(loss, GaussianLikelihood) else values
 
 
-def loss_for(kind: Kind, predicts: Predicted = "values") -> Loss:
+def loss_for(kind: Kind, predicts: PredictionKind = "values") -> Loss:
     """`predicts` is what the learner says of itself."""
     if kind == "classification":
         return CrossEntropy()

@@ -38,12 +38,12 @@ from torch import Tensor
 from metarun.algorithms import common, multistep
 from metarun.algorithms.common import FastWeights
 from metarun.algorithms.inner_checkpointing import checkpointed, segment_length
-from metarun.algorithms.inner_loop import first_rates, learned, moved, sgd
+from metarun.algorithms.inner_loop import initial_rates, is_adapted, learned_rates_rule, sgd
 from metarun.algorithms.multistep import Stage
 from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
 from metarun.compute.linalg import axpy
 from metarun.errors import require
-from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
+from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
 
 LEARNED_RATES = ("none", "weight", "step")
 
@@ -88,8 +88,10 @@ class MAML:
         weights = self.model.init(seed)
         if self.learned_rates == "none":
             return weights
-        adapted = {name: w for name, w in weights.items() if moved(name, self.inner_rule)}
-        return weights | first_rates(adapted, self.inner_lr, self.inner_steps if self.learned_rates == "step" else None)
+        adapted = {name: w for name, w in weights.items() if is_adapted(name, self.inner_rule)}
+        return weights | initial_rates(
+            adapted, self.inner_lr, self.inner_steps if self.learned_rates == "step" else None
+        )
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
         return common.adapt(self, params, support)
@@ -143,9 +145,13 @@ class MAML:
         return not self.first_order
 
     @property
-    def inner_rule(self) -> Rule:
-        rule = sgd(self.inner_lr) if self.learned_rates == "none" else learned(by_step=self.learned_rates == "step")
-        return common.proximal(rule._replace(moves=self.adapted), self.regularization)
+    def inner_rule(self) -> UpdateRule:
+        rule = (
+            sgd(self.inner_lr)
+            if self.learned_rates == "none"
+            else learned_rates_rule(by_step=self.learned_rates == "step")
+        )
+        return common.proximal(rule._replace(adapted=self.adapted), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
         loss = common.batch_loss(self.model, self.loss, support)

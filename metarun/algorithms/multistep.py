@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from metarun.algorithms import common
-from metarun.algorithms.inner_loop import descend, final
-from metarun.compute.linalg import dot, total
+from metarun.algorithms.inner_loop import descend, last
+from metarun.compute.linalg import dot, sum_scalars
 from metarun.errors import require
-from metarun.types import Batch, Metrics, Objective, Params, Rule, Task
+from metarun.types import Batch, Metrics, Objective, Params, Task, UpdateRule
 
 STAGES = 10
 LEAST = 0.03
@@ -62,7 +62,7 @@ def meta_grad(learner: Any, params: Params, task: Task) -> tuple[Params, Metrics
         objective = constant or learner.inner_objective(theta, task.support)
         states = [*descend(objective, theta, learner.inner_rule, learner.inner_steps)][1:]
         found = [common.outer_objective(learner, theta, phi, task) for w, phi in zip(weights, states, strict=True) if w]
-        weighted = total(w * loss for w, (loss, _) in zip([w for w in weights if w], found, strict=True))
+        weighted = sum_scalars(w * loss for w, (loss, _) in zip([w for w in weights if w], found, strict=True))
         return weighted, found[-1][1] | {"distance": common.distance(states[-1], theta)}
 
     return common.gradient(outer, params)
@@ -71,12 +71,12 @@ def meta_grad(learner: Any, params: Params, task: Task) -> tuple[Params, Metrics
 def recorded(learner: Any, theta: Params, support: Batch) -> Objective:
     """An objective whose gradient at step k is the one that the inner loop met there, wherever it is asked."""
     met: list[Params] = []
-    rule: Rule = learner.inner_rule
+    rule: UpdateRule = learner.inner_rule
 
     def step(g: Params, state: Any) -> tuple[Params, Any]:
         met.append(g)
         return rule.step(g, state)
 
     objective = learner.inner_objective(theta, support)
-    final(descend(objective, theta, rule._replace(step=step), learner.inner_steps))
+    last(descend(objective, theta, rule._replace(step=step), learner.inner_steps))
     return lambda phi, k: dot(met[k], phi)

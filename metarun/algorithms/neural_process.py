@@ -47,8 +47,8 @@ from metarun.algorithms.predictive import (
 from metarun.algorithms.set_learners import check_network, check_sizes
 from metarun.errors import require
 from metarun.models.attention import Attention
-from metarun.models.several import Several, several
-from metarun.types import Batch, Kind, Loss, MakeNetwork, Metrics, Params, Predicted, Task
+from metarun.models.several import MultiNetwork, multi_network
+from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
 
 
 class Summary(NamedTuple):
@@ -65,7 +65,7 @@ class Summary(NamedTuple):
 class NeuralProcess:
     """A latent function z, inferred from the context; a Gaussian for each target given z."""
 
-    model: Several
+    model: MultiNetwork
     loss: Loss
     draws: Draws
     sigma_floor: float
@@ -76,7 +76,7 @@ class NeuralProcess:
     attends: bool
 
     kinds: ClassVar[tuple[Kind, ...]] = ("regression",)
-    predicts: ClassVar[Predicted] = "gaussians"
+    predicts: ClassVar[PredictionKind] = "gaussians"
     head: ClassVar[bool] = True
     test_inner_steps: ClassVar[int] = 0
 
@@ -131,7 +131,7 @@ class NeuralProcess:
     def functions(self, adapted: Summary, x: Tensor, count: int) -> Tensor:
         return self._drawn(adapted, x, count).mu
 
-    def encoded(self, params: Params, rows: Batch) -> Tensor:
+    def encode(self, params: Params, rows: Batch) -> Tensor:
         """The mean of h, also where attention weighs it anew for each target; s where there is no h."""
         adapted = self.adapt(params, rows)
         return mean_of(adapted.h, adapted.here)
@@ -178,7 +178,7 @@ class NeuralProcess:
 
 
 def neural_process(
-    network: MakeNetwork,
+    network: NetworkFactory,
     input_shape: tuple[int, ...],
     outputs: int,
     loss: Loss,
@@ -212,4 +212,4 @@ def neural_process(
     noise = train_samples * latent
     drawn = Draws(inputs, min_shots, min_queries, width=noise, warmup=kl_warmup, weight=kl_weight)
     samples = train_samples, test_samples
-    return NeuralProcess(several(**parts), loss, drawn, sigma_floor, latent, *samples, deterministic, heads > 0)
+    return NeuralProcess(multi_network(**parts), loss, drawn, sigma_floor, latent, *samples, deterministic, heads > 0)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.penalty_protocols import Adaptation, AdaptationPenalty, ProximalPenalty, TaskPenalty
-from metarun.compute.linalg import scale, total
+from metarun.compute.linalg import scale, sum_scalars
 from metarun.errors import SettingError
 from metarun.types import CARRIED, REG, Algorithm, Model, Params, Rates, Task
 
@@ -176,11 +176,11 @@ class Regularization:
                 params[f"{term.prefix}weight"].fill_(term.schedule(step))
 
     def inner(self, at: Adaptation) -> Tensor:
-        return total([t.of_adaptation(at) for t in self.inner_terms])
+        return sum_scalars([t.of_adaptation(at) for t in self.inner_terms])
 
     def whole_inner(self, at: Adaptation) -> Tensor:
         """With the terms that are taken as proximal steps, as an implicit derivative needs it."""
-        return total([t.of_adaptation(at) for t in self.terms if t.acts("inner")])
+        return sum_scalars([t.of_adaptation(at) for t in self.terms if t.acts("inner")])
 
     def held_inner(self, phi: Params) -> Params:
         """True where inner proximal steps hold a weight at zero."""
@@ -190,11 +190,11 @@ class Regularization:
         return held
 
     def outer(self, at: Adaptation) -> Tensor:
-        return total([t.of_adaptation(at) for t in self.outer_terms])
+        return sum_scalars([t.of_adaptation(at) for t in self.outer_terms])
 
     def shared(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
         """What is added once to the outer objective of theta; 0 without such a term."""
-        return total([t.weight(params) * shared_value(t, learner, params, tasks) for t in self.shared_terms])
+        return sum_scalars([t.weight(params) * shared_value(t, learner, params, tasks) for t in self.shared_terms])
 
     def shrink_inner(self, phi: Params, rates: Rates, lr: float) -> Params:
         """The proximal steps after one of the inner loop; their weights are constants."""
@@ -212,16 +212,18 @@ class Regularization:
 NO_REGULARIZATION = Regularization()
 
 
-def with_noise(model: Model, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+def add_model_noise(
+    model: Model, params: Params, tasks: Task, seed: int, step: int, first: int = 0
+) -> tuple[Params, Task]:
     """What the meta-gradient of an outer step is taken at: with noise, if the network has any."""
     return model.noisy(params, tasks, seed, step, first) if isinstance(model, NoisyModel) else (params, tasks)
 
 
-def with_all_noise(
+def add_noise(
     learner: Algorithm, params: Params, tasks: Task, seed: int, step: int, first: int = 0
 ) -> tuple[Params, Task]:
     """The network's, and what the learner itself draws for a step."""
-    params, tasks = with_noise(learner.model, params, tasks, seed, step, first)
+    params, tasks = add_model_noise(learner.model, params, tasks, seed, step, first)
     return learner.noisy(params, tasks, seed, step, first) if isinstance(learner, NoisyModel) else (params, tasks)
 
 

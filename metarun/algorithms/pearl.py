@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from metarun.acting import Carry, Environment
 from metarun.algorithms import common, sac
 from metarun.algorithms.collection import Collection, Transitions, transitions
 from metarun.algorithms.collection_sizes import Sizes
@@ -34,8 +33,8 @@ from metarun.algorithms.predictive import Gaussian, kl, product
 from metarun.algorithms.replay import mixed
 from metarun.algorithms.set_learners import ROW_NORMS
 from metarun.errors import UserError, require
-from metarun.models.several import Several, own, several
-from metarun.types import CARRIED, Batch, Kind, Loss, MakeNetwork, Metrics, Params, Task
+from metarun.models.several import MultiNetwork, multi_network, own
+from metarun.types import CARRIED, Batch, Environment, Kind, LearnerState, Loss, Metrics, NetworkFactory, Params, Task
 
 LEAST_VARIANCE = 1e-7
 TARGET = "value."
@@ -68,7 +67,7 @@ class Rates:
 class Pearl:
     """An actor, two critics, a value network and an encoder."""
 
-    model: Several
+    model: MultiNetwork
     loss: Loss
     environment: Environment
     collection: Collection
@@ -117,14 +116,16 @@ class Pearl:
 
     # ------------------------------------------------------------ an outer step
 
-    def carry(self, params: Params) -> Carry:
+    def init_state(self, params: Params) -> LearnerState:
         target = {k: v.clone() for k, v in params.items() if k.startswith(TARGET)}
         return self.collection.empty() | {CARRIED + k: v for k, v in target.items()}
 
-    def prepared(self, params: Params, carry: Carry, tasks: Task, seed: int, step: int) -> tuple[Carry, Params, Task]:
-        carry = self.collection.collected(self, params, carry, seed, step)
-        target = {k: v for k, v in carry.items() if k.startswith(CARRIED)}
-        return carry, params | target, self.collection.batches(carry, tasks, seed, step)
+    def before_step(
+        self, params: Params, state: LearnerState, tasks: Task, seed: int, step: int
+    ) -> tuple[LearnerState, Params, Task]:
+        state = self.collection.collected(self, params, state, seed, step)
+        target = {k: v for k, v in state.items() if k.startswith(CARRIED)}
+        return state, params | target, self.collection.batches(state, tasks, seed, step)
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         def outer(params: Params) -> tuple[Tensor, Metrics]:
@@ -158,16 +159,16 @@ class Pearl:
         q1, q2 = (self._run(name, params, state, action, z)[..., 0] for name in ("critic1", "critic2"))
         return q1, q2
 
-    def settled(self, params: Params, carry: Carry) -> Carry:
-        target = {k: v for k, v in carry.items() if k.startswith(CARRIED)}
-        return carry | mixed(target, {k: params[k.removeprefix(CARRIED)] for k in target}, self.rates.target_rate)
+    def after_step(self, params: Params, state: LearnerState) -> LearnerState:
+        target = {k: v for k, v in state.items() if k.startswith(CARRIED)}
+        return state | mixed(target, {k: params[k.removeprefix(CARRIED)] for k in target}, self.rates.target_rate)
 
-    def told(self, carry: Carry) -> dict[str, float]:
-        return self.collection.told(carry)
+    def metrics(self, state: LearnerState) -> dict[str, float]:
+        return self.collection.metrics(state)
 
     # ------------------------------------------------------------ a test
 
-    def explorations(self, params: Params, support: Batch, steps: int) -> Iterator[Belief]:
+    def explore_steps(self, params: Params, support: Batch, steps: int) -> Iterator[Belief]:
         start, numbers = self.environment.begin(support.x)
         pairs: list[Tensor] = []
         rewards: list[Tensor] = []
@@ -202,7 +203,7 @@ class Pearl:
 
 
 def pearl(
-    network: MakeNetwork,
+    network: NetworkFactory,
     input_shape: tuple[int, ...],
     outputs: int,
     loss: Loss,
@@ -238,11 +239,11 @@ def pearl(
     return Pearl(model, loss, environment, collection, context, rates, explore, test_inner_steps)
 
 
-def networks(network: MakeNetwork, state: int, action: int, latent: int, context: bool) -> Several:
+def networks(network: NetworkFactory, state: int, action: int, latent: int, context: bool) -> MultiNetwork:
     parts = {"encoder": network((state + action + 1,), 2 * latent)} if context else {}
     parts |= {name: network((state + action + latent,), 1) for name in ("critic1", "critic2")}
     parts |= {"value": network((state + latent,), 1), "actor": network((state + latent,), 2 * action)}
     norm = getattr(parts["actor"], "norm", "none")
     if norm not in ROW_NORMS:
         raise UserError(f"model.norm={norm}: must be one of {', '.join(ROW_NORMS)}: states are rows on their own")
-    return several(**parts)
+    return multi_network(**parts)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metarun.acting import Carry
+from metarun.types import LearnerState
 
 
-def empty(tasks: int, capacity: int, recent: int, width: int) -> Carry:
+def empty(tasks: int, capacity: int, recent: int, width: int) -> LearnerState:
     return {
         "replay": torch.zeros(tasks, capacity, width),
         "written": torch.zeros(tasks, dtype=torch.int64),
@@ -23,7 +23,7 @@ def empty(tasks: int, capacity: int, recent: int, width: int) -> Carry:
     }
 
 
-def added(carry: Carry, which: Tensor, rows: Tensor) -> Carry:
+def added(carry: LearnerState, which: Tensor, rows: Tensor) -> LearnerState:
     """With rows [n, R, W] written to the rings of n different tasks."""
     capacity = carry["replay"].shape[1]
     replay, written, first = carry["replay"].clone(), carry["written"].clone(), max(0, rows.shape[1] - capacity)
@@ -34,21 +34,21 @@ def added(carry: Carry, which: Tensor, rows: Tensor) -> Carry:
     return carry | {"replay": replay, "written": written}
 
 
-def renewed(carry: Carry, which: Tensor, rows: Tensor) -> Carry:
+def renewed(carry: LearnerState, which: Tensor, rows: Tensor) -> LearnerState:
     """With these tasks' recent rows replaced by all of the rows [n, R, W]."""
     recent = carry["recent"].clone()
     recent[which] = rows
     return carry | {"recent": recent}
 
 
-def drawn(carry: Carry, which: Tensor, uniforms: Tensor) -> Tensor:
+def drawn(carry: LearnerState, which: Tensor, uniforms: Tensor) -> Tensor:
     """A row of a task's ring for each number in [0, 1): [T], [T, B] -> [T, B, W]."""
     capacity = carry["replay"].shape[1]
     size = carry["written"][which].clamp(max=capacity)
     return carry["replay"][which[:, None], _index(uniforms, size[:, None])]
 
 
-def drawn_recent(carry: Carry, which: Tensor, uniforms: Tensor) -> Tensor:
+def drawn_recent(carry: LearnerState, which: Tensor, uniforms: Tensor) -> Tensor:
     """The same of the recent rows."""
     size = torch.full_like(which, carry["recent"].shape[1])
     return carry["recent"][which[:, None], _index(uniforms, size[:, None])]
@@ -59,6 +59,6 @@ def _index(uniforms: Tensor, size: Tensor) -> Tensor:
     return torch.minimum((uniforms * size).long(), size - 1)
 
 
-def mixed(old: Carry, new: Carry, rate: float) -> Carry:
+def mixed(old: LearnerState, new: LearnerState, rate: float) -> LearnerState:
     """A target network's step towards what it follows: (1 - rate) old + rate new."""
     return {name: (1 - rate) * value + rate * new[name] for name, value in old.items()}

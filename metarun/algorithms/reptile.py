@@ -28,11 +28,11 @@ from torch.func import grad
 
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
-from metarun.algorithms.inner_loop import adam, final, first_moments, moments_of, sgd, states
+from metarun.algorithms.inner_loop import adam, descend_with_state, initial_moments, last, moments_of, sgd
 from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
 from metarun.compute.linalg import axpy, sub
 from metarun.errors import require
-from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Rule, Task
+from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
 
 RULES = {"sgd": sgd, "adam": adam}
 MOMENTS = ("fresh", "carried")
@@ -67,7 +67,7 @@ class Reptile:
 
     def init(self, seed: int) -> Params:
         weights = self.model.init(seed)
-        return weights | first_moments(weights) if self.moments == "carried" else weights
+        return weights | initial_moments(weights) if self.moments == "carried" else weights
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
         return common.adapt(self, params, support)
@@ -90,14 +90,16 @@ class Reptile:
 
     def _inner_loop(self, params: Params, support: Batch) -> tuple[Params, Any]:
         """phi, and the inner optimizer's state after it."""
-        return final(states(self.inner_objective(params, support), params, self.inner_rule, self.inner_steps))
+        return last(
+            descend_with_state(self.inner_objective(params, support), params, self.inner_rule, self.inner_steps)
+        )
 
     @property
     def sees_adaptation(self) -> bool:
         return False
 
     @property
-    def inner_rule(self) -> Rule:
+    def inner_rule(self) -> UpdateRule:
         return common.proximal(RULES[self.inner_optimizer](self.inner_lr), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,16 @@ from torch import Tensor
 
 from metarun.config.schema import Config, check
 from metarun.errors import SettingError, UserError
-from metarun.jobs.train import train_job
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.status import FINAL
 from metarun.training import checkpoint
-from metarun.training.evaluation import REFERENCE_INPUTS, Evaluation, with_model
+from metarun.training.evaluation import REFERENCE_INPUTS, Evaluation, replace_model
 from metarun.training.experiment import Experiment, assemble
 from metarun.types import Algorithm, Params
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedRun:
     """A run that an analysis asked for."""
 
     summary: dict[str, Any]
@@ -44,6 +43,7 @@ class Context:
     config: Config
     source: RunFolder | None  # of the run in question; None where the settings alone are
     folder: Path  # of the analysis
+    train_run: Callable[..., Any]  # (config, run folder, quiet=) -> Result: the job that trains
 
     def changed(self, changes: Mapping[str, Any]) -> Config:
         """The settings with `changes`, dotted key -> value."""
@@ -68,7 +68,7 @@ class Context:
         """Its learner for test episodes, with population statistics where its network has such."""
         experiment, params = self.own
         reference = experiment.placement.inputs(experiment.dataset.reference_inputs(REFERENCE_INPUTS))
-        return with_model(experiment.tested, experiment.tested.model.calibrated(params, reference))
+        return replace_model(experiment.tested, experiment.tested.model.calibrate(params, reference))
 
     def params(self, experiment: Experiment) -> Params:
         """The best checkpoint of the run in question."""
@@ -81,22 +81,22 @@ class Context:
         experiment = self.experiment(changes)
         return experiment.tester()(experiment.tested, self.params(experiment))
 
-    def train(self, name: str, changes: Mapping[str, Any]) -> Trained:
+    def train(self, name: str, changes: Mapping[str, Any]) -> TrainedRun:
         """A run with changed settings in runs/NAME: done now, continued, or found done. It trains from the start,
         not from the run in question."""
         record = RunFolder(self.folder / "runs" / name)
         config = self.changed(changes)
         found = record.read_summary()
         if found.get("status") in FINAL:
-            return Trained(found, record, _cost(record))
+            return TrainedRun(found, record, _cost(record))
         config.resume = str(record.path) if record.begun() else None
         start = time.process_time()
-        result = train_job(config, record, quiet=True)
+        result = self.train_run(config, record, quiet=True)
         if result.status == "interrupted":
             raise KeyboardInterrupt
         if not config.resume:
             record.write_json("cost.json", {"cpu_seconds": time.process_time() - start})
-        return Trained(result.summary, record, _cost(record))
+        return TrainedRun(result.summary, record, _cost(record))
 
 
 def sound(losses: Tensor, scores: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from metarun.analyses.context import Context, Trained
+from metarun.analyses.context import Context, TrainedRun
 from metarun.analyses.data_amount_figure import draw_amounts
 from metarun.analyses.frame import Cell, Row
 from metarun.analyses.stability import Learned, comparable, learned
@@ -82,7 +82,7 @@ class DataAmount:
         changes = {KEYS[self.of]: amount, "seed": context.config.seed + seed}
         return changes | ({"train.pool_seed": context.config.train.pool_seed + seed} if self.of == "tasks" else {})
 
-    def _figures(self, experiment: Experiment, run: Trained, state: Learned) -> dict[str, float]:
+    def _figures(self, experiment: Experiment, run: TrainedRun, state: Learned) -> dict[str, float]:
         own = state.own_scores
         if self.of == "classes" or own is None:
             steps = (experiment.tested.test_inner_steps,)

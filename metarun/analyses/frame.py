@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, Protocol
 
 from metarun.analyses.context import Context
 from metarun.report.drawing import Drawing, style
-from metarun.storage.run_folder import RunFolder, finite
+from metarun.storage.json_values import replace_nonfinite
+from metarun.storage.run_folder import RunFolder
 
 Cell = dict[str, Any]
 """Where a measurement is taken: axis -> value, plain and hashable as JSON."""
@@ -58,10 +59,10 @@ class Table:
     def add(self, row: Row) -> None:
         with self.path.open("ab+") as file:
             start = b"\n" if _cut_off(file) else b""
-            file.write(start + json.dumps(finite(row)).encode() + b"\n")
+            file.write(start + json.dumps(replace_nonfinite(row)).encode() + b"\n")
 
 
-def perform(analysis: Analysis, context: Context, say: Any) -> dict[str, Any]:
+def run_analysis(analysis: Analysis, context: Context, say: Any) -> dict[str, Any]:
     """Measure what is missing, then write the results; returns what is in results.json."""
     context.folder.mkdir(parents=True, exist_ok=True)
     table = Table(context.folder / "results.jsonl")
@@ -71,7 +72,7 @@ def perform(analysis: Analysis, context: Context, say: Any) -> dict[str, Any]:
     if len(missing) < len(cells):
         say(f"{len(cells) - len(missing)} of {len(cells)} cells were measured before")
     for count, cell in enumerate(missing, 1):
-        row = finite(cell | analysis.measure(context, cell))
+        row = replace_nonfinite(cell | analysis.measure(context, cell))
         table.add(row)
         done[_key(cell, cell)] = row
         left = (time.monotonic() - start) / count * (len(missing) - count)

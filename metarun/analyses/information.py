@@ -12,7 +12,7 @@ of the rows. Given the task they are independent, so that
 z is what the learner draws: for a task from support and queries together (data), its prior from the support
 rows (context); an autoencoder's for one query of each task, data being the query and the context, the prior that of its
 input and the context. All are bounds in expectation over tasks. A weak representation bound may also mean that the
-critic, which is Gaussian, does not see what is there. metarun/statistics/information.py has formulas and sources.
+critic, which is Gaussian, does not see what is there. metarun/diagnostics/information.py has formulas and sources.
 
 `most` is log N of the representation's bound, `latent_most` log of the tasks: near them, raise `analysis.tasks`.
 """
@@ -30,18 +30,18 @@ from torch import Tensor
 from metarun.analyses.context import Context
 from metarun.analyses.frame import Cell, Row
 from metarun.analyses.information_figure import draw_information
-from metarun.compute.task_axis import over_tasks
-from metarun.errors import UserError, require
-from metarun.report.drawing import Drawing
-from metarun.statistics.information import (
+from metarun.compute.task_axis import map_tasks
+from metarun.diagnostics.information import (
     Bound,
     aggregate_divergence,
     code_information,
     mean_divergence,
     views_information,
 )
+from metarun.errors import UserError, require
+from metarun.report.drawing import Drawing
 from metarun.training.evaluation import EPISODE_SEED, TASKS_PER_DRAW
-from metarun.training.experiment import Experiment, name_of
+from metarun.training.experiment import Experiment, option_name
 from metarun.types import Algorithm, Batch, ContextLearner, EpisodeSpec, LatentLearner, Metrics, Params, Task
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -63,7 +63,7 @@ class Information:
         """A size of the context each."""
         experiment, _ = context.own
         if not (isinstance(context.learner, ContextLearner) or experiment.dataset.kind == "classification"):
-            pair = f"algo={name_of('algo', experiment.config)} data={name_of('data', experiment.config)}"
+            pair = f"algo={option_name('algo', experiment.config)} data={option_name('data', experiment.config)}"
             told = "this learner keeps nothing of a context but its weights; choose algo=cnp, np, anp, cvae"
             raise UserError(f"analysis=information: {pair}: {told}, or labelled images")
         most = experiment.test_spec.shots
@@ -114,14 +114,14 @@ def summaries(
         for start in range(0, tasks, TASKS_PER_DRAW):
             numbers = range(start, min(start + TASKS_PER_DRAW, tasks))
             drawn = place.task(experiment.dataset.episodes("test", EPISODE_SEED, 0, numbers, spec))
-            parts.append(over_tasks(one, len(numbers), chunk, team=place.team)(params, drawn)[0])
+            parts.append(map_tasks(one, len(numbers), chunk, team=place.team)(params, drawn)[0])
     return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
 
 
 def represented(learner: Algorithm, params: Params, rows: Batch) -> Tensor:
     """What a learner makes of a set of rows, [R]."""
     if isinstance(learner, ContextLearner):
-        return learner.encoded(params, rows)
+        return learner.encode(params, rows)
     return learner.model.activations(params, rows.x)["features"].mean(0)
 
 

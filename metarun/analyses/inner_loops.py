@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metarun.analyses.context import Context, Trained
+from metarun.analyses.context import Context, TrainedRun
 from metarun.analyses.frame import Cell, Row
 from metarun.analyses.inner_loops_figure import draw_scatter, draw_variants
 from metarun.analyses.stability import change, curvature, gap, indices, last_record, learned
@@ -124,7 +124,7 @@ def _changes_of(exchanged: Sequence[Mapping[str, float]], floor: Mapping[str, fl
     return told | {f"floor_{k}": v for k, v in floor.items()}
 
 
-def _cost(learner: Any, runs: Sequence[Trained]) -> dict[str, Any]:
+def _cost(learner: Any, runs: Sequence[TrainedRun]) -> dict[str, Any]:
     """Per task of an outer step, and of a training."""
     steps = learner.inner_steps
     through = 0 if getattr(learner, "first_order", False) else steps

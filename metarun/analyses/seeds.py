@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from metarun.analyses.context import Context, Trained
+from metarun.analyses.context import Context, TrainedRun
 from metarun.analyses.frame import Cell, Row
 from metarun.analyses.seeds_figure import draw_seeds
 from metarun.errors import UserError, require
@@ -30,7 +30,8 @@ from metarun.report.text import figure
 from metarun.statistics.components import variance_components
 from metarun.statistics.convergence import Curve, default_thresholds, to_threshold, validation_curve
 from metarun.statistics.intervals import iqm, stratified_bootstrap, t_interval
-from metarun.storage.run_folder import RunFolder, finite
+from metarun.storage.json_values import replace_nonfinite
+from metarun.storage.run_folder import RunFolder
 from metarun.storage.status import FINAL
 
 DECIDE = ("seed", "algo", "data", "model", "reg", "train", "val", "test", "optim")
@@ -67,7 +68,7 @@ class Seeds:
         sound = [r for r in rows if not r["diverged"]]
         summary = {"metric": loss.metric, "seeds": len(rows), "diverged": len(rows) - len(sound)}
         if not sound:
-            return finite(summary | {"message": "every seed diverged"})
+            return replace_nonfinite(summary | {"message": "every seed diverged"})
         means = [r["mean"] for r in sound]
         mean, half = t_interval(means)
         middle = stratified_bootstrap(means, iqm, BOOTSTRAP_SEED)
@@ -75,13 +76,13 @@ class Seeds:
         summary |= {"components": _components(sound), "convergence": _convergence(sound, loss.higher_is_better)}
         lost = f"; {summary['diverged']} diverged" if summary["diverged"] else ""
         told = f"test {loss.metric} over {len(sound)} seeds: {figure(loss.metric, mean, half)} (95 % t interval){lost}"
-        return finite(summary | {"message": told})
+        return replace_nonfinite(summary | {"message": told})
 
     def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
         return draw_seeds(rows, summary)
 
 
-def own_run(context: Context, seed: int) -> Trained | None:
+def own_run(context: Context, seed: int) -> TrainedRun | None:
     """The run in question, if it has this seed, was trained to its end, and has the settings that are asked about."""
     if context.source is None:
         return None
@@ -89,7 +90,7 @@ def own_run(context: Context, seed: int) -> Trained | None:
     asked, stored = dataclasses.asdict(context.changed({"seed": seed})), context.source.config()
     same = all(_plain(asked[k]) == _plain(stored.get(k)) for k in DECIDE)
     tested = summary.get("status") == "diverged" or (context.source.path / "test.json").exists()
-    return Trained(summary, context.source) if same and tested and summary.get("status") in FINAL else None
+    return TrainedRun(summary, context.source) if same and tested and summary.get("status") in FINAL else None
 
 
 def _plain(value: Any) -> Any:
@@ -97,7 +98,7 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _scores(run: Trained) -> list[float]:
+def _scores(run: TrainedRun) -> list[float]:
     """Each test task's figure at the adaptation step that is the result."""
     found = _test(run.folder)
     return found["scores"][found["steps"].index(run.summary["headline_step"])]

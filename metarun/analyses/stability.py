@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.analyses.context import Trained
+from metarun.analyses.context import TrainedRun
 from metarun.compute.linalg import norm, sub
 from metarun.data.pool import TaskPool
 from metarun.diagnostics.curvature import curvature_measures
 from metarun.training import checkpoint
-from metarun.training.evaluation import REFERENCE_INPUTS, adaptation_curves, mean_and_interval, with_model
+from metarun.training.evaluation import REFERENCE_INPUTS, adaptation_curves, mean_and_interval, replace_model
 from metarun.training.experiment import Experiment
 from metarun.types import GradientLearner, Params
 
@@ -44,7 +44,7 @@ class Learned(NamedTuple):
     own_scores: Tensor | None
 
 
-def learned(experiment: Experiment, run: Trained, tasks: int) -> Learned | None:
+def learned(experiment: Experiment, run: TrainedRun, tasks: int) -> Learned | None:
     """Scores of the last weights of a run; None of one that diverged."""
     if run.diverged:
         return None
@@ -62,7 +62,7 @@ def own_tasks(experiment: Experiment, params: Params) -> tuple[Tensor, Tensor] |
     if not isinstance(pool, TaskPool):
         return None
     reference = place.inputs(pool.reference_inputs(REFERENCE_INPUTS))
-    learner = with_model(experiment.algorithm, experiment.algorithm.model.calibrated(params, reference))
+    learner = replace_model(experiment.algorithm, experiment.algorithm.model.calibrate(params, reference))
     chunk = place.evaluation_chunk(spec, pool.input_shape())
     steps = (learner.test_inner_steps,)
     losses, scores = adaptation_curves(learner, params, place.task(pool.tasks(spec)), steps, chunk)
@@ -94,7 +94,7 @@ def change(a: Learned | None, b: Learned | None) -> dict[str, float]:
     return {"distance": distance, "relative": distance / max(float(norm(a.params)), 1e-30), **found}
 
 
-def curvature(experiment: Experiment, run: Trained) -> dict[str, float | None]:
+def curvature(experiment: Experiment, run: TrainedRun) -> dict[str, float | None]:
     """inner_lr times the largest eigenvalue of the inner objective at the last good weights, on the probe tasks: mean
     and worst (metarun/diagnostics/curvature.py); None without such weights, or where steps are no plain descent."""
     learner, found = experiment.algorithm, {}
@@ -106,7 +106,7 @@ def curvature(experiment: Experiment, run: Trained) -> dict[str, float | None]:
     return {name: found.get(name) for name in ("rate_curvature", "rate_curvature_max")}
 
 
-def last_record(run: Trained, names: tuple[str, ...]) -> dict[str, Any]:
+def last_record(run: TrainedRun, names: tuple[str, ...]) -> dict[str, Any]:
     """Numbers of the run's last training record, None where it has no such one."""
     records = [r for r in run.folder.read_records() if r["kind"] == "train"]
     return {name: records[-1].get(name) if records else None for name in names}

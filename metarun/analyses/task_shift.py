@@ -32,7 +32,7 @@ from metarun.report.drawing import Drawing
 from metarun.report.text import figure
 from metarun.statistics.paired import compare
 from metarun.training.evaluation import mean_and_interval
-from metarun.training.experiment import Experiment, name_of
+from metarun.training.experiment import Experiment, option_name
 
 OWN = "none"
 """The name of the tasks without a shift."""
@@ -104,7 +104,7 @@ class TaskShift:
 
     def _shifts(self, experiment: Experiment) -> tuple[str, Mapping[str, Any]]:
         """Those for the run's data, and the key that they stand under."""
-        data, kind = name_of("data", experiment.config), experiment.dataset.kind
+        data, kind = option_name("data", experiment.config), experiment.dataset.kind
         if data in self.by_data:
             return f"analysis.by_data.{data}", self.by_data[data]
         return f"analysis.{kind}", getattr(self, kind)

@@ -27,7 +27,7 @@ from metarun.cli import crash_report, sweep, torchrun
 from metarun.cli.crash_report import TRACEBACK
 from metarun.cli.usage_errors import one_line
 from metarun.config.catalogue import PACKAGED, conf_folder
-from metarun.config.from_run import GROUPS, reuse_settings, spelled_out
+from metarun.config.from_run import GROUPS, add_run_choices, reuse_settings
 from metarun.config.schema import Config, refuse_values_for_groups
 from metarun.errors import UserError
 from metarun.storage import ranks
@@ -181,7 +181,7 @@ def _run() -> NoReturn:
     sweep.end_with_parent()
     torchrun.be_quiet()
     try:
-        sys.argv[1:] = spelled_out(sys.argv[1:])
+        sys.argv[1:] = add_run_choices(sys.argv[1:])
         job()
     except KeyboardInterrupt as error:
         if sweep.SITTINGS:

@@ -53,7 +53,7 @@ def new_job_folder(*, _root_: DictConfig) -> str:
 
 
 # Here, since this module is what a launcher's workers import.
-OmegaConf.register_new_resolver("metarun.jobs.sweep", new_sweep_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("metarun.sweep", new_sweep_folder, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("metarun.job", new_job_folder, replace=True)
 
 

@@ -46,7 +46,7 @@ class Placement:
     chunk_size: Any  # auto, a number, None for all
     compile: bool | str  # auto, True, False
     memory_format: str = "auto"  # auto, contiguous, channels_last
-    of_products: bool = False  # the network's linear maps are all matrix products
+    matmul_only: bool = False  # the network's linear maps are all matrix products
     memory_rows: int | None = None  # of the tasks of a chunk, as many as fit into memory (memory.py)
     team: Team = ALONE  # the processes that share the tasks
 
@@ -78,7 +78,7 @@ class Placement:
         if self.device.type != "cpu" or math.prod(input_shape) < 100:
             return None
         pixels = rows * math.prod(input_shape[1:])
-        if self.of_products:
+        if self.matmul_only:
             return max(1, CPU_PIXELS_TOGETHER // pixels)
         if pixels > CPU_PIXELS_ALONE:
             return 1
@@ -88,11 +88,11 @@ class Placement:
         """The same where no gradient of the queries is needed: for plain convolutions of many images on a CPU one task
         at a time is best."""
         chunk = self.chunk(spec, input_shape)
-        many = chunk is not None and not self.of_products and spec.ways * (spec.shots + spec.queries) >= 40
+        many = chunk is not None and not self.matmul_only and spec.ways * (spec.shots + spec.queries) >= 40
         return 1 if many and self.chunk_size == "auto" else chunk
 
 
-def place(settings: DeviceConfig) -> Placement:
+def make_placement(settings: DeviceConfig) -> Placement:
     """Apply the process-wide settings and choose the device; `SettingError` when it is not there."""
     name = _available() if settings.name == "auto" else settings.name
     missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}

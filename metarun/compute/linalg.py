@@ -27,10 +27,10 @@ def scale(a: float | Tensor, x: Params) -> Params:
 
 def dot(x: Params, y: Params) -> Tensor:
     """<x, y>, a scalar."""
-    return total([(x[k] * y[k]).sum() for k in x])
+    return sum_scalars([(x[k] * y[k]).sum() for k in x])
 
 
-def total(values: Iterable[Tensor]) -> Tensor:
+def sum_scalars(values: Iterable[Tensor]) -> Tensor:
     """The sum of scalars, 0 of none."""
     values = list(values)
     return torch.stack(values).sum() if values else torch.zeros(())
@@ -40,12 +40,12 @@ def norm(x: Params) -> Tensor:
     return dot(x, x).sqrt()
 
 
-def joined(x: Params) -> Tensor:
+def flatten(x: Params) -> Tensor:
     """All entries as one vector."""
     return torch.cat([v.reshape(-1) for v in x.values()])
 
 
-def parted(vector: Tensor, like: Params) -> Params:
+def unflatten(vector: Tensor, like: Params) -> Params:
     """A vector's parts in the shapes of `like`."""
     parts = vector.split([v.numel() for v in like.values()])
     return {k: part.view(v.shape) for (k, v), part in zip(like.items(), parts, strict=True)}
@@ -87,10 +87,10 @@ def hessian_product(objective: Callable[[Params], Tensor], at: Params) -> Callab
     H is symmetric, so the vector-Jacobian product of the gradient is H v. Its graph is recorded once
     and each product costs one backward pass through it.
     """
-    return expanded(objective, at)[1]
+    return gradient_and_hvp(objective, at)[1]
 
 
-def expanded(objective: Callable[[Params], Tensor], at: Params) -> tuple[Params, Callable[[Params], Params]]:
+def gradient_and_hvp(objective: Callable[[Params], Tensor], at: Params) -> tuple[Params, Callable[[Params], Params]]:
     """The gradient of `objective` at `at`, which comes with it for nothing, and `hessian_product`."""
     slope, pullback = vjp(lambda at: gradient(objective, at), at)[:2]
     return slope, lambda v: pullback(v)[0]

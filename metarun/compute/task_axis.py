@@ -15,7 +15,7 @@ from metarun.types import Batch, Params, Task
 PerTask = Callable[[Params, Task], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 
-def over_tasks(
+def map_tasks(
     function: PerTask, count: int, chunk: int | None, memory_format: str = "auto", team: Team = ALONE
 ) -> PerTask:
     """A function of (params, one task) as one of (params, `count` tasks), all its results with a leading T axis.
@@ -42,10 +42,10 @@ def over_tasks(
 
 
 def _spread(function: PerTask, count: int, chunk: int | None, memory_format: str, team: Team) -> PerTask:
-    own = over_tasks(function, len(team.todo(count)), chunk, memory_format)
+    own = map_tasks(function, len(team.todo(count)), chunk, memory_format)
 
     def spread(params: Params, tasks: Task) -> Any:
-        found = own(params, some_of(tasks, team.todo(count)))
+        found = own(params, select_tasks(tasks, team.todo(count)))
         # One exchange for both trees.
         rows = team.gathered({f"{i}{k}": v for i, tree in enumerate(found) for k, v in tree.items()}, count)
         return tuple({k: rows[f"{i}{k}"] for k in tree} for i, tree in enumerate(found))
@@ -53,7 +53,7 @@ def _spread(function: PerTask, count: int, chunk: int | None, memory_format: str
     return spread
 
 
-def some_of(tasks: Task, which: range) -> Task:
+def select_tasks(tasks: Task, which: range) -> Task:
     """A few of tasks with a leading T axis."""
     return Task(*(Batch(b.x[which.start : which.stop], b.y[which.start : which.stop]) for b in tasks))
 

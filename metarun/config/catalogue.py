@@ -22,14 +22,14 @@ def options(group: str) -> list[str]:
 
 
 def algorithms_for(kind: str) -> list[str]:
-    return [name for name in options("algo") if kind in made_by(_target("algo", name)).kinds]
+    return [name for name in options("algo") if kind in component_class(_target("algo", name)).kinds]
 
 
 def datasets_of(kind: str) -> list[str]:
-    return [name for name in options("data") if made_by(_target("data", name)).kind == kind]
+    return [name for name in options("data") if component_class(_target("data", name)).kind == kind]
 
 
-def made_by(target: Any) -> Any:
+def component_class(target: Any) -> Any:
     """The class of what a target makes: a class makes itself, a function what it says it returns."""
     return target if isinstance(target, type) else typing.get_type_hints(target)["return"]
 

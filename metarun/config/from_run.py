@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config.schema import Config
-from metarun.errors import UserError, one_line
-from metarun.storage.progress import tell
+from metarun.errors import SettingError, UserError, one_line
+from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder
 
 CONTROL = ("resume", "resume_allow", "run", "job", "choices")
@@ -40,6 +40,15 @@ GROUPS = (
 
 PLAIN_PATH = re.compile(r"[\w./~-]+")  # neither quoted nor several, as Hydra's grammar has them
 OPTION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*|\[[\w.,-]*\]")
+
+
+def source_run(config: Config) -> RunFolder:
+    """The run that `run=` names; `SettingError` when there is none."""
+    if not config.run:
+        raise SettingError(
+            "run", None, f"job={config.job} needs a run's folder, as run=outputs/DATE/TIME-maml-sinusoid"
+        )
+    return RunFolder(Path(config.run))
 
 
 def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[Sequence[str]], Config]) -> Config:
@@ -72,7 +81,7 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     return typed
 
 
-def spelled_out(arguments: Sequence[str]) -> list[str]:
+def add_run_choices(arguments: Sequence[str]) -> list[str]:
     """A command line with the options that its `run=` or `resume=` chose, for each group of which it sets a key.
 
     Without them Hydra, which knows nothing of the run, refuses `run=RUN_ON_OMNIGLOT data.root=THERE`: the default
@@ -131,7 +140,7 @@ def _tell_what_is_read(source: str, stored: dict[str, Any], changes: dict[str, A
     for key in ("root", "split"):
         place = data.get(key) if isinstance(data, dict) else None
         if isinstance(place, str) and f"data.{key}" not in changes and (key == "root" or "/" in place):
-            tell(f"{one_line(source)}: its data.{key} is read: {one_line(place)}")
+            print_notice(f"{one_line(source)}: its data.{key} is read: {one_line(place)}")
 
 
 def _named(overrides: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +178,7 @@ def _refuse_other_run(changes: dict[str, Any], stored: dict[str, Any], config: C
             f"resume_allow=[{','.join(refused)}] changes it all the same, and makes it another run from there on"
         )
     if other:
-        tell(f"resume={config.resume}: from here on another run than it was: {', '.join(told)}")
+        print_notice(f"resume={config.resume}: from here on another run than it was: {', '.join(told)}")
 
 
 def _within(key: str, nodes: Sequence[str]) -> bool:

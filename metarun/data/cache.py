@@ -26,8 +26,8 @@ import torch
 from metarun.data.images import ImageTable
 from metarun.errors import UserError
 from metarun.storage.cache_folder import cache_folder
-from metarun.storage.locks import alone
-from metarun.storage.progress import tell
+from metarun.storage.locks import file_lock
+from metarun.storage.progress import print_notice
 from metarun.storage.untrusted import text
 
 KEPT = 1 << 28  # bytes of a mapped file that a process keeps resident
@@ -118,12 +118,12 @@ def _build_alone(path: Path, build: Build, verify: bool) -> Cached | None:
     """Build what is missing or damaged, unless another process did so meanwhile."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(path) as locked:
+        with file_lock(path) as locked:
             found = _read(path, verify)
             if found is not None:
                 return found
             if path.exists() and path.with_suffix(".json").exists():
-                tell(f"{path}: the decoded images are damaged; decoding again")
+                print_notice(f"{path}: the decoded images are damaged; decoding again")
             for left in path.parent.glob(f"{path.stem}*.tmp") if locked else ():  # by a process that was killed
                 left.unlink(missing_ok=True)
             _write(path, build)

@@ -16,7 +16,7 @@ from metarun.data.cache import Decoded
 from metarun.data.layouts import Entry
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import UserError
-from metarun.storage.progress import tell, track
+from metarun.storage.progress import print_notice, track
 
 TOGETHER = 64  # images that a thread decodes before it hands them over
 AHEAD = 8  # such groups that may be read before they are decoded
@@ -75,5 +75,5 @@ def _skip(name: str, error: CorruptImage, allowed: bool, skipped: list[str]) -> 
     message = f"{name} is not a readable image ({error})"
     if not allowed:
         raise Unreadable(message)
-    tell(f"skipped: {message}")
+    print_notice(f"skipped: {message}")
     skipped.append(name)

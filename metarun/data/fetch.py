@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metarun.errors import UserError, require
-from metarun.storage.progress import tell, track_bytes
+from metarun.storage.progress import print_notice, track_bytes
 
 TIMEOUT = 30  # seconds without an answer or a byte
 BLOCK = 1 << 16
@@ -75,7 +75,7 @@ def _fetch_one(download: Download, target: Path) -> None:
             part.replace(target)
             return
         reasons.append(f"{url} {reason}")
-        tell(f"downloading {download.file}: {reasons[-1]}")
+        print_notice(f"downloading {download.file}: {reasons[-1]}")
     raise UserError(f"{download.file} cannot be downloaded: " + ("; ".join(reasons) or "data.urls has no address"))
 
 

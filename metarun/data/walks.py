@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.acting import Environment
 from metarun.compute.random import SPLITS, Bits, normal, random_bits, uniform
 from metarun.errors import require
-from metarun.types import Batch, EpisodeSpec, Split, Task
+from metarun.types import Batch, Environment, EpisodeSpec, Split, Task
 
 
 def check_counts(place: Any) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from metarun.compute.distributed import ALONE, Team
 from metarun.compute.linalg import norm, sub
-from metarun.compute.task_axis import over_tasks
+from metarun.compute.task_axis import map_tasks
 from metarun.types import GradientLearner, Metrics, Params, Task
 
 HEAD = "head."
@@ -36,7 +36,7 @@ def adaptation_measures(
         return followed(learner, theta, task)
 
     with torch.no_grad():
-        losses, moves = over_tasks(one, len(tasks.support.x), chunk, team=team)(params, tasks)
+        losses, moves = map_tasks(one, len(tasks.support.x), chunk, team=team)(params, tasks)
     return _loss_measures(losses, learner.inner_steps) | _move_measures(moves)
 
 

@@ -27,7 +27,7 @@ class Chance(NamedTuple):
     loss: float
 
 
-def chance_of(dataset: Dataset, loss: Loss, train: EpisodeSpec, val: EpisodeSpec, tasks: int, seed: int) -> Chance:
+def chance_level(dataset: Dataset, loss: Loss, train: EpisodeSpec, val: EpisodeSpec, tasks: int, seed: int) -> Chance:
     """`tasks` and `seed` name the validation episodes, which only a regression data set is asked for."""
     if dataset.kind == "classification":
         return Chance(1 / val.ways, math.log(train.ways))

@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metarun.algorithms.inner_loop import moved
+from metarun.algorithms.inner_loop import is_adapted
 from metarun.compute.linalg import hessian_product
 from metarun.diagnostics.lanczos import Ritz, directions, extremes
 from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
@@ -70,7 +70,7 @@ def spectra(learner: GradientLearner, theta: Params, support: Batch, start: Para
 def descends_gradient(learner: GradientLearner, like: Params) -> bool:
     """Whether the inner rule's step is inner_lr times the gradient, also the second time: no momentum, no scaling."""
     rule = learner.inner_rule
-    adapted = {k: v for k, v in like.items() if moved(k, rule)}
+    adapted = {k: v for k, v in like.items() if is_adapted(k, rule)}
     state = rule.init(adapted, like)
     for g in directions(adapted, 2, SEED):
         step, state = rule.step(g, state)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.func import grad
 
-from metarun.algorithms.inner_loop import final
+from metarun.algorithms.inner_loop import last
 from metarun.compute.linalg import sub
 from metarun.diagnostics.metagradients import cosine, relative, unrolled_gradient
 from metarun.diagnostics.probe_tasks import SMALL_MODEL, ProbeTasks
@@ -45,5 +45,5 @@ def implicit_measures(learner: ProximalLearner, params: Params, tasks: ProbeTask
 def stationarity(learner: GradientLearner, theta: Params, support: Batch, steps: int) -> Tensor:
     """|grad objective(phi_steps)| / |grad objective(theta)| of one task."""
     gradient = grad(learner.inner_objective(theta, support))
-    phi = final(learner.adaptations(theta, support, steps)).params
+    phi = last(learner.adaptations(theta, support, steps)).params
     return relative(gradient(phi, 0), gradient(theta, 0))

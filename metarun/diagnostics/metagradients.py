@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
-from metarun.algorithms.inner_loop import final
+from metarun.algorithms.inner_loop import last
 from metarun.compute.linalg import axpy, dot, norm, scale, sub
 from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
 from metarun.types import Algorithm, GradientLearner, Metrics, Params, Task
@@ -36,7 +36,7 @@ def unrolled_gradient(learner: GradientLearner, theta: Params, task: Task, steps
     """d/dtheta L^Q(phi_steps(theta)) of one task, through all steps, and that loss."""
 
     def outer(theta: Params) -> Tensor:
-        adapted = final(learner.adaptations(theta, task.support, steps))
+        adapted = last(learner.adaptations(theta, task.support, steps))
         return learner.loss(learner.predict(adapted, task.query.x), task.query.y)
 
     return grad_and_value(outer)(theta)

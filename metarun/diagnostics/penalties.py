@@ -40,14 +40,14 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
-from metarun.algorithms.inner_loop import moved
+from metarun.algorithms.inner_loop import is_adapted
 from metarun.algorithms.objective import Regularization, Term, shared_value
 from metarun.algorithms.penalty_protocols import Adaptation, ProximalPenalty
 from metarun.compute.distributed import ALONE, Team
-from metarun.compute.linalg import norm, sub, total
-from metarun.compute.task_axis import over_tasks
+from metarun.compute.linalg import norm, sub, sum_scalars
+from metarun.compute.task_axis import map_tasks
 from metarun.diagnostics.probe_tasks import adapted_weights
-from metarun.types import OWN, Algorithm, GradientLearner, Metrics, Params, ProximalLearner, Task
+from metarun.types import NOT_WEIGHTS, Algorithm, GradientLearner, Metrics, Params, ProximalLearner, Task
 
 LOGARITHM = "log_"
 """How the short names of learned logarithms begin."""
@@ -64,7 +64,7 @@ class Followed(NamedTuple):
 
     def each(self, one: Callable[[Params, Task], tuple[Metrics, Metrics]], params: Params) -> tuple[Metrics, Metrics]:
         with torch.no_grad():
-            return over_tasks(one, len(self.tasks.support.x), self.chunk, team=self.team)(params, self.tasks)
+            return map_tasks(one, len(self.tasks.support.x), self.chunk, team=self.team)(params, self.tasks)
 
 
 class Part(NamedTuple):
@@ -93,7 +93,7 @@ def label(term: Term, place: str) -> str:
 
 def network(params: Params) -> Params:
     """Without the entries that belong to penalties."""
-    return {name: p for name, p in params.items() if not name.startswith(OWN)}
+    return {name: p for name, p in params.items() if not name.startswith(NOT_WEIGHTS)}
 
 
 def scheduled_weights(regularization: Regularization, params: Params) -> Values:
@@ -127,7 +127,7 @@ def outer_measures(
     found |= {t.name: shared_part(t, learner, params, followed.tasks) for t in terms if t.name not in found}
     values = {f"penalty/{label(t, 'outer')}": float(found[t.name].value) for t in terms}
     lengths = {t.name: norm(found[t.name].gradient) for t in terms}
-    whole = norm(data) + total(lengths.values())
+    whole = norm(data) + sum_scalars(lengths.values())
     return values | {f"penalty_share/{label(t, 'outer')}": float(share(lengths[t.name], whole)) for t in terms}
 
 
@@ -184,7 +184,7 @@ def inner_measures(
 
 def inner_shares(learner: GradientLearner, terms: list[Term], at: Adaptation) -> Metrics:
     """Of one task, at phi."""
-    part = {k: v for k, v in at.phi.items() if moved(k, learner.inner_rule)}
+    part = {k: v for k, v in at.phi.items() if is_adapted(k, learner.inner_rule)}
 
     def length(objective: Callable[[Adaptation], Tensor]) -> Tensor:
         return norm(grad(lambda weights: objective(at._replace(phi=at.phi | weights)))(part))
@@ -193,7 +193,7 @@ def inner_shares(learner: GradientLearner, terms: list[Term], at: Adaptation) ->
         return learner.loss(learner.model.apply(at.phi, at.support.x), at.support.y)
 
     lengths = {t.name: length(t.of_adaptation) for t in terms}
-    whole = length(support_loss) + total(lengths.values())
+    whole = length(support_loss) + sum_scalars(lengths.values())
     if isinstance(learner, ProximalLearner):
         whole = whole + learner.prox * norm(sub(part, at.theta))
     return {f"penalty_share/{label(t, 'inner')}": share(lengths[t.name], whole) for t in terms}

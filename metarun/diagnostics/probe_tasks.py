@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from metarun.algorithms.inner_loop import final
+from metarun.algorithms.inner_loop import last
 from metarun.compute.distributed import ALONE, Team
-from metarun.compute.task_axis import PerTask, over_tasks
+from metarun.compute.task_axis import PerTask, map_tasks
 from metarun.types import Batch, GradientLearner, Metrics, Params, Task
 
 SMALL_MODEL = 20_000
@@ -23,7 +23,7 @@ class ProbeTasks(NamedTuple):
     def each(self, one: PerTask, params: Params) -> tuple[Metrics, Metrics]:
         """Both results of (theta, task), with a leading T axis; no gradient flows."""
         with torch.no_grad():
-            return over_tasks(one, len(self.drawn.support.x), self.chunk, team=self.team)(params, self.drawn)
+            return map_tasks(one, len(self.drawn.support.x), self.chunk, team=self.team)(params, self.drawn)
 
     def mean(self, one: PerTask, params: Params) -> dict[str, float]:
         """Mean over tasks of the scalars that come first."""
@@ -32,4 +32,4 @@ class ProbeTasks(NamedTuple):
 
 def adapted_weights(learner: GradientLearner, theta: Params, support: Batch) -> Params:
     """phi after `inner_steps` of one task."""
-    return final(learner.adaptations(theta, support, learner.inner_steps)).params
+    return last(learner.adaptations(theta, support, learner.inner_steps)).params

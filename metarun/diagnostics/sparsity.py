@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.types import OWN, Params
+from metarun.types import NOT_WEIGHTS, Params
 
 THRESHOLD = 1e-3
 UNIT_TENSORS = ("weight", "shift", "gain")  # of a block, with one row or number per unit
@@ -77,7 +77,7 @@ def layers(params: Params) -> dict[str, Params]:
     """The tensors of each layer by their last names, block0 -> weight, shift, gain; none of `reg.*`."""
     found: dict[str, Params] = {}
     for name, value in params.items():
-        if not name.startswith(OWN):
+        if not name.startswith(NOT_WEIGHTS):
             layer, _, last = name.rpartition(".")
             found.setdefault(layer or name, {})[last] = value
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from metarun.algorithms.inner_loop import descend, final
+from metarun.algorithms.inner_loop import descend, last
 from metarun.diagnostics.adaptation import HEAD
 from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
 from metarun.types import Batch, GradientLearner, Metrics, Params, Task
@@ -36,7 +36,7 @@ def head_adapted(learner: GradientLearner, theta: Params, support: Batch) -> Par
     objective = learner.inner_objective(theta, support)
     head = {k: v for k, v in theta.items() if k.startswith(HEAD)}
     states = descend(lambda h, step: objective(theta | h, step), head, learner.inner_rule, learner.inner_steps)
-    return theta | final(states)
+    return theta | last(states)
 
 
 def score(learner: GradientLearner, phi: Params, task: Task) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from metarun.config.schema import Config, check
 from metarun.errors import SettingError
 from metarun.storage import ranks
-from metarun.storage.ownership import owned
+from metarun.storage.ownership import lock_run_folder
 from metarun.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -45,5 +45,5 @@ def run(config: Config, folder: str | Path) -> Result:
     if config.job in OF_LEARNERS:
         import_module("metarun.training.experiment").refuse_job(config)
     module, _, name = JOBS[config.job].rpartition(".")
-    with owned(Path(folder)) if ranks.rank() == 0 else contextlib.nullcontext():
+    with lock_run_folder(Path(folder)) if ranks.rank() == 0 else contextlib.nullcontext():
         return getattr(import_module(module), name)(config, RunFolder(Path(folder)))

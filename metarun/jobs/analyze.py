@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from metarun.analyses.context import Context
-from metarun.analyses.frame import Analysis, perform
+from metarun.analyses.frame import Analysis, run_analysis
 from metarun.config import catalogue
 from metarun.config.components import build
 from metarun.config.schema import Config
 from metarun.errors import SettingError, UserError
 from metarun.jobs.result import Result
-from metarun.jobs.train import leave_report
-from metarun.storage.progress import tell
+from metarun.jobs.train import leave_report, train_job
+from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder
-from metarun.training.experiment import name_of
+from metarun.training.experiment import option_name
 
 ELSEWHERE = ("job", "run", "resume", "choices", "device", "logger", "predict", "trusted_modules", "report")
 """Settings that do not change what an analysis finds."""
@@ -33,15 +33,15 @@ def analyze_job(config: Config, record: RunFolder) -> Result:
     if source:
         source.config()
     analysis: Analysis = build("analysis", config.analysis, config.trusted_modules)
-    name = name_of("analysis", config)
+    name = option_name("analysis", config)
     folder = folder_for(config, source, name) if source else own_folder(config, record)
-    context = Context(config, source, folder)
-    what = source.path if source else f"algo={name_of('algo', config)} data={name_of('data', config)}"
+    context = Context(config, source, folder, train_job)
+    what = source.path if source else f"algo={option_name('algo', config)} data={option_name('data', config)}"
     print(f"metarun: {name} of {what}")
     try:
-        results = perform(analysis, context, print)
+        results = run_analysis(analysis, context, print)
     except KeyboardInterrupt:
-        tell("stopped; the same command continues from here")
+        print_notice("stopped; the same command continues from here")
         raise
     message = results["summary"].get("message")
     report = leave_report(source) if source and config.report else None

@@ -13,13 +13,13 @@ from metarun.config.schema import Config
 from metarun.errors import UserError
 from metarun.jobs.result import Result
 from metarun.storage.run_folder import RunFolder
-from metarun.training.experiment import build_dataset, episode_sizes, name_of
+from metarun.training.experiment import build_dataset, episode_sizes, option_name
 
 
 def data_job(config: Config, record: RunFolder) -> Result:
     """Leaves dataset.json, split.json and contact.png (a few training episodes) in the run folder."""
     dataset: Any = build_dataset(config)
-    name = name_of("data", config)
+    name = option_name("data", config)
     if not hasattr(dataset, "describe"):
         raise UserError(f"job=data: data={name} is generated while training, there are no files to prepare")
     described = dataset.describe()

@@ -17,16 +17,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from metarun.compute.device import Placement, place
+from metarun.compute.device import Placement, make_placement
+from metarun.config.from_run import source_run
 from metarun.config.schema import Config
 from metarun.data.loose import Examples, Pictures, read_examples, read_pictures
 from metarun.errors import SettingError, UserError
 from metarun.jobs.result import Result
 from metarun.regularizers.build import build_regularization
-from metarun.storage.run_folder import RunFolder, source_run
+from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
-from metarun.training.evaluation import REFERENCE_INPUTS, with_model
-from metarun.training.experiment import build_dataset, build_learner, name_of
+from metarun.training.evaluation import REFERENCE_INPUTS, replace_model
+from metarun.training.experiment import build_dataset, build_learner, option_name
 from metarun.types import Algorithm, Batch, Dataset, Params
 
 SHOWN = 30  # predictions that the terminal lists
@@ -45,10 +46,12 @@ def predict_job(config: Config, record: RunFolder) -> Result:
     source = source_run(config)
     dataset: Any = build_dataset(config)
     if not hasattr(dataset, "pixels"):
-        raise SettingError("run", source.path, f"was trained on data={name_of('data', config)}, which has no images")
+        raise SettingError(
+            "run", source.path, f"was trained on data={option_name('data', config)}, which has no images"
+        )
     examples = read_examples(_given(config, "support"), dataset.pixels)
     pictures = read_pictures(_given(config, "query"), dataset.pixels)
-    placement = place(config.device)
+    placement = make_placement(config.device)
     learner, params = restored(config, source, dataset, placement, examples)
     probabilities = predict(learner, params, examples, pictures, placement)
     predictions = Predictions(examples.classes, pictures.files, probabilities, _truth(pictures, examples))
@@ -74,9 +77,9 @@ def restored(
     params = placement.params(build_regularization(config, dataset.kind).init(learner.init(config.seed)))
     checkpoint.restore_params(checkpoint.best_of(source), params)
     x = placement.inputs(examples.x)
-    if learner.model.calibrated(params, x) is not learner.model:  # the statistics are those of training images
+    if learner.model.calibrate(params, x) is not learner.model:  # the statistics are those of training images
         reference = placement.inputs(dataset.reference_inputs(REFERENCE_INPUTS))
-        learner = with_model(learner, learner.model.calibrated(params, reference))
+        learner = replace_model(learner, learner.model.calibrate(params, reference))
     return learner, params
 
 
@@ -93,7 +96,7 @@ def describe(config: Config, source: RunFolder, examples: Examples, predictions:
     known = [(t, predictions.classes[b]) for t, b in zip(predictions.truth, best, strict=True) if t is not None]
     return {
         "run": str(source.path),
-        "algo": name_of("algo", config),
+        "algo": option_name("algo", config),
         "norm": config.model.get("norm"),
         "classes": list(examples.classes),
         "shots": list(examples.shots),

@@ -11,7 +11,7 @@ from metarun.compute.distributed import team
 from metarun.config.schema import Config
 from metarun.errors import SettingError, UserError
 from metarun.jobs.result import Result
-from metarun.storage.progress import tell
+from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 from metarun.training.experiment import assemble
@@ -51,7 +51,7 @@ def goes_on(config: Config, record: RunFolder) -> bool:
     done = max((r["step"] for r in record.read_records()), default=0)
     if done > config.train.checkpoint_every:
         raise UserError(f"{record.last}: is missing, though {done} steps were done; another hydra.run.dir begins anew")
-    tell(f"{record.path}: was stopped before its first checkpoint, begins anew")
+    print_notice(f"{record.path}: was stopped before its first checkpoint, begins anew")
     return False
 
 
@@ -66,7 +66,7 @@ def forget_after(record: RunFolder, step: int) -> None:
     """Drop the records of what will be done again."""
     damaged = record.forget_after(step)
     if damaged:
-        tell(f"{record.path}/metrics.jsonl: {damaged} damaged lines were dropped; what they said is lost")
+        print_notice(f"{record.path}/metrics.jsonl: {damaged} damaged lines were dropped; what they said is lost")
 
 
 def last_kept(record: RunFolder) -> str:

@@ -20,8 +20,8 @@ from metarun.jobs.machine import machine
 from metarun.statistics.convergence import convergence_summary
 from metarun.storage.run_folder import RunFolder
 from metarun.training.evaluation import Evaluation, mean_and_interval
-from metarun.training.experiment import Experiment, name_of
-from metarun.training.loop import State
+from metarun.training.experiment import Experiment, option_name
+from metarun.training.run import State
 from metarun.types import GradientLearner, Metrics, Params
 
 
@@ -32,8 +32,8 @@ def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
     size = {k: config.data[k] for k in ("ways", "shots", "queries", "test_queries")}
     return {
         "status": "running",
-        "algo": name_of("algo", config),
-        "data": name_of("data", config),
+        "algo": option_name("algo", config),
+        "data": option_name("data", config),
         "kind": dataset.kind,
         **size,
         "train_ways": experiment.train_spec.ways,
@@ -41,7 +41,7 @@ def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
         **facts,
         "norm": config.model.get("norm"),
         "first_order": config.algo.get("first_order"),
-        "reg": name_of("reg", config),
+        "reg": option_name("reg", config),
         "regularization": describe_penalties(experiment.regularization, []),
         "seed": config.seed,
         "metric": experiment.algorithm.loss.metric,
@@ -130,7 +130,7 @@ def describe_end(state: State, tasks: int, status: str, reason: str, alarms: Ala
 
 def describe_carry(algorithm: Any, state: State) -> dict[str, Any]:
     """What a learner that carries state says of it at the end, as the environment steps that it took."""
-    return {"collected": algorithm.told(state.carry)} if state.carry else {}
+    return {"collected": algorithm.metrics(state.carry)} if state.carry else {}
 
 
 def describe_convergence(experiment: Experiment, record: RunFolder) -> dict[str, Any]:

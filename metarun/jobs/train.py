@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from metarun.compute.distributed import team
+from metarun.config.from_run import source_run
 from metarun.config.schema import Config
 from metarun.diagnostics.alarm_history import Baseline
 from metarun.diagnostics.alarms import Alarms
-from metarun.diagnostics.chance import chance_of
+from metarun.diagnostics.chance import chance_level
 from metarun.errors import NonFinite, RankLost, UserError, WriteError
 from metarun.jobs.result import Result
 from metarun.jobs.resume import forget_after, goes_on, has_ended, last_kept, refuse_used, result_of_ended
@@ -34,13 +35,14 @@ from metarun.storage.loggers import Sink
 from metarun.storage.loggers.apart import Apart
 from metarun.storage.loggers.console import console_sink
 from metarun.storage.loggers.jsonl import JsonLines
-from metarun.storage.run_folder import RunFolder, source_run
+from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 from metarun.training.evaluation import EPISODE_SEED
 from metarun.training.experiment import Experiment, assemble
-from metarun.training.function_samples import predicted_functions
-from metarun.training.loop import State, train
+from metarun.training.function_samples import sample_functions
+from metarun.training.loop import train
 from metarun.training.recorder import Follower, Session
+from metarun.training.run import State
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +190,7 @@ def watched(experiment: Experiment, record: RunFolder) -> Alarms:
     """The run's alarms, as the records that a resumed run keeps left them: what these raised has been told."""
     config, loss = experiment.config, experiment.algorithm.loss
     spec, val = experiment.train_spec, experiment.test_spec
-    chance = chance_of(experiment.dataset, loss, spec, val, config.val.tasks, EPISODE_SEED)
+    chance = chance_level(experiment.dataset, loss, spec, val, config.val.tasks, EPISODE_SEED)
     as_hard = spec.shots <= val.shots and spec.ways >= val.ways and math.isfinite(chance.loss)
     alarms = Alarms(
         config.diagnostics, Baseline(chance, loss.metric, loss.higher_is_better, as_hard, loss.best, loss.signed)
@@ -212,7 +214,7 @@ def test(active: ActiveRun, state: State) -> None:
     per_task |= {"scores": evaluation.scores.tolist()}
     per_task |= {name: values.tolist() for name, values in evaluation.beside.items()}
     active.record.write_json("test.json", per_task)
-    drawn = predicted_functions(tester, experiment.tested, state.params)
+    drawn = sample_functions(tester, experiment.tested, state.params)
     if drawn:
         active.record.write_json("functions.json", drawn)
     active.session.tested(evaluation, step=state.best_step)

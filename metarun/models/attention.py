@@ -25,7 +25,7 @@ MAPS = ("query", "key", "value", "out")
 class Attention:
     width: int
     heads: int
-    by_products: bool = True
+    matmul_only: bool = True
 
     def __post_init__(self) -> None:
         fits = self.heads >= 1 and self.width % self.heads == 0

@@ -42,7 +42,7 @@ def conv4(
         linear=_strided(input_shape[1:]) if stride == 2 else functools.partial(conv2d, padding=1),
         prepare=functools.partial(windows, stride=stride) if by_windows else _identity,
         product=(pointwise if stride == 2 else _in_memory_order) if by_windows else None,
-        by_products=stride == 2,
+        matmul_only=stride == 2,
         after=_identity if stride == 2 else functools.partial(max_pool2d, kernel_size=2),
         readout=_spatial_mean if readout == "mean" else _flatten,
         features=filters * (area if readout == "flatten" else 1),

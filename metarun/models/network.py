@@ -60,7 +60,7 @@ class Network:
     norm: str
     fixed: tuple[Moments, ...] | None = None  # population statistics, once measured
     product: Callable[[Tensor, Tensor], Tensor] | None = None  # the first block's linear part, where it is `pointwise`
-    by_products: bool = True  # `linear` is a matrix product, also on a CPU
+    matmul_only: bool = True  # `linear` is a matrix product, also on a CPU
     linear_blocks: tuple[int, ...] = ()  # those without a ReLU
     bottleneck: Bottleneck | None = None  # a block whose output may be noisy
     init_std: float | None = None  # of the first weights; None: Xavier-uniform
@@ -119,7 +119,7 @@ class Network:
             return support_x
         return self.measure(params, support_x) if self.norm == "support" else None
 
-    def calibrated(self, params: Params, x: Tensor) -> Network:
+    def calibrate(self, params: Params, x: Tensor) -> Network:
         return replace(self, fixed=self.measure(params, x)) if self.norm == "population" else self
 
     def measure(self, params: Params, x: Tensor) -> tuple[Moments, ...]:

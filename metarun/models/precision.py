@@ -34,7 +34,7 @@ class Narrow:
         return self.product(x.to(self.dtype), weight.to(self.dtype)).to(x.dtype)
 
 
-def in_precision(model: Model, precision: str) -> Model:
+def cast_model(model: Model, precision: str) -> Model:
     """The network with its blocks' linear maps in bfloat16, if that is the precision; else the network itself."""
     if precision != "bfloat16":
         return model

@@ -16,7 +16,7 @@ STARTS = 12
 
 
 @dataclass(frozen=True)
-class Several:
+class MultiNetwork:
     """The parts in their order; the last one is what predicts."""
 
     parts: tuple[tuple[str, Any], ...]
@@ -26,7 +26,7 @@ class Several:
         return self.parts[-1][1].features
 
     @property
-    def by_products(self) -> bool:
+    def matmul_only(self) -> bool:
         return all(getattr(part, "by_products", False) for _, part in self.parts)
 
     def init(self, seed: int) -> Params:
@@ -52,7 +52,7 @@ class Several:
     def query_stats(self, params: Params, support_x: Tensor) -> Any:
         """None: the parts normalise each row by itself."""
 
-    def calibrated(self, params: Params, x: Tensor) -> Several:
+    def calibrate(self, params: Params, x: Tensor) -> MultiNetwork:
         return self
 
 
@@ -61,7 +61,7 @@ def own(params: Params, name: str) -> Params:
     return {k.removeprefix(f"{name}."): v for k, v in params.items() if k.startswith(f"{name}.")}
 
 
-def several(**parts: Any) -> Several:
+def multi_network(**parts: Any) -> MultiNetwork:
     """In the order of the arguments."""
     named: Mapping[str, Any] = parts
-    return Several(tuple(named.items()))
+    return MultiNetwork(tuple(named.items()))

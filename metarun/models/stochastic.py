@@ -35,7 +35,7 @@ class NoisyWeights:
         return self.model.features
 
     @property
-    def by_products(self) -> bool:
+    def matmul_only(self) -> bool:
         return getattr(self.model, "by_products", False)
 
     def init(self, seed: int) -> Params:
@@ -62,8 +62,8 @@ class NoisyWeights:
     def query_stats(self, params: Params, support_x: Tensor) -> Any:
         return self.model.query_stats(self._drawn(params), support_x)
 
-    def calibrated(self, params: Params, x: Tensor) -> NoisyWeights:
-        model = self.model.calibrated(params, x)
+    def calibrate(self, params: Params, x: Tensor) -> NoisyWeights:
+        model = self.model.calibrate(params, x)
         return self if model is self.model else replace(self, model=model)
 
     def _drawn(self, params: Params) -> Params:
@@ -89,8 +89,8 @@ class NoisyActivations:
         return self.network.features
 
     @property
-    def by_products(self) -> bool:
-        return self.network.by_products
+    def matmul_only(self) -> bool:
+        return self.network.matmul_only
 
     def init(self, seed: int) -> Params:
         """The network's weights; beside them sigma's map, Xavier-uniform from the next seed."""
@@ -122,6 +122,6 @@ class NoisyActivations:
     def query_stats(self, params: Params, support_x: Tensor) -> Any:
         return self.network.query_stats(params, support_x)
 
-    def calibrated(self, params: Params, x: Tensor) -> NoisyActivations:
-        network = self.network.calibrated(params, x)
+    def calibrate(self, params: Params, x: Tensor) -> NoisyActivations:
+        network = self.network.calibrate(params, x)
         return self if network is self.network else replace(self, network=network)

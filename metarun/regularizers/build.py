@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from metarun.acting import CarryingLearner
 from metarun.algorithms.objective import PLACES, SCHEDULES, NoisyModel, Regularization, Schedule, Term
 from metarun.algorithms.penalty_protocols import TaskPenalty
 from metarun.config import catalogue
 from metarun.config.components import build, construct, locate
 from metarun.config.schema import Config
 from metarun.errors import SettingError, UserError, nearest, require
-from metarun.types import OWN, Algorithm, GradientLearner, Kind
+from metarun.types import NOT_WEIGHTS, Algorithm, GradientLearner, Kind, StatefulLearner
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _objection(term: Term, regularization: Regularization, algorithm: Algorithm)
             "choose a penalty on the weights (l1, l2, elastic, group)"
         )
     if not isinstance(algorithm, GradientLearner):
-        compares = isinstance(term.penalty, TaskPenalty) and isinstance(algorithm, CarryingLearner)
+        compares = isinstance(term.penalty, TaskPenalty) and isinstance(algorithm, StatefulLearner)
         if term.acts("inner") or term in regularization.outer_terms or compares:
             return (
                 "this algorithm has no inner loop to penalise; "
@@ -144,7 +143,7 @@ def _objection(term: Term, regularization: Regularization, algorithm: Algorithm)
 
 def _refuse_lost_targets(term: Term, algorithm: Algorithm) -> None:
     """Names that no tensor of the network begins with would be without effect."""
-    names = [name for name in algorithm.init(0) if not name.startswith(OWN)]
+    names = [name for name in algorithm.init(0) if not name.startswith(NOT_WEIGHTS)]
     for target in getattr(term.penalty, "targets", None) or ():
         if not any(name.startswith(target) for name in names):
             layers = sorted({name.partition(".")[0] for name in names})

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from metarun.algorithms.inner_loop import descend, final
+from metarun.algorithms.inner_loop import descend, last
 from metarun.compute.linalg import sub
 from metarun.regularizers.selection import chosen
 from metarun.regularizers.tasks import check_count, each, first, with_gradient
@@ -68,7 +68,7 @@ class Coherence:
 
 def direction(learner: GradientLearner, theta: Params, support: Batch, targets: tuple[str, ...] | None) -> Tensor:
     """u of one task, [D]: over the tensors whose names begin with one of `targets`, or all of the network's."""
-    phi = final(descend(learner.inner_objective(theta, support), theta, learner.inner_rule, learner.inner_steps))
+    phi = last(descend(learner.inner_objective(theta, support), theta, learner.inner_rule, learner.inner_steps))
     moved = sub(chosen(phi, targets), theta)
     return unit(torch.cat([d.flatten() for d in moved.values()])) if moved else torch.zeros(1)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from metarun.compute.linalg import total
+from metarun.compute.linalg import sum_scalars
 from metarun.errors import require
 from metarun.regularizers.l1 import check_method, soft_threshold, threshold_of
 from metarun.regularizers.selection import chosen, linear_map
@@ -37,7 +37,7 @@ class Elastic:
 
     def of(self, weights: Params) -> Tensor:
         tensors = chosen(weights, self.targets, linear_map).values()
-        return total([w.abs().sum() + self.ratio / 2 * w.square().sum() for w in tensors])
+        return sum_scalars([w.abs().sum() + self.ratio / 2 * w.square().sum() for w in tensors])
 
     def targeted(self, weights: Params) -> list[str]:
         return list(chosen(weights, self.targets, linear_map))

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.compute.linalg import total
+from metarun.compute.linalg import sum_scalars
 from metarun.regularizers.l1 import check_method
 from metarun.regularizers.selection import chosen
 from metarun.types import Params, Rates
@@ -57,7 +57,7 @@ class Group:
 
     def of(self, weights: Params) -> Tensor:
         rows = [joined(weights, names) for names in self.layers(weights)]
-        return total([r.shape[1] ** 0.5 * lengths(r).sum() for r in rows])
+        return sum_scalars([r.shape[1] ** 0.5 * lengths(r).sum() for r in rows])
 
     def layers(self, weights: Params) -> list[list[str]]:
         """The names of each layer's tensors that make up its groups, the weight first."""

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metarun.algorithms.inner_loop import moved
+from metarun.algorithms.inner_loop import is_adapted
 from metarun.algorithms.objective import NoisyModel
 from metarun.errors import SettingError, require
 from metarun.models.bottleneck import LEAST, Bottleneck
@@ -101,7 +101,7 @@ class Information:
         if not isinstance(learner, GradientLearner):
             return None
         weights = learner.model.init(0)
-        moving = [n for n in chosen(weights, self.encoder) if moved(n, learner.inner_rule)]
+        moving = [n for n in chosen(weights, self.encoder) if is_adapted(n, learner.inner_rule)]
         if not moving:
             return None
         rest = [n for n in chosen(weights, None) if not n.startswith(self.encoder)]

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.penalty_protocols import Adaptation
-from metarun.compute.linalg import total
+from metarun.compute.linalg import sum_scalars
 from metarun.errors import require
 from metarun.regularizers.selection import by_prefix, chosen
 from metarun.types import Params
@@ -74,7 +74,7 @@ class KL:
         return {f"log_std.{k}": self._first_log(k, w) for k, w in chosen(weights, self.targets).items()}
 
     def between(self, at: Adaptation) -> Tensor:
-        return total([self._of_tensor(name, at) for name in chosen(at.phi, self.targets)]) / 2
+        return sum_scalars([self._of_tensor(name, at) for name in chosen(at.phi, self.targets)]) / 2
 
     def _of_tensor(self, name: str, at: Adaptation) -> Tensor:
         """Twice the divergence of one tensor's weights; ln(s/t) is one number or has the tensor's shape."""

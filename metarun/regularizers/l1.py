@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.compute.linalg import total
+from metarun.compute.linalg import sum_scalars
 from metarun.errors import require
 from metarun.regularizers.selection import chosen, linear_map
 from metarun.types import Params, Rates
@@ -42,7 +42,7 @@ class L1:
         check_method(self.method, self.metric)
 
     def of(self, weights: Params) -> Tensor:
-        return total([w.abs().sum() for w in chosen(weights, self.targets, linear_map).values()])
+        return sum_scalars([w.abs().sum() for w in chosen(weights, self.targets, linear_map).values()])
 
     def targeted(self, weights: Params) -> list[str]:
         return list(chosen(weights, self.targets, linear_map))

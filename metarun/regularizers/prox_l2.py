@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.penalty_protocols import Adaptation
-from metarun.compute.linalg import total
+from metarun.compute.linalg import sum_scalars
 from metarun.errors import require
 from metarun.regularizers.selection import by_prefix, chosen
 from metarun.types import Params
@@ -59,7 +59,7 @@ class ProxL2:
         }
 
     def between(self, at: Adaptation) -> Tensor:
-        return total([self._of_tensor(name, at) for name in chosen(at.phi, self.targets)]) / 2
+        return sum_scalars([self._of_tensor(name, at) for name in chosen(at.phi, self.targets)]) / 2
 
     def _of_tensor(self, name: str, at: Adaptation) -> Tensor:
         square = (at.phi[name] - at.theta[name]).square()

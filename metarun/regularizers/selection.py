@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from metarun.types import OWN, Params
+from metarun.types import NOT_WEIGHTS, Params
 
 Targets = tuple[str, ...] | None
 
@@ -14,7 +14,7 @@ Targets = tuple[str, ...] | None
 def chosen(weights: Params, targets: Targets, default: Callable[[Tensor], bool] = lambda _: True) -> Params:
     """The network's tensors whose names begin with one of `targets` ("head", "block0.weight"); None: those that
     `default` takes."""
-    network = {name: w for name, w in weights.items() if not name.startswith(OWN)}
+    network = {name: w for name, w in weights.items() if not name.startswith(NOT_WEIGHTS)}
     return {name: w for name, w in network.items() if (default(w) if targets is None else name.startswith(targets))}
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from metarun.compute.device import Placement
-from metarun.compute.task_axis import PerTask, over_tasks
+from metarun.compute.task_axis import PerTask, map_tasks
 from metarun.errors import require
 from metarun.types import Batch, EpisodeSpec, Metrics, Params, Task
 
@@ -22,7 +22,7 @@ def each(function: PerTask, params: Params, tasks: Task) -> tuple[Params, Metric
     """Both results of (theta, task) for every task, [T, ...]; no derivative by theta is recorded."""
     x, rows = tasks.support.x, [b.x.shape[1] for b in tasks]
     chunk = Placement(x.device, x.dtype, "auto", False).chunk(EpisodeSpec(1, *rows), tuple(x.shape[2:]))
-    return over_tasks(function, len(x), chunk)({k: p.detach() for k, p in params.items()}, tasks)
+    return map_tasks(function, len(x), chunk)({k: p.detach() for k, p in params.items()}, tasks)
 
 
 def with_gradient(value: torch.Tensor, gradient: Params, params: Params) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The report of a run, and the comparison of several: one page, or tables and figures for a paper.
+"""The report of a run, and the comparison of several: pages, tables, figures. May import statistics and below.
 
 read, files              run folders as they are found
 facts, card              what a run is, what it reached and what it cost

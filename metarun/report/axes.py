@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from metarun.report.facts import setting
-from metarun.report.groups import elsewhere, flat
+from metarun.report.groups import elsewhere
 from metarun.report.jobs import Job
 from metarun.report.read import Run
 from metarun.report.text import NOTHING, number, short
+from metarun.storage.json_values import flatten_keys
 
 NOT_SWEPT = ("seed", "hydra", "sweep", "report", "resume", "logger", "trusted_modules")
 MOST_UNRELATED = 6  # settings in which runs that no sweep made may differ, to be shown as one
@@ -113,7 +114,7 @@ def _typed(job: Job) -> dict[str, Value]:
 def _configured(job: Job) -> dict[str, Value]:
     if job.run is None or not job.run.config:
         return _typed(job)
-    settings = flat({k: v for k, v in job.run.config.items() if k != "choices"})
+    settings = flatten_keys({k: v for k, v in job.run.config.items() if k != "choices"})
     kept = {k: typed(v) for k, v in settings.items() if not elsewhere(k) and not k.endswith("_target_")}
     return _choices(job.run) | kept
 

@@ -13,7 +13,7 @@ from metarun.report.jobs import Job, jobs_of
 from metarun.report.read import Run
 from metarun.report.results import device_of
 from metarun.report.sections import Section, titled
-from metarun.report.several import Several, all_pairs, budget_tables, pair_tables, result_tables, several
+from metarun.report.several import MultiNetwork, all_pairs, budget_tables, pair_tables, result_tables, several
 from metarun.report.swept import MOST_ROWS, bests, lost_table, swept_table
 from metarun.report.swept_figures import drawings_of
 from metarun.report.zeros import sparsity_figure
@@ -75,7 +75,7 @@ def compared(runs: Sequence[Run]) -> list[Section]:
     shown = several(runs)
     if not shown.groups:
         return [Section(missing="None of the runs trained or tested: nothing to compare.", title="Comparison")]
-    parts: dict[str, Callable[[Several], Section]] = {
+    parts: dict[str, Callable[[MultiNetwork], Section]] = {
         "Results": results,
         "Learning curves": learning,
         "Adaptation at test": adapting,
@@ -89,7 +89,7 @@ def compared(runs: Sequence[Run]) -> list[Section]:
     return titled({title: functools.partial(part, shown) for title, part in parts.items()})
 
 
-def results(shown: Several) -> Section:
+def results(shown: MultiNetwork) -> Section:
     text = ["Runs that differ in nothing but their seed are one group."]
     repeated = sum(g.repeated for g in shown.groups)
     if repeated:
@@ -97,19 +97,19 @@ def results(shown: Several) -> Section:
     return Section(tuple(text), tables=result_tables(shown))
 
 
-def learning(shown: Several) -> Section:
+def learning(shown: MultiNetwork) -> Section:
     return _curves(
         versus.learning_curves(shown.groups, versus.looks_of(shown.groups)), LEARNING, "No run was validated."
     )
 
 
-def adapting(shown: Several) -> Section:
+def adapting(shown: MultiNetwork) -> Section:
     return _curves(
         versus.adaptation_curves(shown.groups, versus.looks_of(shown.groups)), ADAPTATION, "No run was tested."
     )
 
 
-def measures(shown: Several) -> Section:
+def measures(shown: MultiNetwork) -> Section:
     return _curves(
         versus.measure_curves(shown.groups, versus.looks_of(shown.groups)), MEASURES, "No measures were logged."
     )
@@ -119,7 +119,7 @@ def _curves(drawing: Drawing | None, text: str, missing: str) -> Section:
     return Section((text,), (drawing,)) if drawing else Section(missing=missing)
 
 
-def paired(shown: Several) -> Section:
+def paired(shown: MultiNetwork) -> Section:
     found = all_pairs(shown.groups)
     if not found:
         return Section(missing="There is one group on each benchmark: a pair needs two on the same.")
@@ -128,7 +128,7 @@ def paired(shown: Several) -> Section:
     return Section((text,), drawings, pair_tables(found))
 
 
-def cost(shown: Several) -> Section:
+def cost(shown: MultiNetwork) -> Section:
     drawing, tables = points.cost_and_figure(shown.results, versus.looks_of(shown.groups)), budget_tables(shown.groups)
     if not drawing and not tables:
         return Section(missing="No run has both a figure and a cost.")

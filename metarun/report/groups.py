@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from metarun.report.facts import component, episode_size, metric_of, setting
 from metarun.report.read import Run
 from metarun.report.text import short
+from metarun.storage.json_values import flatten_keys
 
 COMPARED = ("train", "evaluate", None)  # jobs that end in a figure
 ELSEWHERE = (  # settings that do not change how a run learns
@@ -66,17 +67,8 @@ def by_benchmark(groups: Sequence[Group]) -> dict[str, list[Group]]:
     return found
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Flat:
-    """Nested settings by dotted name."""
-    found: Flat = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
-
-
 def _benchmark(run: Run) -> Flat:
-    data = {k: v for k, v in flat(run.config).items() if k.startswith("data.") and not elsewhere(k)}
+    data = {k: v for k, v in flatten_keys(run.config).items() if k.startswith("data.") and not elsewhere(k)}
     size = {"data": component(run, "data"), "size": episode_size(run), "metric": metric_of(run)}
     return size | {k: v for k, v in data.items() if not k.startswith(OF_TRAINING)}
 
@@ -84,7 +76,7 @@ def _benchmark(run: Run) -> Flat:
 def _variant(run: Run) -> Flat:
     if not run.config:  # settings that are not known may differ
         return {"algo": component(run, "algo"), "folder": str(run.path)}
-    settings = {k: v for k, v in flat(run.config).items() if not elsewhere(k)}
+    settings = {k: v for k, v in flatten_keys(run.config).items() if not elsewhere(k)}
     of_test = {k for k in settings if k.startswith("data.") and not k.startswith(OF_TRAINING)}
     return {"algo": component(run, "algo")} | {k: v for k, v in settings.items() if k not in of_test}
 

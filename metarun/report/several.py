@@ -13,7 +13,7 @@ from metarun.report.table import Table
 from metarun.report.tables import apart_table, budget_table, matrix_table, pair_table, result_table
 
 
-class Several(NamedTuple):
+class MultiNetwork(NamedTuple):
     """The groups of all runs, and what each reached."""
 
     groups: list[Group]
@@ -25,9 +25,9 @@ class Several(NamedTuple):
         return [[r for r in self.results if r.group.benchmark == name] for name in names]
 
 
-def several(runs: Sequence[Run]) -> Several:
+def several(runs: Sequence[Run]) -> MultiNetwork:
     groups = group_runs(runs)
-    return Several(groups, [result(g) for g in groups])
+    return MultiNetwork(groups, [result(g) for g in groups])
 
 
 def all_pairs(groups: Sequence[Group]) -> list[list[Pair]]:
@@ -35,12 +35,12 @@ def all_pairs(groups: Sequence[Group]) -> list[list[Pair]]:
     return [found for members in by_benchmark(groups).values() if (found := pairs(members))]
 
 
-def tables(shown: Several) -> list[Table]:
+def tables(shown: MultiNetwork) -> list[Table]:
     """All of them, in the order of reading."""
     return [*result_tables(shown), *pair_tables(all_pairs(shown.groups)), *budget_tables(shown.groups)]
 
 
-def result_tables(shown: Several) -> tuple[Table, ...]:
+def result_tables(shown: MultiNetwork) -> tuple[Table, ...]:
     matrix = matrix_table(shown.results)
     of_each = (result_table(rows) for rows in shown.benchmarks)
     return (*([matrix] if matrix else []), *of_each, *side_by_side(shown.groups))

@@ -36,7 +36,7 @@ import numpy as np
 
 from metarun.statistics.intervals import Array
 from metarun.statistics.rate import epsilon_stationarity, fit_line, fitted_rate
-from metarun.storage.run_folder import finite
+from metarun.storage.json_values import replace_nonfinite
 
 Unit = Literal["steps", "tasks", "inner_gradients", "seconds"]
 Verdict = Literal["rising", "flat", "falling"]
@@ -179,7 +179,7 @@ def convergence_summary(
         "rate": _plain(fitted_rate(list(probes), list(probes.values()))),
         "stationarity": _plain(epsilon_stationarity(list(probes), list(probes.values()))),
     }
-    return finite(summary)
+    return replace_nonfinite(summary)
 
 
 def _figures(curve: Curve, higher_is_better: bool) -> dict[str, Any]:

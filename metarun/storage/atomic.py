@@ -13,7 +13,7 @@ from metarun.errors import WriteError
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_file_in_errors(path: Path) -> Iterator[None]:
     """Says of an error of the system which file it was: an error in writing, unlike one in opening, does not."""
     try:
         yield
@@ -24,7 +24,7 @@ def naming(path: Path) -> Iterator[None]:
 def replace(path: Path, content: bytes, predecessor: Path | None = None) -> None:
     """Write under a temporary name, force it to disk, rename it; what was there before stays as `predecessor`."""
     temporary = path.with_name(path.name + ".tmp")
-    with naming(path):
+    with name_file_in_errors(path):
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
@@ -41,7 +41,7 @@ def replace(path: Path, content: bytes, predecessor: Path | None = None) -> None
 
 def append(file: FileIO, path: Path, line: bytes) -> None:
     """All of the line, or nothing of it where the system lets it be taken back."""
-    with naming(path):
+    with name_file_in_errors(path):
         if os.fstat(file.fileno()).st_nlink == 0:  # it would be written, and nobody could ever read it
             raise FileNotFoundError(errno.ENOENT, "it was deleted while the run was going on")
         start = os.fstat(file.fileno()).st_size

@@ -11,7 +11,7 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  #
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[bool]:
+def file_lock(path: Path) -> Iterator[bool]:
     """Wait until no other process is in this block for `path`; yields False where the system has no such locks.
 
     The lock is an empty hidden file that stays: were it removed, somebody could hold it while another makes a new one.

@@ -15,23 +15,23 @@ from io import FileIO
 from pathlib import Path
 
 from metarun.errors import UserError
-from metarun.storage.atomic import naming
+from metarun.storage.atomic import name_file_in_errors
 
 NAME = ".run.lock"
 TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def lock_run_folder(folder: Path) -> Iterator[None]:
     """The folder is this process's own; `UserError` with the owner where it is another's."""
     new = not folder.exists()
-    with naming(folder):
+    with name_file_in_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = FileIO(folder / NAME, "a+")
     with file:
         if not _locked(file):
             raise UserError(f"{folder}: another process writes there ({_owner(file)}); wait for it or stop it first")
-        with naming(folder / NAME):
+        with name_file_in_errors(folder / NAME):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         try:

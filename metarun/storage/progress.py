@@ -15,7 +15,7 @@ T = TypeVar("T")
 def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     """Yield the items, showing on stderr how far along they are."""
     if not sys.stderr.isatty() or ranks.rank() > 0:
-        tell(f"{label}: {total} items")
+        print_notice(f"{label}: {total} items")
         yield from items
         return
     from rich.console import Console
@@ -24,7 +24,7 @@ def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     yield from live(items, description=label, total=total, console=Console(stderr=True), transient=True)
 
 
-def tell(message: str) -> None:
+def print_notice(message: str) -> None:
     """A line for the user, beside whatever the program prints as its result. Of several processes, one speaks."""
     if ranks.rank() == 0:
         print(message, file=sys.stderr, flush=True)
@@ -34,7 +34,7 @@ def tell(message: str) -> None:
 def track_bytes(label: str, done: int, total: int) -> Iterator[Callable[[int], None]]:
     """Yield what is to be called with the number of bytes that came; `total` is `done` where it is not known."""
     if not sys.stderr.isatty() or ranks.rank() > 0:
-        tell(f"downloading {label}: {total - done} bytes" if total > done else f"downloading {label}")
+        print_notice(f"downloading {label}: {total - done} bytes" if total > done else f"downloading {label}")
         yield lambda count: None
         return
     from rich.console import Console

@@ -11,17 +11,16 @@ checkpoints/    last.pt, best.pt, and their predecessors
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from metarun.config.schema import Config
-from metarun.errors import SettingError, UserError, one_line
+from metarun.errors import UserError, one_line
 from metarun.storage import atomic, untrusted
-from metarun.storage.atomic import naming
+from metarun.storage.atomic import name_file_in_errors
+from metarun.storage.json_values import replace_nonfinite
 from metarun.storage.status import SUCCEEDED
 
 NEEDED = ("algo", "data", "train")
@@ -41,11 +40,11 @@ class RunFolder:
 
     def begun(self) -> bool:
         """Whether there is a checkpoint; a kill may have come when only the predecessor was there."""
-        return self.last.exists() or previous(self.last).exists()
+        return self.last.exists() or previous_checkpoint(self.last).exists()
 
     def create(self, config: dict[str, Any]) -> None:
         """Make the folder and store the settings in it."""
-        with naming(self.path):
+        with name_file_in_errors(self.path):
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         self._replace("config.yaml", yaml.safe_dump(config, sort_keys=False))
 
@@ -67,7 +66,7 @@ class RunFolder:
         return stored
 
     def write_json(self, name: str, values: Any) -> None:
-        self._replace(name, json.dumps(finite(values), indent=2) + "\n")
+        self._replace(name, json.dumps(replace_nonfinite(values), indent=2) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
         try:
@@ -106,7 +105,7 @@ class RunFolder:
         atomic.replace(self.path / name, text.encode())
 
 
-def previous(path: Path) -> Path:
+def previous_checkpoint(path: Path) -> Path:
     """The predecessor of a checkpoint."""
     return path.with_name(path.name + ".previous")
 
@@ -122,15 +121,6 @@ def new_folder(parent: Path, name: str) -> Path:
             continue
         return folder
     raise UserError(f"{parent}: cannot make a new folder {name}")
-
-
-def source_run(config: Config) -> RunFolder:
-    """The run that `run=` names; `SettingError` when there is none."""
-    if not config.run:
-        raise SettingError(
-            "run", None, f"job={config.job} needs a run's folder, as run=outputs/DATE/TIME-maml-sinusoid"
-        )
-    return RunFolder(Path(config.run))
 
 
 def _record(line: str) -> dict[str, Any] | None:
@@ -155,12 +145,3 @@ def _is_number(value: Any) -> bool:
         items = value.values() if isinstance(value, dict) else value
         return all(item is None or isinstance(item, (int, float)) for item in items)
     return value is None or isinstance(value, (int, float))
-
-
-def finite(values: Any) -> Any:
-    """NaN and infinity become null: JSON has no word for them."""
-    if isinstance(values, dict):
-        return {str(k): finite(v) for k, v in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [finite(v) for v in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values

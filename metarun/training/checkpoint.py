@@ -17,10 +17,10 @@ from torch import Tensor
 from metarun.compute.distributed import team
 from metarun.errors import UserError
 from metarun.storage import atomic
-from metarun.storage.progress import tell
-from metarun.storage.run_folder import RunFolder, previous
-from metarun.training.loop import State
+from metarun.storage.progress import print_notice
+from metarun.storage.run_folder import RunFolder, previous_checkpoint
 from metarun.training.nonfinite import point_of
+from metarun.training.run import State
 from metarun.types import Params
 
 FORMAT = 2  # raise it when what is stored changes its meaning; 1 had no checksum
@@ -55,7 +55,7 @@ def _write(path: Path, stored: dict[str, Any]) -> None:
     # By way of memory: on a full disk torch's own writer ends in an error that names neither file nor cause.
     buffer = io.BytesIO()
     torch.save(stored | {"sha256": digest(stored)}, buffer)
-    atomic.replace(path, buffer.getvalue(), previous(path))
+    atomic.replace(path, buffer.getvalue(), previous_checkpoint(path))
 
 
 def restore(path: Path, state: State) -> None:
@@ -114,14 +114,14 @@ def load(path: Path) -> dict[str, Any]:
     """The stored containers, the predecessor's where `path` is missing or damaged; `UserError` when neither can be
     read."""
     reasons: list[str] = []
-    for candidate in (path, previous(path)):
+    for candidate in (path, previous_checkpoint(path)):
         try:
             stored = _read(candidate)
         except Damaged as error:
             reasons.append(f"{candidate.name} {error}")
         else:
             if reasons:
-                tell(f"{path.parent}: {reasons[0]}; {candidate.name} of step {stored['step']} is taken instead")
+                print_notice(f"{path.parent}: {reasons[0]}; {candidate.name} of step {stored['step']} is taken instead")
             return stored
     raise UserError(f"{path.parent}: no checkpoint to read: {', '.join(reasons)}")
 
@@ -175,7 +175,7 @@ def _parts(value: Any) -> Iterator[bytes]:
 
 def exists(path: Path) -> bool:
     """Whether there is anything to read; a kill may have come when only the predecessor was there."""
-    return path.exists() or previous(path).exists()
+    return path.exists() or previous_checkpoint(path).exists()
 
 
 def refuse_inflated(path: Path) -> None:

@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.acting import ExploringLearner
 from metarun.compute.device import Placement
 from metarun.compute.distributed import ALONE, Team
-from metarun.compute.task_axis import over_tasks
+from metarun.compute.task_axis import map_tasks
 from metarun.types import (
     Adapted,
     Algorithm,
     AssessingLearner,
     Dataset,
     EpisodeSpec,
+    ExploringLearner,
     Metrics,
     Model,
     Params,
@@ -54,7 +54,7 @@ class Evaluator:
 
     def __call__(self, algorithm: Algorithm, params: Params) -> Evaluation:
         reference = self.placement.inputs(self.dataset.reference_inputs(REFERENCE_INPUTS))
-        calibrated = with_model(algorithm, algorithm.model.calibrated(params, reference))
+        calibrated = replace_model(algorithm, algorithm.model.calibrate(params, reference))
         chunk = self.placement.evaluation_chunk(self.spec, self.dataset.input_shape())
         digest, parts = hashlib.sha256(), []
         for start in range(0, self.tasks, TASKS_PER_DRAW):
@@ -62,7 +62,7 @@ class Evaluator:
             drawn = self.dataset.episodes(self.split, EPISODE_SEED, 0, indices, self.spec)
             _update(digest, drawn)
             placed = self.placement.task(drawn)
-            parts.append(assessed(calibrated, params, placed, self.steps, chunk, self.placement.team))
+            parts.append(score_tasks(calibrated, params, placed, self.steps, chunk, self.placement.team))
         found = {name: torch.cat([part[name] for part in parts]).T for name in parts[0]}
         losses, scores = found.pop(LOSS), found.pop(SCORE)
         steps = self.steps[: len(scores)]  # a learner without steps reports one state
@@ -122,11 +122,11 @@ def adaptation_curves(
     algorithm: Algorithm, params: Params, tasks: Task, steps: Sequence[int], chunk: int | None, team: Team = ALONE
 ) -> tuple[Tensor, Tensor]:
     """Query losses and scores of each task [T, R] after the R adaptation steps named ([T, 1] for a learner without)."""
-    found = assessed(algorithm, params, tasks, steps, chunk, team)
+    found = score_tasks(algorithm, params, tasks, steps, chunk, team)
     return found[LOSS], found[SCORE]
 
 
-def assessed(
+def score_tasks(
     algorithm: Algorithm, params: Params, tasks: Task, steps: Sequence[int], chunk: int | None, team: Team = ALONE
 ) -> Metrics:
     """The same by name, with what a learner of distributions says besides."""
@@ -137,14 +137,14 @@ def assessed(
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, {}
 
     with torch.no_grad():
-        found, _ = over_tasks(one, len(tasks.support.x), chunk, team=team)(params, tasks)
+        found, _ = map_tasks(one, len(tasks.support.x), chunk, team=team)(params, tasks)
     return {name: values.cpu() for name, values in found.items()}
 
 
 def states_of(algorithm: Algorithm, params: Params, task: Task, steps: int) -> Iterator[Adapted]:
     """What is adapted to the support set, or to what the learner itself explores of the task."""
     if isinstance(algorithm, ExploringLearner):
-        return algorithm.explorations(params, task.support, steps)
+        return algorithm.explore_steps(params, task.support, steps)
     return algorithm.adaptations(params, task.support, steps)
 
 
@@ -160,7 +160,7 @@ def figures(algorithm: Algorithm, adapted: Adapted, task: Task) -> Metrics:
     }
 
 
-def with_model(algorithm: Any, model: Model) -> Algorithm:
+def replace_model(algorithm: Any, model: Model) -> Algorithm:
     """The same learner with another network, as one whose statistics are fixed."""
     return algorithm if model is algorithm.model else dataclasses.replace(algorithm, model=model)
 

@@ -6,10 +6,9 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
-from metarun.acting import CarryingLearner
 from metarun.algorithms.losses import loss_for
 from metarun.algorithms.objective import Regularization
-from metarun.compute.device import Placement, place
+from metarun.compute.device import Placement, make_placement
 from metarun.config import catalogue
 from metarun.config.components import build, locate
 from metarun.config.schema import Config, TrainConfig, check
@@ -17,12 +16,12 @@ from metarun.data.pool import TaskPool
 from metarun.diagnostics.probes import Probe
 from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError
-from metarun.models.precision import in_precision
+from metarun.models.precision import cast_model
 from metarun.regularizers.build import build_regularization, refuse_senseless_terms
 from metarun.training.evaluation import Evaluator
-from metarun.training.loop import Trainer
 from metarun.training.memory import budget, fitted
-from metarun.types import Algorithm, Dataset, EpisodeSpec, Model, Params, Split
+from metarun.training.run import Trainer
+from metarun.types import Algorithm, Dataset, EpisodeSpec, Model, Params, Split, StatefulLearner
 
 TRAINING_SIZE = ("train_ways", "train_shots")
 """Keys of `algo` that change the training episodes, not the algorithm."""
@@ -86,7 +85,7 @@ class Experiment:
 def assemble(config: Config) -> Experiment:
     """Check everything that can be checked before the first step, then build."""
     check(config)
-    placement = place(config.device)
+    placement = make_placement(config.device)
     dataset = limited(build_dataset(config), config.train)
     refuse_senseless_pair(config, dataset)
     train_spec, test_spec = episode_sizes(config)
@@ -96,27 +95,27 @@ def assemble(config: Config) -> Experiment:
     if algorithm.head and dataset.outputs(train_spec.ways) != dataset.outputs(test_spec.ways):
         needed = f"must equal data.ways={test_spec.ways}: this algorithm's network has one output per class"
         raise SettingError("algo.train_ways", train_spec.ways, needed)
-    placement = replace(placement, of_products=getattr(algorithm.model, "by_products", False))
+    placement = replace(placement, matmul_only=getattr(algorithm.model, "by_products", False))
     regularization = build_regularization(config, dataset.kind)
     refuse_senseless_terms(config, regularization, algorithm)
     experiment = Experiment(config, dataset, algorithm, tested, regularization, train_spec, test_spec, placement)
     refuse_what_needs_no_carry(experiment)
-    counted = placement.chunk_size == "auto" and not isinstance(algorithm, CarryingLearner)
+    counted = placement.chunk_size == "auto" and not isinstance(algorithm, StatefulLearner)
     return within_memory(experiment) if counted else experiment
 
 
 def refuse_job(config: Config) -> None:
     """What takes a learner for a function of meta-parameters and tasks is not for one that gathers its own data."""
-    made = catalogue.made_by(locate("algo", config.algo, config.trusted_modules))
-    if hasattr(made, "prepared") and config.job not in CARRYING_JOBS:
-        needed = f"algo={name_of('algo', config)} gathers its own data and carries state"
+    made = catalogue.component_class(locate("algo", config.algo, config.trusted_modules))
+    if hasattr(made, "before_step") and config.job not in CARRYING_JOBS:
+        needed = f"algo={option_name('algo', config)} gathers its own data and carries state"
         raise SettingError("job", config.job, f"{needed}; choices: {', '.join(CARRYING_JOBS)}")
 
 
 def refuse_what_needs_no_carry(experiment: Experiment) -> None:
     """The same of probes on fixed tasks, and of several processes."""
-    config, name = experiment.config, name_of("algo", experiment.config)
-    if not isinstance(experiment.algorithm, CarryingLearner):
+    config, name = experiment.config, option_name("algo", experiment.config)
+    if not isinstance(experiment.algorithm, StatefulLearner):
         return
     refuse_job(config)
     if config.diagnostics.level == "full":
@@ -151,13 +150,13 @@ def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:
     """The algorithm with its network, for episodes of so many ways."""
     node = {k: v for k, v in config.algo.items() if k not in TRAINING_SIZE}
     target = locate("algo", node, config.trusted_modules)
-    made = catalogue.made_by(target)
+    made = catalogue.component_class(target)
     shape, outputs = dataset.input_shape(), dataset.outputs(ways)
     regularization = build_regularization(config, dataset.kind)
 
     def network(inputs: tuple[int, ...], outputs: int | None) -> Model:
         model = build("model", config.model, config.trusted_modules, input_shape=inputs, outputs=outputs)
-        return in_precision(model, config.device.precision)
+        return cast_model(model, config.device.precision)
 
     provided: dict[str, Any] = {"loss": loss_for(dataset.kind, getattr(made, "predicts", "values")), "ways": ways}
     provided |= {"environment": dataset} if dataset.kind == "control" else {}
@@ -184,12 +183,12 @@ def episode_sizes(config: Config) -> tuple[EpisodeSpec, EpisodeSpec]:
 
 
 def refuse_senseless_pair(config: Config, dataset: Dataset) -> None:
-    algorithm = catalogue.made_by(locate("algo", config.algo, config.trusted_modules))
+    algorithm = catalogue.component_class(locate("algo", config.algo, config.trusted_modules))
     if dataset.kind not in algorithm.kinds:
         algos = ", ".join(catalogue.algorithms_for(dataset.kind))
         sets = ", ".join(name for kind in algorithm.kinds for name in catalogue.datasets_of(kind))
         raise UserError(
-            f"algo={name_of('algo', config)} data={name_of('data', config)}: this algorithm needs "
+            f"algo={option_name('algo', config)} data={option_name('data', config)}: this algorithm needs "
             f"{' or '.join(algorithm.kinds)}, the data set is {dataset.kind}; "
             f"for these data choose algo={algos}; for this algorithm choose data={sets}"
         )
@@ -209,7 +208,7 @@ def refuse_impossible_episodes(config: Config, dataset: Dataset, train: EpisodeS
             raise SettingError(key, error.value, error.expected) from error
 
 
-def name_of(group: str, config: Config) -> str:
+def option_name(group: str, config: Config) -> str:
     """The option chosen for the group, or the class's name where the settings were not composed."""
     target = getattr(config, group).get("_target_", "?")
     return config.choices.get(group) or str(target).rpartition(".")[2]

@@ -18,7 +18,7 @@ from metarun.types import Algorithm, Batch, DistributionLearner, Params, Task
 TASKS, PLACES, DRAWS, PICTURES = 4, 200, 8, 6
 
 
-def predicted_functions(tester: Evaluator, learner: Algorithm, params: Params) -> dict[str, Any] | None:
+def sample_functions(tester: Evaluator, learner: Algorithm, params: Params) -> dict[str, Any] | None:
     """Mean, deviation and draws of each task's function, its points, and the oracle's where there is one; or pictures
     of the same."""
     dataset, spec = tester.dataset, tester.spec

@@ -5,91 +5,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-
-from metarun.acting import Carry, CarryingLearner
-from metarun.algorithms.objective import Regularization, with_all_noise
-from metarun.compute.device import Placement
-from metarun.config.schema import OptimConfig, TrainConfig
-from metarun.diagnostics.step import StepMeasures, Values, update_measures
-from metarun.training.evaluation import Evaluation
-from metarun.training.meta_gradient import WISHES, MetaGradient, describe, joined, nonfinite_part
-from metarun.training.nonfinite import Rewinding, begin, refuse, taken
-from metarun.training.optimizer import apply_update, build_optimizer, clipped, learning_rate, step_rates
-from metarun.training.stages import MetaGradients
-from metarun.types import Algorithm, Dataset, EpisodeSpec, Params, Task
-
-
-@dataclass
-class State:
-    """Everything that a step changes."""
-
-    params: Params
-    optimizer: torch.optim.Optimizer
-    step: int = 0  # outer steps done
-    best_error: float = float("inf")
-    best_step: int = 0
-    seconds: float = 0.0  # of training, over all sittings
-    spent: dict[str, float] = field(default_factory=dict)  # seconds of these on validation, measures, probes
-    rewinding: Rewinding | None = None  # with train.on_nonfinite=rewind
-    carry: Carry = field(default_factory=dict)  # what the learner takes along: replay buffers, a target network
-
-
-class Watcher(Protocol):
-    """Who is told what happened; returns nothing, decides nothing but when to stop."""
-
-    def stepped(self, state: State) -> None: ...
-
-    def trained(self, state: State, values: Values) -> None: ...
-
-    def probed(self, state: State, values: Values) -> None: ...
-
-    def validated(self, state: State, evaluation: Evaluation, improved: bool) -> None: ...
-
-    def checkpoint(self, state: State) -> None: ...
-
-    def noted(self, message: str) -> None: ...
-
-    def stop_requested(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """What a training run is made of; `train` runs it."""
-
-    algorithm: Algorithm
-    dataset: Dataset
-    spec: EpisodeSpec
-    regularization: Regularization
-    settings: TrainConfig
-    optim: OptimConfig
-    placement: Placement
-    seed: int
-    validate: Callable[[Params], Evaluation]
-    measures: StepMeasures | None = None
-    probe: Callable[[Params], Values] | None = None
-    probe_every: int = 1
-
-    def start(self) -> State:
-        params = self.placement.params(self.regularization.init(self.algorithm.init(self.seed)))
-        trained = {name: params[name] for name in self.regularization.trained(params)}
-        state = State(params, build_optimizer(self.optim, trained))
-        if isinstance(self.algorithm, CarryingLearner):
-            state.carry = self.placement.params(self.algorithm.carry(params))
-        return state
-
-    def tasks(self, step: int, which: range | None = None) -> Task:
-        """Those of a step that this process needs, or some of them."""
-        return self.placement.task(self.dataset.episodes("train", self.seed, step, which or self.own_tasks, self.spec))
-
-    @property
-    def own_tasks(self) -> range:
-        """All; of several ranks, its share. The first of them also has what concerns all tasks together."""
-        team, count = self.placement.team, self.settings.tasks
-        return range(count) if team.first and self.regularization.joins_tasks else team.todo(count)
+from metarun.algorithms.objective import add_noise
+from metarun.diagnostics.step import Values, update_measures
+from metarun.training.meta_gradient import STOP_REASONS, MetaGradient, MetaGradients, describe, joined, nonfinite_part
+from metarun.training.nonfinite import begin, refuse, taken
+from metarun.training.optimizer import apply_update, clipped, learning_rate, step_rates
+from metarun.training.run import State, Trainer, Watcher
+from metarun.types import Params, Task
 
 
 def train(trainer: Trainer, state: State, watcher: Watcher) -> str:
@@ -112,10 +36,10 @@ def train(trainer: Trainer, state: State, watcher: Watcher) -> str:
 def wish(trainer: Trainer, state: State, watcher: Watcher) -> str:
     """Why this process would stop now, if it would. Of several, the first one's clock counts."""
     if watcher.stop_requested():
-        return WISHES[0]
+        return STOP_REASONS[0]
     limit = trainer.settings.max_minutes
     over = limit is not None and state.seconds >= 60 * limit
-    return WISHES[1] if over and trainer.placement.team.first else ""
+    return STOP_REASONS[1] if over and trainer.placement.team.first else ""
 
 
 def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Any], watcher: Watcher) -> str:
@@ -123,7 +47,7 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: Callable[..., Any]
     them wishes to stop."""
     tasks = trainer.tasks(state.step)
     trainer.regularization.set_weights(state.params, state.step)
-    params, tasks = prepared(trainer, state, tasks)
+    params, tasks = before_step(trainer, state, tasks)
     found, agreed = of_all_tasks(trainer, state, meta_gradient, params, tasks, watcher)
     culprit, others = nonfinite_part(found, trainer.placement.team)
     if culprit:
@@ -150,18 +74,18 @@ def of_all_tasks(
 ) -> tuple[MetaGradient, str]:
     """The step's meta-gradient, and what the ranks agree on, if there are several."""
     learner, team, first = trainer.algorithm, trainer.placement.team, trainer.own_tasks.start
-    found = meta_gradient(*with_all_noise(learner, params, tasks, trainer.seed, state.step, first))
+    found = meta_gradient(*add_noise(learner, params, tasks, trainer.seed, state.step, first))
     if team.size == 1:
         return found, ""
     return joined(team, found, trainer.settings.tasks, wish(trainer, state, watcher))
 
 
-def prepared(trainer: Trainer, state: State, tasks: Task) -> tuple[Params, Task]:
+def before_step(trainer: Trainer, state: State, tasks: Task) -> tuple[Params, Task]:
     """Meta-parameters and tasks as the gradient takes them: a learner that carries state prepares both by it."""
     if not state.carry:
         return state.params, tasks
     learner: Any = trainer.algorithm  # only one that carries anything has given the state a carry
-    state.carry, params, tasks = learner.prepared(state.params, state.carry, tasks, trainer.seed, state.step)
+    state.carry, params, tasks = learner.before_step(state.params, state.carry, tasks, trainer.seed, state.step)
     return params, tasks
 
 
@@ -169,7 +93,7 @@ def settle(trainer: Trainer, state: State) -> None:
     """What is carried follows the new meta-parameters."""
     if state.carry:
         learner: Any = trainer.algorithm
-        state.carry = learner.settled(state.params, state.carry)
+        state.carry = learner.after_step(state.params, state.carry)
 
 
 def proximal_step(trainer: Trainer, state: State, lr: float) -> None:
@@ -203,7 +127,7 @@ def described(trainer: Trainer, state: State, found: MetaGradient, tasks: Task) 
     values = describe(found)
     if state.carry:
         learner: Any = trainer.algorithm
-        values |= learner.told(state.carry)
+        values |= learner.metrics(state.carry)
     if trainer.measures:
         with timed(state, "measures"):
             values |= trainer.measures(state.params, *measured(trainer, state.step, found.grads, tasks))

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metarun.algorithms.inner_checkpointing import segment_length
-from metarun.algorithms.objective import with_all_noise
+from metarun.algorithms.objective import add_noise
 from metarun.compute.device import Placement
 from metarun.storage import ranks
 from metarun.types import Algorithm, Batch, EpisodeSpec, Params, Task
@@ -156,7 +156,7 @@ def fitted(
     if placement.chunk_size != "auto" or surely_small(params, episode, algorithm, count, limit):
         return placement
     try:
-        params, episode = with_all_noise(algorithm, params, episode, 0, 0)
+        params, episode = add_noise(algorithm, params, episode, 0, 0)
         needed = task_bytes(algorithm, params, Task(*(Batch(b.x[0], b.y[0]) for b in episode)))
     except Exception as error:  # an algorithm of a user's own may do what shapes alone cannot tell
         log.warning("device.chunk_size=auto: memory cannot be told beforehand (%s), chunks are the fastest", error)

@@ -9,20 +9,20 @@ all tasks' metrics, and each rank's wish to stop, so that all stop after the sam
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
+from metarun.compute.compilation import compiled, compiles
 from metarun.compute.distributed import ALONE, Team
-from metarun.compute.task_axis import over_tasks, some_of
-from metarun.types import Metrics, Params, Task
+from metarun.compute.task_axis import map_tasks, select_tasks
+from metarun.training.run import Trainer
+from metarun.types import Algorithm, Metrics, Params, StagedLearner, Task
 
-if TYPE_CHECKING:
-    from metarun.training.loop import Trainer
-
-WISHES = ("interrupted", "time is up")
+STOP_REASONS = ("interrupted", "time is up")
 """Why a run may stop before its last step."""
 
 
@@ -68,7 +68,7 @@ def own_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], Part]:
     per_task, shared = _functions(trainer, len(todo))
 
     def meta_gradient(params: Params, tasks: Task) -> Part:
-        grads, metrics = per_task(params, some_of(tasks, range(len(todo))))
+        grads, metrics = per_task(params, select_tasks(tasks, range(len(todo))))
         trained = regularization.trained(params)
         total = {k: grads[k][:own].sum(0) / count for k in trained}
         penalty = next(iter(total.values())).new_zeros(())
@@ -84,7 +84,7 @@ def _functions(trainer: Trainer, count: int) -> tuple[Callable, Callable]:
     """The meta-gradients of so many tasks, and what the penalties add once."""
     place = trainer.placement
     chunk = place.chunk(trainer.spec, trainer.dataset.input_shape())
-    per_task = over_tasks(trainer.algorithm.meta_grad, count, chunk, place.memory_format)
+    per_task = map_tasks(trainer.algorithm.meta_grad, count, chunk, place.memory_format)
 
     def shared(params: Params, tasks: Task) -> Tensor:
         return trainer.regularization.shared(trainer.algorithm, params, tasks)
@@ -98,11 +98,11 @@ def joined(team: Team, part: Part, count: int, wish: str) -> tuple[MetaGradient,
     sent = {f"total {k}": v for k, v in part.total.items()}
     sent |= {f"metric {k}": team.placed(v.to(like.dtype), count) for k, v in part.metrics.items()}
     sent["penalty"] = part.penalty.to(like.dtype)
-    sent["wishes"] = like.new_tensor([wish == w for w in WISHES])
+    sent["wishes"] = like.new_tensor([wish == w for w in STOP_REASONS])
     found = team.sum_of(sent)
     total = {k: found[f"total {k}"] for k in part.total}
     metrics = {k: found[f"metric {k}"] for k in part.metrics}
-    wished = [w for w, votes in zip(WISHES, found["wishes"].tolist(), strict=True) if votes]
+    wished = [w for w, votes in zip(STOP_REASONS, found["wishes"].tolist(), strict=True) if votes]
     return _whole(total, part.grads, metrics, found["penalty"]), next(iter(wished), "")
 
 
@@ -131,3 +131,37 @@ def describe(found: MetaGradient) -> dict[str, float]:
     values = {name: float(v.double().mean()) for name, v in found.metrics.items() if name != "penalty"}
     penalty = float(found.penalty)
     return values | {"penalty": penalty} if penalty else values
+
+
+UNKNOWN = object()
+
+
+class MetaGradients:
+    """Gives the function of an outer step; `tell` is told when one has to be compiled."""
+
+    def __init__(self, trainer: Trainer, params: Params, tell: Callable[[str], None]) -> None:
+        self.trainer, self.tell = trainer, tell
+        self.compiles = compiles(trainer.placement, params, trainer.settings.steps)
+        self.first = params
+        # Asked once: holding a learner against a protocol takes longer than anything else here.
+        self.staged: Any = trainer.algorithm if isinstance(trainer.algorithm, StagedLearner) else None
+        self.stage: Any = UNKNOWN
+        self.function: Any = None
+
+    def at(self, step: int) -> Callable[..., Any]:
+        stage = self.staged.stage(step) if self.staged else None
+        if stage != self.stage:
+            self.stage = stage
+            self.function = self._made(self.staged.at(stage) if self.staged else self.trainer.algorithm)
+        return self.function
+
+    def _made(self, learner: Algorithm) -> Callable[..., Any]:
+        trainer = replace(self.trainer, algorithm=learner)
+        alone = trainer.placement.team.size == 1
+        function = batched_meta_gradient(trainer) if alone else own_meta_gradient(trainer)
+        if not self.compiles:
+            return function
+        self.tell(
+            "compiling the outer step first, half a minute unless an earlier run has (device.compile=off goes without)"
+        )
+        return compiled(function, trainer.placement, self.first)

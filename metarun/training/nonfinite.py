@@ -9,32 +9,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from metarun.acting import Carry
 from metarun.errors import NonFinite
-from metarun.types import Params
-
-if TYPE_CHECKING:
-    from metarun.training.loop import State, Trainer, Watcher
+from metarun.training.run import Rewinding, State, Trainer, Watcher
 
 MOST = 3
 """Rewinds to the same point; the next non-finite step ends the run."""
-
-
-@dataclass
-class Rewinding:
-    """Where a run would go back to, and how often it has."""
-
-    step: int
-    params: Params
-    optimizer: dict[str, Any]
-    in_a_row: int = 0  # to this point
-    total: int = 0
-    carry: Carry = field(default_factory=dict)
 
 
 def point_of(state: State, step: int) -> Rewinding:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metarun.compute.linalg import norm, scale
 from metarun.config.schema import OptimConfig
-from metarun.types import MOMENTS, OWN, Params, Rates
+from metarun.types import MOMENTS, NOT_WEIGHTS, Params, Rates
 
 
 def learning_rate(settings: OptimConfig, step: int, steps: int) -> float:
@@ -32,9 +32,9 @@ def learning_rate(settings: OptimConfig, step: int, steps: int) -> float:
 
 def build_optimizer(settings: OptimConfig, params: Params) -> torch.optim.Optimizer:
     """A torch optimizer over the meta-parameters, which stay plain tensors without `requires_grad`."""
-    groups: list[dict[str, Any]] = [{"params": [p for name, p in params.items() if not name.startswith(OWN)]}]
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in params.items() if not name.startswith(NOT_WEIGHTS)]}]
     # A decayed weight of a penalty would mean nothing.
-    own = [p for name, p in params.items() if name.startswith(OWN) and not name.startswith(MOMENTS)]
+    own = [p for name, p in params.items() if name.startswith(NOT_WEIGHTS) and not name.startswith(MOMENTS)]
     groups += [{"params": own, "weight_decay": 0.0}] if own else []
     decay = settings.weight_decay
     if settings.name == "sgd":

@@ -13,7 +13,8 @@ from metarun.storage.loggers import Record, Sink
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 from metarun.training.evaluation import Evaluation
-from metarun.training.loop import State, Values
+from metarun.training.loop import Values
+from metarun.training.run import State
 from metarun.training.signals import StopRequests
 
 log = logging.getLogger(__name__)

@@ -22,13 +22,12 @@ from torch import Tensor
 from torch.func import vmap
 
 import metarun
-from metarun.acting import CarryingLearner
 from metarun.algorithms.losses import GaussianLikelihood
 from metarun.algorithms.objective import NO_REGULARIZATION
 from metarun.algorithms.set_learners import ROW_NORMS
 from metarun.compute.device import Placement
-from metarun.compute.task_axis import over_tasks
-from metarun.config.catalogue import made_by
+from metarun.compute.task_axis import map_tasks
+from metarun.config.catalogue import component_class
 from metarun.config.components import locate
 from metarun.config.schema import Config, TrainConfig
 from metarun.data.point_robot import PointRobot
@@ -37,8 +36,9 @@ from metarun.errors import UserError
 from metarun.models.norm import NORMS
 from metarun.training.evaluation import Evaluator
 from metarun.training.experiment import build_learner
-from metarun.training.loop import Trainer, train
-from metarun.types import CARRIED, Algorithm, Batch, Dataset, EpisodeSpec, Params, Task
+from metarun.training.loop import train
+from metarun.training.run import Trainer
+from metarun.types import CARRIED, Algorithm, Batch, Dataset, EpisodeSpec, Params, StatefulLearner, Task
 
 CONF = Path(__file__).parents[2] / "conf"
 ALGORITHMS = sorted(path.stem for path in (CONF / "algo").glob("*.yaml"))
@@ -87,8 +87,8 @@ class Case:
         placement = placed(dtype)
         tasks = self.dataset.episodes("train", 0, 0, range(TASKS), self.spec)
         params = algorithm.init(0)
-        if isinstance(algorithm, CarryingLearner):
-            _, params, tasks = algorithm.prepared(params, algorithm.carry(params), tasks, 0, 0)
+        if isinstance(algorithm, StatefulLearner):
+            _, params, tasks = algorithm.before_step(params, algorithm.init_state(params), tasks, 0, 0)
         return placement.params(params), placement.task(tasks)
 
 
@@ -104,7 +104,7 @@ def placed(dtype: torch.dtype = torch.float64, chunk: int | None = None) -> Plac
 
 def cases() -> Iterable[Any]:
     for algo in ALGORITHMS:
-        kinds = made_by(locate("algo", composed(f"algo={algo}").algo)).kinds
+        kinds = component_class(locate("algo", composed(f"algo={algo}").algo)).kinds
         rows = [Case(algo, "regression", "mlp"), Case(algo, "classification", "mlp")]
         for case in [*rows, Case(algo, "classification", "conv4"), Case(algo, "control", "mlp")]:
             if case.kind in kinds:
@@ -169,8 +169,8 @@ def test_vmap_over_tasks_equals_a_loop(case: Case) -> None:
 def test_the_chunk_size_changes_nothing(case: Case, chunk: int) -> None:
     algorithm = case.learner()
     params, tasks = case.start(algorithm)
-    whole = over_tasks(algorithm.meta_grad, TASKS, None)(params, tasks)
-    assert_meta_gradients_close(over_tasks(algorithm.meta_grad, TASKS, chunk)(params, tasks), whole)
+    whole = map_tasks(algorithm.meta_grad, TASKS, None)(params, tasks)
+    assert_meta_gradients_close(map_tasks(algorithm.meta_grad, TASKS, chunk)(params, tasks), whole)
 
 
 @EVERY_CASE
@@ -179,7 +179,7 @@ def test_a_single_task_beside_vmap_equals_vmap(case: Case) -> None:
     algorithm = case.learner()
     params, tasks = case.start(algorithm)
     one = Task(*(Batch(b.x[:1], b.y[:1]) for b in tasks))
-    found = over_tasks(algorithm.meta_grad, 1, None)(params, one)
+    found = map_tasks(algorithm.meta_grad, 1, None)(params, one)
     expected = vmap(algorithm.meta_grad, in_dims=(None, 0))(params, one)
     assert {k: v.shape for k, v in found[0].items()} == {k: (1, *p.shape) for k, p in params.items()}
     assert_meta_gradients_close(found, expected)
@@ -211,7 +211,7 @@ def test_the_meta_gradient_has_the_keys_and_shapes_of_the_parameters(case: Case)
     gradient, metrics = algorithm.meta_grad(params, single(tasks, 0))
     assert {k: g.shape for k, g in gradient.items()} == {k: p.shape for k, p in params.items()}
     assert "loss" in metrics
-    assert algorithm.loss.metric in metrics or isinstance(algorithm, CarryingLearner)  # whose returns are in the carry
+    assert algorithm.loss.metric in metrics or isinstance(algorithm, StatefulLearner)  # whose returns are in the carry
     assert all(value.shape == () for value in metrics.values())
     assert any(float(g.abs().max()) > 0 for g in gradient.values())
 
@@ -234,10 +234,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_other_weights(case: Case)
 # ---------------------------------------------------------------- predictions
 
 
-def calibrated(algorithm: Algorithm, params: Params, case: Case) -> Algorithm:
+def calibrate(algorithm: Algorithm, params: Params, case: Case) -> Algorithm:
     """The learner that is evaluated: with population statistics, if its norm has such."""
     reference = placed().inputs(case.dataset.reference_inputs(64))
-    return replace(algorithm, model=algorithm.model.calibrated(params, reference))
+    return replace(algorithm, model=algorithm.model.calibrate(params, reference))
 
 
 @EVERY_CASE
@@ -252,7 +252,7 @@ def test_predictions_are_finite_and_one_row_per_query(case: Case, norm: str) -> 
     task = single(tasks, 0)
     numbers = 2 if isinstance(algorithm.loss, GaussianLikelihood) else 1  # a mean and a deviation for each target
     shape = (len(task.query.x), numbers * case.dataset.outputs(case.spec.ways))
-    tested = calibrated(algorithm, params, case)
+    tested = calibrate(algorithm, params, case)
     predictions = [algorithm.predict(algorithm.adapt(params, task.support), task.query.x)]
     steps = 0 if norm == "population" else algorithm.test_inner_steps
     states = tested.adaptations(params, task.support, steps)
@@ -307,7 +307,7 @@ def test_predictions_follow_their_queries(case: Case, norm: str) -> None:
     """
     algorithm = case.learner_or_refusal(norm)
     params, tasks = case.start(algorithm)
-    algorithm = calibrated(algorithm, params, case)
+    algorithm = calibrate(algorithm, params, case)
     task = single(tasks, 0)
     *_, adapted = algorithm.adaptations(params, task.support, 1)
     predicted = algorithm.predict(adapted, task.query.x)

@@ -13,16 +13,16 @@ from helpers.quadratic import LinearModel, assert_same, hessian, matrix, random_
 
 import metarun
 from metarun.algorithms.inner_checkpointing import checkpointed, segment_length
-from metarun.algorithms.inner_loop import adam, descend, final, sgd
+from metarun.algorithms.inner_loop import adam, descend, last, sgd
 from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.compute.linalg import dot, gradient
-from metarun.compute.task_axis import over_tasks
+from metarun.compute.task_axis import map_tasks
 from metarun.errors import UserError
 from metarun.models.conv4 import conv4
 from metarun.training.experiment import assemble
-from metarun.training.loop import Trainer
 from metarun.training.meta_gradient import MetaGradient, batched_meta_gradient
+from metarun.training.run import Trainer
 from metarun.types import EpisodeSpec, Objective, Params, Task
 
 MODEL = LinearModel(3, 2, bias=True)
@@ -47,7 +47,7 @@ def test_the_pull_back_is_that_of_the_known_steps(segment: int) -> None:
     """phi_{k+1} = A_k phi_k + a prox theta + ..., A_k = (1 - a prox) I - a H_k: its transposed derivatives, by hand."""
     theta, v = MODEL.init(0), MODEL.init(1)
     phi, pullback = checkpointed(changing, theta, sgd(RATE), STEPS, segment)
-    assert_same(phi, final(descend(changing(theta), theta, sgd(RATE), STEPS)), rtol=0)
+    assert_same(phi, last(descend(changing(theta), theta, sgd(RATE), STEPS)), rtol=0)
     adjoint = matrix(v)
     direct = torch.zeros_like(adjoint)
     for batch in reversed(BATCHES):
@@ -98,7 +98,7 @@ def test_convolutions_and_their_normalisation_are_pulled_back_too(norm: str) -> 
     tasks = Task(*(b._replace(x=b.x.double()) for b in drawn))
     settings: dict[str, Any] = {"inner_lr": 0.1, "inner_steps": 3, "test_inner_steps": 3, "first_order": False}
     plain, kept = (MAML(model, CrossEntropy(), **settings, inner_checkpoint=n) for n in (False, 2))
-    for found, expected in zip(*(over_tasks(a.meta_grad, 2, None)(params, tasks) for a in (kept, plain)), strict=True):
+    for found, expected in zip(*(map_tasks(a.meta_grad, 2, None)(params, tasks) for a in (kept, plain)), strict=True):
         assert_same(found, expected, rtol=1e-12)
 
 
@@ -107,7 +107,7 @@ def test_the_checkpointed_gradient_can_itself_be_differentiated() -> None:
     theta, v, task = MODEL.init(2), MODEL.init(3), random_task(MODEL, 0)
 
     def plain(theta: Params) -> torch.Tensor:
-        phi = final(descend(changing(theta), theta, sgd(RATE), STEPS))
+        phi = last(descend(changing(theta), theta, sgd(RATE), STEPS))
         return MeanSquaredError()(MODEL.apply(phi, task.query.x), task.query.y)
 
     def pulled(theta: Params) -> Params:

@@ -9,7 +9,17 @@ import torch
 from helpers.quadratic import LinearModel, assert_same, hessian, matrix, minimiser, random_task
 from torch import Tensor
 
-from metarun.algorithms.inner_loop import Objective, Rule, adam, descend, final, first_moments, moments_of, sgd, states
+from metarun.algorithms.inner_loop import (
+    Objective,
+    UpdateRule,
+    adam,
+    descend,
+    descend_with_state,
+    initial_moments,
+    last,
+    moments_of,
+    sgd,
+)
 from metarun.algorithms.losses import MeanSquaredError
 from metarun.types import MOMENTS, Batch, Params
 
@@ -26,8 +36,8 @@ def test_gradient_descent_on_a_quadratic_contracts_by_its_matrix() -> None:
     lr, steps = 0.1, 7
     start, best = MODEL.init(1), minimiser(SUPPORT, bias=True)
     contraction = torch.eye(4, dtype=torch.float64) - lr * hessian(SUPPORT, bias=True)
-    states = list(descend(objective_on(SUPPORT), start, sgd(lr), steps))
-    for k, phi in enumerate(states):
+    descend_with_state = list(descend(objective_on(SUPPORT), start, sgd(lr), steps))
+    for k, phi in enumerate(descend_with_state):
         power = torch.linalg.matrix_power(contraction, k)
         assert_same(matrix(phi), best + power @ (matrix(start) - best))
 
@@ -62,9 +72,9 @@ def test_adam_goes_on_from_the_moments_that_theta_has() -> None:
     lr, start, objective = 0.05, MODEL.init(2), objective_on(SUPPORT)
     torch_params = {k: p.clone().requires_grad_() for k, p in start.items()}
     optimizer = torch.optim.Adam(torch_params.values(), lr, betas=(0.0, 0.999))
-    theta = start | first_moments(start)
+    theta = start | initial_moments(start)
     for _ in range(2):
-        phi, state = final(states(objective, theta, adam(lr), 4))
+        phi, state = last(descend_with_state(objective, theta, adam(lr), 4))
         theta = phi | moments_of(state, phi)
     for _ in range(8):
         optimizer.zero_grad()
@@ -87,14 +97,14 @@ def test_the_first_step_of_adam_is_the_learning_rate_times_the_sign() -> None:
 
 @pytest.mark.parametrize("rule", [sgd(0.1), adam(0.1)], ids=["sgd", "adam"])
 @pytest.mark.parametrize("steps", [0, 1, 5])
-def test_a_descent_yields_the_start_and_one_state_per_step(rule: Rule, steps: int) -> None:
+def test_a_descent_yields_the_start_and_one_state_per_step(rule: UpdateRule, steps: int) -> None:
     """phi_0 .. phi_steps are steps + 1 states, the first of which is the start, and `final` is the last."""
     start = MODEL.init(3)
     before = {k: p.clone() for k, p in start.items()}
-    states = list(descend(objective_on(SUPPORT), start, rule, steps))
-    assert len(states) == steps + 1
-    assert_same(states[0], before, rtol=0)
-    assert_same(final(descend(objective_on(SUPPORT), start, rule, steps)), states[-1], rtol=0)
+    descend_with_state = list(descend(objective_on(SUPPORT), start, rule, steps))
+    assert len(descend_with_state) == steps + 1
+    assert_same(descend_with_state[0], before, rtol=0)
+    assert_same(last(descend(objective_on(SUPPORT), start, rule, steps)), descend_with_state[-1], rtol=0)
     assert_same(start, before, rtol=0)  # a descent leaves its start as it was
 
 
@@ -109,5 +119,5 @@ def test_the_objective_is_told_the_number_of_each_step() -> None:
 
         return objective
 
-    final(descend(counting(objective_on(SUPPORT)), MODEL.init(4), sgd(0.1), 4))
+    last(descend(counting(objective_on(SUPPORT)), MODEL.init(4), sgd(0.1), 4))
     assert seen == [0, 1, 2, 3]

@@ -13,11 +13,11 @@ import torch
 from helpers.quadratic import LinearModel, assert_same, gradient, matrix, random_task, stack_tasks, weights
 
 import metarun
-from metarun.algorithms.inner_loop import moved
+from metarun.algorithms.inner_loop import is_adapted
 from metarun.algorithms.losses import MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.multistep import annealed
-from metarun.compute.task_axis import over_tasks
+from metarun.compute.task_axis import map_tasks
 from metarun.errors import UserError
 from metarun.models.mlp import mlp
 from metarun.training.experiment import assemble
@@ -51,7 +51,7 @@ def losses(learner: MAML, theta: Params, slopes: list[Params] | None = None) -> 
         for name in phi:
             rate = theta.get(RATES + name, torch.tensor(learner.inner_lr))
             rate = rate[k] if learner.learned_rates == "step" else rate
-            if moved(name, learner.inner_rule):
+            if is_adapted(name, learner.inner_rule):
                 phi = phi | {name: phi[name] - rate * g[name]}
         found.append(learner.loss(MODEL.apply(phi, TASK.query.x), TASK.query.y))
     return found
@@ -66,7 +66,7 @@ def support_gradients(learner: MAML, theta: Params) -> list[Params]:
         met.append(dict(zip(leaves, torch.autograd.grad(support, [*leaves.values()]), strict=True)))
         rates = {n: theta.get(RATES + n, torch.tensor(learner.inner_lr)) for n in phi}
         rates = {n: r[k] if learner.learned_rates == "step" else r for n, r in rates.items()}
-        phi = {n: v - (rates[n] * met[-1][n] if moved(n, learner.inner_rule) else 0) for n, v in phi.items()}
+        phi = {n: v - (rates[n] * met[-1][n] if is_adapted(n, learner.inner_rule) else 0) for n, v in phi.items()}
     return met
 
 
@@ -183,7 +183,7 @@ def test_vmap_over_tasks_is_a_loop_over_tasks() -> None:
     tasks = tasks or stack_tasks([TASK, TASK])
     for first_order in (False, True):
         at = replace(learner, first_order=first_order)
-        grads, _ = over_tasks(at.meta_grad, 2, None)(theta, tasks)
+        grads, _ = map_tasks(at.meta_grad, 2, None)(theta, tasks)
         for i in range(2):
             one, _ = at.meta_grad(theta, Task(*(Batch(b.x[i], b.y[i]) for b in tasks)))
             assert_same({k: v[i] for k, v in grads.items()}, one)

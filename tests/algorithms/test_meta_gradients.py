@@ -395,7 +395,7 @@ class Squared:
     def query_stats(self, params: Params, support_x: Tensor) -> None:
         return None
 
-    def calibrated(self, params: Params, x: Tensor) -> Squared:
+    def calibrate(self, params: Params, x: Tensor) -> Squared:
         return self
 
 

@@ -144,7 +144,7 @@ def test_one_pass_over_support_and_query_shares_batch_statistics_only_where_the_
         return
     # A model whose statistics are fixed to those of the whole episode, as `calibrated` measures them.
     joint_x = torch.cat([episode.support.x, episode.query.x])
-    population = mlp((INPUTS,), None, (6, FEATURES), "population").calibrated(params, joint_x)
+    population = mlp((INPUTS,), None, (6, FEATURES), "population").calibrate(params, joint_x)
     fixed = type(algorithm)(**{**vars(algorithm), "model": population})
     joint = fixed.predict(fixed.adapt(params, episode.support), episode.query.x)
     assert_same(metrics["loss"], F.cross_entropy(joint, episode.query.y))

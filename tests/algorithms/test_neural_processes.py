@@ -20,7 +20,7 @@ from metarun.algorithms.neural_process import NeuralProcess
 from metarun.algorithms.predictive import Gaussian, kl, mixed, mixture_figures, pointwise
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import UserError
-from metarun.models.several import several
+from metarun.models.several import multi_network
 from metarun.training.experiment import assemble, build_learner
 from metarun.types import Batch, Params, Task
 
@@ -264,7 +264,7 @@ def line_process(samples: int) -> NeuralProcess:
         x, _, z0, z1 = rows.unbind(-1)
         return torch.stack([x * z0 + z1, torch.ones_like(x)], -1)
 
-    model = several(
+    model = multi_network(
         encoder=Formula(lambda rows: rows[:, :1] * 0),
         latent_encoder=Formula(lambda rows: torch.stack([rows[:, 0] * rows[:, 1], rows[:, 1]], -1)),
         posterior=Formula(lambda s: torch.cat([0.6 * s, torch.zeros_like(s) - 0.5], -1)),
@@ -323,7 +323,7 @@ def line_autoencoder(samples: int, objective: str = "cvae", alpha: float = 0.5) 
         x, _, z = rows.unbind(-1)
         return torch.stack([x + 0.8 * z, torch.ones_like(x)], -1)
 
-    model = several(
+    model = multi_network(
         encoder=Formula(lambda rows: rows[:, :1] * 0),
         prior=Formula(lambda rows: torch.stack([rows[:, 0] / 2, torch.zeros_like(rows[:, 0])], -1)),
         posterior=Formula(lambda rows: torch.stack([0.9 * (rows[:, 1] - rows[:, 0]), 0 * rows[:, 0] - 0.5], -1)),

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.distributions import Normal, TanhTransform, TransformedDistribution, kl_divergence
 
 import metarun
-from metarun.acting import CarryingLearner, ExploringLearner
 from metarun.algorithms import replay, sac
 from metarun.algorithms.losses import Return
 from metarun.algorithms.pearl import Pearl
@@ -23,12 +22,12 @@ from metarun.errors import UserError
 from metarun.report.card import card
 from metarun.report.read import read_run
 from metarun.training.checkpoint import load
-from metarun.training.evaluation import assessed
+from metarun.training.evaluation import score_tasks
 from metarun.training.experiment import Experiment, assemble
 from metarun.training.loop import outer_step
+from metarun.training.meta_gradient import MetaGradients
 from metarun.training.nonfinite import begin
-from metarun.training.stages import MetaGradients
-from metarun.types import CARRIED, Batch, EpisodeSpec, Params, Task
+from metarun.types import CARRIED, Batch, EpisodeSpec, ExploringLearner, Params, StatefulLearner, Task
 
 EXACT = 1e-9
 ROBOT = PointRobot(reward="dense", horizon=4, train_goals=5, val_goals=3, test_goals=3)
@@ -69,11 +68,11 @@ def double(tree: Any) -> Any:
     return type(tree)(*(double(v) for v in tree))
 
 
-def prepared(algorithm: Pearl, step: int = 0) -> tuple[Params, Task]:
+def before_step(algorithm: Pearl, step: int = 0) -> tuple[Params, Task]:
     """Meta-parameters with their target network, which differs from the value network, and tasks, in float64."""
     params = algorithm.init(0)
     tasks = ROBOT.episodes("train", 0, step, range(3), EpisodeSpec(1, 2, 1))
-    _, at, tasks = algorithm.prepared(params, algorithm.carry(algorithm.init(1)), tasks, 0, step)
+    _, at, tasks = algorithm.before_step(params, algorithm.init_state(algorithm.init(1)), tasks, 0, step)
     return double(at), double(tasks)
 
 
@@ -169,7 +168,7 @@ def gradients_by_network(algorithm: Pearl, params: Params, task: Task) -> dict[s
 
 def test_the_gradient_is_that_of_each_loss_by_its_own_networks() -> None:
     algorithm = learner()
-    params, tasks = prepared(algorithm)
+    params, tasks = before_step(algorithm)
     for i in range(3):
         task = Task(*(Batch(b.x[i], b.y[i]) for b in tasks))
         found, _ = algorithm.meta_grad(params, task)
@@ -406,7 +405,7 @@ def test_exploration_conditions_on_all_trajectories_so_far(explore: int) -> None
     params = double(algorithm.init(0))
     episode = double(ROBOT.episodes("test", 0, 0, range(1), EpisodeSpec(1, 3, 1)))
     support = Batch(episode.support.x[0], episode.support.y[0])
-    found = list(algorithm.explorations(params, support, 3))
+    found = list(algorithm.explore_steps(params, support, 3))
     assert len(found) == 4
     assert not found[0].z.mu.any()
     assert (found[0].z.sigma == 1).all()
@@ -428,9 +427,9 @@ def test_an_evaluation_of_many_tasks_is_that_of_each() -> None:
     algorithm = learner()
     params, robot = double(algorithm.init(0)), ROBOT
     tasks = double(robot.episodes("test", 0, 0, range(3), EpisodeSpec(1, 2, 2)))
-    many = assessed(algorithm, params, tasks, (0, 1, 2), None)
+    many = score_tasks(algorithm, params, tasks, (0, 1, 2), None)
     for i in range(3):
-        one = assessed(
+        one = score_tasks(
             algorithm, params, Task(*(Batch(b.x[i : i + 1], b.y[i : i + 1]) for b in tasks)), (0, 1, 2), None
         )
         for name, value in one.items():
@@ -444,13 +443,13 @@ def test_without_context_there_is_no_encoder_and_nothing_is_learned_of_a_task() 
     params = algorithm.init(0)
     assert not [name for name in params if name.startswith("encoder")]
     episode = ROBOT.episodes("test", 0, 0, range(1), EpisodeSpec(1, 2, 1))
-    beliefs = algorithm.explorations(params, Batch(episode.support.x[0], episode.support.y[0]), 2)
+    beliefs = algorithm.explore_steps(params, Batch(episode.support.x[0], episode.support.y[0]), 2)
     assert all(not b.z.mu.any() and (b.z.sigma == 1).all() for b in beliefs)
 
 
 def test_a_learner_that_acts_is_held_against_its_protocols() -> None:
     algorithm = learner()
-    assert isinstance(algorithm, CarryingLearner)
+    assert isinstance(algorithm, StatefulLearner)
     assert isinstance(algorithm, ExploringLearner)
     with pytest.raises(TypeError, match="no function of predictions"):
         Return()(torch.zeros(1), torch.zeros(1))

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from metarun.analyses.context import Context
-from metarun.analyses.frame import Cell, Row, perform
+from metarun.analyses.frame import Cell, Row, run_analysis
 from metarun.cli.main import compose
 from metarun.errors import UserError
 from metarun.jobs.analyze import analyze_job
@@ -50,7 +50,7 @@ class Squares:
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    return Context(compose([]), None, tmp_path / "analysis")
+    return Context(compose([]), None, tmp_path / "analysis", train_job)
 
 
 def silent(line: str) -> None:
@@ -70,7 +70,7 @@ def analyze(run: Path, *more: str, folder: Path | None = None) -> Path:
 
 
 def test_the_results_are_a_csv_a_json_and_a_figure_each_twice(context: Context) -> None:
-    results = perform(Squares([]), context, silent)
+    results = run_analysis(Squares([]), context, silent)
     names = {p.name for p in context.folder.iterdir()}
     drawn = {f"{stem}.{ending}" for stem in ("figure", "second") for ending in ("png", "svg")}
     assert names == {"results.jsonl", "results.json", "results.csv", *drawn}
@@ -83,34 +83,34 @@ def test_the_results_are_a_csv_a_json_and_a_figure_each_twice(context: Context) 
 def test_an_interrupted_analysis_measures_only_what_is_missing(context: Context) -> None:
     first: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        perform(Squares(first, stop=2), context, silent)
+        run_analysis(Squares(first, stop=2), context, silent)
     assert first == [0, 1]
     second: list[int] = []
-    assert perform(Squares(second), context, silent)["summary"] == {"sum": 14}
+    assert run_analysis(Squares(second), context, silent)["summary"] == {"sum": 14}
     assert second == [2, 3]
     again: list[int] = []
-    assert perform(Squares(again), context, silent)["summary"] == {"sum": 14}
+    assert run_analysis(Squares(again), context, silent)["summary"] == {"sum": 14}
     assert again == []
 
 
 @pytest.mark.parametrize("cut", [1, 15, 30])
 def test_a_line_that_was_cut_off_is_measured_again(context: Context, cut: int) -> None:
     """What is written behind it must not join it either: the next sitting has to find every cell."""
-    perform(Squares([]), context, silent)
+    run_analysis(Squares([]), context, silent)
     path = context.folder / "results.jsonl"
     path.write_text(path.read_text()[:-cut])
     done: list[int] = []
-    assert perform(Squares(done), context, silent)["summary"] == {"sum": 14}
+    assert run_analysis(Squares(done), context, silent)["summary"] == {"sum": 14}
     assert done in ([3], [])  # without its line break alone the last line is whole
     done.clear()
-    assert perform(Squares(done), context, silent)["summary"] == {"sum": 14}
+    assert run_analysis(Squares(done), context, silent)["summary"] == {"sum": 14}
     assert done == []
 
 
 def test_results_of_cells_that_are_not_asked_for_are_left_alone(context: Context) -> None:
     context.folder.mkdir()
     (context.folder / "results.jsonl").write_text('{"x": 17, "kind": null, "square": 1}\n[1]\nnull\n')
-    assert perform(Squares([]), context, silent)["summary"] == {"sum": 14}
+    assert run_analysis(Squares([]), context, silent)["summary"] == {"sum": 14}
 
 
 def test_other_settings_get_a_folder_of_their_own_and_the_same_ones_the_old(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_changed_settings_leave_the_original_alone_and_unknown_ones_are_refused(
 
 
 def test_a_run_that_is_done_is_not_trained_again_and_keeps_what_it_cost(tmp_path: Path) -> None:
-    context = Context(compose([*TINY]), None, tmp_path)
+    context = Context(compose([*TINY]), None, tmp_path, train_job)
     first = context.train("one", {"seed": 3})
     stamp = (first.folder.last).stat().st_mtime_ns
     again = context.train("one", {"seed": 3})
@@ -178,7 +178,7 @@ def test_a_run_that_is_done_is_not_trained_again_and_keeps_what_it_cost(tmp_path
 
 
 def test_a_run_that_was_stopped_inside_an_analysis_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    context = Context(compose([*TINY, "train.steps=6", "train.checkpoint_every=2"]), None, tmp_path)
+    context = Context(compose([*TINY, "train.steps=6", "train.checkpoint_every=2"]), None, tmp_path, train_job)
     whole = context.train("whole", {})
     stopped = context.changed({"train.max_minutes": 1e-9})
     train_job(stopped, RunFolder(tmp_path / "runs" / "cut"), quiet=True)

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import metarun
-from metarun.errors import UserError
-from metarun.statistics.information import (
+from metarun.diagnostics.information import (
     aggregate_divergence,
     code_information,
     gaussian_critic,
@@ -23,6 +22,7 @@ from metarun.statistics.information import (
     mean_divergence,
     views_information,
 )
+from metarun.errors import UserError
 
 TINY = ["train.steps=2", "train.tasks=3", "val.tasks=2", "test.tasks=3", "device.compile=false", "report=false"]
 

@@ -14,7 +14,7 @@ import yaml
 
 from metarun.analyses.context import Context
 from metarun.analyses.data_amount import DataAmount, fit_gap
-from metarun.analyses.frame import perform
+from metarun.analyses.frame import run_analysis
 from metarun.analyses.inner_loops import InnerLoops
 from metarun.analyses.replace_one import ReplaceOne
 from metarun.analyses.seeds import Seeds, own_run
@@ -34,7 +34,7 @@ TINY += ["model.hidden=[8]"]
 
 
 def context_of(folder: Path, *more: str) -> Context:
-    return Context(compose([*TINY, *more]), None, folder)
+    return Context(compose([*TINY, *more]), None, folder, train_job)
 
 
 def said(line: str) -> None:
@@ -42,7 +42,7 @@ def said(line: str) -> None:
 
 
 def rows_of(context: Context, analysis: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    results = perform(analysis, context, said)
+    results = run_analysis(analysis, context, said)
     assert (context.folder / "figure.png").stat().st_size > 5000
     return results["rows"], results["summary"]
 
@@ -162,9 +162,9 @@ def test_the_reference_line_is_fitted_by_least_squares() -> None:
 
 def test_amounts_that_cannot_be_had_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"analysis.of=classes: these data are regression"):
-        perform(DataAmount("classes", (2,), 1, 5), context_of(tmp_path), said)
+        run_analysis(DataAmount("classes", (2,), 1, 5), context_of(tmp_path), said)
     with pytest.raises(UserError, match=r"training tasks are .* 3-shot"):
-        perform(DataAmount("tasks", (2,), 1, 5), context_of(tmp_path, "algo.train_shots=3"), said)
+        run_analysis(DataAmount("tasks", (2,), 1, 5), context_of(tmp_path, "algo.train_shots=3"), said)
     assert not (tmp_path / "runs").exists()
 
 
@@ -175,7 +175,7 @@ def test_seeds_give_the_run_in_question_its_place_and_train_the_others(tmp_path:
     source = RunFolder(tmp_path / "run")
     config = compose([*TINY, "seed=1"])
     train_job(config, source, quiet=True)
-    context = Context(config, source, tmp_path / "analysis")
+    context = Context(config, source, tmp_path / "analysis", train_job)
     rows, summary = rows_of(context, Seeds(seeds=3))
     assert [r["seed"] for r in rows] == [1, 0, 2]
     assert sorted(p.name for p in (tmp_path / "analysis/runs").iterdir()) == ["seed-0", "seed-2"]
@@ -195,7 +195,7 @@ def test_a_run_with_other_settings_or_without_an_end_is_not_taken_for_the_seed(t
     train_job(compose(TINY), source, quiet=True)
 
     def found(*more: str, seed: int = 0) -> bool:
-        return own_run(Context(compose([*TINY, *more]), source, tmp_path), seed) is not None
+        return own_run(Context(compose([*TINY, *more]), source, tmp_path, train_job), seed) is not None
 
     assert found()
     assert not found("optim.lr=0.5")
@@ -242,7 +242,7 @@ def test_the_map_has_each_rate_by_each_number_of_steps_and_says_what_diverged(tm
 def test_learners_without_inner_loop_have_no_map_but_fewer_classes(tmp_path: Path, place: Path) -> None:
     small = ["algo=protonet", "data=folder", f"data.root={place}", "data.ways=2", "data.image_size=16"]
     small += ["data.queries=1", "data.test_queries=1", "train.steps=1", "train.tasks=1", "val.tasks=2", "test.tasks=2"]
-    context = Context(compose([*small, "device.threads=1", "report=false"]), None, tmp_path / "analysis")
+    context = Context(compose([*small, "device.threads=1", "report=false"]), None, tmp_path / "analysis", train_job)
     with pytest.raises(UserError, match="has no inner loop whose rate could be changed"):
         StabilityMap((1.0,), (1,), 1, 1, 2).cells(context)
     rows, _ = rows_of(context, DataAmount(of="classes", amounts=(2, 3), seeds=1, tasks=4))
@@ -251,7 +251,7 @@ def test_learners_without_inner_loop_have_no_map_but_fewer_classes(tmp_path: Pat
     split = json.loads((tmp_path / "analysis/runs/classes-2-seed-0/split.json").read_text())
     assert len(split["train"]) == 2
     with pytest.raises(UserError, match=r"data.train_classes=99: must be 1 to"):
-        perform(DataAmount("classes", (2, 99), 1, 4), context, said)
+        run_analysis(DataAmount("classes", (2, 99), 1, 4), context, said)
 
 
 # inner_loops
@@ -267,7 +267,7 @@ TWO = [
 def inner_loops(folder: Path, **changes: Any) -> tuple[Context, InnerLoops]:
     config = compose(SMALL)
     config.analysis |= {"variants": TWO, **changes}
-    return Context(config, None, folder), build("analysis", config.analysis)
+    return Context(config, None, folder, train_job), build("analysis", config.analysis)
 
 
 def test_inner_loops_are_measured_on_the_same_tasks_with_their_cost(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_variants_that_diverge_are_told_and_drawn(tmp_path: Path) -> None:
 
 def refused(folder: Path, variants: list[dict[str, Any]]) -> None:
     context, analysis = inner_loops(folder, variants=variants)
-    perform(analysis, context, said)
+    run_analysis(analysis, context, said)
 
 
 def test_wrong_variants_are_refused_before_the_first_training(tmp_path: Path) -> None:

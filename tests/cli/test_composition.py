@@ -91,7 +91,7 @@ def test_yaml_files_name_every_setting_of_their_class(group: str) -> None:
 @pytest.mark.parametrize("algo", ALGOS)
 def test_each_algorithm_trains_two_steps_on_sinusoids_or_says_why_not(algo: str, tmp_path: Path) -> None:
     config = metarun.compose([f"algo={algo}", *TINY])
-    if "regression" not in catalogue.made_by(locate("algo", config.algo)).kinds:
+    if "regression" not in catalogue.component_class(locate("algo", config.algo)).kinds:
         with pytest.raises(
             UserError, match=r"data set is regression.*choose algo=.*choose data=.*(omniglot|point_robot)"
         ):

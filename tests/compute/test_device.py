@@ -17,11 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import metarun
 from metarun.compute.compilation import compiled, compiles
-from metarun.compute.device import Placement, place
-from metarun.compute.task_axis import over_tasks
+from metarun.compute.device import Placement, make_placement
+from metarun.compute.task_axis import map_tasks
 from metarun.config.schema import check
 from metarun.errors import SettingError
-from metarun.models.precision import Narrow, in_precision
+from metarun.models.precision import Narrow, cast_model
 from metarun.training.experiment import assemble, build_learner
 from metarun.training.loop import outer_step
 from metarun.training.meta_gradient import batched_meta_gradient
@@ -79,7 +79,7 @@ def learner(*overrides: str) -> Algorithm:
 
 def mean_gradient(algorithm: Algorithm, params: Params, tasks: Task, chunk: int | None = None) -> Tensor:
     """Of the tasks, as one vector of float64."""
-    grads, _ = over_tasks(algorithm.meta_grad, TASKS, chunk)(params, tasks)
+    grads, _ = map_tasks(algorithm.meta_grad, TASKS, chunk)(params, tasks)
     return torch.cat([g.double().mean(0).flatten() for g in grads.values()])
 
 
@@ -100,21 +100,21 @@ def relative(found: Tensor, expected: Tensor) -> float:
     [("auto", "auto"), ("on", True), ("off", False), ("true", True), ("false", False), ("On", True), ("FALSE", False)],
 )
 def test_compile_is_on_off_or_auto_in_any_spelling(typed: str, meant: Any) -> None:
-    assert place(metarun.compose([f"device.compile={typed}"]).device).compile == meant
+    assert make_placement(metarun.compose([f"device.compile={typed}"]).device).compile == meant
 
 
 def test_on_and_off_in_a_file_are_the_same_as_on_the_command_line() -> None:
     """YAML makes booleans of them, Hydra's command line does not."""
     for text, meant in (("on", True), ("off", False), ("auto", "auto")):
         loaded = OmegaConf.create(f"compile: {text}").compile
-        assert place(replace(metarun.compose([]).device, compile=loaded)).compile == meant
+        assert make_placement(replace(metarun.compose([]).device, compile=loaded)).compile == meant
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("auto", "auto"), ("null", None), ("1", 1), ("7", 7)])
 def test_chunk_size_is_auto_null_or_a_whole_number(typed: str, meant: Any) -> None:
     config = metarun.compose([f"device.chunk_size={typed}"])
     check(config)
-    assert place(config.device).chunk_size == meant
+    assert make_placement(config.device).chunk_size == meant
 
 
 @pytest.mark.parametrize(("shape", "threads"), [((100, 199), 1), ((100, 200), None)])
@@ -181,10 +181,10 @@ def test_in_bfloat16_only_linear_maps_are_narrow() -> None:
         learner("algo=maml", "model=conv4", "model.pool=max", "model.filters=64", "device.precision=bfloat16"),
         Clouds().tasks(),
     )
-    placement = place(config.device)
+    placement = make_placement(config.device)
     params = placement.params(algorithm.init(0))
     with Seen() as seen:
-        grads, metrics = over_tasks(algorithm.meta_grad, TASKS, 1)(params, placement.task(tasks))
+        grads, metrics = map_tasks(algorithm.meta_grad, TASKS, 1)(params, placement.task(tasks))
     assert {v.dtype for v in (*params.values(), *grads.values(), *metrics.values())} == {torch.float32}
     assert seen.types["convolution"] == seen.types["convolution_backward"] == {torch.bfloat16}
     assert torch.bfloat16 in seen.types["mm"]
@@ -206,12 +206,12 @@ class Seen(TorchDispatchMode):
 
 def test_the_other_precisions_leave_the_network_alone_and_unknown_networks_are_refused() -> None:
     model: Any = learner("algo=maml").model
-    assert in_precision(model, "float32") is model
-    assert in_precision(model, "float64") is model
-    assert isinstance(in_precision(model, "bfloat16").linear, Narrow)  # type: ignore[attr-defined]
+    assert cast_model(model, "float32") is model
+    assert cast_model(model, "float64") is model
+    assert isinstance(cast_model(model, "bfloat16").linear, Narrow)  # type: ignore[attr-defined]
     foreign: Any = object()
     with pytest.raises(SettingError, match=r"^device.precision=bfloat16: needs a network of blocks; choices: float32"):
-        in_precision(foreign, "bfloat16")
+        cast_model(foreign, "bfloat16")
 
 
 ALGORITHMS = ("maml", "fomaml", "reptile", "imaml", "protonet", "matchingnet")
@@ -276,9 +276,9 @@ def test_statistics_stay_float32_in_bfloat16(norm: str) -> None:
     algorithm: Any = learner("algo=maml", "model=conv4", f"model.norm={norm}", "device.precision=bfloat16")
     params, tasks = in_type(torch.float32, algorithm.init(0), Clouds().tasks())
     x = tasks.support.x[0]
-    for stats in (algorithm.model.query_stats(params, x), algorithm.model.calibrated(params, x).fixed):
+    for stats in (algorithm.model.query_stats(params, x), algorithm.model.calibrate(params, x).fixed):
         assert all(m.dtype == torch.float32 for pair in stats or () for m in pair)
-    assert algorithm.model.calibrated(params, x).apply(params, x).dtype == torch.float32
+    assert algorithm.model.calibrate(params, x).apply(params, x).dtype == torch.float32
 
 
 # ---------------------------------------------------------------- runs
@@ -323,9 +323,9 @@ def test_two_runs_give_the_same_bits_on_a_cpu_asked_for_or_not(asked: str) -> No
 
 def test_deterministic_asks_cublas_and_cudnn_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    place(metarun.compose([]).device)
+    make_placement(metarun.compose([]).device)
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
-    place(metarun.compose(["device.deterministic=true"]).device)
+    make_placement(metarun.compose(["device.deterministic=true"]).device)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert not torch.backends.cudnn.benchmark
 
@@ -339,7 +339,7 @@ def test_one_and_two_threads_give_the_same_gradient(algo: str) -> None:
     start = in_type(torch.float32, algorithm.init(0), tasks)
     found = []
     for threads in (1, 2):
-        place(metarun.compose([f"device.threads={threads}"]).device)
+        make_placement(metarun.compose([f"device.threads={threads}"]).device)
         assert torch.get_num_threads() == threads
         found.append(mean_gradient(algorithm, *start))
     assert relative(found[1], found[0]) <= 1e-5
@@ -347,7 +347,7 @@ def test_one_and_two_threads_give_the_same_gradient(algo: str) -> None:
 
 def test_tf32_is_off_unless_it_is_asked_for_and_is_set_either_way() -> None:
     for asked in (True, False, True):
-        place(metarun.compose([f"device.tf32={asked}"]).device)
+        make_placement(metarun.compose([f"device.tf32={asked}"]).device)
         assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is asked
-    place(metarun.compose([]).device)
+    make_placement(metarun.compose([]).device)
     assert not torch.backends.cudnn.allow_tf32

@@ -18,14 +18,14 @@ from metarun.compute.linalg import (
     axpy,
     conjugate_gradient,
     dot,
-    expanded,
     gauss_newton,
+    gradient_and_hvp,
     hessian_product,
     norm,
     scale,
     select,
     sub,
-    total,
+    sum_scalars,
 )
 from metarun.models.mlp import mlp
 from metarun.types import Params
@@ -117,7 +117,7 @@ def test_hessian_product_equals_the_dense_hessian_times_the_vector(kind: str) ->
 
     dense = torch.func.hessian(lambda vector: objective(unflat(vector, at)))(flat(at))
     product = hessian_product(objective, at)
-    assert_same(expanded(objective, at)[0], torch.func.grad(objective)(at))
+    assert_same(gradient_and_hvp(objective, at)[0], torch.func.grad(objective)(at))
     for seed in range(3):
         v = random(len(dense), seed=10 + seed)
         assert_same(flat(product(unflat(v, at))), dense @ v)
@@ -145,8 +145,8 @@ def test_gauss_newton_equals_the_dense_product_of_jacobians(kind: str) -> None:
 
 
 def test_a_total_is_the_sum_of_scalars_and_0_of_none() -> None:
-    assert float(total(torch.tensor(float(k)) for k in (1, 2, 4))) == 7
-    assert float(total([])) == 0
+    assert float(sum_scalars(torch.tensor(float(k)) for k in (1, 2, 4))) == 7
+    assert float(sum_scalars([])) == 0
 
 
 def test_hessian_product_of_a_mean_squared_error_is_two_over_n_times_the_gram_matrix() -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from helpers.commands import metarun
 
-from metarun.config.from_run import spelled_out
+from metarun.config.from_run import add_run_choices
 from metarun.errors import UserError
 
 TINY = ["train.steps=4", "train.tasks=2", "val.tasks=2", "test.tasks=5", "test.steps=3", "report=false"]
@@ -64,19 +64,19 @@ def test_the_options_are_those_of_the_groups_that_are_changed(
     typed: list[str], chosen: list[str], folder: Path
 ) -> None:
     of_the_run = ["job=evaluate", f"run={folder}", *typed]
-    assert spelled_out(["-m", *of_the_run]) == ["-m", *chosen, *of_the_run]
+    assert add_run_choices(["-m", *of_the_run]) == ["-m", *chosen, *of_the_run]
 
 
 def test_a_command_without_a_run_stays_as_it_is(folder: Path) -> None:
     """A training has no use for `run=`, and is not to be made one on the run's data."""
     train, swept = [f"run={folder}", "data.shots=5"], ["job=evaluate", f"run={folder},b", "data.root=x"]
     for typed in (["data.root=x"], ["--help"], [], train, swept, ["job=evaluate", "run=nowhere", "seed=1"]):
-        assert spelled_out(typed) == typed
+        assert add_run_choices(typed) == typed
 
 
 def test_a_run_that_cannot_be_read_is_told_before_the_settings_that_it_would_explain(folder: Path) -> None:
     with pytest.raises(UserError, match="nowhere: is no run folder of metarun"):
-        spelled_out(["job=evaluate", "run=nowhere", "data.root=x"])
+        add_run_choices(["job=evaluate", "run=nowhere", "data.root=x"])
     (folder / "config.yaml").write_text("algo: {}\ndata: {}\ntrain: {}\nchoices: {data: 'a b'}")
     with pytest.raises(UserError, match="is no choice of a group"):
-        spelled_out([f"resume={folder}", "data.root=x"])
+        add_run_choices([f"resume={folder}", "data.root=x"])

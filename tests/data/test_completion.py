@@ -28,7 +28,7 @@ from metarun.report.read import read_run
 from metarun.storage.run_folder import RunFolder
 from metarun.training.evaluation import Evaluator
 from metarun.training.experiment import build_learner
-from metarun.training.function_samples import predicted_functions
+from metarun.training.function_samples import sample_functions
 from metarun.types import Batch, EpisodeSpec, Params, Split, Task
 
 SIDE, CLASSES, EACH = 8, 6, 4
@@ -161,7 +161,7 @@ class Half:
 
 def reported(tasks: int = 2) -> dict[str, Any]:
     placement = Placement(torch.device("cpu"), torch.float64, None, False)
-    found = predicted_functions(Evaluator(DATA, "test", SPEC, tasks, (0,), placement), Half(), {})  # type: ignore[arg-type]
+    found = sample_functions(Evaluator(DATA, "test", SPEC, tasks, (0,), placement), Half(), {})  # type: ignore[arg-type]
     assert found is not None
     return found
 

@@ -309,7 +309,7 @@ def test_kept_rows_are_what_is_seen_and_starts_differ_by_kind() -> None:
     state = trainer.start()
     carry = state.carry
     for step in (0, 2):
-        carry, _, _ = trainer.algorithm.prepared(state.params, carry, trainer.tasks(step), 0, step)
+        carry, _, _ = trainer.algorithm.before_step(state.params, carry, trainer.tasks(step), 0, step)
     rows = carry["replay"][carry["written"] == 24][0, 8:24]  # of one step 2: prior, prior, extra, extra
     seen, after = rows[:, :17].unflatten(0, (4, 4)), rows[:, -17:].unflatten(0, (4, 4))
     assert seen[:, 1:].equal(after[:, :-1])

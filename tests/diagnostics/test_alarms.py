@@ -14,7 +14,7 @@ from metarun.diagnostics.alarm_history import Baseline
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.chance import Chance
 from metarun.errors import SettingError
-from metarun.storage.run_folder import finite
+from metarun.storage.json_values import replace_nonfinite
 
 FIVE_WAYS = Baseline(Chance(0.2, math.log(5)), "accuracy", higher_is_better=True)
 REGRESSION = Baseline(Chance(4.0, 4.0), "mse", higher_is_better=False)
@@ -282,7 +282,9 @@ def test_replaying_stored_records_goes_on_as_if_there_had_been_no_interruption()
         first, resumed = watching(), watching()
         before = [line for record in records[:cut] for line in first.observe(*record)]
         for kind, step, values in records[:cut]:
-            resumed.observe(kind, step, json.loads(json.dumps(finite({"kind": kind, "step": step, **values}))))
+            resumed.observe(
+                kind, step, json.loads(json.dumps(replace_nonfinite({"kind": kind, "step": step, **values})))
+            )
         after = [line for record in records[cut:] for line in resumed.observe(*record)]
         assert before + after == told
         assert resumed.summary() == whole.summary()

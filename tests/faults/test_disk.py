@@ -64,7 +64,7 @@ def test_a_write_that_fails_leaves_what_was_there(
     def failing(path: Path, content: bytes, predecessor: Path | None = None) -> None:
         seen.append(path.name)
         if path.name == Path(name).name and seen.count(path.name) == (2 if name.endswith("last.pt") else 1):
-            with atomic.naming(path):
+            with atomic.name_file_in_errors(path):
                 raise OSError(28, "No space left on device")
         replace(path, content, predecessor)
 

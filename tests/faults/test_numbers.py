@@ -18,9 +18,10 @@ from metarun.algorithms import imaml
 from metarun.config import catalogue
 from metarun.errors import NonFinite
 from metarun.training.experiment import Experiment, assemble
-from metarun.training.loop import State, outer_step, train
+from metarun.training.loop import outer_step, train
 from metarun.training.meta_gradient import batched_meta_gradient
 from metarun.training.recorder import Follower
+from metarun.training.run import State
 from metarun.types import Batch, Params, Task
 
 IMAGES = ["data=folder", "data.image_size=16", "data.ways=3", "data.shots=1", "data.queries=1", "data.test_queries=1"]

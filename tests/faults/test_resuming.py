@@ -11,7 +11,7 @@ from helpers.runs import ENDLESS, here, started, wait_for_lines
 
 import metarun
 from metarun.config.from_run import reuse_settings
-from metarun.storage.ownership import owned, owner
+from metarun.storage.ownership import lock_run_folder, owner
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -100,5 +100,5 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_the_folder_free(tmp_
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert owner(tmp_path / "run") is None
-    with owned(tmp_path / "run"):
+    with lock_run_folder(tmp_path / "run"):
         assert str(owner(tmp_path / "run")).startswith("process ")

@@ -16,8 +16,9 @@ from metarun.config.schema import check
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 from metarun.training.experiment import assemble
-from metarun.training.loop import State, Trainer, train
+from metarun.training.loop import train
 from metarun.training.recorder import Follower
+from metarun.training.run import State, Trainer
 
 REWIND = "train.on_nonfinite=rewind"
 CASES = {

@@ -46,7 +46,7 @@ class LinearModel:
     def query_stats(self, params: Params, support_x: Tensor) -> None:
         return None
 
-    def calibrated(self, params: Params, x: Tensor) -> LinearModel:
+    def calibrate(self, params: Params, x: Tensor) -> LinearModel:
         return self
 
 

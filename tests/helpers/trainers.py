@@ -15,7 +15,7 @@ from metarun.algorithms.objective import NO_REGULARIZATION, Regularization, Sche
 from metarun.compute.device import Placement
 from metarun.config.schema import OptimConfig, TrainConfig
 from metarun.training.evaluation import Evaluation
-from metarun.training.loop import State, Trainer
+from metarun.training.run import State, Trainer
 from metarun.types import EpisodeSpec, Params
 
 CPU = Placement(torch.device("cpu"), torch.float64, None, False)

@@ -73,7 +73,7 @@ def test_a_network_without_its_silent_units_is_the_same_function(kind: str, norm
     assert {k: tuple(w.shape) for k, w in found.model.init(0).items()} == shapes(found.params)
     side = 32 if kind == "flatten" else 16
     x = torch.randn(7, *([1] if kind != "mlp" else []), side, side, dtype=torch.float64)
-    models = [m.calibrated(p, 2 * x) for m, p in ((model, params), (found.model, found.params))]
+    models = [m.calibrate(p, 2 * x) for m, p in ((model, params), (found.model, found.params))]
     expected, smaller = models[0].apply(params, x), models[1].apply(found.params, x)
     if kind == "mlp" and outputs is None:  # two of the five features are of units that were cut
         assert (expected[:, [0, 4]] == 0).all()
@@ -254,7 +254,7 @@ def test_a_program_of_a_classification_learner_predicts_as_the_learner(algo: str
     params = lively(learner)  # float64: program and learner need not round alike
     generator = torch.Generator().manual_seed(2)
     x = torch.rand(WAYS * SHOTS + 4, 1, 16, 16, generator=generator, dtype=torch.float64)
-    learner = replace(learner, model=learner.model.calibrated(params, x))
+    learner = replace(learner, model=learner.model.calibrate(params, x))
     support = Batch(x[: WAYS * SHOTS], torch.arange(WAYS).repeat(SHOTS))
     assert_program_equals(learner, params, support, x[WAYS * SHOTS :], "classification")
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from metarun.compute.compilation import compiled
-from metarun.compute.device import place
-from metarun.compute.task_axis import channels_last, over_tasks
+from metarun.compute.device import make_placement
+from metarun.compute.task_axis import channels_last, map_tasks
 from metarun.config.schema import DeviceConfig
 from metarun.models.conv4 import conv4
 from metarun.models.network import Network
@@ -99,7 +99,7 @@ def test_tasks_together_are_tasks_alone(pool: str, chunk: int | None) -> None:
 
     params, nothing = lively(model), torch.zeros(3, 4)
     tasks = Task(*(Batch(random(3, 4, 1, 16, 16, seed=s), nothing) for s in (1, 2)))
-    found, metrics = over_tasks(meta_grad, 3, chunk)(params, tasks)
+    found, metrics = map_tasks(meta_grad, 3, chunk)(params, tasks)
     for t in range(3):
         alone, loss = meta_grad(params, Task(*(Batch(b.x[t], b.y[t]) for b in tasks)))
         torch.testing.assert_close(metrics["loss"][t], loss["loss"], rtol=1e-10, atol=0)
@@ -162,7 +162,7 @@ def test_one_task_at_a_time_is_channels_last_unless_contiguous_is_asked_for() ->
 
     batch = Batch(random(2, 3, 5, 4, 4), torch.zeros(2, 3))
     for memory_format in ("auto", "channels_last", "contiguous"):
-        over_tasks(look, 1, None, memory_format)({"w": random(6, 5, 3, 3)}, Task(batch, batch))
+        map_tasks(look, 1, None, memory_format)({"w": random(6, 5, 3, 3)}, Task(batch, batch))
     last, plain = ((45, 1, 15, 5), (80, 1, 20, 5)), ((45, 9, 3, 1), (80, 16, 4, 1))
     assert seen == [last, last, plain]
 
@@ -175,7 +175,7 @@ def test_compiled_code_is_kept_beside_the_images_unless_a_place_is_set(
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
         if before:
             monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
-        compiled(lambda x: x, place(DeviceConfig(name="cpu")), {})
+        compiled(lambda x: x, make_placement(DeviceConfig(name="cpu")), {})
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == after
 
 

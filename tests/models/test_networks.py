@@ -176,7 +176,7 @@ def test_a_calibrated_population_norm_repeats_the_batch_it_was_measured_on(kind:
     """Precise batch norm: on the reference batch X itself, fixed statistics and those of the batch are the same."""
     model = network(kind, "population")
     params, x = random_params(model), inputs(kind, 9)
-    calibrated = model.calibrated(params, x)
+    calibrated = model.calibrate(params, x)
     assert_same(calibrated.apply(params, x), model.apply(params, x))
     assert_same(calibrated.apply(params, x), network(kind, "batch").apply(params, x))
 
@@ -186,7 +186,7 @@ def test_a_calibrated_population_norm_is_not_transductive(kind: str) -> None:
     """With fixed statistics every row is predicted alone as it is in company, whatever the support set was."""
     model = network(kind, "population")
     params, x = random_params(model), inputs(kind, 6, seed=3)
-    calibrated = model.calibrated(params, inputs(kind, 20, seed=4))
+    calibrated = model.calibrate(params, inputs(kind, 20, seed=4))
     assert calibrated.query_stats(params, x) is None
     alone = torch.cat([calibrated.apply(params, row[None]) for row in x])
     assert_same(calibrated.apply(params, x), alone)
@@ -197,7 +197,7 @@ def test_a_calibrated_population_norm_is_not_transductive(kind: str) -> None:
 @EVERY_NORM
 def test_calibration_changes_no_other_norm(kind: str, norm: str) -> None:
     model = network(kind, norm)
-    calibrated = model.calibrated(random_params(model), inputs(kind, 4))
+    calibrated = model.calibrate(random_params(model), inputs(kind, 4))
     assert (calibrated is model) == (norm != "population")
 
 
@@ -206,7 +206,7 @@ def test_given_statistics_take_precedence_over_fixed_ones(kind: str) -> None:
     """`stats` is for the call at hand; `fixed` for whoever says nothing."""
     model = network(kind, "population")
     params, x = random_params(model), inputs(kind, 6)
-    calibrated = model.calibrated(params, inputs(kind, 20, seed=4))
+    calibrated = model.calibrate(params, inputs(kind, 20, seed=4))
     assert_same(calibrated.apply(params, x, model.measure(params, x)), model.apply(params, x))
 
 

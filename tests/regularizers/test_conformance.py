@@ -128,7 +128,7 @@ def away_from_zero(experiment: Experiment) -> Params:
 
 def experiments(algo: str, reg: str, where: str, pictures: Path, **changed: Any) -> Iterable[Experiment]:
     """The pair on each kind of data that the algorithm learns from, where it is not refused."""
-    kinds = catalogue.made_by(locate("algo", composed(f"algo={algo}").algo)).kinds
+    kinds = catalogue.component_class(locate("algo", composed(f"algo={algo}").algo)).kinds
     data = {
         "classification": ("data=folder", f"data.root={pictures}", *IMAGES),
         "regression": SINUSOIDS,

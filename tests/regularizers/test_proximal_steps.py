@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import grad
 
 from metarun.algorithms.imaml import IMAML
-from metarun.algorithms.inner_loop import adam, descend, final, sgd
+from metarun.algorithms.inner_loop import adam, descend, last, sgd
 from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.objective import NO_REGULARIZATION, Regularization, Schedule, Term
@@ -34,9 +34,10 @@ from metarun.regularizers.l2 import L2
 from metarun.regularizers.prox_l2 import ProxL2
 from metarun.training import checkpoint
 from metarun.training.evaluation import Evaluation
-from metarun.training.loop import State, Trainer, outer_step, train
+from metarun.training.loop import outer_step, train
 from metarun.training.meta_gradient import batched_meta_gradient
 from metarun.training.optimizer import apply_update, build_optimizer, learning_rate, step_rates
+from metarun.training.run import State, Trainer
 from metarun.types import Batch, EpisodeSpec, Metrics, Params, Split, Task
 
 CPU = Placement(torch.device("cpu"), torch.float64, None, False)
@@ -355,7 +356,7 @@ def test_inner_proximal_steps_follow_each_step_of_gradient_descent_and_of_adam()
             phi = {n: phi[n] - rates[n] * g[n] for n in phi}
             reach = torch.as_tensor(mu * rates["block0.weight"], dtype=torch.float64).clamp_max(10 * lr)
             phi["block0.weight"] = soft_threshold(phi["block0.weight"], reach)
-        found = final(descend(lambda p, _: objective(p, data), START, rule._replace(finish=shrink), 5))
+        found = last(descend(lambda p, _: objective(p, data), START, rule._replace(proximal_step=shrink), 5))
         assert_same(found, phi, rtol=1e-8)
         assert bool((found["block0.weight"] == 0).any())
 

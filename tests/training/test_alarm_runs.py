@@ -13,7 +13,7 @@ import torch
 
 import metarun
 from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
-from metarun.diagnostics.chance import chance_of
+from metarun.diagnostics.chance import chance_level
 from metarun.types import Batch, EpisodeSpec, Task
 
 
@@ -32,9 +32,12 @@ class TwoTasks:
 def test_chance_is_the_mean_of_the_support_targets_or_a_uniform_guess() -> None:
     """Means 1 and 1; errors 9, 0 and 16, 16: (4.5 + 16) / 2 = 10.25."""
     spec = EpisodeSpec(1, 2, 2)
-    assert chance_of(TwoTasks(), MeanSquaredError(), spec, spec, 2, 3) == (10.25, 10.25)  # type: ignore[arg-type]
+    assert chance_level(TwoTasks(), MeanSquaredError(), spec, spec, 2, 3) == (10.25, 10.25)  # type: ignore[arg-type]
     classes = type("Classes", (), {"kind": "classification"})()
-    assert chance_of(classes, CrossEntropy(), EpisodeSpec(60, 1, 1), EpisodeSpec(5, 1, 1), 2, 0) == (0.2, math.log(60))
+    assert chance_level(classes, CrossEntropy(), EpisodeSpec(60, 1, 1), EpisodeSpec(5, 1, 1), 2, 0) == (
+        0.2,
+        math.log(60),
+    )
 
 
 TINY = ["train.tasks=4", "train.log_every=2", "train.eval_every=10", "train.checkpoint_every=10", "val.tasks=4"]

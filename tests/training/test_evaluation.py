@@ -237,7 +237,7 @@ def test_population_statistics_are_those_of_the_reference_inputs() -> None:
     params = {k: p.double() for k, p in learner.init(0).items()}
     data, spec = Blobs(MODEL), EpisodeSpec(2, 6, 4)
     reference = data.reference_inputs(evaluation.REFERENCE_INPUTS)
-    calibrated = replace(learner, model=learner.model.calibrated(params, reference))
+    calibrated = replace(learner, model=learner.model.calibrate(params, reference))
     tasks = data.episodes("test", evaluation.EPISODE_SEED, 0, range(4), spec)
     losses, scores = adaptation_curves(calibrated, params, tasks, range(1), None)
     found = Evaluator(data, "test", spec, 4, (0,), placement())(learner, params)

@@ -15,7 +15,7 @@ from metarun.algorithms.maml import MAML
 from metarun.algorithms.protonet import ProtoNet
 from metarun.algorithms.reptile import Reptile
 from metarun.compute.device import Placement
-from metarun.compute.task_axis import over_tasks
+from metarun.compute.task_axis import map_tasks
 from metarun.errors import SettingError
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
@@ -84,7 +84,7 @@ def test_graphs_are_freed_between_chunks() -> None:
     params, maml = CONV.init(0), learner("maml", CONV, CrossEntropy(), 3)
     size = sum(p.numel() * p.element_size() for p in params.values())
     for chunk in (1, 2):
-        two, eight = (peak_bytes(over_tasks(maml.meta_grad, n, chunk), params, images(n)) for n in (2, 8))
+        two, eight = (peak_bytes(map_tasks(maml.meta_grad, n, chunk), params, images(n)) for n in (2, 8))
         assert eight - two < (2 * 8 + 1) * size
 
 
@@ -104,7 +104,7 @@ def test_the_estimate_is_within_a_factor_of_two_of_what_is_allocated(name: str, 
     algorithm = learner(name, model, loss, steps)
     params = algorithm.init(0)
     single = Task(*(Batch(b.x[0], b.y[0]) for b in tasks))
-    measured = peak_bytes(over_tasks(algorithm.meta_grad, 3, None), params, tasks) / 3
+    measured = peak_bytes(map_tasks(algorithm.meta_grad, 3, None), params, tasks) / 3
     assert measured / 2 < MARGIN * task_bytes(algorithm, params, single) < 2 * measured
 
 
@@ -131,7 +131,7 @@ def test_a_small_budget_makes_smaller_chunks_and_says_so(caplog: pytest.LogCaptu
         assert min(placed.chunk(SPEC, (1, 16, 16)) or 16, 16) == chunk
         assert placed.evaluation_chunk(SPEC._replace(queries=8), (1, 16, 16)) in (1, max(1, chunk // 3), 11)
         assert len(caplog.messages) == int(chunk < 16)
-        step = over_tasks(algorithm.meta_grad, 16, chunk)
+        step = map_tasks(algorithm.meta_grad, 16, chunk)
         assert tasks < 1 or peak_bytes(step, params, images(16)) <= limit
     assert "one task alone takes about" in caplog.messages[0]
     fixed = Placement(CPU, torch.float32, 7, False)

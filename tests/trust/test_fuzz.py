@@ -47,8 +47,8 @@ from metarun.report.swept import sweep_text
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.sweep_records import read_job, read_sweep
 from metarun.training import checkpoint
-from metarun.training.loop import State
 from metarun.training.recorder import Session
+from metarun.training.run import State
 
 assert CHECKS
 

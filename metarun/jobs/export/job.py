@@ -18,16 +18,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from metarun.config.from_run import source_run
 from metarun.config.schema import Config
 from metarun.diagnostics.sparsity import sparsity
 from metarun.jobs.export.files import double, safetensors_save, usage, weights_bytes, write_bytes
 from metarun.jobs.export.pruning import Pruned, cut, thresholded
 from metarun.jobs.result import Result
 from metarun.jobs.summary import params_sha256, versions
-from metarun.storage.run_folder import RunFolder, source_run
+from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
-from metarun.training.evaluation import EPISODE_SEED, REFERENCE_INPUTS, Evaluation, with_model
-from metarun.training.experiment import Experiment, assemble, name_of
+from metarun.training.evaluation import EPISODE_SEED, REFERENCE_INPUTS, Evaluation, replace_model
+from metarun.training.experiment import Experiment, assemble, option_name
 from metarun.types import Algorithm, Batch, Params, Task
 
 EXACT = 1e-6
@@ -61,7 +62,7 @@ def export_job(config: Config, record: RunFolder) -> Result:
     checkpoint.restore_params(checkpoint.best_of(source), params)
     trained = Version(experiment.tested, params)
     pruned, pruning = prune(experiment, trained)
-    facts = {"algo": name_of("algo", config), "data": name_of("data", config), "run": str(source.path)}
+    facts = {"algo": option_name("algo", config), "data": option_name("data", config), "run": str(source.path)}
     before = make(experiment, trained, facts)
     unchanged = all(w is params[name] for name, w in pruned.params.items())
     after = before if unchanged else make(experiment, pruned, facts)
@@ -86,16 +87,16 @@ def prune(experiment: Experiment, trained: Version) -> tuple[Version, dict[str, 
     if not facts["change"] <= EXACT:
         facts |= {"units_cut": {}, "kept_for": "silent units are kept: without them predictions would change"}
         return Version(trained.learner, zeroed), facts
-    return Version(with_model(trained.learner, smaller.model), smaller.params), facts
+    return Version(replace_model(trained.learner, smaller.model), smaller.params), facts
 
 
 def change(experiment: Experiment, zeroed: Version, smaller: Pruned) -> float:
     """The largest difference that cutting makes to the predictions on the first test task, in float64."""
-    cut_version = Version(with_model(zeroed.learner, smaller.model), smaller.params)
+    cut_version = Version(replace_model(zeroed.learner, smaller.model), smaller.params)
     task = Task(*(Batch(double({"x": b.x})["x"], double({"y": b.y})["y"]) for b in first_task(experiment)))
     predictions = []
     for version in (zeroed, cut_version):
-        learner, params = calibrated(experiment, version._replace(params=double(version.params)))
+        learner, params = calibrate(experiment, version._replace(params=double(version.params)))
         *_, adapted = learner.adaptations(params, task.support, learner.test_inner_steps)
         predictions.append(learner.predict(adapted, task.query.x))
     return float((predictions[0] - predictions[1]).abs().max())
@@ -109,7 +110,7 @@ def make(experiment: Experiment, version: Version, facts: dict[str, Any]) -> Mad
     config = experiment.config
     evaluation = tested(experiment, version)
     facts = facts | {"metric": experiment.algorithm.loss.metric, "mean": evaluation.mean}
-    learner, params = calibrated(experiment, version)
+    learner, params = calibrate(experiment, version)
     weights = weights_bytes(tensors_of(learner, params), facts)
     task = first_task(experiment)
     example, start = Example(*task.support, task.query.x), time.perf_counter()
@@ -138,12 +139,12 @@ def tested(experiment: Experiment, version: Version) -> Evaluation:
     return experiment.evaluator("test", experiment.config.export.tasks, steps)(version.learner, version.params)
 
 
-def calibrated(experiment: Experiment, version: Version) -> Version:
+def calibrate(experiment: Experiment, version: Version) -> Version:
     """With the statistics of training inputs where the network's norm asks for them, in the weights' precision."""
     dtype = next(iter(version.params.values())).dtype
     reference = experiment.dataset.reference_inputs(REFERENCE_INPUTS).to(dtype)
     return Version(
-        with_model(version.learner, version.learner.model.calibrated(version.params, reference)), version.params
+        replace_model(version.learner, version.learner.model.calibrate(version.params, reference)), version.params
     )
 
 
@@ -162,7 +163,7 @@ def describe(
         "kind": experiment.dataset.kind,
         "metric": experiment.algorithm.loss.metric,
         "norm": config.model.get("norm"),
-        "reg": name_of("reg", config),
+        "reg": option_name("reg", config),
         "adaptation_steps": experiment.tested.test_inner_steps,
         "n_tasks": config.export.tasks,
         "calls": config.export.calls,
@@ -176,7 +177,7 @@ def describe(
 def write(experiment: Experiment, record: RunFolder, pruned: Version, summary: dict[str, Any], made: Made) -> None:
     from metarun.jobs.export.program import fewest_queries, tensors_of
 
-    learner, params = calibrated(experiment, pruned)
+    learner, params = calibrate(experiment, pruned)
     write_bytes(record.path / "model.safetensors", made.weights)
     write_bytes(record.path / "predict.pt2", made.program)
     known = {key: summary[key] for key in ("algo", "data", "kind", "metric", "pruning", "versions")}

@@ -26,9 +26,9 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from metarun.algorithms.inner_loop import final, moved, states
+from metarun.algorithms.inner_loop import descend_with_state, is_adapted, last
 from metarun.errors import UserError, one_line
-from metarun.types import Algorithm, Batch, GradientLearner, Kind, Objective, Params, Rule
+from metarun.types import Algorithm, Batch, GradientLearner, Kind, Objective, Params, UpdateRule
 
 STATS = "stats."
 
@@ -184,13 +184,13 @@ class _Loop(nn.Module):
         return step
 
 
-def one_step(objective: Objective, phi: Params, rule: Rule, state: Any) -> tuple[Params, Any]:
+def one_step(objective: Objective, phi: Params, rule: UpdateRule, state: Any) -> tuple[Params, Any]:
     """The step of `descend` from where the rule's state is `state`, and the state after it."""
-    return final(states(objective, phi, rule._replace(init=lambda *_: state), 1))
+    return last(descend_with_state(objective, phi, rule._replace(init=lambda *_: state), 1))
 
 
 def adapted(name: str, learner: GradientLearner) -> bool:
-    return not name.startswith(STATS) and moved(name, learner.inner_rule)
+    return not name.startswith(STATS) and is_adapted(name, learner.inner_rule)
 
 
 def _traced_predict(learner: Algorithm, tensors: Params, example: Example, steps: int, kind: Kind) -> nn.Module:

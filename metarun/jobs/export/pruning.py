@@ -22,7 +22,7 @@ from torch import Tensor
 from metarun.diagnostics.sparsity import layers
 from metarun.models.network import Network
 from metarun.models.norm import BATCH_NORMS
-from metarun.types import OWN, Params
+from metarun.types import NOT_WEIGHTS, Params
 
 CUTTABLE_NORMS = (*BATCH_NORMS, "none")
 
@@ -37,7 +37,7 @@ def thresholded(params: Params, threshold: float) -> Params:
     """Zeros in place of what is at most `threshold`; entries of regularizers are left as they are."""
 
     def kept(name: str, w: Tensor) -> Tensor:
-        return w if name.startswith(OWN) else torch.where(w.abs() <= threshold, 0.0, w)
+        return w if name.startswith(NOT_WEIGHTS) else torch.where(w.abs() <= threshold, 0.0, w)
 
     return {name: kept(name, w) for name, w in params.items()}
 
@@ -88,7 +88,7 @@ def sliced(model: Network, params: Params, kept: list[Tensor]) -> Params:
 
     def part(name: str, w: Tensor) -> Tensor:
         for base, index in selections.items():
-            own = name.startswith(OWN) and name.endswith(f".{base}")
+            own = name.startswith(NOT_WEIGHTS) and name.endswith(f".{base}")
             if base in params and (name == base or own) and w.shape == params[base].shape:
                 return select(w, index)
         return w

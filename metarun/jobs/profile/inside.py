@@ -18,8 +18,8 @@ from metarun.jobs.profile.marks import Loop, marked_loop, region, regions_of
 from metarun.jobs.profile.parts import Group, Part, groups, kind_of, part_of, parts
 from metarun.jobs.profile.phases import never_logging
 from metarun.jobs.profile.trace import ROOT, Event, device_times, host_events, memory_peak, read_trace, spent_in
-from metarun.training.loop import State, Trainer, Watcher
 from metarun.training.meta_gradient import MetaGradient, batched_meta_gradient
+from metarun.training.run import State, Trainer, Watcher
 
 TRACE = "trace.json.gz"
 STEPS = 2

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from metarun.algorithms.objective import with_all_noise
+from metarun.algorithms.objective import add_noise
 from metarun.compute.compilation import compiled, compiles
 from metarun.config.schema import Config
 from metarun.jobs.profile.flops import matrix_product_speed, operations
@@ -33,10 +33,10 @@ from metarun.jobs.summary import versions
 from metarun.jobs.train import watched
 from metarun.storage.loggers.jsonl import JsonLines
 from metarun.storage.run_folder import RunFolder
-from metarun.training.experiment import Experiment, assemble, name_of
-from metarun.training.loop import State, Trainer
+from metarun.training.experiment import Experiment, assemble, option_name
 from metarun.training.meta_gradient import MetaGradient, batched_meta_gradient
 from metarun.training.recorder import Session
+from metarun.training.run import State, Trainer
 
 
 def profile_job(config: Config, record: RunFolder) -> Result:
@@ -87,7 +87,7 @@ def profiled(experiment: Experiment, state: State, session: Session, record: Run
 def gradient_at(trainer: Trainer, state: State, meta_gradient: Callable[..., MetaGradient]) -> MetaGradient:
     """Of the step at hand, which is not made."""
     tasks = trainer.tasks(state.step)
-    return meta_gradient(*with_all_noise(trainer.algorithm, state.params, tasks, trainer.seed, state.step))
+    return meta_gradient(*add_noise(trainer.algorithm, state.params, tasks, trainer.seed, state.step))
 
 
 def warmed_up(call: Callable[[], MetaGradient], calls: int) -> float:
@@ -106,8 +106,8 @@ def conditions(experiment: Experiment, compiled: bool) -> dict[str, Any]:
     device, tasks = placement.device, config.train.tasks
     chunk = placement.chunk(experiment.train_spec, experiment.dataset.input_shape())
     return {
-        "algo": name_of("algo", config),
-        "data": name_of("data", config),
+        "algo": option_name("algo", config),
+        "data": option_name("data", config),
         "tasks": tasks,
         "episode": episode(experiment),
         "chunk": chunk if chunk is not None and chunk < tasks else None,

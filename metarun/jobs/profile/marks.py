@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from torch.profiler import record_function
 
-from metarun.training.loop import MetaGradient, State, Trainer, Watcher, outer_step
+from metarun.training.loop import MetaGradient, outer_step
+from metarun.training.run import State, Trainer, Watcher
 from metarun.types import Algorithm
 
 Value = TypeVar("Value")

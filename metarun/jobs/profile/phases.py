@@ -28,7 +28,8 @@ from metarun.jobs.profile.marks import (
     Loop,
     marked_loop,
 )
-from metarun.training.loop import MetaGradient, State, Trainer, Watcher
+from metarun.training.loop import MetaGradient
+from metarun.training.run import State, Trainer, Watcher
 
 REST, VALIDATION, PROBES = "rest of the step", "validation", "probes"
 EVERY_STEP = (SAMPLING, TRANSFER, META, OPTIMIZER, PROXIMAL, REST)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import metarun
+from metarun.storage.json_values import flatten_keys
 
 HARMLESS = ("resume", "report", "sweep", "choices", "device.threads", "logger")
 """Settings that leave a run the same run."""
@@ -22,7 +23,7 @@ LONGEST_NAME = 80
 
 def run_key(settings: Mapping[str, Any]) -> str:
     """A digest of the settings, all but the harmless ones, and of the code."""
-    told = {k: v for k, v in _flat(settings).items() if not _harmless(k)}
+    told = {k: v for k, v in flatten_keys(settings).items() if not _harmless(k)}
     text = json.dumps([told, code_version()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
@@ -64,13 +65,6 @@ def _word(override: str) -> str:
     value = re.sub(r"[^\w.+-]+", "_", value).strip("_")
     own = key.replace("/", ".").rpartition(".")[2].partition("@")[0]
     return value if "." not in key and own != "seed" else f"{own}{value}"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def _harmless(key: str) -> bool:

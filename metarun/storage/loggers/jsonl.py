@@ -7,9 +7,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from metarun.storage.atomic import append, naming
+from metarun.storage.atomic import append, name_file_in_errors
+from metarun.storage.json_values import replace_nonfinite
 from metarun.storage.loggers import Record
-from metarun.storage.run_folder import finite
 
 
 class JsonLines:
@@ -19,7 +19,7 @@ class JsonLines:
 
     def start(self, run: dict[str, Any]) -> None:
         for name in ("metrics", "timing"):
-            with naming(path := self._path(name)):
+            with name_file_in_errors(path := self._path(name)):
                 self.files[name] = FileIO(path, "a")
 
     def progress(self, step: int) -> None:
@@ -28,7 +28,7 @@ class JsonLines:
     def log(self, record: Record) -> None:
         for name, values in (("metrics", record.values), ("timing", record.timing)):
             line = {"kind": record.kind, "step": record.step, **values}
-            append(self.files[name], self._path(name), (json.dumps(finite(line)) + "\n").encode())
+            append(self.files[name], self._path(name), (json.dumps(replace_nonfinite(line)) + "\n").encode())
 
     def note(self, message: str) -> None:
         """Notes are in metarun.log."""

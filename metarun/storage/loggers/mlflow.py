@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from metarun.errors import SettingError, UserError, one_line
-from metarun.report.groups import flat
-from metarun.storage.locks import alone
+from metarun.storage.json_values import flatten_keys
+from metarun.storage.locks import file_lock
 from metarun.storage.loggers import Record
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,9 @@ class MLflow:
     def start(self, run: dict[str, Any]) -> None:
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         try:
-            with contextlib.nullcontext() if uri else alone(STORE):  # two jobs of a sweep must not both make the tables
+            with (
+                contextlib.nullcontext() if uri else file_lock(STORE)
+            ):  # two jobs of a sweep must not both make the tables
                 self.client = self.client_of(tracking_uri=uri or f"sqlite:///{STORE}")
                 self.run_id = self._continued(run["step"]) or self._begun(run)
                 self._describe(run["config"])
@@ -151,7 +153,7 @@ def missing() -> SettingError:
 
 def parameters(config: Mapping[str, Any]) -> dict[str, str]:
     """All settings by dotted name, as long as MLflow takes them."""
-    return {named(key): str(value)[:LONGEST_VALUE] for key, value in flat(config).items()}
+    return {named(key): str(value)[:LONGEST_VALUE] for key, value in flatten_keys(config).items()}
 
 
 def named(key: str) -> str:
