@@ -64,12 +64,12 @@ def measure_steps(root: str, algo: str, tasks: int) -> None:
     """Sampling beside the whole of an outer step, 5-way 1-shot with 15 queries a class."""
     import metarun
     from metarun.training.experiment import assemble
-    from metarun.training.meta_gradient import batched_meta_gradient
+    from metarun.training.meta_gradient import build_meta_gradient
 
     config = metarun.compose([*SETTINGS, f"algo={algo}", f"data.root={root}", f"train.tasks={tasks}"])
     experiment = assemble(config)
     trainer, params = experiment.trainer(), experiment.initial_params()
-    meta_gradient = batched_meta_gradient(trainer)
+    meta_gradient = build_meta_gradient(trainer)
     step = iter(range(10**9))
 
     def sample() -> object:
@@ -89,10 +89,10 @@ def measure_memory(root: str, steps: int) -> None:
     """Resident memory of a training process once it has drawn so many episodes that every image was touched."""
     import metarun
     from metarun.training.experiment import assemble
-    from metarun.training.meta_gradient import batched_meta_gradient
+    from metarun.training.meta_gradient import build_meta_gradient
 
     experiment = assemble(metarun.compose([*SETTINGS, "algo=protonet", f"data.root={root}", "train.tasks=4"]))
-    meta_gradient = batched_meta_gradient(experiment.trainer())
+    meta_gradient = build_meta_gradient(experiment.trainer())
     params = experiment.initial_params()
     for step in range(steps):
         batch = experiment.dataset.episodes("train", 0, step, range(4), experiment.train_spec)

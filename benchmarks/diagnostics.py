@@ -37,12 +37,12 @@ def measure(algo: str, data: str, repeats: int) -> str:
     import metarun
     from metarun.compute.compilation import compiled, compiles
     from metarun.training.experiment import assemble
-    from metarun.training.meta_gradient import batched_meta_gradient
+    from metarun.training.meta_gradient import build_meta_gradient
 
     config = metarun.compose([f"algo={algo}", f"data={data}", "diagnostics=full"])
     trainer = assemble(config).trainer()
     state = trainer.start()
-    meta_gradient = batched_meta_gradient(trainer)
+    meta_gradient = build_meta_gradient(trainer)
     pays = compiles(trainer.placement, state.params, config.train.steps)
     if pays:
         meta_gradient = compiled(meta_gradient, trainer.placement, state.params)

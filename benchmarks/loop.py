@@ -29,12 +29,12 @@ def measure(algo: str, data: str, seconds: float, more: list[str]) -> dict[str, 
     import metarun
     from metarun.compute.compilation import compiled, compiles
     from metarun.training.experiment import assemble
-    from metarun.training.meta_gradient import batched_meta_gradient
+    from metarun.training.meta_gradient import build_meta_gradient
 
     experiment = assemble(metarun.compose([f"algo={algo}", f"data={data}", *more]))
     trainer = experiment.trainer()
     state = trainer.start()
-    meta_gradient = batched_meta_gradient(trainer)
+    meta_gradient = build_meta_gradient(trainer)
     pays = compiles(trainer.placement, state.params, trainer.settings.steps)
     if pays:
         meta_gradient = compiled(meta_gradient, trainer.placement, state.params)
@@ -50,19 +50,19 @@ def run(experiment: Any, state: Any, meta_gradient: Any, folder: Path, seconds: 
 
     from metarun.jobs.profile.marks import marked_loop
     from metarun.jobs.profile.phases import NEVER, Stopwatch
-    from metarun.jobs.train import watched
+    from metarun.jobs.train import build_alarms
     from metarun.storage.loggers.console import PlainConsole
     from metarun.storage.loggers.jsonl import JsonLines
     from metarun.storage.run_folder import RunFolder
     from metarun.training.loop import after_step
-    from metarun.training.recorder import Session
+    from metarun.training.recorder import Recorder
 
     record, trainer = RunFolder(folder), experiment.trainer()
     record.last.parent.mkdir()
     sinks = [JsonLines(folder), PlainConsole(Console(file=io.StringIO()))]
     for sink in sinks:
         sink.start({"steps": trainer.settings.steps, "metric": "loss", "title": "", "folder": ""})
-    session = Session(record, sinks, trainer.settings.steps, trainer.settings.tasks, watched(experiment, record))
+    session = Recorder(record, sinks, trainer.settings.steps, trainer.settings.tasks, build_alarms(experiment, record))
     settings = dataclasses.replace(trainer.settings, eval_every=NEVER)
     watch = Stopwatch(trainer.placement.device)
     loop = marked_loop(dataclasses.replace(trainer, settings=settings), state, meta_gradient, session, watch)
@@ -71,7 +71,7 @@ def run(experiment: Any, state: Any, meta_gradient: Any, folder: Path, seconds: 
         end = time.perf_counter() + seconds
         while loop.state.step < FEWEST_STEPS or time.perf_counter() < end:
             loop.step()
-            after_step(loop.trainer, loop.state, loop.watcher)
+            after_step(loop.trainer, loop.state, loop.observer)
 
     laps = watch.lap(steps)
     for sink in sinks[:1]:

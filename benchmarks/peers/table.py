@@ -9,7 +9,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from metarun.jobs.machine import processor
+from metarun.jobs.summary import processor
 
 PACKAGES = ("metarun", "torch", "numpy", "higher", "torchopt", "jax", "jaxlib", "optax")
 SIDES = ("higher", "torchopt", "jax", "loop", "metarun-eager")

@@ -43,7 +43,7 @@ def run(config: Config, folder: str | Path) -> Result:
     if ranks.size() > 1 and config.job not in SHARED:
         raise SettingError("job", config.job, f"runs in one process, not in {ranks.size()}; start it without torchrun")
     if config.job in OF_LEARNERS:
-        import_module("metarun.training.experiment").refuse_job(config)
+        import_module("metarun.training.experiment").check_job(config)
     module, _, name = JOBS[config.job].rpartition(".")
     with lock_run_folder(Path(folder)) if ranks.rank() == 0 else contextlib.nullcontext():
         return getattr(import_module(module), name)(config, RunFolder(Path(folder)))

@@ -1,4 +1,4 @@
-"""Where a training job begins: anew, at a checkpoint, or not at all since the run has ended."""
+"""Where a training job starts: at step 0, at a checkpoint, or not at all because the run has ended."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 from metarun.training.experiment import assemble
 
-OF_THE_COMMAND = ("resume", "resume_allow", "run", "job", "choices")
-"""Settings that say nothing about the run itself."""
+COMMAND_SETTINGS = ("resume", "resume_allow", "run", "job", "choices")
+"""Settings of the command, not of the run."""
 
 
 def has_ended(config: Config, record: RunFolder) -> bool:
-    """Whether `resume` names a run that came to its end, with nothing changed that would let it go on or be tested
-    otherwise."""
+    """Whether `resume` names a run that has ended, with no changed setting that would let it train or test again."""
     if not config.resume or not record.ended():
         return False
     asked: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dataclasses.asdict(config)))
-    return all(asked.get(k) == v for k, v in record.config().items() if k not in OF_THE_COMMAND)
+    return all(asked.get(k) == v for k, v in record.config().items() if k not in COMMAND_SETTINGS)
 
 
-def result_of_ended(config: Config, record: RunFolder, quiet: bool) -> Result:
-    """What the run ended with; its folder stays as it is."""
+def load_ended(config: Config, record: RunFolder, quiet: bool) -> Result:
+    """Return the result of a run that has ended; its folder stays unchanged."""
     experiment = team().in_turn(lambda: assemble(config))
     params, summary = experiment.initial_params(), record.read_summary()
     checkpoint.restore_params(checkpoint.best_of(record), params)
@@ -41,8 +40,8 @@ def result_of_ended(config: Config, record: RunFolder, quiet: bool) -> Result:
     return Result(summary["status"], summary, record.path, params, experiment)
 
 
-def goes_on(config: Config, record: RunFolder) -> bool:
-    """Whether there is a checkpoint to begin at; `UserError` where beginning anew would cost somebody's run."""
+def has_checkpoint(config: Config, record: RunFolder) -> bool:
+    """Whether there is a checkpoint to start from. Raise `UserError` if a new start would overwrite a run."""
     if not config.resume:
         refuse_used(record)
         return False
@@ -56,19 +55,19 @@ def goes_on(config: Config, record: RunFolder) -> bool:
 
 
 def refuse_used(record: RunFolder) -> None:
-    """A folder that holds a run is not for another one."""
+    """Raise `SettingError` if the folder holds a run already."""
     if record.begun():
         needed = f"holds a run already; resume={record.path} goes on with it, another folder takes a new one"
         raise SettingError("hydra.run.dir", record.path, needed)
 
 
-def forget_after(record: RunFolder, step: int) -> None:
-    """Drop the records of what will be done again."""
+def discard_after(record: RunFolder, step: int) -> None:
+    """Drop the records of the steps that will be repeated."""
     damaged = record.forget_after(step)
     if damaged:
-        print_notice(f"{record.path}/metrics.jsonl: {damaged} damaged lines were dropped; what they said is lost")
+        print_notice(f"{record.path}/metrics.jsonl: {damaged} damaged lines were dropped; their records are lost")
 
 
-def last_kept(record: RunFolder) -> str:
-    """The end of a sentence on where a run stopped."""
+def describe_last(record: RunFolder) -> str:
+    """The last checkpoint, as the end of a sentence on where a run stopped."""
     return f"the last checkpoint is {record.last}" if record.begun() else "before its first checkpoint"

@@ -1,32 +1,34 @@
-"""summary.json: the result of a run and everything that has to stand beside it."""
+"""summary.json: the result of a run, and the facts that belong beside it."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metarun.algorithms.objective import Regularization, Term
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.penalties import label, targets
 from metarun.diagnostics.sparsity import sparsity
-from metarun.jobs.machine import machine
 from metarun.statistics.convergence import convergence_summary
 from metarun.storage.run_folder import RunFolder
 from metarun.training.evaluation import Evaluation, mean_and_interval
 from metarun.training.experiment import Experiment, option_name
 from metarun.training.run import State
-from metarun.types import GradientLearner, Metrics, Params
+from metarun.types import GradientLearner, Metrics, Params, PenaltyOptions, optional
 
 
 def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
-    """What is known before the first step."""
+    """The facts that are known before the first step."""
     config, dataset = experiment.config, experiment.dataset
     facts = dataset.facts()
     size = {k: config.data[k] for k in ("ways", "shots", "queries", "test_queries")}
@@ -47,7 +49,7 @@ def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
         "metric": experiment.algorithm.loss.metric,
         "device": experiment.placement.device.type,
         "precision": config.device.precision,
-        "machine": machine(experiment.placement.device),
+        "machine": describe_machine(experiment.placement.device),
         "processes": experiment.placement.team.size,
         "run_dir": folder,
         "versions": versions(),
@@ -71,45 +73,45 @@ def _describe_term(term: Term, last: Mapping[str, Any]) -> dict[str, Any]:
         "schedule": schedule.shape,
         "final_weight": schedule.final if schedule.shape != "constant" else None,
         "warmup": schedule.warmup,
-        "method": getattr(term.penalty, "method", None),
+        "method": optional(term.penalty, PenaltyOptions, "method"),
         "value": {place: last.get(f"penalty/{label(term, place)}") for place in places},
         "share": {place: last.get(f"penalty_share/{label(term, place)}") for place in places},
     }
 
 
 def describe_sparsity(params: Params, regularization: Regularization) -> dict[str, Any]:
-    """Zeros by layer; under `penalised`, those of what outer penalties with a proximal operator look at."""
-    seen = targets(regularization, "outer", params)
-    penalised = sparsity({name: params[name] for name in seen})["total"] if seen else None
+    """Zeros by layer; `penalised`: those of the tensors that outer penalties with a proximal operator act on."""
+    names = targets(regularization, "outer", params)
+    penalised = sparsity({name: params[name] for name in names})["total"] if names else None
     return {**sparsity(params), "penalised": penalised}
 
 
 def describe_test(
     evaluation: Evaluation, oracle: Metrics, params: Params, regularization: Regularization
 ) -> dict[str, Any]:
-    """The test's figures, those of the best possible predictor where it is known, and what they were taken on."""
+    """The metrics of the test, those of the best possible predictor if it is known, and what they depend on."""
     return {
         "mean": evaluation.mean,
         "ci95": evaluation.ci95,
         "n_tasks": evaluation.scores.shape[1],
         "headline_step": evaluation.steps[evaluation.headline],
         "curve": evaluation.curve(),
-        "beside": {name: described(values) for name, values in evaluation.beside.items()},
-        "oracle": {name: described(values) for name, values in oracle.items()},
+        "beside": {name: describe_metric(values) for name, values in evaluation.beside.items()},
+        "oracle": {name: describe_metric(values) for name, values in oracle.items()},
         "episodes_sha256": evaluation.episodes_sha256,
         "params_sha256": params_sha256(params),
         "sparsity": describe_sparsity(params, regularization),
     }
 
 
-def described(values: Tensor) -> dict[str, float]:
-    """A figure of each task, as mean and interval."""
+def describe_metric(values: Tensor) -> dict[str, float]:
+    """Mean and interval of a metric over tasks [T]."""
     mean, ci95 = mean_and_interval(values)
     return {"mean": mean, "ci95": ci95}
 
 
 def describe_end(state: State, tasks: int, status: str, reason: str, alarms: Alarms | None) -> dict[str, Any]:
-    """How far the run came, how it ended, and its alarms if it trained."""
+    """The steps done, how the run ended, and its alarms if it trained."""
     return {
         "status": status,
         "reason": reason,
@@ -128,13 +130,13 @@ def describe_end(state: State, tasks: int, status: str, reason: str, alarms: Ala
     }
 
 
-def describe_carry(algorithm: Any, state: State) -> dict[str, Any]:
-    """What a learner that carries state says of it at the end, as the environment steps that it took."""
+def describe_learner_state(algorithm: Any, state: State) -> dict[str, Any]:
+    """The metrics of a StatefulLearner's state at the end, such as its environment steps."""
     return {"collected": algorithm.metrics(state.carry)} if state.carry else {}
 
 
 def describe_convergence(experiment: Experiment, record: RunFolder) -> dict[str, Any]:
-    """Costs to thresholds, areas and rates, from the numbers that were logged."""
+    """Costs to thresholds, areas and rates, from the logged metrics."""
     algorithm, dataset = experiment.algorithm, experiment.dataset
     classes = experiment.test_spec.ways if dataset.kind == "classification" else None
     return convergence_summary(
@@ -148,7 +150,7 @@ def describe_convergence(experiment: Experiment, record: RunFolder) -> dict[str,
 
 
 def measures_share(state: State) -> float | None:
-    """Of the time of training without validation and probes, how much went into the measures of each record."""
+    """The share of the measures in the training time, which excludes validation and probes."""
     rest = state.seconds - state.spent.get("validation", 0.0) - state.spent.get("probes", 0.0)
     return state.spent.get("measures", 0.0) / rest if rest > 0 else None
 
@@ -162,7 +164,7 @@ def params_sha256(params: Params) -> str:
 
 
 def peak_memory_mb() -> float | None:
-    """The largest resident size of this process so far, or None where the system does not say."""
+    """The largest resident size of this process so far; None on a system that does not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -179,8 +181,24 @@ def versions() -> dict[str, str]:
     return found
 
 
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What a time depends on beside the code; `cores` of the machine, `threads` of a matrix product."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"processor": processor(), "gpu": gpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+
+
+def processor() -> str:
+    """The name of the processor."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def title(summary: Mapping[str, Any]) -> str:
-    """The first line that a user reads."""
+    """The first line of a run's output."""
     ways = f"{summary['train_ways']}-way " if summary["kind"] == "classification" else ""
     task = f"{ways}{summary['train_shots']}-shot"
     if summary["kind"] == "control":

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metarun.compute.distributed import team
 from metarun.config.from_run import source_run
 from metarun.config.schema import Config
@@ -19,18 +21,16 @@ from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.chance import chance_level
 from metarun.errors import NonFinite, RankLost, UserError, WriteError
 from metarun.jobs.result import Result
-from metarun.jobs.resume import forget_after, goes_on, has_ended, last_kept, refuse_used, result_of_ended
-from metarun.jobs.shortage import advice, out_of_memory
+from metarun.jobs.resume import describe_last, discard_after, has_checkpoint, has_ended, load_ended, refuse_used
 from metarun.jobs.summary import (
-    describe_carry,
     describe_convergence,
     describe_end,
+    describe_learner_state,
     describe_penalties,
     describe_run,
     describe_test,
     title,
 )
-from metarun.report import write_report
 from metarun.storage.loggers import Sink
 from metarun.storage.loggers.apart import Apart
 from metarun.storage.loggers.console import console_sink
@@ -41,49 +41,49 @@ from metarun.training.evaluation import EPISODE_SEED
 from metarun.training.experiment import Experiment, assemble
 from metarun.training.function_samples import sample_functions
 from metarun.training.loop import train
-from metarun.training.recorder import Follower, Session
+from metarun.training.recorder import Recorder, SilentObserver
 from metarun.training.run import State
+from metarun.types import AlgorithmOptions, DatasetOptions, optional
 
 log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+"""What torch's errors contain on a CPU (Linux, Windows), on a GPU, and for its own containers."""
 
 
 def train_job(config: Config, record: RunFolder, quiet: bool = False) -> Result:
     """Train, from the start or from where a run stopped, then test the best checkpoint; `quiet` prints nothing."""
     if team().of_first(lambda: has_ended(config, record)):
-        return result_of_ended(config, record, quiet)
+        return load_ended(config, record, quiet)
     experiment = team().in_turn(lambda: assemble(config))
-    first = experiment.placement.team.first
-    state = experiment.trainer().start()
-    if team().of_first(lambda: goes_on(config, record)):
+    trainer = experiment.trainer()
+    state = trainer.start()
+    if team().of_first(lambda: has_checkpoint(config, record)):
         checkpoint.restore(record.last, state)
-    if first:
-        forget_after(record, state.step)
-    opened = open_run(experiment, record, state, quiet, watched(experiment, record)) if first else follow(experiment)
-    with opened as active:
-        with active.session.signals():
-            active.status = train(experiment.trainer(), state, active.session)
-        if active.status != "interrupted":
+    with start_run(experiment, record, state, quiet) as run:
+        with run.observer.signals():
+            run.status = train(trainer, state, run.observer)
+        if run.status != "interrupted":
             if team().of_first(lambda: checkpoint.exists(record.best)):
                 state.best_step = checkpoint.restore_params(record.best, state.params)
-            with active.session.signals(at_once=True) if team().size == 1 else contextlib.nullcontext():
-                test(active, state)
-    number = active.session.requests.number
-    return Result(active.status, active.summary, record.path, state.params, experiment, number)
+            with run.observer.signals(at_once=True) if team().size == 1 else contextlib.nullcontext():
+                test(run, state)
+    return Result(run.status, run.summary, record.path, state.params, experiment, run.observer.requests.number)
 
 
 def evaluate_job(config: Config, record: RunFolder) -> Result:
-    """Test the best checkpoint of `config.run`, with whatever was changed on the command line."""
+    """Test the best checkpoint of `config.run`, with the changes of the command line."""
     source = source_run(config)
     team().of_first(lambda: refuse_used(record))
     experiment = team().in_turn(lambda: assemble(config))
     state = experiment.trainer().start()
     checkpoint.restore_tested(checkpoint.best_of(source), state)
-    opened = open_run(experiment, record, state) if experiment.placement.team.first else follow(experiment)
-    with opened as active:
-        active.summary["evaluated_run"] = str(source.path)
-        test(active, state)
-        active.status = "completed"
-    return Result(active.status, active.summary, record.path, state.params, experiment)
+    opened = open_run(experiment, record, state) if experiment.placement.team.first else follow_run(experiment)
+    with opened as run:
+        run.summary["evaluated_run"] = str(source.path)
+        test(run, state)
+        run.status = "completed"
+    return Result(run.status, run.summary, record.path, state.params, experiment)
 
 
 @dataclass
@@ -91,94 +91,121 @@ class ActiveRun:
     """A run whose folder and sinks are open."""
 
     experiment: Experiment
-    record: RunFolder | None  # None: another process owns it
-    session: Session | Follower
+    record: RunFolder | None  # None: another rank writes
+    observer: Recorder | SilentObserver
     summary: dict[str, Any]
     status: str = "failed"
     reason: str = ""
     sinks: Sequence[Sink] = ()
 
 
+def start_run(
+    experiment: Experiment, record: RunFolder, state: State, quiet: bool
+) -> contextlib.AbstractContextManager[ActiveRun]:
+    """Open a run that trains, with its alarms; on other ranks than the first, follow it."""
+    if not experiment.placement.team.first:
+        return follow_run(experiment)
+    discard_after(record, state.step)
+    return open_run(experiment, record, state, quiet, build_alarms(experiment, record))
+
+
 @contextlib.contextmanager
 def open_run(
     experiment: Experiment, record: RunFolder, state: State, quiet: bool = False, alarms: Alarms | None = None
 ) -> Iterator[ActiveRun]:
-    """Write the folder's first files, start the sinks; at the end, however it comes, complete summary and sinks.
+    """Write the folder's first files and start the sinks; at the end, however it comes, complete summary and sinks.
 
     A `NonFinite` inside ends the block: the run's status is then "diverged", and the reason is in the summary.
     """
     config = experiment.config
-    begin(record, experiment)
+    record.create(dataclasses.asdict(config))
+    members = optional(experiment.dataset, DatasetOptions, "members")
+    if members:
+        record.write_json("split.json", members)
     sinks = build_sinks(config, record.path, quiet)
     summary = describe_run(experiment, str(record.path))
     record.write_json("summary.json", summary)
-    session = Session(record, sinks, config.train.steps, config.train.tasks, alarms)
-    active = ActiveRun(experiment, record, session, summary, sinks=sinks)
+    recorder = Recorder(record, sinks, config.train.steps, config.train.tasks, alarms)
+    run = ActiveRun(experiment, record, recorder, summary, sinks=sinks)
     run_facts = {"name": record.path.name, "folder": str(record.path), "title": title(summary), "step": state.step}
     run_facts |= {"steps": config.train.steps, "metric": summary["metric"], "config": dataclasses.asdict(config)}
     for sink in sinks:
         sink.start(run_facts)
     try:
-        yield active
+        yield run
     except NonFinite as error:
         kept = f"; the last good checkpoint is {record.last}" if record.last.exists() else ""
-        active.status, active.reason = "diverged", f"{error}{kept}"
-        session.diverged(state.step, str(error))
+        run.status, run.reason = "diverged", f"{error}{kept}"
+        recorder.on_divergence(state.step, str(error))
     except (RankLost, WriteError) as error:
-        active.reason = f"{error}; the run stopped at step {state.step}, {last_kept(record)}"
-        raise type(error)(active.reason) from error
+        run.reason = f"{error}; the run stopped at step {state.step}, {describe_last(record)}"
+        raise type(error)(run.reason) from error
     except KeyboardInterrupt:
-        active.status = "interrupted"
+        run.status = "interrupted"
         raise
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        active.reason = f"{advice(experiment)}; the run stopped at step {state.step}, {last_kept(record)}"
-        raise UserError(active.reason) from error
+        run.reason = f"{suggest_less_memory(experiment)}; the run stopped at step {state.step}, {describe_last(record)}"
+        raise UserError(run.reason) from error
     finally:
-        close(active, record, state, alarms, quiet)
+        close_run(run, record, state, alarms, quiet)
 
 
-def close(active: ActiveRun, record: RunFolder, state: State, alarms: Alarms | None, quiet: bool) -> None:
-    """Complete summary and sinks, also where the summary cannot be written."""
-    config, summary = active.experiment.config, active.summary
-    summary |= describe_end(state, config.train.tasks, active.status, active.reason, alarms)
+def close_run(run: ActiveRun, record: RunFolder, state: State, alarms: Alarms | None, quiet: bool) -> None:
+    """Complete summary and sinks, the sinks also if the summary cannot be written."""
+    config, summary = run.experiment.config, run.summary
+    summary |= describe_end(state, config.train.tasks, run.status, run.reason, alarms)
     try:
         if config.job == "train":
-            summary["convergence"] = describe_convergence(active.experiment, record)
-            summary["regularization"] = describe_penalties(active.experiment.regularization, record.read_records())
-            summary |= describe_carry(active.experiment.algorithm, state)
+            summary["convergence"] = describe_convergence(run.experiment, record)
+            summary["regularization"] = describe_penalties(run.experiment.regularization, record.read_records())
+            summary |= describe_learner_state(run.experiment.algorithm, state)
         record.write_json("summary.json", summary)
-        if config.report and not quiet and active.status != "interrupted":  # whoever stops a run waits for its end
+        if config.report and not quiet and run.status != "interrupted":  # an interrupted run ends at once
             summary["report"] = leave_report(record)
     except WriteError:
-        if not active.reason:  # else it has been told what cannot be written
+        if not run.reason:  # else the user has read already what cannot be written
             raise
     finally:
-        for sink in active.sinks:
+        for sink in run.sinks:
             sink.finish(summary)
 
 
-def begin(record: RunFolder, experiment: Experiment) -> None:
-    """What is written before anything else."""
-    record.create(dataclasses.asdict(experiment.config))
-    members = getattr(experiment.dataset, "members", None)
-    if members:
-        record.write_json("split.json", members)
-
-
 @contextlib.contextmanager
-def follow(experiment: Experiment) -> Iterator[ActiveRun]:
-    """The same run in a process that helps with it: nothing is written, nothing is said."""
-    active = ActiveRun(experiment, None, Follower(), {})
+def follow_run(experiment: Experiment) -> Iterator[ActiveRun]:
+    """The same run on a rank that helps with it: it writes and prints nothing."""
+    run = ActiveRun(experiment, None, SilentObserver(), {})
     try:
-        yield active
+        yield run
     except NonFinite as error:
-        active.status, active.summary["reason"] = "diverged", str(error)
+        run.status, run.summary["reason"] = "diverged", str(error)
+
+
+def test(run: ActiveRun, state: State) -> None:
+    """Score the meta-parameters on the fixed test episodes."""
+    experiment = run.experiment
+    tester = experiment.tester()
+    run.observer.notify(f"testing on {tester.tasks} tasks ...")
+    evaluation = tester(experiment.tested, state.params)
+    if run.record is None:
+        return
+    run.summary |= describe_test(evaluation, tester.oracle(), state.params, experiment.regularization)
+    run.summary["published"] = dataclasses.asdict(experiment.config.published)
+    per_task = {"episodes_sha256": evaluation.episodes_sha256, "steps": evaluation.steps}
+    per_task |= {"scores": evaluation.scores.tolist()}
+    per_task |= {name: values.tolist() for name, values in evaluation.beside.items()}
+    run.record.write_json("test.json", per_task)
+    functions = sample_functions(tester, experiment.tested, state.params)
+    if functions:
+        run.record.write_json("functions.json", functions)
+    run.observer.on_test(evaluation, step=state.best_step)
 
 
 def leave_report(record: RunFolder) -> str | None:
-    """report.html in the run folder. A run is not lost for a page that could not be made of it: the log has why."""
+    """Write report.html into the run folder; a report that fails does not cost the run: the log has the reason."""
+    from metarun.report import write_report  # here, since training needs nothing of it
+
     try:
         return str(write_report([record.path]))
     except Exception:
@@ -186,8 +213,8 @@ def leave_report(record: RunFolder) -> str | None:
         return None
 
 
-def watched(experiment: Experiment, record: RunFolder) -> Alarms:
-    """The run's alarms, as the records that a resumed run keeps left them: what these raised has been told."""
+def build_alarms(experiment: Experiment, record: RunFolder) -> Alarms:
+    """The run's alarms in the state that the records of a resumed run leave them: these alarms were printed already."""
     config, loss = experiment.config, experiment.algorithm.loss
     spec, val = experiment.train_spec, experiment.test_spec
     chance = chance_level(experiment.dataset, loss, spec, val, config.val.tasks, EPISODE_SEED)
@@ -200,43 +227,23 @@ def watched(experiment: Experiment, record: RunFolder) -> Alarms:
     return alarms
 
 
-def test(active: ActiveRun, state: State) -> None:
-    """Score the meta-parameters on the fixed test episodes."""
-    tester = active.experiment.tester()
-    active.session.noted(f"testing on {tester.tasks} tasks ...")
-    evaluation = tester(active.experiment.tested, state.params)
-    if active.record is None:
-        return
-    experiment = active.experiment
-    active.summary |= describe_test(evaluation, tester.oracle(), state.params, experiment.regularization)
-    active.summary["published"] = dataclasses.asdict(active.experiment.config.published)
-    per_task = {"episodes_sha256": evaluation.episodes_sha256, "steps": evaluation.steps}
-    per_task |= {"scores": evaluation.scores.tolist()}
-    per_task |= {name: values.tolist() for name, values in evaluation.beside.items()}
-    active.record.write_json("test.json", per_task)
-    drawn = sample_functions(tester, experiment.tested, state.params)
-    if drawn:
-        active.record.write_json("functions.json", drawn)
-    active.session.tested(evaluation, step=state.best_step)
-
-
 def build_sinks(config: Config, folder: Path, quiet: bool) -> list[Sink]:
-    """metrics.jsonl, the terminal, and the logger that was asked for, which may fail without them."""
+    """metrics.jsonl, the terminal, and the logger of `logger=`, whose failure costs neither of them."""
     own: list[Sink] = [JsonLines(folder), *([] if quiet else [console_sink()])]
-    made = logger_sink(config, folder)
-    if made is None:
+    chosen = build_logger(config, folder)
+    if chosen is None:
         return own
 
-    def tell(message: str) -> None:
+    def warn(message: str) -> None:
         log.warning(message)
         for sink in own:
             sink.note(message)
 
-    return [*own, Apart(config.logger.name, made, tell)]
+    return [*own, Apart(config.logger.name, chosen, warn)]
 
 
-def logger_sink(config: Config, folder: Path) -> Sink | None:
-    """Imported when asked for."""
+def build_logger(config: Config, folder: Path) -> Sink | None:
+    """The sink of `logger=`, whose library is imported only here."""
     if config.logger.name == "wandb":
         from metarun.storage.loggers.wandb import WandB
 
@@ -250,3 +257,26 @@ def logger_sink(config: Config, folder: Path) -> Sink | None:
 
         return MLflow(folder, config.logger.project)
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error means that memory ran out; on a CPU torch raises a plain RuntimeError."""
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY))
+
+
+def suggest_less_memory(experiment: Experiment) -> str:
+    """Name the setting to lower: tasks at once first, since that changes no result but by rounding."""
+    tasks = experiment.config.train.tasks
+    chunk = experiment.placement.chunk(experiment.train_spec, experiment.dataset.input_shape()) or tasks
+    at_once = min(chunk, tasks)
+    if at_once > 1:
+        return (
+            f"out of memory with {at_once} tasks at once: device.chunk_size={at_once // 2} takes half of it, "
+            "device.memory_mb=NUMBER as many tasks as fit"
+        )
+    could_checkpoint = optional(experiment.algorithm, AlgorithmOptions, "inner_checkpoint") is False
+    fewer = "algo.inner_checkpoint=1 or " if could_checkpoint else ""
+    return (
+        f"out of memory with one task at once: {fewer}a lower data.queries, algo.inner_steps or model size needs less"
+    )

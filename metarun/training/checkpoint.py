@@ -19,11 +19,11 @@ from metarun.errors import UserError
 from metarun.storage import atomic
 from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder, previous_checkpoint
-from metarun.training.nonfinite import point_of
+from metarun.training.nonfinite import make_rewind_point
 from metarun.training.run import State
 from metarun.types import Params
 
-FORMAT = 2  # raise it when what is stored changes its meaning; 1 had no checksum
+FORMAT = 2  # to be raised when stored values change their meaning; 1 had no checksum
 READABLE = (1, 2)
 
 
@@ -47,7 +47,7 @@ def save(path: Path, state: State) -> None:
 
 
 def save_without_optimizer(path: Path, source: Path) -> None:
-    """A checkpoint of a third of the size, which can be tested but not trained on."""
+    """Write a checkpoint of a third of the size, to test but not to resume from."""
     _write(path, load(source) | {"optimizer": {}})
 
 
@@ -59,21 +59,23 @@ def _write(path: Path, stored: dict[str, Any]) -> None:
 
 
 def restore(path: Path, state: State) -> None:
-    """Put what `path` (or, where that is missing or damaged, its predecessor) holds into a freshly started state; of
-    several processes the first one reads it."""
+    """Load `path` (or, if it is missing or damaged, its predecessor) into a freshly started state. Of several ranks the
+    first one reads it."""
     stored = team().of_first(lambda: load(path))
     if "rewinding" in stored:  # by way of the state itself, where it is checked
         kept = stored["rewinding"]
         _restore_tensors(kept, state, path)
         _restore_carry(kept, state, path)
-        state.rewinding = replace(point_of(state, kept["step"]), in_a_row=kept["in_a_row"], total=kept["total"])
+        state.rewinding = replace(
+            make_rewind_point(state, kept["step"]), in_a_row=kept["in_a_row"], total=kept["total"]
+        )
     _restore_tensors(stored, state, path)
     _restore_carry(stored, state, path)
     _restore_counts(stored, state)
 
 
 def restore_tested(path: Path, state: State) -> None:
-    """All but the optimizer's state, which a test has no use for."""
+    """Load all but the optimizer's state, which a test does not need."""
     stored = team().of_first(lambda: load(path))
     _copy(stored["params"], state.params, path)
     _restore_counts(stored, state)
@@ -90,16 +92,16 @@ def _restore_tensors(stored: dict[str, Any], state: State, path: Path) -> None:
 
 
 def _restore_carry(stored: dict[str, Any], state: State, path: Path) -> None:
-    """What a learner takes along. Copies: a step replaces these tensors, and the rewind point keeps its own."""
+    """Load a StatefulLearner's state. Copies: a step replaces these tensors, and the rewind point keeps its own."""
     kept = stored.get("carry", {})
     shapes = [{k: (tuple(v.shape), v.dtype) for k, v in carry.items()} for carry in (kept, state.carry)]
     if shapes[0] != shapes[1]:
-        raise UserError(f"{path}: holds what another learner takes along; resume with the settings of that run")
+        raise UserError(f"{path}: holds the state of another learner; resume with the settings of that run")
     state.carry = {name: value.to(state.carry[name]) for name, value in kept.items()}
 
 
 def restore_params(path: Path, params: Params) -> int:
-    """Only the meta-parameters; returns the step that they are of."""
+    """Load the meta-parameters alone; return their step."""
 
     def read() -> tuple[Params, int]:
         stored = load(path)
@@ -111,8 +113,8 @@ def restore_params(path: Path, params: Params) -> int:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The stored containers, the predecessor's where `path` is missing or damaged; `UserError` when neither can be
-    read."""
+    """Return the stored containers, the predecessor's if `path` is missing or damaged. Raise `UserError` if neither can
+    be read."""
     reasons: list[str] = []
     for candidate in (path, previous_checkpoint(path)):
         try:
@@ -121,18 +123,18 @@ def load(path: Path) -> dict[str, Any]:
             reasons.append(f"{candidate.name} {error}")
         else:
             if reasons:
-                print_notice(f"{path.parent}: {reasons[0]}; {candidate.name} of step {stored['step']} is taken instead")
+                print_notice(f"{path.parent}: {reasons[0]}; {candidate.name} of step {stored['step']} is used instead")
             return stored
     raise UserError(f"{path.parent}: no checkpoint to read: {', '.join(reasons)}")
 
 
 class Damaged(Exception):
-    """Why a file is no checkpoint."""
+    """The reason why a file is no checkpoint."""
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        refuse_inflated(path)
+        check_archive(path)
         stored = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise Damaged("is missing") from None
@@ -150,7 +152,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def digest(stored: Any) -> str:
-    """SHA-256 of containers, numbers and tensors, whatever file they are in."""
+    """SHA-256 of containers, numbers and tensors."""
     sha = hashlib.sha256()
     for part in _parts(stored):
         sha.update(part)
@@ -174,19 +176,19 @@ def _parts(value: Any) -> Iterator[bytes]:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is anything to read; a kill may have come when only the predecessor was there."""
+    """Whether there is a checkpoint; after a kill there may be only the predecessor."""
     return path.exists() or previous_checkpoint(path).exists()
 
 
-def refuse_inflated(path: Path) -> None:
-    """torch stores tensors uncompressed: a file that is to become larger than it is was not made by it."""
+def check_archive(path: Path) -> None:
+    """Raise `ValueError` for a file that torch did not write: it stores tensors uncompressed, so that none inflates."""
     if path.is_symlink() or not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is a link, or no regular file")
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
             raise ValueError("it holds more bytes than it has")
-        if archive.testzip() is not None:  # torch itself does not look at the sums
-            raise ValueError("a check sum is wrong")
+        if archive.testzip() is not None:  # torch itself does not verify checksums
+            raise ValueError("a checksum is wrong")
 
 
 def is_checkpoint(stored: Any) -> bool:
@@ -194,15 +196,15 @@ def is_checkpoint(stored: Any) -> bool:
     if not isinstance(stored, dict):
         return False
     spent = stored.get("spent", {})
-    whole = _holds(stored, "step", "best_step")
-    point = "rewinding" not in stored or _holds(stored["rewinding"], "step", "in_a_row", "total")
+    whole = _has_parts(stored, "step", "best_step")
+    point = "rewinding" not in stored or _has_parts(stored["rewinding"], "step", "in_a_row", "total")
     numbers = all(isinstance(stored.get(key), (int, float)) for key in ("seconds", "best_error"))
     clocks = isinstance(spent, dict) and all(isinstance(s, (int, float)) for s in spent.values())
     return whole and point and numbers and clocks
 
 
-def _holds(stored: Any, *counts: str) -> bool:
-    """Meta-parameters, an optimizer's state, what a learner takes along if it does, and these counts."""
+def _has_parts(stored: Any, *counts: str) -> bool:
+    """Whether it has meta-parameters, an optimizer's state, valid learner state if any, and these counts."""
     if not isinstance(stored, dict) or not isinstance(stored.get("optimizer"), dict):
         return False
     params, carry = stored.get("params"), stored.get("carry", {})
@@ -213,12 +215,12 @@ def _holds(stored: Any, *counts: str) -> bool:
 
 
 def best_of(run: RunFolder) -> Path:
-    """The best checkpoint of a run, or the last of one that was never validated."""
+    """The best checkpoint of a run, or the last one if it was never validated."""
     return run.best if exists(run.best) else run.last
 
 
 def _restore_optimizer(stored: dict[str, Any], optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """torch checks how many tensors there are, and finds out what else is wrong at the next step."""
+    """Load the optimizer's state. torch checks the number of tensors alone; shapes are checked here."""
     if not stored:
         raise UserError(f"{path}: was kept without the optimizer's state; it can be tested, not trained on")
     own = [set(group) for group in optimizer.param_groups]

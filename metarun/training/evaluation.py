@@ -1,6 +1,6 @@
 """Scores on fixed episodes: the mean over tasks and its 95 % interval after every adaptation step.
 
-A learner that predicts distributions or acts is scored by its own best estimate (`assess`), and says more beside it.
+A learner that predicts distributions or acts is scored by its own best estimate (`assess`), with further metrics.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from metarun.types import (
     Algorithm,
     AssessingLearner,
     Dataset,
+    DatasetOptions,
     EpisodeSpec,
     ExploringLearner,
     Metrics,
@@ -30,6 +31,7 @@ from metarun.types import (
     Params,
     Split,
     Task,
+    optional,
 )
 
 EPISODE_SEED = 0
@@ -38,12 +40,12 @@ EPISODE_SEED = 0
 LOSS, SCORE = "loss", "score"
 TASKS_PER_DRAW = 50
 REFERENCE_INPUTS = 512
-"""Training images that population statistics are measured on."""
+"""Training inputs that population statistics are measured on."""
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Fixed episodes of one split, and how a learner is scored on them."""
+    """Scores a learner on fixed episodes of one split."""
 
     dataset: Dataset
     split: Split
@@ -60,34 +62,41 @@ class Evaluator:
         for start in range(0, self.tasks, TASKS_PER_DRAW):
             indices = range(start, min(start + TASKS_PER_DRAW, self.tasks))
             drawn = self.dataset.episodes(self.split, EPISODE_SEED, 0, indices, self.spec)
-            _update(digest, drawn)
-            placed = self.placement.task(drawn)
-            parts.append(score_tasks(calibrated, params, placed, self.steps, chunk, self.placement.team))
-        found = {name: torch.cat([part[name] for part in parts]).T for name in parts[0]}
-        losses, scores = found.pop(LOSS), found.pop(SCORE)
+            update_digest(digest, drawn)
+            tasks = self.placement.task(drawn)
+            parts.append(score_tasks(calibrated, params, tasks, self.steps, chunk, self.placement.team))
+        metrics = {name: torch.cat([part[name] for part in parts]).T for name in parts[0]}  # each [R, T]
+        losses, scores = metrics.pop(LOSS), metrics.pop(SCORE)
         steps = self.steps[: len(scores)]  # a learner without steps reports one state
         headline = steps.index(min(algorithm.test_inner_steps, steps[-1]))
-        loss, beside = algorithm.loss, {name: values[headline] for name, values in found.items()}
-        hashed = digest.hexdigest()
-        return Evaluation(steps, losses, scores, headline, loss.higher_is_better, hashed, loss.best, beside)
+        return Evaluation(
+            steps=steps,
+            losses=losses,
+            scores=scores,
+            headline=headline,
+            higher_is_better=algorithm.loss.higher_is_better,
+            episodes_sha256=digest.hexdigest(),
+            best=algorithm.loss.best,
+            beside={name: values[headline] for name, values in metrics.items()},
+        )
 
     def oracle(self) -> Metrics:
-        """What the best possible predictor scores on these tasks [T], where the data set knows; else nothing."""
-        known = getattr(self.dataset, "oracle", None)
-        return known(self.split, EPISODE_SEED, 0, range(self.tasks), self.spec) if known else {}
+        """The scores of the best possible predictor, each [T]; empty if the data set does not know it."""
+        oracle = optional(self.dataset, DatasetOptions, "oracle")
+        return oracle(self.split, EPISODE_SEED, 0, range(self.tasks), self.spec) if oracle else {}
 
 
 class Evaluation(NamedTuple):
-    """The result of an evaluator; rows are the reported adaptation steps, columns tasks."""
+    """The result of an evaluator. R reported adaptation steps, T tasks."""
 
     steps: tuple[int, ...]
-    losses: Tensor
-    scores: Tensor
-    headline: int  # the row whose figure is the result
+    losses: Tensor  # [R, T]
+    scores: Tensor  # [R, T]
+    headline: int  # the row whose mean is the result
     higher_is_better: bool
     episodes_sha256: str
-    best: float = 1.0  # of a figure of which more is better: what its error counts from
-    beside: Mapping[str, Tensor] = {}  # further figures of each task, at the row of the result
+    best: float = 1.0  # error = best - mean, of a metric of which more is better
+    beside: Mapping[str, Tensor] = {}  # further metrics of each task, at the row of the result
 
     @property
     def mean(self) -> float:
@@ -103,7 +112,7 @@ class Evaluation(NamedTuple):
         return self.best - self.mean if self.higher_is_better else self.mean
 
     def curve(self) -> list[dict[str, Any]]:
-        """Mean and interval of the reported figure, and the mean loss, after every step."""
+        """Mean and interval of the reported metric, and the mean loss, after every step."""
         rows = []
         for step, scores, losses in zip(self.steps, self.scores, self.losses, strict=True):
             mean, ci95 = mean_and_interval(scores)
@@ -121,7 +130,7 @@ def mean_and_interval(values: Tensor) -> tuple[float, float]:
 def adaptation_curves(
     algorithm: Algorithm, params: Params, tasks: Task, steps: Sequence[int], chunk: int | None, team: Team = ALONE
 ) -> tuple[Tensor, Tensor]:
-    """Query losses and scores of each task [T, R] after the R adaptation steps named ([T, 1] for a learner without)."""
+    """Query losses and scores [T, R] after each of the R adaptation `steps` ([T, 1] for a learner without steps)."""
     found = score_tasks(algorithm, params, tasks, steps, chunk, team)
     return found[LOSS], found[SCORE]
 
@@ -129,11 +138,11 @@ def adaptation_curves(
 def score_tasks(
     algorithm: Algorithm, params: Params, tasks: Task, steps: Sequence[int], chunk: int | None, team: Team = ALONE
 ) -> Metrics:
-    """The same by name, with what a learner of distributions says besides."""
+    """The same by name, with the further metrics of an AssessingLearner; each [T, R]."""
 
     def one(params: Params, task: Task) -> tuple[Metrics, Metrics]:
-        states = enumerate(states_of(algorithm, params, task, max(steps)))
-        rows = [figures(algorithm, adapted, task) for step, adapted in states if step in steps]
+        states = enumerate(adapted_states(algorithm, params, task, max(steps)))
+        rows = [score_queries(algorithm, adapted, task) for step, adapted in states if step in steps]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, {}
 
     with torch.no_grad():
@@ -141,15 +150,15 @@ def score_tasks(
     return {name: values.cpu() for name, values in found.items()}
 
 
-def states_of(algorithm: Algorithm, params: Params, task: Task, steps: int) -> Iterator[Adapted]:
-    """What is adapted to the support set, or to what the learner itself explores of the task."""
+def adapted_states(algorithm: Algorithm, params: Params, task: Task, steps: int) -> Iterator[Adapted]:
+    """The adapted state after 0, 1, ... steps: to the support set, or to what an ExploringLearner explores itself."""
     if isinstance(algorithm, ExploringLearner):
         return algorithm.explore_steps(params, task.support, steps)
     return algorithm.adaptations(params, task.support, steps)
 
 
-def figures(algorithm: Algorithm, adapted: Adapted, task: Task) -> Metrics:
-    """Loss and score on the queries of one task, and the learner's own figures under their own names."""
+def score_queries(algorithm: Algorithm, adapted: Adapted, task: Task) -> Metrics:
+    """Loss and score on the queries of one task, and the further metrics of an AssessingLearner."""
     if isinstance(algorithm, AssessingLearner):
         found = dict(algorithm.assess(adapted, task))
         return {LOSS: found.pop("loss"), SCORE: found.pop(algorithm.loss.metric), **found}
@@ -161,12 +170,12 @@ def figures(algorithm: Algorithm, adapted: Adapted, task: Task) -> Metrics:
 
 
 def replace_model(algorithm: Any, model: Model) -> Algorithm:
-    """The same learner with another network, as one whose statistics are fixed."""
+    """The same learner with another network, such as one with fixed statistics."""
     return algorithm if model is algorithm.model else dataclasses.replace(algorithm, model=model)
 
 
-def _update(digest: Any, tasks: Task) -> None:
-    """Task by task, so that the hash does not depend on how many are drawn at once."""
+def update_digest(digest: Any, tasks: Task) -> None:
+    """Hash task by task, so that the hash does not depend on how many are drawn at once."""
     for parts in zip(*tasks.support, *tasks.query, strict=True):
         for tensor in parts:
             digest.update(tensor.contiguous().numpy().tobytes())

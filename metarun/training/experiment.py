@@ -1,4 +1,4 @@
-"""Settings become the objects of a run: data, network, learner, penalties, and the episodes they meet."""
+"""From settings to the objects of a run: data set, network, algorithm, penalties, episode sizes, device placement."""
 
 from __future__ import annotations
 
@@ -19,18 +19,29 @@ from metarun.errors import SettingError, UserError
 from metarun.models.precision import cast_model
 from metarun.regularizers.build import build_regularization, refuse_senseless_terms
 from metarun.training.evaluation import Evaluator
-from metarun.training.memory import budget, fitted
+from metarun.training.memory import budget, fit_chunk
 from metarun.training.run import Trainer
-from metarun.types import Algorithm, Dataset, EpisodeSpec, Model, Params, Split, StatefulLearner
+from metarun.types import (
+    Algorithm,
+    AlgorithmOptions,
+    Dataset,
+    EpisodeSpec,
+    Model,
+    ModelOptions,
+    Params,
+    Split,
+    StatefulLearner,
+    optional,
+)
 
 TRAINING_SIZE = ("train_ways", "train_shots")
-"""Keys of `algo` that change the training episodes, not the algorithm."""
+"""Settings of `algo` that size the training episodes, not the algorithm."""
 
-CARRYING_JOBS = ("train", "evaluate")
-"""What a learner that carries state can do."""
+STATEFUL_JOBS = ("train", "evaluate")
+"""The jobs of a StatefulLearner."""
 
 EPISODE_SIZE = ("ways", "shots", "queries", "test_queries")
-"""Keys of `data` that size the episodes, not the data set."""
+"""Settings of `data` that size the episodes, not the data set."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class Experiment:
         return Probe(self.algorithm, self.dataset, self.train_spec, self.placement, self.config.diagnostics)
 
     def tester(self) -> Evaluator:
-        """Reports every step up to `test.steps`, and the one whose figure is the result."""
+        """An evaluator that reports every step up to `test.steps`, and the step whose metric is the result."""
         steps = {*range(self.config.test.steps + 1), self.tested.test_inner_steps}
         return self.evaluator("test", self.config.test.tasks, tuple(sorted(steps)))
 
@@ -83,55 +94,55 @@ class Experiment:
 
 
 def assemble(config: Config) -> Experiment:
-    """Check everything that can be checked before the first step, then build."""
+    """Build the objects of a run, and check everything that can be checked before the first step."""
     check(config)
     placement = make_placement(config.device)
-    dataset = limited(build_dataset(config), config.train)
-    refuse_senseless_pair(config, dataset)
+    dataset = limit_tasks(build_dataset(config), config.train)
+    check_pair(config, dataset)
     train_spec, test_spec = episode_sizes(config)
-    refuse_impossible_episodes(config, dataset, train_spec, test_spec)
+    check_episodes(config, dataset, train_spec, test_spec)
     algorithm = build_learner(config, dataset, train_spec.ways)
     tested = build_learner(config, dataset, test_spec.ways)
     if algorithm.head and dataset.outputs(train_spec.ways) != dataset.outputs(test_spec.ways):
         needed = f"must equal data.ways={test_spec.ways}: this algorithm's network has one output per class"
         raise SettingError("algo.train_ways", train_spec.ways, needed)
-    placement = replace(placement, matmul_only=getattr(algorithm.model, "by_products", False))
+    placement = replace(placement, matmul_only=optional(algorithm.model, ModelOptions, "matmul_only"))
     regularization = build_regularization(config, dataset.kind)
     refuse_senseless_terms(config, regularization, algorithm)
     experiment = Experiment(config, dataset, algorithm, tested, regularization, train_spec, test_spec, placement)
-    refuse_what_needs_no_carry(experiment)
+    check_stateful(experiment)
     counted = placement.chunk_size == "auto" and not isinstance(algorithm, StatefulLearner)
-    return within_memory(experiment) if counted else experiment
+    return limit_chunk(experiment) if counted else experiment
 
 
-def refuse_job(config: Config) -> None:
-    """What takes a learner for a function of meta-parameters and tasks is not for one that gathers its own data."""
+def check_job(config: Config) -> None:
+    """Raise `SettingError` for a job that needs a learner without state, if the learner has state."""
     made = catalogue.component_class(locate("algo", config.algo, config.trusted_modules))
-    if hasattr(made, "before_step") and config.job not in CARRYING_JOBS:
-        needed = f"algo={option_name('algo', config)} gathers its own data and carries state"
-        raise SettingError("job", config.job, f"{needed}; choices: {', '.join(CARRYING_JOBS)}")
+    if optional(made, AlgorithmOptions, "before_step") and config.job not in STATEFUL_JOBS:
+        needed = f"algo={option_name('algo', config)} gathers its own data and keeps state"
+        raise SettingError("job", config.job, f"{needed}; choices: {', '.join(STATEFUL_JOBS)}")
 
 
-def refuse_what_needs_no_carry(experiment: Experiment) -> None:
-    """The same of probes on fixed tasks, and of several processes."""
+def check_stateful(experiment: Experiment) -> None:
+    """The same for probes on fixed tasks, and for several processes."""
     config, name = experiment.config, option_name("algo", experiment.config)
     if not isinstance(experiment.algorithm, StatefulLearner):
         return
-    refuse_job(config)
+    check_job(config)
     if config.diagnostics.level == "full":
         raise SettingError("diagnostics.level", "full", f"algo={name} has no fixed tasks to probe; choices: off, basic")
     if experiment.placement.team.size > 1:
         raise UserError(f"algo={name}: collects in one process; start it without torchrun")
 
 
-def within_memory(experiment: Experiment) -> Experiment:
-    """With chunks of as many tasks as `device.memory_mb` leaves room for."""
+def limit_chunk(experiment: Experiment) -> Experiment:
+    """The experiment with chunks of as many tasks as `device.memory_mb` has room for."""
     config, spec, params = experiment.config, experiment.train_spec, experiment.initial_params()
     episode = experiment.placement.task(experiment.dataset.episodes("train", config.seed, 0, range(1), spec))
     limit = budget(config.device.memory_mb, experiment.placement.device)
     count = len(experiment.placement.team.todo(config.train.tasks))
-    placed = fitted(experiment.placement, limit, experiment.algorithm, params, episode, count, spec)
-    return replace(experiment, placement=placed)
+    placement = fit_chunk(experiment.placement, limit, experiment.algorithm, params, episode, count, spec)
+    return replace(experiment, placement=placement)
 
 
 def build_dataset(config: Config) -> Dataset:
@@ -139,8 +150,8 @@ def build_dataset(config: Config) -> Dataset:
     return build("data", node, config.trusted_modules)
 
 
-def limited(dataset: Dataset, settings: TrainConfig) -> Dataset:
-    """The data set, or the part of it that `train.pool` leaves to train on."""
+def limit_tasks(dataset: Dataset, settings: TrainConfig) -> Dataset:
+    """The data set, with the training tasks limited to `train.pool`."""
     if settings.pool is None:
         return dataset
     return TaskPool(dataset, settings.pool, settings.pool_seed, settings.pool_replaced)
@@ -158,7 +169,10 @@ def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:
         model = build("model", config.model, config.trusted_modules, input_shape=inputs, outputs=outputs)
         return cast_model(model, config.device.precision)
 
-    provided: dict[str, Any] = {"loss": loss_for(dataset.kind, getattr(made, "predicts", "values")), "ways": ways}
+    provided: dict[str, Any] = {
+        "loss": loss_for(dataset.kind, optional(made, AlgorithmOptions, "predicts")),
+        "ways": ways,
+    }
     provided |= {"environment": dataset} if dataset.kind == "control" else {}
     provided |= {"regularization": regularization, "input_shape": shape, "outputs": outputs, "network": network}
     if "model" in inspect.signature(target).parameters:  # else it is made of several networks
@@ -168,7 +182,7 @@ def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:
 
 
 def episode_sizes(config: Config) -> tuple[EpisodeSpec, EpisodeSpec]:
-    """Of training and of test episodes."""
+    """The sizes of training and of test episodes."""
     data, algo = config.data, config.algo
     for key in EPISODE_SIZE:
         if not isinstance(data.get(key), int) or isinstance(data.get(key), bool) or data[key] < 1:
@@ -182,7 +196,7 @@ def episode_sizes(config: Config) -> tuple[EpisodeSpec, EpisodeSpec]:
     return train, EpisodeSpec(data["ways"], data["shots"], data["test_queries"])
 
 
-def refuse_senseless_pair(config: Config, dataset: Dataset) -> None:
+def check_pair(config: Config, dataset: Dataset) -> None:
     algorithm = catalogue.component_class(locate("algo", config.algo, config.trusted_modules))
     if dataset.kind not in algorithm.kinds:
         algos = ", ".join(catalogue.algorithms_for(dataset.kind))
@@ -194,7 +208,7 @@ def refuse_senseless_pair(config: Config, dataset: Dataset) -> None:
         )
 
 
-def refuse_impossible_episodes(config: Config, dataset: Dataset, train: EpisodeSpec, test: EpisodeSpec) -> None:
+def check_episodes(config: Config, dataset: Dataset, train: EpisodeSpec, test: EpisodeSpec) -> None:
     trained = {k: f"algo.train_{k}" for k in ("ways", "shots") if config.algo.get(f"train_{k}")}
     checks: list[tuple[Split, EpisodeSpec, dict[str, str]]]
     checks = [("train", train, trained), ("val", test, {}), ("test", test, {})]
@@ -209,6 +223,6 @@ def refuse_impossible_episodes(config: Config, dataset: Dataset, train: EpisodeS
 
 
 def option_name(group: str, config: Config) -> str:
-    """The option chosen for the group, or the class's name where the settings were not composed."""
+    """The option that was chosen for the group, or the class's name if the settings were not composed."""
     target = getattr(config, group).get("_target_", "?")
     return config.choices.get(group) or str(target).rpartition(".")[2]

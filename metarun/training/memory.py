@@ -2,12 +2,11 @@
 
     chunk = min(the fastest chunk, floor((budget - kept) / bytes of a task)), at least 1
 
-bytes of a task: the peak of what one meta-gradient allocates. It is counted on tensors of the device "meta", which
-have shapes and no memory, so that it costs a fraction of a second and says the same on every machine. kept: what a step
-holds beside the tasks at work, parameters P with the optimizer's state and the gradients [T, P], twice while chunks are
-joined. The budget is `device.memory_mb`, or half of what the machine (or the GPU) has in total. What happens to be free
-is never asked: a resumed run has to decide as it did before. The program (some 0.5 GB) and kernels' workspaces come on
-top.
+bytes of a task: the peak allocation of one meta-gradient. It is counted on tensors of the device "meta", which have
+shapes and no memory, so that it takes a fraction of a second and is the same on every machine. kept: what a step holds
+beside the current chunk, parameters P with the optimizer's state and the gradients [T, P], twice while chunks are
+concatenated. The budget is `device.memory_mb`, or half of the total memory of the machine (or the GPU). Free memory
+does not count: a resumed run must decide as before. The program (some 0.5 GB) and kernels' workspaces come on top.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from metarun.algorithms.inner_checkpointing import segment_length
 from metarun.algorithms.objective import add_noise
 from metarun.compute.device import Placement
 from metarun.storage import ranks
-from metarun.types import Algorithm, Batch, EpisodeSpec, Params, Task
+from metarun.types import Algorithm, AlgorithmOptions, Batch, EpisodeSpec, Params, Task, optional
 
 log = logging.getLogger(__name__)
 
@@ -37,21 +36,21 @@ MB = 2**20
 """As batch systems count memory."""
 
 UNKNOWN_TOTAL = 8_000 * MB
-"""Taken for the memory of a machine whose system does not tell."""
+"""The assumed memory of a machine whose system does not report it."""
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 MARGIN = 1.25
-"""On what is counted for a single task: batched by vmap, each takes up to 1.2 times as much (a ProtoNet episode)."""
+"""Factor on the count of a single task: under vmap each takes up to 1.2 times as much (a ProtoNet episode)."""
 
 COUNTED_STEPS = 5
-"""Inner steps that are counted; beyond them each further step is taken to cost what the last one did."""
+"""Inner steps that are counted; each further step is assumed to cost as much as the last one."""
 
 EVALUATED_AT_ONCE = 50
-"""Tasks of an evaluation that are held at once where nothing limits them."""
+"""Tasks of an evaluation in memory at once without a limit."""
 
 
 class AllocationPeak(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made while it is active; `peak` is the most that lived at once."""
+    """Counts the bytes of all tensors created while it is active; `peak` is the largest total alive at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,15 +78,15 @@ class AllocationPeak(TorchDispatchMode):
 
 
 def peak_bytes(function: Callable[..., Any], *arguments: Any) -> int:
-    """The most bytes that tensors made by the call take at once, its results included, its arguments not."""
+    """The peak bytes of the tensors that the call creates, with its results and without its arguments."""
     with AllocationPeak() as count:
         function(*arguments)
     return count.peak
 
 
 def task_bytes(algorithm: Algorithm, params: Params, task: Task) -> int:
-    """The estimate for one task (without T axis) of the batch that is trained on."""
-    steps, kept = getattr(algorithm, "inner_steps", 0), getattr(algorithm, "inner_checkpoint", False)
+    """The estimated peak bytes of one task (without T axis)."""
+    steps, kept = (optional(algorithm, AlgorithmOptions, name) for name in ("inner_steps", "inner_checkpoint"))
     changed: Any = algorithm
     if kept:
         segment = min(segment_length(kept, steps), steps)
@@ -104,13 +103,13 @@ def weights_bytes(params: Params) -> int:
 
 
 def _counted(algorithm: Algorithm, params: Params, task: Task) -> int:
-    """The peak of a meta-gradient, without computing it."""
+    """The peak bytes of a meta-gradient, without computing it."""
     batches = (Batch(b.x.to("meta"), b.y.to("meta")) for b in task)
     return peak_bytes(algorithm.meta_grad, {k: v.to("meta") for k, v in params.items()}, Task(*batches))
 
 
 def budget(memory_mb: float | None, device: torch.device) -> int:
-    """Bytes that tensors of this process may take."""
+    """The bytes that tensors of this process may take."""
     if memory_mb is not None:
         return int(memory_mb * MB)
     sharing = 1 if device.type == "cuda" else ranks.local_size()
@@ -118,7 +117,7 @@ def budget(memory_mb: float | None, device: torch.device) -> int:
 
 
 def total_bytes(device: torch.device) -> int:
-    """All memory of the device, used or not; of a container its limit."""
+    """The total memory of the device, used or not; in a container its limit."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "mps":
@@ -131,14 +130,14 @@ def total_bytes(device: torch.device) -> int:
 
 
 def _number(path: Path) -> int | None:
-    """What the file says; None if it is not there, or says "max"."""
+    """The number in the file; None if there is no file or no number in it ("max")."""
     try:
         return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
 
 
-def fitted(
+def fit_chunk(
     placement: Placement,
     limit: int,
     algorithm: Algorithm,
@@ -149,44 +148,51 @@ def fitted(
 ) -> Placement:
     """The placement with chunks of as many tasks as fit into `limit` bytes, where `device.chunk_size` is auto.
 
-    `episode` is one task of `spec` with a leading axis of length 1, `count` the tasks of an outer step. Says so where
-    fewer fit than would be fastest.
+    `episode` is one task of `spec` with a leading axis of length 1, `count` the tasks of an outer step. Logs a warning
+    if fewer fit than would be fastest.
     """
     shape = tuple(episode.support.x.shape[2:])
-    if placement.chunk_size != "auto" or surely_small(params, episode, algorithm, count, limit):
+    if placement.chunk_size != "auto" or is_small(params, episode, algorithm, count, limit):
         return placement
     try:
         params, episode = add_noise(algorithm, params, episode, 0, 0)
         needed = task_bytes(algorithm, params, Task(*(Batch(b.x[0], b.y[0]) for b in episode)))
-    except Exception as error:  # an algorithm of a user's own may do what shapes alone cannot tell
-        log.warning("device.chunk_size=auto: memory cannot be told beforehand (%s), chunks are the fastest", error)
+    except Exception as error:  # a user's algorithm may depend on values, which meta tensors do not have
+        log.warning("device.chunk_size=auto: cannot estimate the memory (%s), uses the fastest chunks", error)
         return placement
-    fits = how_many(limit - (2 * count + 4) * weights_bytes(params), needed)
+    fits = count_fitting(limit - (2 * count + 4) * weights_bytes(params), needed)
     fastest = min(placement.chunk(spec, shape) or count, count)
-    _tell(fits, fastest, needed, limit, algorithm)
+    _warn(fits, fastest, needed, limit, algorithm)
     if fits >= max(count, EVALUATED_AT_ONCE):
         return placement
     return replace(placement, memory_rows=max(1, fits) * spec.ways * (spec.shots + spec.queries))
 
 
-def how_many(room: int, needed: int) -> int:
-    """Tasks that fit: several are batched by vmap, for which they need a margin; a single one is what was counted."""
+def count_fitting(room: int, needed: int) -> int:
+    """The number of tasks that fit: several under vmap need the margin, a single one does not."""
     return max(int(room / (MARGIN * max(needed, 1))), int(needed <= room))
 
 
-def surely_small(params: Params, episode: Task, algorithm: Algorithm, count: int, limit: int) -> bool:
-    """Whether vectors go through a network so small that nothing needs to be counted: of a fully connected one, all
-    that one row and one inner step leave behind is less than 8 bytes a weight, from 16 units a layer on."""
+def is_small(params: Params, episode: Task, algorithm: Algorithm, count: int, limit: int) -> bool:
+    """Whether a network on vectors is so small that nothing needs to be counted: in a fully connected one, a row and
+    an inner step allocate less than 8 bytes a weight, from 16 units a layer on."""
     x = episode.support.x
     rows = x.shape[1] + episode.query.x.shape[1]
     weights = sum(v.numel() for v in params.values())
-    return x.ndim == 3 and 8 * weights * rows * count * (getattr(algorithm, "inner_steps", 0) + 1) < limit / 4
+    return (
+        x.ndim == 3
+        and 8 * weights * rows * count * (optional(algorithm, AlgorithmOptions, "inner_steps") + 1) < limit / 4
+    )
 
 
-def _tell(fits: int, fastest: int, needed: int, limit: int, algorithm: Algorithm) -> None:
+def _warn(fits: int, fastest: int, needed: int, limit: int, algorithm: Algorithm) -> None:
     size, allowed = (f"{math.ceil(n / MB)} MB" for n in (needed, limit))
     if fits < 1:
-        less = "; algo.inner_checkpoint=1 needs less" if getattr(algorithm, "inner_checkpoint", None) is False else ""
+        less = (
+            "; algo.inner_checkpoint=1 needs less"
+            if optional(algorithm, AlgorithmOptions, "inner_checkpoint") is False
+            else ""
+        )
         log.warning("device.memory_mb: one task alone takes about %s, and the limit is %s%s", size, allowed, less)
     elif fits < fastest:
         log.warning(

@@ -1,8 +1,8 @@
-"""What becomes of a step whose loss or meta-gradient is not finite: the run stops, skips it, or goes back.
+"""Steps whose loss or meta-gradient is not finite: stop the run, skip the step, or rewind (`train.on_nonfinite`).
 
-Going back (`train.on_nonfinite=rewind`) is to the meta-parameters and the optimizer's state of the last rewind point: a
-number of outer steps that `train.checkpoint_every` divides, 0 among them, reached by a step that was taken. The step's
-number goes on, so that the tasks that led there are not met again.
+A rewind goes back to the meta-parameters and the optimizer's state of the last rewind point: an outer step that
+`train.checkpoint_every` divides, 0 among them, and that ended finite. The step number goes on, so that the run does not
+meet the same tasks again.
 """
 
 from __future__ import annotations
@@ -11,68 +11,83 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from metarun.compute.distributed import Team
 from metarun.errors import NonFinite
-from metarun.training.run import Rewinding, State, Trainer, Watcher
+from metarun.training.meta_gradient import MetaGradient
+from metarun.training.run import Observer, RewindPoint, State, Trainer
 
-MOST = 3
-"""Rewinds to the same point; the next non-finite step ends the run."""
-
-
-def point_of(state: State, step: int) -> Rewinding:
-    """Copies, which later steps do not change."""
-    kept = {name: value.clone() for name, value in state.params.items()}
-    total = state.rewinding.total if state.rewinding else 0
-    # A step makes new tensors of what is carried, so that these stay as they are.
-    return Rewinding(step, kept, copy.deepcopy(state.optimizer.state_dict()), total=total, carry=dict(state.carry))
+MOST_REWINDS = 3
+"""To the same point; the next non-finite step ends the run."""
 
 
-def begin(trainer: Trainer, state: State) -> None:
-    """A sitting begins: at what its checkpoint kept, or else where it is; other policies keep nothing."""
+def locate_nonfinite(found: MetaGradient, team: Team) -> str:
+    """Name the first task with a NaN or an infinity, and how many more have one."""
+    rows = [g.flatten(1) if g.ndim > 1 else g[:, None] for g in found.grads.values()]
+    finite = torch.stack([r.isfinite().all(1) for r in rows]).all(0)
+    finite = team.gathered({"": finite}, len(found.metrics["loss"]))[""] & found.metrics["loss"].isfinite()
+    tasks = torch.nonzero(~finite).flatten().tolist()
+    if not tasks:
+        return "the penalty or the mean over tasks"
+    return f"task {tasks[0]}" + (f" (and {len(tasks) - 1} more of {len(finite)} tasks)" if len(tasks) > 1 else "")
+
+
+def handle_nonfinite(trainer: Trainer, state: State, where: str, observer: Observer) -> None:
+    """Keep a non-finite step away from the meta-parameters, as `train.on_nonfinite` says."""
+    task, bracket, others = where.partition(" (")
+    message = f"non-finite loss or meta-gradient at step {state.step}, {task}, seed {trainer.seed}{bracket}{others}"
+    if trainer.settings.on_nonfinite == "stop":
+        raise NonFinite(message)
+    done = rewind(trainer, state, message) if state.rewinding else "skipped"
+    observer.notify(f"{done}: {message}")
+
+
+def start_rewinding(trainer: Trainer, state: State) -> None:
+    """At the start of a sitting: keep the checkpoint's rewind point, or make one here, if the policy is to rewind."""
     if trainer.settings.on_nonfinite != "rewind":
         state.rewinding = None
     elif state.rewinding is None:
-        state.rewinding = point_of(state, state.step)
+        state.rewinding = make_rewind_point(state, state.step)
 
 
-def taken(trainer: Trainer, state: State) -> None:
-    """A step was taken: where it leads to may be the next rewind point."""
+def make_rewind_point(state: State, step: int) -> RewindPoint:
+    """Copy what a rewind restores."""
+    params = {name: value.clone() for name, value in state.params.items()}
+    total = state.rewinding.total if state.rewinding else 0
+    # An outer step makes new tensors of the learner's state, so that these stay as they are.
+    return RewindPoint(step, params, copy.deepcopy(state.optimizer.state_dict()), total=total, carry=dict(state.carry))
+
+
+def update_rewind_point(trainer: Trainer, state: State) -> None:
+    """After a step: make the next rewind point if it is due and all is finite."""
     if state.rewinding is None or state.step % trainer.settings.checkpoint_every:
         return
-    # A finite gradient may still be too long a step; to what that leaves there is no use in going back.
-    if all(
-        bool(v.isfinite().all()) for v in _tensors([state.params, state.optimizer.state_dict()["state"], state.carry])
-    ):
-        state.rewinding = point_of(state, state.step)
+    # A finite gradient may still be too long a step: a rewind to what that leaves would not help.
+    optimizer = state.optimizer.state_dict()["state"]
+    if all(bool(v.isfinite().all()) for v in _tensors([state.params, optimizer, state.carry])):
+        state.rewinding = make_rewind_point(state, state.step)
 
 
-def refuse(trainer: Trainer, state: State, where: str, watcher: Watcher) -> None:
-    """Keep a non-finite step away from the meta-parameters: stop the run, skip the step, or go back."""
-    what = f"non-finite loss or meta-gradient {where}"
-    if trainer.settings.on_nonfinite == "stop":
-        raise NonFinite(what)
-    told = rewind(trainer, state, what) if state.rewinding else "skipped"
-    watcher.noted(f"{told}: {what}")
-
-
-def rewind(trainer: Trainer, state: State, what: str) -> str:
-    """Go back to the rewind point, in place, with the number of the step as it is; returns what to tell."""
+def rewind(trainer: Trainer, state: State, message: str) -> str:
+    """Restore the rewind point in place, but for the step number; return a description. Raise `NonFinite` after
+    MOST_REWINDS to the same point."""
     point = state.rewinding
     assert point is not None
-    if point.in_a_row >= MOST:
-        raise NonFinite(f"{what}, after {MOST} rewinds to step {point.step} with none past it")
+    if point.in_a_row >= MOST_REWINDS:
+        raise NonFinite(f"{message}, after {MOST_REWINDS} rewinds to step {point.step} with none past it")
     for name, value in point.params.items():
         state.params[name].copy_(value)
     state.optimizer.load_state_dict(copy.deepcopy(point.optimizer))  # torch would go on with the tensors it is given
     state.carry = dict(point.carry)
     trainer.regularization.set_weights(state.params, state.step)  # scheduled ones belong to the step, not to the point
     point.in_a_row, point.total = point.in_a_row + 1, point.total + 1
-    return f"went back to the meta-parameters of step {point.step} ({point.in_a_row} of {MOST} times)"
+    return f"went back to the meta-parameters of step {point.step} ({point.in_a_row} of {MOST_REWINDS} times)"
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """All of them in nested containers."""
+    """All tensors in nested containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (dict, list, tuple)):

@@ -1,4 +1,4 @@
-"""One sitting of a training run: it listens to the trainer, keeps checkpoints, feeds the sinks, minds signals."""
+"""The observers of a training run: one that logs, saves checkpoints and raises alarms, and one that only listens."""
 
 from __future__ import annotations
 
@@ -9,79 +9,79 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from metarun.diagnostics.alarms import Alarms
+from metarun.diagnostics.step import Values
 from metarun.storage.loggers import Record, Sink
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 from metarun.training.evaluation import Evaluation
-from metarun.training.loop import Values
 from metarun.training.run import State
 from metarun.training.signals import StopRequests
 
 log = logging.getLogger(__name__)
 
 
-class Session:
-    """The `Watcher` of a run with a folder."""
+class Recorder:
+    """The observer of a run with a folder."""
 
     def __init__(self, folder: RunFolder, sinks: Sequence[Sink], steps: int, tasks: int, alarms: Alarms | None) -> None:
         self.folder, self.sinks = folder, sinks
         self.steps, self.tasks = steps, tasks
         self.alarms = alarms
         self.requests = StopRequests()
-        self.marked: tuple[int, float] | None = None  # step and time of the last training record
+        self.marked: tuple[int, float] | None = None  # step and time that the training speed is measured from
 
-    def stepped(self, state: State) -> None:
+    def on_step(self, state: State) -> None:
         if self.marked is None:
             self.marked = state.step, time.monotonic()
         for sink in self.sinks:
             sink.progress(state.step)
 
-    def trained(self, state: State, values: Values) -> None:
+    def on_log(self, state: State, values: Values) -> None:
         self._log(Record("train", state.step, values, self._speed(state) | {"seconds": state.seconds}))
 
-    def probed(self, state: State, values: Values) -> None:
+    def on_probe(self, state: State, values: Values) -> None:
         self._log(Record("probe", state.step, values, {"seconds": state.seconds}))
         self.marked = None
 
-    def validated(self, state: State, evaluation: Evaluation, improved: bool) -> None:
+    def on_validation(self, state: State, evaluation: Evaluation, improved: bool) -> None:
         values = {"mean": evaluation.mean, "ci95": evaluation.ci95, "improved": improved}
         self._log(Record("val", state.step, values, {"seconds": state.seconds}))
         if improved:
-            # Nobody trains on from there, so it goes without what only a run that goes on needs.
+            # Training never resumes from the best checkpoint, so it lacks what only resuming needs.
             checkpoint.save(self.folder.best, dataclasses.replace(state, rewinding=None, carry={}))
         self.marked = None  # validation is no part of the training speed
 
-    def tested(self, evaluation: Evaluation, step: int) -> None:
+    def on_test(self, evaluation: Evaluation, step: int) -> None:
         self._log(Record("test", step, {"mean": evaluation.mean, "ci95": evaluation.ci95}, {}))
 
-    def checkpoint(self, state: State) -> None:
+    def save_checkpoint(self, state: State) -> None:
         checkpoint.save(self.folder.last, state)
         self.marked = None
 
-    def diverged(self, step: int, reason: str) -> None:
+    def on_divergence(self, step: int, reason: str) -> None:
         if self.alarms:
-            self._tell(self.alarms.stopped(step, reason))
+            self._notify_all(self.alarms.stopped(step, reason))
 
-    def noted(self, message: str) -> None:
+    def notify(self, message: str) -> None:
         log.warning(message)
         for sink in self.sinks:
             sink.note(message)
 
     def stop_requested(self) -> bool:
-        return self.requests.asked
+        return self.requests.received
 
     def signals(self, at_once: bool = False) -> AbstractContextManager[None]:
-        return self.requests.heard(at_once)
+        return self.requests.listen(at_once)
 
     def _log(self, record: Record) -> None:
         for sink in self.sinks:
             sink.log(record)
         if self.alarms:
-            self._tell(self.alarms.observe(record.kind, record.step, record.values))
+            self._notify_all(self.alarms.observe(record.kind, record.step, record.values))
 
-    def _tell(self, lines: list[str]) -> None:
-        for line in lines:
-            self.noted(line)
+    def _notify_all(self, messages: list[str]) -> None:
+        for message in messages:
+            self.notify(message)
 
     def _speed(self, state: State) -> dict[str, float]:
         """Tasks per second since the last record, and the time that the remaining steps will take at that rate."""
@@ -93,28 +93,28 @@ class Session:
         return {"tasks_per_second": self.tasks * rate, "seconds_left": (self.steps - state.step) / rate}
 
 
-class Follower:
-    """The `Watcher` of a rank that trains along: it keeps nothing and says nothing, but minds its signals."""
+class SilentObserver:
+    """The observer of a rank other than the first: it writes and prints nothing, but listens to signals."""
 
     def __init__(self) -> None:
         self.requests = StopRequests()
 
-    def stepped(self, state: State) -> None: ...
+    def on_step(self, state: State) -> None: ...
 
-    def trained(self, state: State, values: Values) -> None: ...
+    def on_log(self, state: State, values: Values) -> None: ...
 
-    def probed(self, state: State, values: Values) -> None: ...
+    def on_probe(self, state: State, values: Values) -> None: ...
 
-    def validated(self, state: State, evaluation: Evaluation, improved: bool) -> None: ...
+    def on_validation(self, state: State, evaluation: Evaluation, improved: bool) -> None: ...
 
-    def checkpoint(self, state: State) -> None: ...
+    def on_test(self, evaluation: Evaluation, step: int) -> None: ...
 
-    def noted(self, message: str) -> None: ...
+    def save_checkpoint(self, state: State) -> None: ...
 
-    def tested(self, evaluation: Evaluation, step: int) -> None: ...
+    def notify(self, message: str) -> None: ...
 
     def stop_requested(self) -> bool:
-        return self.requests.asked
+        return self.requests.received
 
     def signals(self, at_once: bool = False) -> AbstractContextManager[None]:
-        return self.requests.heard(at_once)
+        return self.requests.listen(at_once)

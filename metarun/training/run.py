@@ -1,9 +1,10 @@
-"""What a training run is made of, what a step changes, and who follows it."""
+"""The parts of a training run: what it is made of, the state that a step changes, and who observes it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol
 
 import torch
@@ -17,21 +18,28 @@ from metarun.training.optimizer import build_optimizer
 from metarun.types import Algorithm, Dataset, EpisodeSpec, LearnerState, Params, StatefulLearner, Task
 
 
+class StopReason(Enum):
+    """Why a run stops before its last step; the value is the status in summary.json."""
+
+    INTERRUPTED = "interrupted"
+    TIME_IS_UP = "time is up"
+
+
 @dataclass
-class Rewinding:
-    """Where a run would go back to, and how often it has."""
+class RewindPoint:
+    """The state that `train.on_nonfinite=rewind` goes back to, and how often it has."""
 
     step: int
     params: Params
     optimizer: dict[str, Any]
-    in_a_row: int = 0  # to this point
-    total: int = 0
+    in_a_row: int = 0  # rewinds to this point
+    total: int = 0  # rewinds of the run
     carry: LearnerState = field(default_factory=dict)
 
 
 @dataclass
 class State:
-    """Everything that a step changes."""
+    """Everything that an outer step changes."""
 
     params: Params
     optimizer: torch.optim.Optimizer
@@ -40,31 +48,38 @@ class State:
     best_step: int = 0
     seconds: float = 0.0  # of training, over all sittings
     spent: dict[str, float] = field(default_factory=dict)  # seconds of these on validation, measures, probes
-    rewinding: Rewinding | None = None  # with train.on_nonfinite=rewind
-    carry: LearnerState = field(default_factory=dict)  # what the learner takes along: replay buffers, a target network
+    rewinding: RewindPoint | None = None  # with train.on_nonfinite=rewind
+    carry: LearnerState = field(default_factory=dict)  # of a StatefulLearner
 
 
-class Watcher(Protocol):
-    """Who is told what happened; returns nothing, decides nothing but when to stop."""
+class Observer(Protocol):
+    """Follows a run: logs, saves checkpoints, and may ask it to stop. It changes nothing."""
 
-    def stepped(self, state: State) -> None: ...
+    def on_step(self, state: State) -> None:
+        """After each outer step."""
 
-    def trained(self, state: State, values: Values) -> None: ...
+    def on_log(self, state: State, values: Values) -> None:
+        """With the metrics of a step, every `train.log_every` steps."""
 
-    def probed(self, state: State, values: Values) -> None: ...
+    def on_probe(self, state: State, values: Values) -> None:
+        """With the measures on fixed tasks, every `diagnostics.every` steps."""
 
-    def validated(self, state: State, evaluation: Evaluation, improved: bool) -> None: ...
+    def on_validation(self, state: State, evaluation: Evaluation, improved: bool) -> None:
+        """After each validation; `improved`: it has the lowest error so far."""
 
-    def checkpoint(self, state: State) -> None: ...
+    def save_checkpoint(self, state: State) -> None:
+        """Every `train.checkpoint_every` steps, and where a run stops early."""
 
-    def noted(self, message: str) -> None: ...
+    def notify(self, message: str) -> None:
+        """With a message for the user."""
 
-    def stop_requested(self) -> bool: ...
+    def stop_requested(self) -> bool:
+        """Whether to stop after this step."""
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """What a training run is made of; `train` runs it."""
+    """The fixed parts of a training run; `train` in loop.py runs it."""
 
     algorithm: Algorithm
     dataset: Dataset
@@ -80,6 +95,7 @@ class Trainer:
     probe_every: int = 1
 
     def start(self) -> State:
+        """The state before the first step."""
         params = self.placement.params(self.regularization.init(self.algorithm.init(self.seed)))
         trained = {name: params[name] for name in self.regularization.trained(params)}
         state = State(params, build_optimizer(self.optim, trained))
@@ -87,12 +103,14 @@ class Trainer:
             state.carry = self.placement.params(self.algorithm.init_state(params))
         return state
 
-    def tasks(self, step: int, which: range | None = None) -> Task:
-        """Those of a step that this process needs, or some of them."""
-        return self.placement.task(self.dataset.episodes("train", self.seed, step, which or self.own_tasks, self.spec))
+    def tasks(self, step: int, indices: range | None = None) -> Task:
+        """The tasks of a step that this process needs, or those at `indices`; each tensor [T, ...]."""
+        drawn = self.dataset.episodes("train", self.seed, step, indices or self.own_tasks, self.spec)
+        return self.placement.task(drawn)
 
     @property
     def own_tasks(self) -> range:
-        """All; of several ranks, its share. The first of them also has what concerns all tasks together."""
+        """The indices of all tasks; of several ranks, those of this rank's share. The first rank has all of them where
+        a penalty needs the tasks of a step together."""
         team, count = self.placement.team, self.settings.tasks
         return range(count) if team.first and self.regularization.joins_tasks else team.todo(count)

@@ -1,4 +1,4 @@
-"""Signals that ask for a stop after the step at hand: Ctrl-C, and what a batch system sends before it kills."""
+"""Signals that ask a run to stop after the current step: Ctrl-C, and what a batch system sends before it kills."""
 
 from __future__ import annotations
 
@@ -13,49 +13,45 @@ from types import FrameType
 from metarun.errors import Interrupted
 from metarun.storage import ranks
 
-ASKING = ("SIGINT", "SIGTERM", "SIGUSR1")
-"""SIGUSR1: what Slurm is often told to send ahead of the time limit (--signal=USR1@60). Windows has none."""
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+"""SIGUSR1: what Slurm can send ahead of the time limit (--signal=USR1@60). Windows has none."""
 
 
 class StopRequests:
-    """Whether somebody asked, and by which signal."""
+    """Whether a stop signal came, and which."""
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.at_once = False
 
     @property
-    def asked(self) -> bool:
+    def received(self) -> bool:
         return self.number is not None
 
     @contextlib.contextmanager
-    def heard(self, at_once: bool = False) -> Iterator[None]:
-        """While this is active, signals ask; with `at_once` they raise `Interrupted`: there is nothing to finish."""
-        if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
+    def listen(self, at_once: bool = False) -> Iterator[None]:
+        """Within the block, signals are requests; with `at_once` they raise `Interrupted`."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
             yield
             return
-        numbers = [getattr(signal, name) for name in ASKING if hasattr(signal, name)]
-        before = {number: signal.signal(number, self._ask) for number in numbers}
+        numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+        before = {number: signal.signal(number, self._handle) for number in numbers}
         self.at_once = at_once
         try:
             yield
         finally:
             for number, handler in before.items():
-                if signal.getsignal(number) == self._ask:  # not where a rank that leaves has set another
+                if signal.getsignal(number) == self._handle:  # not where a rank that exits has set another
                     signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        # torchrun passes on what a terminal or a batch system sends to all processes anyway: a second signal says
-        # nothing new there. It kills after half a minute. Nor does a second SIGTERM, which batch systems repeat.
-        if self.asked and number == signal.SIGINT and ranks.size() == 1:
-            _leave(number)
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # torchrun passes on signals that a terminal or a batch system sends to all processes anyway, so a second one
+        # means nothing there: torchrun itself kills after half a minute. Nor does a second SIGTERM, which batch systems
+        # repeat.
+        if self.received and number == signal.SIGINT and ranks.size() == 1:
+            if sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the live view had hidden the cursor
+            os._exit(128 + number)  # the last checkpoint is as good as after a kill
         self.number = number
         if self.at_once:
             raise Interrupted(number)
-
-
-def _leave(number: int) -> None:
-    """End the process where it stands; the last checkpoint is as good as after a kill."""
-    if sys.stdout.isatty():
-        os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the live view had hidden the cursor
-    os._exit(128 + number)

@@ -21,7 +21,7 @@ from metarun.compute.task_axis import map_tasks
 from metarun.errors import UserError
 from metarun.models.conv4 import conv4
 from metarun.training.experiment import assemble
-from metarun.training.meta_gradient import MetaGradient, batched_meta_gradient
+from metarun.training.meta_gradient import MetaGradient, build_meta_gradient
 from metarun.training.run import Trainer
 from metarun.types import EpisodeSpec, Objective, Params, Task
 
@@ -61,7 +61,7 @@ def found_by(trainer: Trainer, inner_checkpoint: Any) -> MetaGradient:
     trainer = replace(trainer, algorithm=replace(cast(Any, trainer.algorithm), inner_checkpoint=inner_checkpoint))
     draw = torch.Generator().manual_seed(0)
     params = {k: v + 0.1 * torch.randn(v.shape, generator=draw).to(v) for k, v in trainer.start().params.items()}
-    return batched_meta_gradient(trainer)(params, trainer.tasks(0))
+    return build_meta_gradient(trainer)(params, trainer.tasks(0))
 
 
 CASES: dict[str, list[str]] = {

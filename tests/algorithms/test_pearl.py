@@ -26,7 +26,7 @@ from metarun.training.evaluation import score_tasks
 from metarun.training.experiment import Experiment, assemble
 from metarun.training.loop import outer_step
 from metarun.training.meta_gradient import MetaGradients
-from metarun.training.nonfinite import begin
+from metarun.training.nonfinite import start_rewinding
 from metarun.types import CARRIED, Batch, EpisodeSpec, ExploringLearner, Params, StatefulLearner, Task
 
 EXACT = 1e-9
@@ -246,7 +246,7 @@ def test_a_bad_number_in_a_buffer_is_refused_with_its_task_and_a_rewind_takes_it
     """Of the task that is first in step 2. The rewind point, that of step 2 itself, has the buffers without it."""
     trainer = assembled("train.on_nonfinite=rewind", "train.checkpoint_every=2").trainer()
     state = trainer.start()
-    begin(trainer, state)
+    start_rewinding(trainer, state)
     gradient = MetaGradients(trainer, state.params, print).at(0)
     for _ in range(2):
         outer_step(trainer, state, gradient, Silent())
@@ -256,14 +256,14 @@ def test_a_bad_number_in_a_buffer_is_refused_with_its_task_and_a_rewind_takes_it
     spoilt[task, :, 4] = float("nan")
     state.carry = state.carry | {"replay": spoilt}
     told: list[str] = []
-    watcher = Silent()
-    watcher.noted = told.append  # type: ignore[attr-defined]
-    outer_step(trainer, state, gradient, watcher)
+    observer = Silent()
+    observer.notify = told.append  # type: ignore[attr-defined]
+    outer_step(trainer, state, gradient, observer)
     assert "at step 2, task 0" in told[0]
     assert "went back to the meta-parameters of step 2" in told[0]
     assert all(value.equal(params[name]) for name, value in state.params.items())
     assert all(value.equal(sound[name]) for name, value in state.carry.items())
-    outer_step(trainer, state, gradient, watcher)
+    outer_step(trainer, state, gradient, observer)
     assert len(told) == 1
     assert state.step == 4
 
@@ -534,7 +534,7 @@ def test_l1_shrinks_actor_and_critics_and_leaves_the_encoder(tmp_path: Path) -> 
     [
         (
             ["job=export", "run=nowhere"],
-            "job=export: algo=pearl gathers its own data and carries state; choices: train",
+            "job=export: algo=pearl gathers its own data and keeps state; choices: train",
         ),
         (["job=profile"], "job=profile: algo=pearl gathers its own data"),
         (["diagnostics=full"], "diagnostics.level=full: algo=pearl has no fixed tasks to probe; choices: off, basic"),

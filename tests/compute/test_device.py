@@ -24,7 +24,7 @@ from metarun.errors import SettingError
 from metarun.models.precision import Narrow, cast_model
 from metarun.training.experiment import assemble, build_learner
 from metarun.training.loop import outer_step
-from metarun.training.meta_gradient import batched_meta_gradient
+from metarun.training.meta_gradient import build_meta_gradient
 from metarun.types import Algorithm, Batch, Kind, Params, Task
 
 UNIT = 2.0**-8
@@ -290,7 +290,7 @@ TINY += ["diagnostics=off", "train.log_every=100", "train.eval_every=100", "devi
 def trained(*overrides: str) -> tuple[Params, Any]:
     """Parameters and optimizer after twelve steps."""
     trainer = replace(assemble(metarun.compose([*TINY, *overrides])).trainer(), validate=lambda params: None)
-    state, meta_gradient = trainer.start(), batched_meta_gradient(trainer)
+    state, meta_gradient = trainer.start(), build_meta_gradient(trainer)
     for _ in range(12):
         outer_step(trainer, state, meta_gradient, Nobody())
     return state.params, state.optimizer.state_dict()["state"]

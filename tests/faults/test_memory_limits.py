@@ -12,7 +12,7 @@ import torch
 from helpers.runs import TINY
 
 import metarun
-from metarun.jobs.shortage import advice, out_of_memory
+from metarun.jobs.train import is_out_of_memory, suggest_less_memory
 from metarun.training.experiment import assemble
 
 LIMITED = """
@@ -30,13 +30,13 @@ GROWTH = """
 import sys
 from pathlib import Path
 import metarun
-from metarun.training.recorder import Session
-kept, tell = {}, Session.stepped
-def stepped(self, state):
-    tell(self, state)
+from metarun.training.recorder import Recorder
+kept, on_step = {}, Recorder.on_step
+def count_memory(self, state):
+    on_step(self, state)
     if state.step in (2000, 10000):
         kept[state.step] = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
-Session.stepped = stepped
+Recorder.on_step = count_memory
 metarun.run(metarun.compose(sys.argv[2:]), sys.argv[1])
 print(kept[2000], kept[10000])
 """
@@ -61,17 +61,17 @@ def test_out_of_memory_is_one_line_with_the_setting_that_needs_less(tmp_path: Pa
 
 
 def test_one_task_at_once_is_told_of_other_settings() -> None:
-    told = advice(assemble(metarun.compose([*TINY, "device.chunk_size=1"])))
+    told = suggest_less_memory(assemble(metarun.compose([*TINY, "device.chunk_size=1"])))
     assert told.startswith("out of memory with one task at once: algo.inner_checkpoint=1 or a lower data.queries")
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.zeros(2) @ torch.zeros(3)
-    assert not out_of_memory(caught.value)
+    assert not is_out_of_memory(caught.value)
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
-    assert out_of_memory(caught.value)
+    assert is_out_of_memory(caught.value)
 
 
 @pytest.mark.long

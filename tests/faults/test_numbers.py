@@ -19,8 +19,8 @@ from metarun.config import catalogue
 from metarun.errors import NonFinite
 from metarun.training.experiment import Experiment, assemble
 from metarun.training.loop import outer_step, train
-from metarun.training.meta_gradient import batched_meta_gradient
-from metarun.training.recorder import Follower
+from metarun.training.meta_gradient import build_meta_gradient
+from metarun.training.recorder import SilentObserver
 from metarun.training.run import State
 from metarun.types import Batch, Params, Task
 
@@ -91,7 +91,7 @@ def test_weights_of_any_size_stay_finite_or_the_step_is_refused(
         value.mul_(scale)
     before = {name: value.clone() for name, value in state.params.items()}
     try:
-        outer_step(trainer, state, batched_meta_gradient(trainer), Follower())
+        outer_step(trainer, state, build_meta_gradient(trainer), SilentObserver())
     except NonFinite:
         assert scale > 1
         assert all(value.equal(before[name]) for name, value in state.params.items())
@@ -107,10 +107,10 @@ def test_a_bad_number_in_the_data_is_refused_with_its_task(algo: str, value: flo
     before = {name: value.clone() for name, value in state.params.items()}
     if value == 1e38:  # normalisation may take it: then all is finite
         with contextlib.suppress(NonFinite):
-            outer_step(trainer, state, batched_meta_gradient(trainer), Follower())
+            outer_step(trainer, state, build_meta_gradient(trainer), SilentObserver())
     else:
         with pytest.raises(NonFinite, match="at step 0, task 1"):
-            outer_step(trainer, state, batched_meta_gradient(trainer), Follower())
+            outer_step(trainer, state, build_meta_gradient(trainer), SilentObserver())
         assert all(value.equal(before[name]) for name, value in state.params.items())
     assert all(value.isfinite().all() for value in state.params.values())
 
@@ -161,7 +161,7 @@ def spoilt_run(policy: str, part: str, value: float, more: str, patch: pytest.Mo
     trainer = dataclasses.replace(trainer, dataset=Spoiling(trainer.dataset, (7,), solved))
     state = trainer.start()
     try:
-        return state, train(trainer, state, Follower())
+        return state, train(trainer, state, SilentObserver())
     except NonFinite as error:
         return state, str(error)
 

@@ -17,7 +17,7 @@ from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 from metarun.training.experiment import assemble
 from metarun.training.loop import train
-from metarun.training.recorder import Follower
+from metarun.training.recorder import SilentObserver
 from metarun.training.run import State, Trainer
 
 REWIND = "train.on_nonfinite=rewind"
@@ -29,19 +29,19 @@ CASES = {
 }
 
 
-class Until(Follower):
+class Until(SilentObserver):
     """Stops a run at a step; notes what it was told, and a scheduled weight after each step."""
 
     def __init__(self, step: int = 10**9) -> None:
         super().__init__()
         self.last, self.notes, self.weights, self.done = step, [], {}, 0
 
-    def stepped(self, state: State) -> None:
+    def on_step(self, state: State) -> None:
         self.done = state.step
         scalars = {k: float(v) for k, v in state.params.items() if not v.ndim}
         self.weights[state.step] = {k: v for k, v in scalars.items() if k.endswith(".weight")}
 
-    def noted(self, message: str) -> None:
+    def notify(self, message: str) -> None:
         self.notes.append(message)
 
     def stop_requested(self) -> bool:
@@ -79,24 +79,24 @@ def test_a_rewind_is_a_run_from_the_last_point_with_the_number_of_the_step_moved
     reference = Until()
     train(expected, state, reference)
 
-    tried, watcher = trainer_of(REWIND, *CASES[case], *bad(*at)), Until()
+    tried, observer = trainer_of(REWIND, *CASES[case], *bad(*at)), Until()
     found = tried.start()
-    assert train(tried, found, watcher) == "completed"
+    assert train(tried, found, observer) == "completed"
     assert held(found) == held(state)
-    assert watcher.notes == [
+    assert observer.notes == [
         f"went back to the meta-parameters of step {point} ({n} of 3 times): "
         f"non-finite loss or meta-gradient at step {step}, task 1, seed 0"
         for n, step in enumerate(at, start=1)
     ]
-    after = {s: w for s, w in watcher.weights.items() if s > at[-1] + 1}
+    after = {s: w for s, w in observer.weights.items() if s > at[-1] + 1}
     assert after == {s: reference.weights[s] for s in after}
 
 
 def test_scheduled_weights_are_those_of_the_step_also_where_it_was_refused() -> None:
     plain, rewound = Until(), Until()
-    for watcher, more in ((plain, []), (rewound, [REWIND, *bad(7, 8)])):
+    for observer, more in ((plain, []), (rewound, [REWIND, *bad(7, 8)])):
         trainer = trainer_of(*CASES["scheduled"], *more)
-        train(trainer, trainer.start(), watcher)
+        train(trainer, trainer.start(), observer)
     assert rewound.weights == plain.weights
     assert len({tuple(w.values()) for w in plain.weights.values()}) > 10
 
@@ -148,10 +148,10 @@ def test_the_count_goes_on_in_a_resumed_run(tmp_path: Path) -> None:
 
 def test_a_step_that_was_refused_leads_to_no_new_point() -> None:
     """A checkpoint after every step: without this rule the count would begin anew each time, and never end."""
-    trainer, watcher = trainer_of(REWIND, "train.checkpoint_every=1", *bad(*range(4, 20))), Until()
+    trainer, observer = trainer_of(REWIND, "train.checkpoint_every=1", *bad(*range(4, 20))), Until()
     with pytest.raises(metarun.errors.NonFinite, match="at step 7, task 1, seed 0, after 3 rewinds to step 4"):
-        train(trainer, trainer.start(), watcher)
-    assert len(watcher.notes) == 3
+        train(trainer, trainer.start(), observer)
+    assert len(observer.notes) == 3
 
 
 def test_a_step_too_long_leads_to_no_new_point(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,10 +165,10 @@ def test_a_step_too_long_leads_to_no_new_point(monkeypatch: pytest.MonkeyPatch) 
             next(iter(params.values())).fill_(float("inf"))
 
     monkeypatch.setattr(metarun.training.loop, "apply_update", too_long)
-    state, watcher = trainer.start(), Until()
-    assert train(trainer, state, watcher) == "completed"
+    state, observer = trainer.start(), Until()
+    assert train(trainer, state, observer) == "completed"
     assert all(v.isfinite().all() for v in state.params.values())
-    assert [note[:46] for note in watcher.notes] == ["went back to the meta-parameters of step 0 (1 "]
+    assert [note[:46] for note in observer.notes] == ["went back to the meta-parameters of step 0 (1 "]
 
 
 def test_only_the_last_checkpoint_of_this_policy_holds_the_point(ended: Path, tmp_path: Path) -> None:

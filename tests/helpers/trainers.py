@@ -31,7 +31,7 @@ SPEC = EpisodeSpec(1, 6, 5)
 
 
 @dataclass
-class Recorder:
+class RecordingObserver:
     """A watcher that writes everything down, and asks to stop after so many steps."""
 
     stop_after: int | None = None
@@ -39,19 +39,19 @@ class Recorder:
     notes: list[str] = field(default_factory=list)
     events: list[tuple[str, int]] = field(default_factory=list)
 
-    def stepped(self, state: State) -> None:
+    def on_step(self, state: State) -> None:
         self.events.append(("step", state.step))
 
-    def trained(self, state: State, values: dict[str, float]) -> None:
+    def on_log(self, state: State, values: dict[str, float]) -> None:
         self.values[state.step] = values
 
-    def validated(self, state: State, evaluation: Evaluation, improved: bool) -> None:
+    def on_validation(self, state: State, evaluation: Evaluation, improved: bool) -> None:
         self.events.append(("improved" if improved else "validated", state.step))
 
-    def checkpoint(self, state: State) -> None:
+    def save_checkpoint(self, state: State) -> None:
         self.events.append(("checkpoint", state.step))
 
-    def noted(self, message: str) -> None:
+    def notify(self, message: str) -> None:
         self.notes.append(message)
 
     def stop_requested(self) -> bool:

@@ -28,7 +28,7 @@ from metarun.jobs.profile.phases import REST, Phase, Stopwatch, loop_phases, out
 from metarun.jobs.profile.trace import ROOT, Event, Spent, memory_peak, nested, read_trace, spent_in
 from metarun.training.experiment import assemble
 from metarun.training.loop import outer_step
-from metarun.training.meta_gradient import batched_meta_gradient
+from metarun.training.meta_gradient import build_meta_gradient
 
 TINY = ["model.hidden=[6,5]", "algo.inner_steps=2", "val.tasks=2", "train.tasks=3", "profile.steps=2"]
 NODE = "autograd::engine::evaluate_function: MulBackward0"
@@ -99,7 +99,7 @@ def test_regions_do_not_change_a_meta_gradient(algo: str) -> None:
     trainer = assemble(config(f"algo={algo}")).trainer()
     params, tasks = trainer.start().params, trainer.tasks(0)
     seen = dataclasses.replace(trainer, algorithm=regions_of(trainer.algorithm))
-    plain, watched = (batched_meta_gradient(t)(params, tasks) for t in (trainer, seen))
+    plain, watched = (build_meta_gradient(t)(params, tasks) for t in (trainer, seen))
     assert all(torch.equal(plain.grads[name], watched.grads[name]) for name in plain.grads)
 
 
@@ -111,12 +111,12 @@ def test_profiled_steps_are_the_steps_of_training() -> None:
     """With marks around its phases the loop ends in the same weights."""
     trainer = assemble(config()).trainer()
     plain, state = trainer.start(), trainer.start()
-    watcher: Any = Unwatched()  # never told: no step is logged
+    observer: Any = Unwatched()  # never told: no step is logged
     watch = Stopwatch(torch.device("cpu"))
-    loop = marked_loop(trainer, state, batched_meta_gradient(trainer), watcher, watch)
+    loop = marked_loop(trainer, state, build_meta_gradient(trainer), observer, watch)
     for _ in range(4):
         loop.step()
-        outer_step(trainer, plain, batched_meta_gradient(trainer), watcher)
+        outer_step(trainer, plain, build_meta_gradient(trainer), observer)
     assert all(torch.equal(plain.params[name], loop.state.params[name]) for name in plain.params)
     assert {"sampling", "to the device", "meta-gradient", "optimizer"} <= set(watch.spent)
 
@@ -151,7 +151,7 @@ def test_sampling_of_several_steps_at_once_is_spread_over_them(monkeypatch: pyte
     monkeypatch.setattr("metarun.jobs.profile.phases._logged", lambda *_: [])
     monkeypatch.setattr("metarun.jobs.profile.phases._occasional", lambda *_: [])
     trainer = assemble(config()).trainer()
-    phases = loop_phases(trainer, trainer.start(), batched_meta_gradient(trainer), Unwatched(), 3)  # type: ignore
+    phases = loop_phases(trainer, trainer.start(), build_meta_gradient(trainer), Unwatched(), 3)  # type: ignore
     assert {phase.name: phase.seconds for phase in phases} == pytest.approx({"sampling": 0.3, META: 2.0})
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.trainers import Recorder
+from helpers.trainers import RecordingObserver
 from PIL import Image
 
 import metarun
@@ -27,7 +27,7 @@ from metarun.config.schema import Config
 from metarun.errors import UserError
 from metarun.training.experiment import Experiment, assemble
 from metarun.training.loop import train
-from metarun.training.meta_gradient import MetaGradient, batched_meta_gradient
+from metarun.training.meta_gradient import MetaGradient, build_meta_gradient
 from metarun.types import Params
 
 ALGORITHMS = catalogue.options("algo")
@@ -116,7 +116,7 @@ def assembled(config: Config) -> Experiment | None:
 
 def found_at(experiment: Experiment, params: Params) -> MetaGradient:
     trainer = experiment.trainer()
-    return batched_meta_gradient(trainer)(params, trainer.tasks(0))
+    return build_meta_gradient(trainer)(params, trainer.tasks(0))
 
 
 def away_from_zero(experiment: Experiment) -> Params:
@@ -146,7 +146,7 @@ def test_a_pair_is_right_or_refused_in_one_line(algo: str, reg: str, where: str,
     if algo not in TRUE_GRADIENT:
         for experiment in experiments(algo, reg, where, pictures):
             state = experiment.trainer().start()
-            assert train(experiment.trainer(), state, Recorder()) == "completed"
+            assert train(experiment.trainer(), state, RecordingObserver()) == "completed"
             assert all(v.isfinite().all() for v in state.params.values())
         return
     smooth = {"method": "subgradient"} if "method" in composed(f"reg={reg}").reg[reg] else {}

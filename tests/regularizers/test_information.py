@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.blobs import SPECS, Blobs
-from helpers.trainers import Recorder
+from helpers.trainers import RecordingObserver
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.func import vmap
@@ -32,7 +32,7 @@ from metarun.training import checkpoint
 from metarun.training.evaluation import replace_model
 from metarun.training.experiment import Experiment, assemble, build_learner
 from metarun.training.loop import train
-from metarun.training.meta_gradient import batched_meta_gradient
+from metarun.training.meta_gradient import build_meta_gradient
 from metarun.types import Batch, Params, Task
 
 FORMS = ("weights", "activations")
@@ -241,7 +241,7 @@ def test_the_meta_gradient_with_noise_is_the_slope_with_the_same_noise(form: str
         experiment_of(form).trainer(), algorithm=learner, regularization=learner.regularization
     )
     noisy, at = add_model_noise(learner.model, theta, tasks(), 0, 0)
-    found = batched_meta_gradient(trainer)(noisy, at)
+    found = build_meta_gradient(trainer)(noisy, at)
     assert found.mean.keys() == found.grads.keys() == theta.keys()
     for name, value in theta.items():
         for j in range(value.numel()):
@@ -259,7 +259,7 @@ def test_the_noise_is_trained_and_never_stored(form: str) -> None:
     trainer = experiment_of(form).trainer()
     state = trainer.start()
     before = {k: v.clone() for k, v in state.params.items()}
-    recorder = Recorder()
+    recorder = RecordingObserver()
     assert train(trainer, state, recorder) == "completed"
     own = {k for k in before if k.startswith(PREFIX)}
     assert own
@@ -282,7 +282,7 @@ def test_without_weight_and_noise_it_is_plain_maml(form: str) -> None:
             state.params[f"block{i}.shift"].copy_(torch.linspace(-0.3, 0.5, len(state.params[f"block{i}.shift"])))
         if form == "activations" and trainer is silent:
             state.params[f"{PREFIX}std.weight"].zero_()
-        train(trainer, state, Recorder())
+        train(trainer, state, RecordingObserver())
     for name, value in states[0].params.items():
         torch.testing.assert_close(states[1].params[name], value, rtol=0, atol=1e-5)
 
@@ -291,13 +291,13 @@ def test_without_weight_and_noise_it_is_plain_maml(form: str) -> None:
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(form: str, tmp_path: Path) -> None:
     trainer = experiment_of(form).trainer()
     whole = trainer.start()
-    train(trainer, whole, Recorder())
+    train(trainer, whole, RecordingObserver())
     stopped = trainer.start()
-    assert train(trainer, stopped, Recorder(stop_after=3)) == "interrupted"
+    assert train(trainer, stopped, RecordingObserver(stop_after=3)) == "interrupted"
     checkpoint.save(tmp_path / "last.pt", stopped)
     resumed = trainer.start()
     checkpoint.restore(tmp_path / "last.pt", resumed)
-    train(trainer, resumed, Recorder())
+    train(trainer, resumed, RecordingObserver())
     assert resumed.step == whole.step == 6
     assert all(torch.equal(resumed.params[k], v) for k, v in whole.params.items())
 
@@ -305,7 +305,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(form: str, tmp_path:
 @EVERY_FORM
 def test_one_task_a_step_is_enough(form: str) -> None:
     trainer = experiment_of(form, "train.tasks=1", "train.steps=1").trainer()
-    assert train(trainer, trainer.start(), Recorder()) == "completed"
+    assert train(trainer, trainer.start(), RecordingObserver()) == "completed"
 
 
 @EVERY_FORM

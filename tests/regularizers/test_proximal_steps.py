@@ -35,7 +35,7 @@ from metarun.regularizers.prox_l2 import ProxL2
 from metarun.training import checkpoint
 from metarun.training.evaluation import Evaluation
 from metarun.training.loop import outer_step, train
-from metarun.training.meta_gradient import batched_meta_gradient
+from metarun.training.meta_gradient import build_meta_gradient
 from metarun.training.optimizer import apply_update, build_optimizer, learning_rate, step_rates
 from metarun.training.run import State, Trainer
 from metarun.types import Batch, EpisodeSpec, Metrics, Params, Split, Task
@@ -55,18 +55,18 @@ class Silent:
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after, self.step = stop_after, 0
 
-    def stepped(self, state: State) -> None:
+    def on_step(self, state: State) -> None:
         self.step = state.step
 
-    def trained(self, *_: Any) -> None: ...
+    def on_log(self, *_: Any) -> None: ...
 
-    def probed(self, *_: Any) -> None: ...
+    def on_probe(self, *_: Any) -> None: ...
 
-    def validated(self, *_: Any) -> None: ...
+    def on_validation(self, *_: Any) -> None: ...
 
-    def checkpoint(self, *_: Any) -> None: ...
+    def save_checkpoint(self, *_: Any) -> None: ...
 
-    def noted(self, *_: Any) -> None: ...
+    def notify(self, *_: Any) -> None: ...
 
     def stop_requested(self) -> bool:
         return self.stop_after == self.step
@@ -268,7 +268,7 @@ def test_the_solution_is_a_fixed_point_of_adam_with_settled_moments(penalty: Any
     for k, g in grad(objective)(best, data).items():
         moments = {"exp_avg": g.clone(), "exp_avg_sq": g.square(), "step": torch.tensor(1e5)}
         state.optimizer.state[state.params[k]] = moments
-    outer_step(trainer, state, batched_meta_gradient(trainer), Silent())
+    outer_step(trainer, state, build_meta_gradient(trainer), Silent())
     for k in NAMES:
         torch.testing.assert_close(state.params[k], best[k], rtol=0, atol=1e-8)
         assert torch.equal(state.params[k] == 0, best[k] == 0)

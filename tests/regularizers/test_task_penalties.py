@@ -33,7 +33,7 @@ from metarun.models.mlp import mlp
 from metarun.regularizers.coherence import Coherence, direction, unit
 from metarun.regularizers.inequality import Inequality, losses
 from metarun.training.experiment import assemble
-from metarun.training.meta_gradient import batched_meta_gradient
+from metarun.training.meta_gradient import build_meta_gradient
 from metarun.types import Batch, Params, Task
 
 ALPHA = 0.15
@@ -174,7 +174,7 @@ def test_the_losses_of_a_metric_learner_are_those_it_trains_on(metric: str, norm
 def test_a_metric_learner_trains_along_the_gradient_of_its_loss_and_inequality(metric: str) -> None:
     learner = metric_learner(metric, "population")
     trainer = replace(trainer_of(learner, penalty=Inequality(), weight=0.7))
-    found = batched_meta_gradient(trainer)
+    found = build_meta_gradient(trainer)
     params = {k: v.double() for k, v in learner.init(0).items()}
     tasks = labelled(3)
 
@@ -225,8 +225,8 @@ PAIRS = [(p, "maml") for p in PENALTIES] + [(p, x) for p in ("theil", "coherence
 def test_what_a_penalty_adds_to_the_meta_gradient_is_its_finite_difference(chosen: str, algorithm: str) -> None:
     penalty, learner = PENALTIES[chosen], LEARNERS[algorithm]
     params, tasks = MODEL.init(0), drawn(4)
-    with_it = batched_meta_gradient(trainer_of(learner, settings=four_tasks(), penalty=penalty, weight=0.7))
-    without = batched_meta_gradient(trainer_of(learner, settings=four_tasks()))
+    with_it = build_meta_gradient(trainer_of(learner, settings=four_tasks(), penalty=penalty, weight=0.7))
+    without = build_meta_gradient(trainer_of(learner, settings=four_tasks()))
     added = axpy(-1.0, without(params, tasks).mean, with_it(params, tasks).mean)
     assert float(dot(added, added)) > 1e-8
     assert_slope(added, lambda at: float(with_it(at, tasks).penalty), params)

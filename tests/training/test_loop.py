@@ -19,7 +19,7 @@ from helpers.quadratic import (
     minimiser,
     weights,
 )
-from helpers.trainers import DATA, MODEL, SPEC, Recorder, trainer_of
+from helpers.trainers import DATA, MODEL, SPEC, RecordingObserver, trainer_of
 from torch import Tensor
 
 from metarun.algorithms.losses import MeanSquaredError
@@ -30,7 +30,7 @@ from metarun.diagnostics.step import StepMeasures
 from metarun.errors import NonFinite
 from metarun.regularizers.l2 import L2
 from metarun.training.loop import train
-from metarun.training.meta_gradient import batched_meta_gradient
+from metarun.training.meta_gradient import build_meta_gradient
 from metarun.training.optimizer import apply_update, build_optimizer, clipped, learning_rate
 from metarun.types import MOMENTS, Batch, EpisodeSpec, Metrics, Params, Split, Task
 
@@ -194,7 +194,7 @@ def test_reptile_and_interpolation_follow_their_recursion() -> None:
             best = minimiser(support, bias=False)
             moves.append(best + contraction @ contraction @ (theta - best) - theta)
         theta = theta + (1 - step / 4) * sum(moves) / 3
-    recorder = Recorder()
+    recorder = RecordingObserver()
     assert train(trainer, state, recorder) == "completed"
     assert_same(state.params, weights(theta, bias=False))
     assert [v["lr"] for v in recorder.values.values()] == pytest.approx([1.0, 0.75, 0.5, 0.25], rel=EXACT)
@@ -219,7 +219,7 @@ def test_carried_moments_follow_the_tasks_whatever_moves_the_weights(optim: Opti
         way_back = outer_theta["w"] - torch.stack([w for w, _ in ended]).mean(0)
         apply_update(outer, outer_theta, clipped({"w": way_back}, optim.clip), optim.lr)
         v = torch.stack([moments for _, moments in ended]).mean(0)
-    assert train(trainer_of(learner, optim=optim), state, Recorder()) == "completed"
+    assert train(trainer_of(learner, optim=optim), state, RecordingObserver()) == "completed"
     assert_same({k: p for k, p in state.params.items() if not k.startswith(MOMENTS)}, weights(outer_theta["w"], False))
     assert_same({k: state.params[MOMENTS + k] for k in weights(v, False)}, weights(v, False))
     assert float(state.params[MOMENTS + "missing"]) == pytest.approx(0.999**8, rel=EXACT)
@@ -245,8 +245,8 @@ def test_the_regularizers_gradient_is_added_to_the_mean_over_tasks() -> None:
     algorithm = Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 2, 2, None)
     plain, penalised = trainer_of(algorithm), trainer_of(algorithm, penalty=L2(), weight=0.7)
     params, tasks = plain.start().params, plain.tasks(0)
-    without = batched_meta_gradient(plain)(params, tasks)
-    found = batched_meta_gradient(penalised)(params, tasks)
+    without = build_meta_gradient(plain)(params, tasks)
+    found = build_meta_gradient(penalised)(params, tasks)
     assert_same(found.mean, {k: without.mean[k] + 0.7 * params[k] for k in params})
     assert_same(found.penalty, 0.35 * matrix(params).square().sum())
     assert float(without.penalty) == 0
@@ -257,7 +257,7 @@ def test_the_update_ratio_is_the_move_over_the_place() -> None:
     algorithm = Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 2, 2, None)
     settings = TrainConfig(steps=1, tasks=3, log_every=1, eval_every=100, checkpoint_every=100)
     trainer = replace(trainer_of(algorithm, settings=settings), measures=StepMeasures(algorithm, 3, None))
-    state, recorder = trainer.start(), Recorder()
+    state, recorder = trainer.start(), RecordingObserver()
     before = matrix(state.params).clone()
     train(trainer, state, recorder)
     moved = float((matrix(state.params) - before).norm() / before.norm())
@@ -268,7 +268,7 @@ def test_validation_checkpoints_and_logs_come_when_they_are_due_and_at_the_end()
     """7 steps: logs every 2 (2 4 6 and the last), validation every 3 (3 6 7), checkpoints every 5 (5 7)."""
     settings = TrainConfig(steps=7, tasks=2, log_every=2, eval_every=3, checkpoint_every=5)
     trainer = trainer_of(Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 1, 1, None), settings=settings)
-    state, recorder = trainer.start(), Recorder()
+    state, recorder = trainer.start(), RecordingObserver()
     train(trainer, state, recorder)
     assert list(recorder.values) == [2, 4, 6, 7]
     happened = {
@@ -282,7 +282,7 @@ def test_validation_checkpoints_and_logs_come_when_they_are_due_and_at_the_end()
 
 def test_a_request_to_stop_ends_after_the_step_at_hand_with_a_checkpoint() -> None:
     trainer = trainer_of(Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 1, 1, None))
-    state, recorder = trainer.start(), Recorder(stop_after=2)
+    state, recorder = trainer.start(), RecordingObserver(stop_after=2)
     assert train(trainer, state, recorder) == "interrupted"
     assert state.step == 2
     assert recorder.events[-1] == ("checkpoint", 2)
@@ -294,9 +294,9 @@ def test_two_sittings_end_in_the_bits_of_one() -> None:
         Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 1, 1, None), optim=OptimConfig(lr=0.1, schedule="cosine")
     )
     whole, parts = trainer.start(), trainer.start()
-    train(trainer, whole, Recorder())
-    train(trainer, parts, Recorder(stop_after=2))
-    train(trainer, parts, Recorder())
+    train(trainer, whole, RecordingObserver())
+    train(trainer, parts, RecordingObserver(stop_after=2))
+    train(trainer, parts, RecordingObserver())
     assert whole.step == parts.step == 4
     assert all(torch.equal(whole.params[k], parts.params[k]) for k in whole.params)
 
@@ -368,7 +368,7 @@ def test_a_non_finite_step_stops_the_run_before_the_parameters_move(part: str, v
     """Step 2 of 0 .. 3 is bad in task 1 of 3: steps 0 and 1 were taken, and nothing after."""
     optim = OptimConfig(lr=0.1, schedule="linear")
     trainer = trainer_of(Averaging(), Poisoned(MODEL, part, value), optim=optim, seed=7)
-    state, recorder = trainer.start(), Recorder()
+    state, recorder = trainer.start(), RecordingObserver()
     with pytest.raises(NonFinite, match=r"step 2, task 1, seed 7$"):
         train(trainer, state, recorder)
     assert state.step == 2
@@ -382,7 +382,7 @@ def test_a_non_finite_step_is_skipped_and_counted_on_request(part: str, value: f
     optim = OptimConfig(lr=0.1, schedule="linear")
     settings = TrainConfig(4, 3, log_every=1, eval_every=100, checkpoint_every=100, on_nonfinite="skip")
     trainer = trainer_of(Averaging(), Poisoned(MODEL, part, value), settings, optim, seed=7)
-    state, recorder = trainer.start(), Recorder()
+    state, recorder = trainer.start(), RecordingObserver()
     assert train(trainer, state, recorder) == "completed"
     assert state.step == 4
     assert_same(state.params, reference_after((0, 1, 3), optim))
@@ -394,7 +394,7 @@ def test_a_non_finite_step_is_skipped_and_counted_on_request(part: str, value: f
 def test_the_message_counts_the_other_culprits() -> None:
     dataset = Poisoned(MODEL, tasks=(0, 2))
     with pytest.raises(NonFinite, match=r"step 2, task 0, seed 0 \(and 1 more of 3 tasks\)$"):
-        train(trainer_of(Averaging(), dataset), trainer_of(Averaging()).start(), Recorder())
+        train(trainer_of(Averaging(), dataset), trainer_of(Averaging()).start(), RecordingObserver())
 
 
 @dataclass(frozen=True)
@@ -413,5 +413,5 @@ def test_a_regularizer_without_a_finite_gradient_is_refused_too() -> None:
     state = trainer.start()
     state.params["w"].zero_()
     with pytest.raises(NonFinite):
-        train(trainer, state, Recorder())
+        train(trainer, state, RecordingObserver())
     assert torch.equal(state.params["w"], torch.zeros(3, 1).double())

@@ -20,7 +20,7 @@ from metarun.errors import SettingError
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.training.experiment import assemble
-from metarun.training.memory import MARGIN, MB, budget, fitted, how_many, peak_bytes, task_bytes, total_bytes
+from metarun.training.memory import MARGIN, MB, budget, count_fitting, fit_chunk, peak_bytes, task_bytes, total_bytes
 from metarun.types import Algorithm, Batch, EpisodeSpec, Task
 
 CPU = torch.device("cpu")
@@ -110,7 +110,7 @@ def test_the_estimate_is_within_a_factor_of_two_of_what_is_allocated(name: str, 
 
 @pytest.mark.parametrize(("room", "fits"), [(99, 0), (100, 1), (249, 1), (250, 2), (1260, 10)])
 def test_one_task_fits_as_it_is_and_several_with_a_margin(room: int, fits: int) -> None:
-    assert how_many(room, 100) == fits
+    assert count_fitting(room, 100) == fits
 
 
 def test_the_budget_is_what_is_set_or_half_of_the_machine() -> None:
@@ -127,7 +127,7 @@ def test_a_small_budget_makes_smaller_chunks_and_says_so(caplog: pytest.LogCaptu
         limit = int(kept + 1.01 * MARGIN * tasks * one)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            placed = fitted(free, limit, algorithm, params, images(1), 16, SPEC)
+            placed = fit_chunk(free, limit, algorithm, params, images(1), 16, SPEC)
         assert min(placed.chunk(SPEC, (1, 16, 16)) or 16, 16) == chunk
         assert placed.evaluation_chunk(SPEC._replace(queries=8), (1, 16, 16)) in (1, max(1, chunk // 3), 11)
         assert len(caplog.messages) == int(chunk < 16)
@@ -135,7 +135,7 @@ def test_a_small_budget_makes_smaller_chunks_and_says_so(caplog: pytest.LogCaptu
         assert tasks < 1 or peak_bytes(step, params, images(16)) <= limit
     assert "one task alone takes about" in caplog.messages[0]
     fixed = Placement(CPU, torch.float32, 7, False)
-    assert fitted(fixed, 1, algorithm, params, images(1), 16, SPEC) is fixed
+    assert fit_chunk(fixed, 1, algorithm, params, images(1), 16, SPEC) is fixed
 
 
 def test_a_run_keeps_to_the_memory_that_is_set() -> None:

@@ -47,7 +47,7 @@ from metarun.report.swept import sweep_text
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.sweep_records import read_job, read_sweep
 from metarun.training import checkpoint
-from metarun.training.recorder import Session
+from metarun.training.recorder import Recorder
 from metarun.training.run import State
 
 assert CHECKS
@@ -373,7 +373,7 @@ def test_real_processes(tmp_path: Path, words: list[str]) -> None:
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
-    assert Session
+    assert Recorder
 
 
 def test_an_error_that_nobody_foresaw_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

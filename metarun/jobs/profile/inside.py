@@ -18,8 +18,8 @@ from metarun.jobs.profile.marks import Loop, marked_loop, region, regions_of
 from metarun.jobs.profile.parts import Group, Part, groups, kind_of, part_of, parts
 from metarun.jobs.profile.phases import never_logging
 from metarun.jobs.profile.trace import ROOT, Event, device_times, host_events, memory_peak, read_trace, spent_in
-from metarun.training.meta_gradient import MetaGradient, batched_meta_gradient
-from metarun.training.run import State, Trainer, Watcher
+from metarun.training.meta_gradient import MetaGradient, build_meta_gradient
+from metarun.training.run import Observer, State, Trainer
 
 TRACE = "trace.json.gz"
 STEPS = 2
@@ -39,15 +39,15 @@ class Inside(NamedTuple):
 def inside_of(
     trainer: Trainer,
     state: State,
-    watcher: Watcher,
+    observer: Observer,
     compiled: Callable[..., MetaGradient] | None,
     folder: Path | None,
 ) -> Inside:
     """Trace some steps; the trace stays in `folder`. A compiled meta-gradient is one region: it has no parts."""
-    meta_gradient = compiled or batched_meta_gradient(
+    meta_gradient = compiled or build_meta_gradient(
         dataclasses.replace(trainer, algorithm=regions_of(trainer.algorithm))
     )
-    loop = marked_loop(never_logging(trainer), state, meta_gradient, watcher, region)
+    loop = marked_loop(never_logging(trainer), state, meta_gradient, observer, region)
     with tempfile.TemporaryDirectory() as scratch:
         path = (folder or Path(scratch)) / TRACE
         traced(loop, trainer.placement.device, path)

@@ -30,12 +30,12 @@ from metarun.jobs.profile.phases import NOT_TRAINING, Phase, loop_phases, outsid
 from metarun.jobs.profile.table import show
 from metarun.jobs.result import Result
 from metarun.jobs.summary import versions
-from metarun.jobs.train import watched
+from metarun.jobs.train import build_alarms
 from metarun.storage.loggers.jsonl import JsonLines
 from metarun.storage.run_folder import RunFolder
 from metarun.training.experiment import Experiment, assemble, option_name
-from metarun.training.meta_gradient import MetaGradient, batched_meta_gradient
-from metarun.training.recorder import Session
+from metarun.training.meta_gradient import MetaGradient, build_meta_gradient
+from metarun.training.recorder import Recorder
 from metarun.training.run import State, Trainer
 
 
@@ -51,14 +51,14 @@ def profile_job(config: Config, record: RunFolder) -> Result:
 
 
 @contextlib.contextmanager
-def training(experiment: Experiment, record: RunFolder) -> Iterator[tuple[State, Session]]:
+def training(experiment: Experiment, record: RunFolder) -> Iterator[tuple[State, Recorder]]:
     """A run's state, and the session that keeps its record: on the disk of the folder, but gone afterwards."""
     settings = experiment.config.train
     with tempfile.TemporaryDirectory(dir=record.path, prefix="scratch-") as scratch:
         folder = RunFolder(Path(scratch))
         folder.last.parent.mkdir()
         sink = JsonLines(folder.path)
-        session = Session(folder, [sink], settings.steps, settings.tasks, watched(experiment, folder))
+        session = Recorder(folder, [sink], settings.steps, settings.tasks, build_alarms(experiment, folder))
         sink.start({})
         try:
             yield experiment.trainer().start(), session
@@ -66,10 +66,10 @@ def training(experiment: Experiment, record: RunFolder) -> Iterator[tuple[State,
             sink.finish({})
 
 
-def profiled(experiment: Experiment, state: State, session: Session, record: RunFolder) -> dict[str, Any]:
+def profiled(experiment: Experiment, state: State, session: Recorder, record: RunFolder) -> dict[str, Any]:
     """All that profile.json holds."""
     settings, trainer = experiment.config.profile, experiment.trainer()
-    plain = batched_meta_gradient(trainer)
+    plain = build_meta_gradient(trainer)
     compiles_it = compiles(trainer.placement, state.params, trainer.settings.steps)
     used = compiled(plain, trainer.placement, state.params) if compiles_it else plain
     first = warmed_up(lambda: gradient_at(trainer, state, used), settings.warmup)

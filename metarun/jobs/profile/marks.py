@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from torch.profiler import record_function
 
 from metarun.training.loop import MetaGradient, outer_step
-from metarun.training.run import State, Trainer, Watcher
+from metarun.training.run import Observer, State, Trainer
 from metarun.types import Algorithm
 
 Value = TypeVar("Value")
@@ -93,14 +93,14 @@ class Loop:
     trainer: Trainer
     state: State
     meta_gradient: Callable[..., MetaGradient]
-    watcher: Watcher
+    observer: Observer
 
     def step(self) -> None:
-        outer_step(self.trainer, self.state, self.meta_gradient, self.watcher)
+        outer_step(self.trainer, self.state, self.meta_gradient, self.observer)
 
 
 def marked_loop(
-    trainer: Trainer, state: State, meta_gradient: Callable[..., MetaGradient], watcher: Watcher, mark: Mark
+    trainer: Trainer, state: State, meta_gradient: Callable[..., MetaGradient], observer: Observer, mark: Mark
 ) -> Loop:
     """The loop of these objects. Its state is one of its own, whose tensors and moments are those of `state`."""
     parts: dict[str, Any] = {
@@ -113,6 +113,6 @@ def marked_loop(
     optimizer = marked(state.optimizer, {"step": OPTIMIZER, "zero_grad": OPTIMIZER}, mark)
     own, watched = (
         replace(state, optimizer=optimizer),
-        marked(watcher, {"trained": RECORDS, "checkpoint": CHECKPOINT}, mark),
+        marked(observer, {"on_log": RECORDS, "save_checkpoint": CHECKPOINT}, mark),
     )
     return Loop(replace(trainer, **parts), own, inside(meta_gradient, META, mark), watched)

@@ -29,7 +29,7 @@ from metarun.jobs.profile.marks import (
     marked_loop,
 )
 from metarun.training.loop import MetaGradient
-from metarun.training.run import State, Trainer, Watcher
+from metarun.training.run import Observer, State, Trainer
 
 REST, VALIDATION, PROBES = "rest of the step", "validation", "probes"
 EVERY_STEP = (SAMPLING, TRANSFER, META, OPTIMIZER, PROXIMAL, REST)
@@ -87,15 +87,15 @@ class Stopwatch:
 
 
 def loop_phases(
-    trainer: Trainer, state: State, meta_gradient: Callable[..., MetaGradient], watcher: Watcher, steps: int
+    trainer: Trainer, state: State, meta_gradient: Callable[..., MetaGradient], observer: Observer, steps: int
 ) -> list[Phase]:
     """Every phase of a run with these settings; trains `state` on by a few steps."""
     watch = Stopwatch(trainer.placement.device)
-    loop = marked_loop(never_logging(trainer), state, meta_gradient, watcher, watch)
+    loop = marked_loop(never_logging(trainer), state, meta_gradient, observer, watch)
     plain = laps(watch, loop, steps, LONG_ENOUGH)
     found = [Phase(name, (_mean if name in BURSTS else _median)(plain, name), 1) for name in EVERY_STEP]
     found += _logged(loop, watch, trainer, min(steps, LOGGED_STEPS), found[-1].seconds)
-    found += _occasional(trainer, state, watcher, watch)
+    found += _occasional(trainer, state, observer, watch)
     return [phase for phase in found if phase.seconds > 0]
 
 
@@ -115,12 +115,12 @@ def _logged(loop: Loop, watch: Stopwatch, trainer: Trainer, steps: int, plain_re
     return [Phase(MEASURES, measures, every), Phase(RECORDS, _median(logged, RECORDS), every)]
 
 
-def _occasional(trainer: Trainer, state: State, watcher: Watcher, watch: Stopwatch) -> list[Phase]:
+def _occasional(trainer: Trainer, state: State, observer: Observer, watch: Stopwatch) -> list[Phase]:
     """Validation and probes once (they are long), checkpoints a few times."""
     settings, probe = trainer.settings, trainer.probe
     validation = watch.lap(lambda: trainer.validate(state.params))[REST]
     probing = watch.lap(lambda: probe(state.params))[REST] if probe else 0.0
-    saving = [watch.lap(lambda: watcher.checkpoint(state)) for _ in range(CHECKPOINTS)]
+    saving = [watch.lap(lambda: observer.save_checkpoint(state)) for _ in range(CHECKPOINTS)]
     return [
         Phase(CHECKPOINT, _median(saving, REST), settings.checkpoint_every),
         Phase(VALIDATION, validation, settings.eval_every),
