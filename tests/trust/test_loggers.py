@@ -136,9 +136,9 @@ def test_what_does_not_fit_is_counted(impatient: None, monkeypatch: pytest.Monke
 def test_a_run_with_a_broken_logger_has_the_numbers_of_one_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "logger_sink", lambda config, folder: None)
+    monkeypatch.setattr(train, "build_logger", lambda config, folder: None)
     metarun.run(metarun.compose([*TINY]), tmp_path / "without")
-    monkeypatch.setattr(train, "logger_sink", lambda config, folder: Strange("log", raising(OSError("away"))))
+    monkeypatch.setattr(train, "build_logger", lambda config, folder: Strange("log", raising(OSError("away"))))
     result = metarun.run(metarun.compose([*TINY, f"logger={name}"]), tmp_path / "with")
     assert result.status == "completed"
     metrics = [(tmp_path / which / "metrics.jsonl").read_bytes() for which in ("without", "with")]
