@@ -22,7 +22,7 @@ CUTS = (0, 1, 100, 5000, 20000, -1)
 def without_last_word(run: Path) -> tuple[Path, str, str]:
     """The last checkpoint, and the digests of what it holds and of what its predecessor does."""
     last = run / "checkpoints/last.pt"
-    return last, digest(load(last)), digest(load(checkpoint.previous(last)))
+    return last, digest(load(last)), digest(load(checkpoint.previous_checkpoint(last)))
 
 
 def test_no_flipped_bit_in_a_checkpoint_goes_unnoticed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +83,7 @@ def test_a_checkpoint_of_a_later_format_is_refused_and_not_passed_over(run: Path
 def test_a_file_of_another_program_is_no_checkpoint(foreign: object, run: Path) -> None:
     last = run / "checkpoints/last.pt"
     torch.save(foreign, last)
-    checkpoint.previous(last).unlink()
+    checkpoint.previous_checkpoint(last).unlink()
     with pytest.raises(metarun.UserError, match=r"last\.pt is no checkpoint of metarun, last\.pt\.previous is missing"):
         load(last)
 
@@ -146,4 +146,4 @@ def test_a_run_tested_with_the_predecessor_of_its_best_checkpoint_says_which_tha
     (run.path / "summary.json").unlink()
     result = here(run.path, resume=True)
     assert "best.pt is damaged" in capsys.readouterr().err
-    assert result.summary["best_step"] == load(checkpoint.previous(run.best))["step"]
+    assert result.summary["best_step"] == load(checkpoint.previous_checkpoint(run.best))["step"]

@@ -349,5 +349,5 @@ def test_a_checkpoint_with_a_changed_byte_is_damaged(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(torch.ones(1).numpy().tobytes() * 64) + 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="a check sum is wrong"):
+    with pytest.raises(UserError, match="a checksum is wrong"):
         checkpoint.load(path)

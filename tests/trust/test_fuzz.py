@@ -272,7 +272,7 @@ def test_checkpoints(here: Path, damage: Any, key: str, value: Any) -> None:
     whole.optimizer.param_groups[0]["params"][0].grad = torch.ones(2, 2)
     whole.optimizer.step()
     checkpoint.save(path, whole)
-    checkpoint.previous(path).unlink(missing_ok=True)
+    checkpoint.previous_checkpoint(path).unlink(missing_ok=True)
     if key:
         stored = torch.load(path, weights_only=True)
         with contextlib.suppress(Exception):  # what torch cannot store
