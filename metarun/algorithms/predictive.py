@@ -22,7 +22,7 @@ from torch import Tensor
 
 from metarun.algorithms.losses import log_density
 from metarun.compute import random
-from metarun.data.gp_posterior import LEVELS
+from metarun.data.gp import LEVELS
 from metarun.types import Metrics
 
 TEST_STEP = 2**42

@@ -16,11 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metarun.config.components import construct
-from metarun.data.changes import ImageChange
-from metarun.data.image_data import ImageData
-from metarun.data.images import Index
+from metarun.data.images import ImageData, Index
 from metarun.data.pool import TaskPool
-from metarun.data.shifts import ChangedImages, Episodes, Shifted, WithinGroups, by_group, with_test_classes
+from metarun.data.shifts import ChangedImages, Episodes, ImageChange, Shifted, WithinGroups, by_group, with_test_classes
 from metarun.errors import SettingError, UserError, nearest, require
 from metarun.training.experiment import EPISODE_SIZE, Experiment, build_dataset, build_learner
 from metarun.types import Dataset, EpisodeSpec

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from metarun.compute.random import choose, pixel_bits
-from metarun.data.image_data import ImageData
+from metarun.data.images import ImageData
 from metarun.data.omniglot import omniglot
 from metarun.errors import require
 from metarun.types import Batch, EpisodeSpec, Kind, Split, Task

@@ -1,20 +1,33 @@
-"""Image data sets: one uint8 tensor sorted by class, and episodes gathered from it."""
+"""Image data sets: one uint8 tensor sorted by class, and episodes gathered from it.
+
+What every image data set is once its files are known: episodes of a table's classes, by split.
+
+`omniglot.py` and `folder.py` are functions that fill one in. Nothing is read before the first episode is asked for.
+
+A picture of episodes, for the eye: one row per class, support images on the left, queries on the right.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from metarun.compute.random import Bits, choose, random_bits, uniform
-from metarun.errors import require
-from metarun.types import Batch, EpisodeSpec, Split, Task
+from metarun.data.augment import Augmentation
+from metarun.data.pixels import Pixels
+from metarun.data.torchvision import load_torchvision
+from metarun.errors import SettingError, UserError, require
+from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
 
 Index = NDArray[np.intp]
 
@@ -108,3 +121,146 @@ def members_sha256(members: dict[str, list[str]]) -> str:
     """The hash of a split: which class names each part holds, whatever their order."""
     text = "\n".join(f"{split}:{name}" for split in sorted(members) for name in sorted(members[split]))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+EPISODES_SHOWN = 3
+ROTATIONS = ("classes", "train", "task", "none")
+
+
+class Source(NamedTuple):
+    """The images of a data set, decoded, and which classes each split has."""
+
+    table: ImageTable
+    splits: dict[Split, Index]
+    split: str  # what the split is called
+    notes: dict[str, Any]  # more that belongs beside a number
+    cache: Path  # where the decoded images lie
+
+
+@dataclass(frozen=True)
+class ImageData:
+    pixels: Pixels
+    rotations: str
+    augmentation: Augmentation
+    load: Callable[[bool], Source]  # whether to verify the cache -> the images
+
+    kind: ClassVar[Kind] = "classification"
+
+    def __post_init__(self) -> None:
+        require(self.rotations in ROTATIONS, "rotations", self.rotations, "choices: " + ", ".join(ROTATIONS))
+        crop = self.augmentation.crop
+        require(crop < self.pixels.size, "crop", crop, f"must be below data.image_size={self.pixels.size}")
+
+    def input_shape(self) -> tuple[int, ...]:
+        return self.pixels.shape
+
+    def outputs(self, ways: int) -> int:
+        return ways
+
+    def check(self, split: Split, spec: EpisodeSpec) -> None:
+        self._episodes[split].check(spec, split)
+
+    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        """Images as float32, changed at random in training if that is asked for, then normalised."""
+        drawn = self._episodes[split].draw(split, seed, step, tasks, spec)
+        if split != "train" or not self.augmentation.active:
+            return Task(*(Batch(self.pixels.to_inputs(b.x), b.y) for b in drawn))
+        changed = (self.augmentation(b.x / 255, seed, step, tasks, part) for part, b in enumerate(drawn))
+        return Task(*(Batch(self.pixels.normalised(x), b.y) for x, b in zip(changed, drawn, strict=True)))
+
+    def reference_inputs(self, count: int) -> Tensor:
+        """One image of each of `count` training classes (or several where there are fewer), drawn with seed 0 apart
+        from every training episode, and never augmented."""
+        episodes = self._episodes["train"]
+        ways = min(count, len(episodes.classes))
+        shots = min(-(-count // ways), episodes.fewest())
+        drawn = episodes.draw("train", 0, 2**63, range(1), EpisodeSpec(ways, shots, queries=0))
+        return self.pixels.to_inputs(drawn.support.x[0][:count])
+
+    def facts(self) -> dict[str, Any]:
+        pixels = self.pixels
+        return {
+            "split": self.source.split,
+            "split_sha256": members_sha256(self.members),
+            "classes": {split: len(e.classes) for split, e in self._episodes.items()},
+            "images_are": str(pixels),
+            "rotations": self.rotations,
+            "image_size": pixels.size,
+            "channels": pixels.channels,
+            "resize": pixels.resize,
+            "fit": pixels.fit,
+            "normalize": pixels.normalize,
+            **self.source.notes,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What the data set holds, after summing the decoded images again."""
+        source = self._loaded(verify=True)
+        counts = {split: source.table.counts[ids] for split, ids in source.splits.items()}
+        return self.facts() | {
+            "parts": {
+                s: {"classes": len(c), "images": int(c.sum()), "fewest": int(c.min()), "most": int(c.max())}
+                for s, c in counts.items()
+            },
+            "cache": str(source.cache),
+            "cache_mb": source.cache.stat().st_size / 2**20,
+        }
+
+    def contact_sheet(self, spec: EpisodeSpec) -> Image.Image:
+        """A picture of the first training episodes, as they are trained on."""
+        self.check("train", spec)
+        return draw_contact_sheet(self.episodes("train", 0, 0, range(EPISODES_SHOWN), spec), spec, self.pixels)
+
+    @functools.cached_property
+    def members(self) -> dict[str, list[str]]:
+        """The class names of each split."""
+        return {split: [self.source.table.names[i] for i in ids] for split, ids in self.source.splits.items()}
+
+    @functools.cached_property
+    def source(self) -> Source:
+        return self._loaded(verify=False)
+
+    def _loaded(self, verify: bool) -> Source:
+        try:
+            return self.load(verify)
+        except SettingError as error:  # complete: what asks for images does not know whose keys these are
+            raise UserError(str(error.under("data"))) from error
+
+    @functools.cached_property
+    def _episodes(self) -> dict[Split, ImageEpisodes]:
+        table, splits = self.source.table, self.source.splits
+        return {s: ImageEpisodes(table, variants(ids, len(table.names), self._turned(s))) for s, ids in splits.items()}
+
+    def _turned(self, split: Split) -> str:
+        """The rotations of a split: `train` turns the training classes alone."""
+        if self.rotations != "train":
+            return self.rotations
+        return "classes" if split == "train" else "none"
+
+
+QUERIES = 8  # shown of each class
+GAP = 12  # pixels between support and query, and between episodes
+LINE = 2  # pixels between images
+SMALLEST = 42  # pixels that an image is shown with at least
+
+
+def draw_contact_sheet(episodes: Task, spec: EpisodeSpec, pixels: Pixels) -> Image.Image:
+    """Episodes [T, ...] below each other, each image as the network gets it but for its normalisation."""
+    sheets = []
+    for t in range(len(episodes.support.x)):
+        parts = [Batch(b.x[t], b.y[t]) for b in episodes]
+        columns = (spec.shots, min(spec.queries, QUERIES))
+        grids = [_grid(part, pixels, spec.ways, count) for part, count in zip(parts, columns, strict=True)]
+        height = grids[0].shape[1]
+        sheets.append(torch.cat([grids[0], torch.full((3, height, GAP), 255, dtype=torch.uint8), grids[1]], 2))
+    gap = torch.full((3, GAP, sheets[0].shape[2]), 255, dtype=torch.uint8)
+    rows = [part for sheet in sheets for part in (sheet, gap)][:-1]
+    return Image.fromarray(torch.cat(rows, 1).permute(1, 2, 0).numpy())
+
+
+def _grid(batch: Batch, pixels: Pixels, ways: int, columns: int) -> Tensor:
+    """`columns` images of each class, class n in row n; rows of the batch are ordered shot by shot."""
+    shown = batch.x.unflatten(0, (-1, ways))[:columns].transpose(0, 1).flatten(0, 1)
+    scale = -(-SMALLEST // pixels.size)
+    images = pixels.to_bytes(shown).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return load_torchvision().utils.make_grid(images, nrow=columns, padding=LINE, pad_value=255)

@@ -7,7 +7,7 @@ r"""A point that walks to an unknown goal (Rakelly et al. 2019, arXiv 1903.08254
                      -d                            is learned from by actor and critics in training, as published
 
 The first `train_goals` of them are the training tasks, then `val_goals`, then `test_goals`. The published code has 80
-training and 20 test goals, and none to choose a step by. walks.py says what episodes are.
+training and 20 test goals, and none to choose a step by. control.py says what episodes are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from metarun.compute.random import Bits, normal, random_bits
-from metarun.data import walks
+from metarun.data import control
 from metarun.errors import require
 from metarun.types import EpisodeSpec, Kind, Metrics, Split, Task
 
@@ -49,7 +49,7 @@ class PointRobot:
 
     def __post_init__(self) -> None:
         require(self.reward in REWARDS, "reward", self.reward, "choices: " + ", ".join(REWARDS))
-        walks.check_counts(self)
+        control.check_counts(self)
         require(0 < self.goal_radius < math.inf, "goal_radius", self.goal_radius, "must be above 0 and finite")
 
     def input_shape(self) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ class PointRobot:
         """Any number of trajectories can be walked."""
 
     def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
-        return walks.episodes(self, self.tasks(split), split, seed, step, tasks, spec)
+        return control.episodes(self, self.tasks(split), split, seed, step, tasks, spec)
 
     def reference_inputs(self, count: int) -> Tensor:
         """States around the goals."""
@@ -72,7 +72,7 @@ class PointRobot:
 
     def facts(self) -> dict[str, Any]:
         goals = {f"{split}_goals": getattr(self, f"{split}_goals") for split in ("train", "val", "test")}
-        hashed = walks.digest(self._split_goals)
+        hashed = control.digest(self._split_goals)
         return {"split": "half circle", "split_sha256": hashed, "reward": self.reward, "horizon": self.horizon, **goals}
 
     def idle_return(self) -> float:
@@ -114,7 +114,7 @@ class PointRobot:
 
     def tasks(self, split: Split) -> Tensor:
         """Rows y of a split's tasks, [n, 3]: the goal and its number."""
-        return walks.numbered(self._split_goals[split])
+        return control.numbered(self._split_goals[split])
 
     @functools.cached_property
     def _split_goals(self) -> dict[Split, Tensor]:
@@ -122,4 +122,4 @@ class PointRobot:
         order = np.argsort(random_bits("train", self.goal_seed, GOAL_STREAM, range(sum(counts)), 1)[:, 0])
         angles = np.linspace(0, np.pi, sum(counts))[order]
         goals = torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
-        return walks.shared_out(goals, counts)
+        return control.shared_out(goals, counts)

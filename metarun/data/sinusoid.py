@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from metarun.compute.random import Bits, bits_of_steps, normal, uniform
-from metarun.data.ahead import Ahead
+from metarun.data.prefetch import Ahead
 from metarun.errors import require
 from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
 

@@ -20,7 +20,7 @@ import numpy as np
 from metarun.compute.random import SPLITS, choose, random_bits
 from metarun.data.files import user_path
 from metarun.data.images import Index
-from metarun.data.ravi import RAVI
+from metarun.data.miniimagenet import RAVI
 from metarun.errors import SettingError, UserError, one_line, require
 from metarun.types import Split
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from metarun.compute.device import Placement, make_placement
 from metarun.config.from_run import source_run
 from metarun.config.schema import Config
-from metarun.data.loose import Examples, Pictures, read_examples, read_pictures
+from metarun.data.folder import Examples, Pictures, read_examples, read_pictures
 from metarun.errors import SettingError, UserError
 from metarun.jobs.result import Result
 from metarun.regularizers.build import build_regularization

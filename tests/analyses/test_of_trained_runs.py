@@ -22,11 +22,18 @@ from metarun.analyses.support_resampling import SupportResampling, resampled
 from metarun.config.catalogue import conf_folder
 from metarun.config.components import build
 from metarun.data.augment import Augmentation
-from metarun.data.changes import ImageChange, blurred, turned
-from metarun.data.image_data import ImageData, Source
-from metarun.data.images import ImageTable
+from metarun.data.images import ImageData, ImageTable, Source
 from metarun.data.pixels import Pixels
-from metarun.data.shifts import ChangedImages, Shifted, WithinGroups, by_group, with_test_classes
+from metarun.data.shifts import (
+    ChangedImages,
+    ImageChange,
+    Shifted,
+    WithinGroups,
+    blurred,
+    by_group,
+    turned,
+    with_test_classes,
+)
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import SettingError, UserError
 from metarun.statistics.nested import nested_components

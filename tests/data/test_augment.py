@@ -17,8 +17,7 @@ from torch import Tensor
 from metarun.compute.random import SPLITS, augmentation_bits, random_bits, uniform
 from metarun.data import augment
 from metarun.data.augment import WORDS, Augmentation
-from metarun.data.image_data import ImageData, Source
-from metarun.data.images import ImageTable
+from metarun.data.images import ImageData, ImageTable, Source
 from metarun.data.pixels import Pixels
 from metarun.errors import SettingError
 from metarun.types import EpisodeSpec, Task

@@ -18,8 +18,7 @@ import metarun
 from metarun.compute.device import Placement
 from metarun.data.augment import Augmentation
 from metarun.data.completion import GAP, SCALE, SHOWN, UNKNOWN, Completion
-from metarun.data.image_data import ImageData, Source
-from metarun.data.images import ImageTable
+from metarun.data.images import ImageData, ImageTable, Source
 from metarun.data.pixels import Pixels
 from metarun.errors import SettingError
 from metarun.report import pictures

@@ -45,10 +45,9 @@ from helpers.image_files import KINDS, Contents, as_folder, as_tar, as_zip, png,
 from PIL import Image
 
 from metarun.data.folder import image_folder
-from metarun.data.image_data import ImageData
-from metarun.data.images import members_sha256
+from metarun.data.images import ImageData, members_sha256
+from metarun.data.miniimagenet import RAVI
 from metarun.data.pixels import Pixels
-from metarun.data.ravi import RAVI
 from metarun.errors import SettingError
 from metarun.types import EpisodeSpec, Split
 

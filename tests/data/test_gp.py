@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
 
-from metarun.data.gp import GaussianProcess
-from metarun.data.gp_posterior import Kernel
+from metarun.data.gp import GaussianProcess, Kernel
 from metarun.errors import SettingError
 from metarun.types import EpisodeSpec
 

@@ -25,11 +25,9 @@ import torch
 from PIL import Image
 
 import metarun
-from metarun.data import omniglot_files
 from metarun.data.decoding import write_images
 from metarun.data.files import LARGEST
-from metarun.data.image_data import ImageData
-from metarun.data.images import members_sha256
+from metarun.data.images import ImageData, members_sha256
 from metarun.data.omniglot import TEST_ALPHABETS, TEST_CHARACTERS, VAL_ALPHABETS
 from metarun.data.omniglot import omniglot as from_settings
 from metarun.data.pixels import Pixels
@@ -164,7 +162,7 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the miniature pass for a complete copy."""
-    monkeypatch.setattr(omniglot_files, "COUNT", len(miniature()))
+    monkeypatch.setattr("metarun.data.omniglot.COUNT", len(miniature()))
 
 
 # Finding it

@@ -14,7 +14,7 @@ from helpers.image_files import attempt, refusal
 
 from metarun.compute.random import SPLITS
 from metarun.data.images import Index, members_sha256
-from metarun.data.ravi import RAVI
+from metarun.data.miniimagenet import RAVI
 from metarun.data.splits import SplitSettings, check_split, fewer_training_classes, split_classes
 from metarun.errors import SettingError
 from metarun.types import Split

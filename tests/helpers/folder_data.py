@@ -15,8 +15,7 @@ import yaml
 
 from helpers.image_files import Contents, png
 from metarun.data.folder import image_folder
-from metarun.data.image_data import ImageData
-from metarun.data.images import members_sha256
+from metarun.data.images import ImageData, members_sha256
 from metarun.types import EpisodeSpec, Split, Task
 
 CONF = Path(__file__).resolve().parents[2] / "conf/data"

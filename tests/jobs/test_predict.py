@@ -13,7 +13,7 @@ from helpers.colours import SIDE, class_folders, picture
 
 import metarun
 from metarun.config.schema import Config
-from metarun.data.loose import read_examples
+from metarun.data.folder import read_examples
 from metarun.data.pixels import Pixels
 from metarun.errors import UserError
 from metarun.jobs.result import Result

@@ -24,7 +24,7 @@ from metarun.config import catalogue, components
 from metarun.config.from_run import reuse_settings
 from metarun.data.cache import Decoded, cached_images
 from metarun.data.files import open_files
-from metarun.data.pickles import HarmlessUnpickler, pickled
+from metarun.data.miniimagenet import HarmlessUnpickler, pickled
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import SettingError, UserError
 from metarun.report.read import read_run

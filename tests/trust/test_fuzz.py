@@ -38,7 +38,7 @@ from metarun.config.from_run import reuse_settings
 from metarun.config.schema import check
 from metarun.data.files import open_files
 from metarun.data.layouts import recognise
-from metarun.data.pickles import pickled
+from metarun.data.miniimagenet import pickled
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import UserError
 from metarun.regularizers.build import build_regularization

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metarun.compute.random import bits_of_steps, random_bits
-from metarun.data.ahead import AHEAD
+from metarun.data.prefetch import AHEAD
 from metarun.data.sinusoid import Sinusoid
 from metarun.types import EpisodeSpec, Task
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from helpers.image_files import attempt, in_memory, refusal
 
-from metarun.data.pickles import pickled
+from metarun.data.miniimagenet import pickled
 
 NAME = "mini-imagenet-cache-{}.pkl"
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
