@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.results import DOCS, RECORDS, load
-from metarun.report.card import card
-from metarun.report.read import read_run
-from metarun.report.table import Table, to_markdown
+from metarun.report.page.card import card
+from metarun.report.read.runs import read_run
+from metarun.report.tables.table import Table, to_markdown
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 

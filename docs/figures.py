@@ -24,9 +24,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from metarun.report import pictures
-from metarun.report.distributions import draw_task, keep_in_view
-from metarun.report.read import read_run
+from metarun.report.figures import pictures
+from metarun.report.figures.distributions import draw_task, keep_in_view
+from metarun.report.read.runs import read_run
 
 IMAGES = Path(__file__).parent / "img"
 # Okabe and Ito's colours, told apart by colour-blind readers; markers tell the lines apart in print.

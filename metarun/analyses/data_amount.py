@@ -24,7 +24,7 @@ from metarun.analyses.data_amount_figure import draw_amounts
 from metarun.analyses.frame import Cell, Row
 from metarun.analyses.stability import Learned, comparable, learned
 from metarun.errors import SettingError, UserError, require
-from metarun.report.drawing import Drawing
+from metarun.report.figures.drawing import Drawing
 from metarun.statistics.intervals import t_interval
 from metarun.statistics.rate import fit_line
 from metarun.training.evaluation import mean_and_interval

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from metarun.analyses.figures import limit
-from metarun.report.drawing import COLOURS, GREY, Drawing, finish, panels
+from metarun.report.figures.drawing import COLOURS, GREY, Drawing, finish, panels
 from metarun.report.text import figure, scale_of, with_unit
 
 Rows = Sequence[dict[str, Any]]

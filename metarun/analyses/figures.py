@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from metarun.report.drawing import Drawing, spans_much
+from metarun.report.figures.drawing import Drawing, spans_much
 
 Map = tuple[str, Sequence[float], Sequence[Sequence[float | None]]]
 """What the rows are, their values, and the numbers [rows, columns]."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from metarun.analyses.context import Context
-from metarun.report.drawing import Drawing, style
+from metarun.report.figures.drawing import Drawing, style
 from metarun.storage.json_values import replace_nonfinite
 from metarun.storage.run_folder import RunFolder
 

@@ -20,7 +20,7 @@ from metarun.analyses.figures import heat_map
 from metarun.analyses.frame import Cell, Row
 from metarun.diagnostics.implicit import implicit_measures
 from metarun.diagnostics.probe_tasks import ProbeTasks
-from metarun.report.drawing import Drawing
+from metarun.report.figures.drawing import Drawing
 from metarun.training.evaluation import EPISODE_SEED
 from metarun.training.experiment import Experiment
 

@@ -39,7 +39,7 @@ from metarun.diagnostics.information import (
     views_information,
 )
 from metarun.errors import UserError, require
-from metarun.report.drawing import Drawing
+from metarun.report.figures.drawing import Drawing
 from metarun.training.evaluation import EPISODE_SEED, TASKS_PER_DRAW
 from metarun.training.experiment import Experiment, option_name
 from metarun.types import Algorithm, Batch, ContextLearner, EpisodeSpec, LatentLearner, Metrics, Params, Task

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from metarun.report.drawing import COLOURS, GREY, MARKERS, Drawing, finish, panels
+from metarun.report.figures.drawing import COLOURS, GREY, MARKERS, Drawing, finish, panels
 
 REPRESENTATION = (("representation", "InfoNCE, from below"),)
 LATENT = (

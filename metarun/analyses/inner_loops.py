@@ -33,7 +33,7 @@ from metarun.analyses.frame import Cell, Row
 from metarun.analyses.inner_loops_figure import draw_scatter, draw_variants
 from metarun.analyses.stability import change, curvature, gap, indices, last_record, learned
 from metarun.errors import UserError, nearest, require
-from metarun.report.drawing import Drawing
+from metarun.report.figures.drawing import Drawing
 from metarun.statistics.intervals import t_interval
 
 ANOTHER = 1000

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from metarun.report.drawing import COLOURS, GREY, Drawing, look, plain, spans_much
+from metarun.report.figures.drawing import COLOURS, GREY, Drawing, look, plain, spans_much
 from metarun.report.text import scale_of, with_unit
 
 Rows = Sequence[dict[str, Any]]

@@ -21,7 +21,7 @@ from metarun.analyses.frame import Cell, Row
 from metarun.analyses.replace_one_figure import draw_pools
 from metarun.analyses.stability import change, gap, indices, learned
 from metarun.errors import require
-from metarun.report.drawing import Drawing
+from metarun.report.figures.drawing import Drawing
 from metarun.statistics.intervals import t_interval
 
 AGAIN, SEED, REPLACED = "again", "seed", "replaced"

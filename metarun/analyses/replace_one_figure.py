@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from metarun.analyses.figures import limit
-from metarun.report.drawing import COLOURS, GREY, Drawing, finish, legend_below, panels
+from metarun.report.figures.drawing import COLOURS, GREY, Drawing, finish, legend_below, panels
 
 Rows = Sequence[dict[str, Any]]
 LOOKS = {  # colour, dash, marker

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metarun.report.drawing import COLOURS, GREY, Drawing, finish
+from metarun.report.figures.drawing import COLOURS, GREY, Drawing, finish
 from metarun.report.text import figure, higher_is_better, scale_of, with_unit
 
 

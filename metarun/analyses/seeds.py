@@ -25,7 +25,7 @@ from metarun.analyses.context import Context, TrainedRun
 from metarun.analyses.frame import Cell, Row
 from metarun.analyses.seeds_figure import draw_seeds
 from metarun.errors import UserError, require
-from metarun.report.drawing import Drawing
+from metarun.report.figures.drawing import Drawing
 from metarun.report.text import figure
 from metarun.statistics.components import variance_components
 from metarun.statistics.convergence import Curve, default_thresholds, to_threshold, validation_curve

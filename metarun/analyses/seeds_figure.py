@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from metarun.report.drawing import COLOURS, GREY, Drawing, finish, look, panels
+from metarun.report.figures.drawing import COLOURS, GREY, Drawing, finish, look, panels
 from metarun.report.text import figure, scale_of, with_unit
 
 Rows = Sequence[dict[str, Any]]

@@ -26,7 +26,7 @@ from metarun.analyses.figures import heat_map
 from metarun.analyses.frame import Cell, Row
 from metarun.analyses.implicit_cells import draw_implicit, implicit_cells, measure_implicit
 from metarun.errors import UserError, require
-from metarun.report.drawing import Drawing
+from metarun.report.figures.drawing import Drawing
 from metarun.report.text import figure, scale_of, with_unit
 from metarun.training.evaluation import mean_and_interval
 from metarun.types import GradientLearner, ProximalLearner

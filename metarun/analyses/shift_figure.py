@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metarun.report.drawing import COLOURS, GREY, Drawing, plain, spans_much
+from metarun.report.figures.drawing import COLOURS, GREY, Drawing, plain, spans_much
 from metarun.report.text import figure, scale_of, with_unit
 
 ROW, LEGEND = 0.24, 0.3  # inches

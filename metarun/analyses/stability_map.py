@@ -26,7 +26,7 @@ from metarun.analyses.frame import Cell, Row
 from metarun.analyses.stability import curvature, last_record, learned
 from metarun.analyses.stability_map_figure import draw_maps
 from metarun.errors import UserError, require
-from metarun.report.drawing import Drawing
+from metarun.report.figures.drawing import Drawing
 from metarun.report.text import figure
 from metarun.types import GradientLearner
 

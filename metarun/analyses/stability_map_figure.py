@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from metarun.report.drawing import COLOURS, Drawing, spans_much
+from metarun.report.figures.drawing import COLOURS, Drawing, spans_much
 from metarun.report.text import NOTHING, scale_of, with_unit
 
 Rows = Sequence[dict[str, Any]]

@@ -19,7 +19,7 @@ from metarun.analyses.context import Context, sound
 from metarun.analyses.frame import Cell, Row
 from metarun.analyses.resampling_figure import draw_resampling
 from metarun.errors import SettingError, UserError, require
-from metarun.report.drawing import Drawing
+from metarun.report.figures.drawing import Drawing
 from metarun.report.text import figure
 from metarun.statistics.nested import nested_components
 from metarun.training.evaluation import EPISODE_SEED, adaptation_curves

@@ -28,7 +28,7 @@ from metarun.analyses.frame import Cell, Row, measured
 from metarun.analyses.shift_figure import draw_shifts
 from metarun.analyses.shifted import Impossible, Shift, same_size, shifted
 from metarun.errors import require
-from metarun.report.drawing import Drawing
+from metarun.report.figures.drawing import Drawing
 from metarun.report.text import figure
 from metarun.statistics.paired import compare
 from metarun.training.evaluation import mean_and_interval

@@ -10,7 +10,7 @@ from pathlib import Path
 from metarun.cli import crash_report
 from metarun.errors import UserError, one_line
 from metarun.report import FORMATS, write_report
-from metarun.report.files import pairs_beside, sweep_beside
+from metarun.report.read.files import pairs_beside, sweep_beside
 
 EPILOG = """\
 examples:

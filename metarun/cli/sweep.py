@@ -81,7 +81,7 @@ class SweepReport(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         from metarun.report import write_report
-        from metarun.report.swept import sweep_text
+        from metarun.report.tables.sweep import sweep_text
 
         SITTINGS[-1].stop()
         for line in sweep_text(folder):

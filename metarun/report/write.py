@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from metarun.errors import SettingError, UserError
-from metarun.report.files import pairs_beside, sweep_beside
-from metarun.report.jobs import found_in
-from metarun.report.read import Run, never_began, read_run
+from metarun.report.read.files import pairs_beside, sweep_beside
+from metarun.report.read.jobs import found_in
+from metarun.report.read.runs import Run, never_began, read_run
 
 ENDINGS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex", "png": "-figures"}
 FORMATS = tuple(ENDINGS)
@@ -55,14 +55,14 @@ def _refuse_links(target: Path) -> None:
 
 def _writers() -> dict[str, Callable[[list[Run], list[Path], Path], None]]:
     """Imported when needed: tables do without matplotlib."""
-    from metarun.report import texts
+    from metarun.report.tables import documents as texts
 
     return {"html": _html, "png": _png, "md": texts.markdown, "csv": texts.comma_separated, "latex": texts.latex}
 
 
 def _html(runs: list[Run], others: list[Path], target: Path) -> None:
-    from metarun.report.drawing import style
-    from metarun.report.page import render
+    from metarun.report.figures.drawing import style
+    from metarun.report.page.render import render
 
     with style():
         page = render(runs, others)
@@ -73,9 +73,9 @@ def _html(runs: list[Run], others: list[Path], target: Path) -> None:
 
 
 def _png(runs: list[Run], others: list[Path], target: Path) -> None:
-    from metarun.report.compare import of_runs
-    from metarun.report.drawing import save_png, style
-    from metarun.report.sections import of_run
+    from metarun.report.figures.drawing import save_png, style
+    from metarun.report.page.comparison import of_runs
+    from metarun.report.page.run import of_run
 
     target.mkdir(parents=True, exist_ok=True)
     with style():

@@ -19,8 +19,8 @@ from metarun.algorithms.pearl import Pearl
 from metarun.algorithms.predictive import Gaussian, kl, product
 from metarun.data.point_robot import PointRobot
 from metarun.errors import UserError
-from metarun.report.card import card
-from metarun.report.read import read_run
+from metarun.report.page.card import card
+from metarun.report.read.runs import read_run
 from metarun.training.checkpoint import load
 from metarun.training.evaluation import score_tasks
 from metarun.training.experiment import Experiment, assemble

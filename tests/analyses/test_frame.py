@@ -17,7 +17,7 @@ from metarun.cli.main import compose
 from metarun.errors import UserError
 from metarun.jobs.analyze import analyze_job
 from metarun.jobs.train import train_job
-from metarun.report.drawing import Drawing
+from metarun.report.figures.drawing import Drawing
 from metarun.storage.run_folder import RunFolder
 
 TINY = ["train.steps=3", "train.tasks=2", "val.tasks=3", "test.tasks=4", "test.steps=2", "device.compile=false"]

@@ -21,9 +21,9 @@ from metarun.data.completion import GAP, SCALE, SHOWN, UNKNOWN, Completion
 from metarun.data.images import ImageData, ImageTable, Source
 from metarun.data.pixels import Pixels
 from metarun.errors import SettingError
-from metarun.report import pictures
-from metarun.report.drawing import style
-from metarun.report.read import read_run
+from metarun.report.figures import pictures
+from metarun.report.figures.drawing import style
+from metarun.report.read.runs import read_run
 from metarun.storage.run_folder import RunFolder
 from metarun.training.evaluation import Evaluator
 from metarun.training.experiment import build_learner

@@ -28,9 +28,9 @@ from metarun.models.mlp import mlp
 from metarun.regularizers.l1 import L1, soft_threshold
 from metarun.regularizers.l2 import L2
 from metarun.regularizers.prox_l2 import ProxL2
-from metarun.report.penalties import in_words, tables, zeros
-from metarun.report.read import read_run
-from metarun.report.sections import of_run
+from metarun.report.page.run import of_run
+from metarun.report.read.runs import read_run
+from metarun.report.tables.penalties import in_words, tables, zeros
 from metarun.report.text import NOTHING
 from metarun.storage.loggers.tables import sparsity_lines
 from metarun.types import Batch, Params, Task

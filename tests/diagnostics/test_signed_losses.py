@@ -14,9 +14,10 @@ from metarun.config.schema import AlarmConfig, DiagnosticsConfig
 from metarun.diagnostics.alarm_history import Baseline
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.chance import Chance
-from metarun.report import distributions, write_report
-from metarun.report.drawing import style
-from metarun.report.read import read_run
+from metarun.report import write_report
+from metarun.report.figures import distributions
+from metarun.report.figures.drawing import style
+from metarun.report.read.runs import read_run
 from metarun.storage.run_folder import RunFolder
 
 LIKELIHOOD = Baseline(Chance(-1.4, 1.4), "log_likelihood", higher_is_better=True, best=0.0, signed=True)

@@ -33,7 +33,7 @@ from helpers.colours import class_folders
 
 from metarun.cli.main import main as command_line
 from metarun.jobs import train
-from metarun.report import page
+from metarun.report.page import render as page
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 

@@ -91,7 +91,7 @@ def serve() -> None:
     from metarun import jobs
     from metarun.cli import main
     from metarun.jobs import train
-    from metarun.report import page
+    from metarun.report.page import render as page
 
     imported = (torch, main, jobs, train, page)
     for line in sys.stdin:

@@ -14,9 +14,9 @@ import pytest
 from helpers.report_folders import PNG, SUMMARY, records, train_record, write_analysis, write_run
 
 from metarun.report import write_report
-from metarun.report.drawing import style, svg_uri
-from metarun.report.read import read_run
-from metarun.report.sections import learning
+from metarun.report.figures.drawing import style, svg_uri
+from metarun.report.page.run import learning
+from metarun.report.read.runs import read_run
 
 FAILED = "could not be made"
 EVIL = "<script>alert('x')</script>"
@@ -118,7 +118,7 @@ def test_names_that_a_plotting_library_would_take_for_a_formula_are_drawn(tmp_pa
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made but not turned into images, which takes most of the time."""
-    monkeypatch.setattr("metarun.report.page.svg_uri", lambda figure: "data:image/svg+xml;base64,")
+    monkeypatch.setattr("metarun.report.page.render.svg_uri", lambda figure: "data:image/svg+xml;base64,")
 
 
 BROKEN = {

@@ -10,8 +10,8 @@ import pytest
 from helpers.report_folders import PNG, records, write_analysis, write_run
 
 from metarun.errors import UserError
-from metarun.report.facts import headline_scores, inner_gradients, values
-from metarun.report.read import find_runs, read_run
+from metarun.report.read.facts import headline_scores, inner_gradients, values
+from metarun.report.read.runs import find_runs, read_run
 
 
 def test_a_whole_run_is_read_and_nothing_is_missing(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from helpers.report_folders import records, write_run
 
-from metarun.report.groups import group_runs
-from metarun.report.lines import running_median, smoothed, thinned
-from metarun.report.read import Run, read_run
-from metarun.report.results import compare, equal_compute, pairs, result
-from metarun.report.several import several
-from metarun.report.versus import mean_of
+from metarun.report.compare.groups import group_runs
+from metarun.report.compare.results import compare, equal_compute, pairs, result
+from metarun.report.figures.comparison import mean_of
+from metarun.report.figures.lines import running_median, smoothed, thinned
+from metarun.report.read.runs import Run, read_run
+from metarun.report.tables.several import several
 
 T_975_2 = 4.302652729911275  # Student's quantile at 97.5 % with two degrees of freedom
 

@@ -18,12 +18,12 @@ from helpers.report_folders import records, write_run
 
 from metarun.errors import UserError
 from metarun.report import write_report
-from metarun.report.axes import Axis, axes_of, typed
-from metarun.report.combinations import Swept, swept
-from metarun.report.jobs import command, found_in, jobs_of
-from metarun.report.read import read_run
-from metarun.report.swept import bests, sweep_text, swept_table
-from metarun.report.table import Table, to_text
+from metarun.report.compare.axes import Axis, axes_of, typed
+from metarun.report.compare.combinations import Swept, swept
+from metarun.report.read.jobs import command, found_in, jobs_of
+from metarun.report.read.runs import read_run
+from metarun.report.tables.sweep import bests, sweep_text, swept_table
+from metarun.report.tables.table import Table, to_text
 
 T_2 = 4.30265  # Student's t, 97.5 %, two degrees of freedom, from a printed table
 
@@ -282,7 +282,7 @@ def test_the_text_for_a_terminal_fits_it(tmp_path: Path) -> None:
 def test_the_text_needs_neither_torch_nor_hydra_nor_matplotlib(tmp_path: Path) -> None:
     sweep_of_six(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from metarun.report.swept import sweep_text; "
+        "import sys; from pathlib import Path; from metarun.report.tables.sweep import sweep_text; "
         f"assert sweep_text(Path({str(tmp_path)!r})); "
         "print([m for m in ('torch', 'hydra', 'matplotlib') if m in sys.modules])"
     )
@@ -298,7 +298,7 @@ def test_numbers_of_a_text_are_never_cut() -> None:
 
 
 def test_places_on_an_axis() -> None:
-    from metarun.report.parallel import positions, spread
+    from metarun.report.figures.parallel import positions, spread
 
     assert positions(Axis("a", (0.001, 0.01, 1))) == pytest.approx({0.001: 0, 0.01: 1 / 3, 1: 1})
     assert positions(Axis("a", (1, 4, 10))) == pytest.approx({1: 0, 4: 1 / 3, 10: 1})  # no more than a decade
@@ -309,7 +309,7 @@ def test_places_on_an_axis() -> None:
 
 
 def test_cells_of_a_heat_map_are_means_over_all_else(tmp_path: Path) -> None:
-    from metarun.report.swept_figures import cell_means, drawings_of
+    from metarun.report.figures.sweep import cell_means, drawings_of
 
     values = {("maml", 1, 1): 1.0, ("maml", 1, 2): 3.0, ("maml", 2, 1): 5.0, ("imaml", 1, 1): 7.0}
     for at, ((algo, rate, steps), val) in enumerate(values.items()):
@@ -326,7 +326,7 @@ def test_cells_of_a_heat_map_are_means_over_all_else(tmp_path: Path) -> None:
 
 
 def test_what_a_figure_leaves_out_is_said(tmp_path: Path) -> None:
-    from metarun.report.swept_figures import drawings_of
+    from metarun.report.figures.sweep import drawings_of
 
     for at in range(3):
         job(tmp_path, at, *(f"train.x{k}={at}" for k in range(8)), val=1.0 + at)

@@ -11,9 +11,9 @@ import pytest
 from helpers.report_folders import write_run
 
 from metarun.report import write_report
-from metarun.report.read import read_run
-from metarun.report.several import several, tables
-from metarun.report.table import Table, latex, to_csv, to_latex, to_markdown
+from metarun.report.read.runs import read_run
+from metarun.report.tables.several import several, tables
+from metarun.report.tables.table import Table, latex, to_csv, to_latex, to_markdown
 from metarun.report.text import duration, figure, number, short
 
 EXAMPLE = Table("A | b", ("name", "mean"), (("x_1 <b>", "-1 ± 2"), ("50 %", "3")), "note", strong=frozenset({(0, 1)}))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from metarun.report.read import Run
-from metarun.report.zeros import sparsity_figure
+from metarun.report.figures.zeros import sparsity_figure
+from metarun.report.read.runs import Run
 
 
 def run(weight: float, zeros: float | None, mean: float = 0.8, ways: int = 5, method: str = "prox") -> Run:

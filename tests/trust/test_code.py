@@ -27,7 +27,7 @@ from metarun.data.files import open_files
 from metarun.data.miniimagenet import HarmlessUnpickler, pickled
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import SettingError, UserError
-from metarun.report.read import read_run
+from metarun.report.read.runs import read_run
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 

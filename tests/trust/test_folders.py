@@ -24,9 +24,9 @@ from metarun.data.files import open_files
 from metarun.errors import UserError
 from metarun.jobs.sweep.child import command as child_command
 from metarun.report import write_report
-from metarun.report.jobs import command, found_in, jobs_of
-from metarun.report.read import read_run
-from metarun.report.table import no_formula
+from metarun.report.read.jobs import command, found_in, jobs_of
+from metarun.report.read.runs import read_run
+from metarun.report.tables.table import no_formula
 from metarun.storage import untrusted
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.sweep_records import JobRecord, SweepRecord, read_job, read_sweep

@@ -1,0 +1,1 @@
+"""The HTML page: the card of a run, the sections, the template."""

@@ -1,0 +1,1 @@
+"""Run folders as they are found, without trust, and the facts in them."""
