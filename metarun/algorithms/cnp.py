@@ -70,7 +70,7 @@ class CNP:
             loss = -mean_of(logp, targets.here)
             return loss, {"loss": loss, self.loss.metric: mean_of(logp[len(support.x) :], query.here)}
 
-        return common.gradient(outer, params)
+        return common.differentiate(outer, params)
 
     def assess(self, adapted: Summary, task: Task) -> Metrics:
         """The log-likelihood is exact."""

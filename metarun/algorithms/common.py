@@ -42,7 +42,7 @@ def adaptations(learner: GradientLearner, theta: Params, support: Batch, steps: 
         yield fast_weights(learner.model, phi, support)
 
 
-def regularized(learner: GradientLearner, theta: Params, support: Batch, objective: Objective) -> Objective:
+def add_inner_penalties(learner: GradientLearner, theta: Params, support: Batch, objective: Objective) -> Objective:
     """The objective, and the inner penalties on the whole support set if there are any."""
     if not learner.regularization.inner_terms:
         return objective
@@ -54,12 +54,12 @@ def regularized(learner: GradientLearner, theta: Params, support: Batch, objecti
     return total
 
 
-def proximal(rule: UpdateRule, regularization: Regularization) -> UpdateRule:
+def add_proximal_step(rule: UpdateRule, regularization: Regularization) -> UpdateRule:
     """The rule, followed by the inner proximal steps if there are any."""
     return rule._replace(proximal_step=regularization.shrink_inner) if regularization.inner_proximal else rule
 
 
-def batch_loss(model: Model, loss: Loss, batch: Batch) -> Objective:
+def bind_loss(model: Model, loss: Loss, batch: Batch) -> Objective:
     """phi -> mean loss of the batch; the step number of a descent is of no account."""
 
     def objective(phi: Params, step: int = 0) -> Tensor:
@@ -68,13 +68,13 @@ def batch_loss(model: Model, loss: Loss, batch: Batch) -> Objective:
     return objective
 
 
-def scored(algorithm: Algorithm, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
+def score_prediction(algorithm: Algorithm, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
     """The loss to differentiate, and the metrics that go with it."""
     loss = algorithm.loss(prediction, y)
     return loss, {"loss": loss, algorithm.loss.metric: algorithm.loss.score(prediction, y)}
 
 
-def gradient(outer: Callable[[Params], tuple[Tensor, Metrics]], at: Params) -> tuple[Params, Metrics]:
+def differentiate(outer: Callable[[Params], tuple[Tensor, Metrics]], at: Params) -> tuple[Params, Metrics]:
     """Gradient and metrics of theta -> (loss, metrics)."""
     (grads,), metrics = gradients(outer, at)
     return grads, metrics
@@ -83,7 +83,7 @@ def gradient(outer: Callable[[Params], tuple[Tensor, Metrics]], at: Params) -> t
 def outer_objective(learner: GradientLearner, theta: Params, phi: Params, task: Task) -> tuple[Tensor, Metrics]:
     """L^Q(phi) plus the task's outer penalties Omega(theta, phi), and the metrics that go with it."""
     adapted = fast_weights(learner.model, phi, task.support)
-    loss, metrics = scored(learner, learner.predict(adapted, task.query.x), task.query.y)
+    loss, metrics = score_prediction(learner, learner.predict(adapted, task.query.x), task.query.y)
     if not learner.regularization.outer_terms:
         return loss, metrics
     penalty = outer_penalty(learner, theta, phi, task)
@@ -96,13 +96,13 @@ def outer_penalty(learner: GradientLearner, theta: Params, phi: Params, task: Ta
 
 
 def outer_gradients(learner: GradientLearner, theta: Params, phi: Params, task: Task) -> tuple[Params, Params, Metrics]:
-    """The outer objective's partial gradients by theta and by phi, as if neither depended on the other."""
+    """dL/dtheta and dL/dphi of the outer objective L(theta, phi), as if neither depended on the other; its metrics."""
 
     def outer(theta: Params, phi: Params) -> tuple[Tensor, Metrics]:
         return outer_objective(learner, theta, phi, task)
 
     (by_theta, by_phi), metrics = gradients(outer, theta, phi)
-    return by_theta, by_phi, metrics
+    return by_theta, by_phi, metrics | {"distance": distance(phi, theta)}
 
 
 def distance(phi: Params, theta: Params) -> Tensor:
@@ -129,8 +129,11 @@ def one_hot(y: Tensor, ways: int, like: Tensor) -> Tensor:
     return (y[:, None] == torch.arange(ways, device=y.device)).to(like.dtype)
 
 
-def check_inner_loop(inner_lr: float, inner_steps: int, test_inner_steps: int) -> None:
+def check_inner_loop(
+    inner_lr: float, inner_steps: int, test_inner_steps: int, adapted: tuple[str, ...] | None = None
+) -> None:
     """The ranges that every algorithm with an inner loop shares."""
     require(inner_lr > 0, "inner_lr", inner_lr, "must be above 0 (a step size on the mean support loss)")
     require(inner_steps >= 1, "inner_steps", inner_steps, "must be at least 1")
     require(test_inner_steps >= 0, "test_inner_steps", test_inner_steps, "must be at least 0")
+    require(adapted is None or len(adapted) > 0, "adapted", [], "names nothing; null adapts everything")

@@ -111,7 +111,7 @@ class CVAE:
             bound = share * (fit - spent_D.sum()) + (1 - share) * guess
             return loss, {"loss": loss, self.loss.metric: bound, **_described(spent_D)}
 
-        return common.gradient(outer, params)
+        return common.differentiate(outer, params)
 
     def assess(self, adapted: Summary, task: Task) -> Metrics:
         support, query = task

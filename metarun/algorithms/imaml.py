@@ -129,22 +129,22 @@ class IMAML:
 
     @property
     def inner_rule(self) -> UpdateRule:
-        return common.proximal(sgd(self.inner_lr)._replace(adapted=self.adapted), self.regularization)
+        return common.add_proximal_step(sgd(self.inner_lr)._replace(adapted=self.adapted), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
-        support_loss = common.batch_loss(self.model, self.loss, support)
+        support_loss = common.bind_loss(self.model, self.loss, support)
 
         def objective(phi: Params, step: int) -> Tensor:
             return support_loss(phi, step) + self._proximal_term(params, phi)
 
-        return common.regularized(self, params, support, objective)
+        return common.add_inner_penalties(self, params, support, objective)
 
     def _proximal_term(self, theta: Params, phi: Params) -> Tensor:
         away = sub(phi, theta)
         return self.prox / 2 * dot(away, away)
 
     def _expansion(self, theta: Params, phi: Params, support: Batch) -> Expansion:
-        start, support_loss = self._moved(phi)[0], common.batch_loss(self.model, self.loss, support)
+        start, support_loss = self._moved(phi)[0], common.bind_loss(self.model, self.loss, support)
         slope, hessian = self._second_order(phi, start, support)
         if self.adapted is None and not self.regularization.acts_inside:
             # The proximal term's derivatives in closed form: by a graph they cost a tenth of a small network's step.
@@ -215,7 +215,7 @@ class IMAML:
     def _stationarity(self, theta: Params, phi: Params, support: Batch, slope: Params) -> Tensor:
         """Of the gradient at phi; with inner proximal steps of the gradient mapping (phi - phi') / inner_lr in its
         place, phi' after one more step."""
-        support_loss = common.batch_loss(self.model, self.loss, support)
+        support_loss = common.bind_loss(self.model, self.loss, support)
         at_start = norm(self._moved(gradient(lambda at: support_loss(at, 0), theta))[0])
         if self.regularization.inner_proximal:
             onwards = last(descend(self.inner_objective(theta, support), phi, self.inner_rule, 1))

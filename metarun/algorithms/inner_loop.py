@@ -140,6 +140,12 @@ def is_adapted(name: str, rule: UpdateRule) -> bool:
     return not name.startswith(NOT_WEIGHTS) and (rule.adapted is None or name.startswith(rule.adapted))
 
 
+def split_adapted(x: Params, rule: UpdateRule) -> tuple[Params, Params]:
+    """The entries of `x` that the inner loop adapts, and the rest."""
+    names = [name for name in x if is_adapted(name, rule)]
+    return {name: x[name] for name in names}, {name: v for name, v in x.items() if name not in names}
+
+
 def last(path: Iterator[State]) -> State:
     """The last state of a descent, without keeping the others."""
     return deque(path, maxlen=1).pop()

@@ -68,9 +68,9 @@ class MatchingNet:
         def outer(params: Params) -> tuple[Tensor, Metrics]:
             z_SD, z_MD = common.embed_together(self.model, params, task)
             memory = self._memory(params, z_SD, task.support.y, None)
-            return common.scored(self, self._log_probabilities(memory, z_MD), task.query.y)
+            return common.score_prediction(self, self._log_probabilities(memory, z_MD), task.query.y)
 
-        return common.gradient(outer, params)
+        return common.differentiate(outer, params)
 
     def _memory(self, params: Params, z_SD: Tensor, y_S: Tensor, stats: Any) -> Memory:
         keys_SD = fce.support_context(params, z_SD) if self.fce else z_SD

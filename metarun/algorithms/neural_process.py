@@ -109,7 +109,7 @@ class NeuralProcess:
             loss = -fit + support.weight * spent / targets.here.sum()
             return loss, {"loss": loss, self.loss.metric: bound, "kl": spent}
 
-        return common.gradient(outer, params)
+        return common.differentiate(outer, params)
 
     def assess(self, adapted: Summary, task: Task) -> Metrics:
         support, query = (self.draws.rows(batch) for batch in task)

@@ -136,7 +136,7 @@ class Pearl:
             loss = losses["critic_loss"] + losses["value_loss"] + losses["actor_loss"] + self.rates.kl_weight * spent
             return loss, {"loss": loss, "kl": spent, **losses, **said}
 
-        return common.gradient(outer, params)
+        return common.differentiate(outer, params)
 
     def losses(self, params: Params, batch: Transitions, z: Tensor) -> tuple[Metrics, Metrics]:
         """L_Q, L_V and L_pi on a batch with z [B, L]; the mean of min Q and of -log pi."""

@@ -60,9 +60,9 @@ class ProtoNet:
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         def outer(params: Params) -> tuple[Tensor, Metrics]:
             z_SD, z_MD = common.embed_together(self.model, params, task)
-            return common.scored(self, self._logits(z_MD, self._centres(z_SD, task.support.y)), task.query.y)
+            return common.score_prediction(self, self._logits(z_MD, self._centres(z_SD, task.support.y)), task.query.y)
 
-        return common.gradient(outer, params)
+        return common.differentiate(outer, params)
 
     def _centres(self, z_SD: Tensor, y_S: Tensor) -> Tensor:
         members_NS = common.one_hot(y_S, self.ways, like=z_SD).T

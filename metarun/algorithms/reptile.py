@@ -100,14 +100,14 @@ class Reptile:
 
     @property
     def inner_rule(self) -> UpdateRule:
-        return common.proximal(RULES[self.inner_optimizer](self.inner_lr), self.regularization)
+        return common.add_proximal_step(RULES[self.inner_optimizer](self.inner_lr), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
         def objective(phi: Params, step: int) -> Tensor:
             batch = self._mini_batch(support, step)
             return self.loss(self.model.apply(phi, batch.x), batch.y)
 
-        return common.regularized(self, params, support, objective)
+        return common.add_inner_penalties(self, params, support, objective)
 
     def _mini_batch(self, support: Batch, step: int) -> Batch:
         rows, size = len(support.x), self.inner_batch

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metarun.algorithms.inner_checkpointing import segment_length
+from metarun.algorithms.differentiation import segment_length
 from metarun.algorithms.objective import add_noise
 from metarun.compute.device import Placement
 from metarun.storage import ranks

@@ -15,8 +15,7 @@ from helpers.quadratic import LinearModel, assert_same, gradient, matrix, random
 import metarun
 from metarun.algorithms.inner_loop import is_adapted
 from metarun.algorithms.losses import MeanSquaredError
-from metarun.algorithms.maml import MAML
-from metarun.algorithms.multistep import annealed
+from metarun.algorithms.maml import MAML, anneal_weights
 from metarun.compute.task_axis import map_tasks
 from metarun.errors import UserError
 from metarun.models.mlp import mlp
@@ -194,10 +193,10 @@ def test_the_weights_of_earlier_steps_fall_in_ten_stages_and_go() -> None:
     for step in range(0, 1000, 50):
         epoch = step // 100
         earlier = max(1 / 5 - epoch / (5 * 10), 0.03 / 5)
-        assert annealed(step, 1000, 5) == pytest.approx((*[earlier] * 4, 1 - 4 * earlier))
-    assert annealed(1000, 1000, 5) is None
-    assert annealed(0, 0, 5) is None
-    assert len({annealed(step, 1000, 5) for step in range(1000)}) == 10
+        assert anneal_weights(step, 1000, 5) == pytest.approx((*[earlier] * 4, 1 - 4 * earlier))
+    assert anneal_weights(1000, 1000, 5) is None
+    assert anneal_weights(0, 0, 5) is None
+    assert len({anneal_weights(step, 1000, 5) for step in range(1000)}) == 10
 
 
 def test_first_order_until_changes_the_gradient_at_its_step(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from helpers.blobs import Blobs
 from helpers.quadratic import LinearModel, assert_same, hessian, matrix, random_batch, random_task, weights
 
 import metarun
-from metarun.algorithms.inner_checkpointing import checkpointed, segment_length
+from metarun.algorithms.differentiation import checkpoint_descent, segment_length
 from metarun.algorithms.inner_loop import adam, descend, last, sgd
 from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
@@ -46,7 +46,7 @@ def changing(theta: Params) -> Objective:
 def test_the_pull_back_is_that_of_the_known_steps(segment: int) -> None:
     """phi_{k+1} = A_k phi_k + a prox theta + ..., A_k = (1 - a prox) I - a H_k: its transposed derivatives, by hand."""
     theta, v = MODEL.init(0), MODEL.init(1)
-    phi, pullback = checkpointed(changing, theta, sgd(RATE), STEPS, segment)
+    phi, pullback = checkpoint_descent(changing, theta, sgd(RATE), STEPS, segment)
     assert_same(phi, last(descend(changing(theta), theta, sgd(RATE), STEPS)), rtol=0)
     adjoint = matrix(v)
     direct = torch.zeros_like(adjoint)
@@ -111,7 +111,7 @@ def test_the_checkpointed_gradient_can_itself_be_differentiated() -> None:
         return MeanSquaredError()(MODEL.apply(phi, task.query.x), task.query.y)
 
     def pulled(theta: Params) -> Params:
-        phi, pullback = checkpointed(changing, theta, sgd(RATE), STEPS, 2)
+        phi, pullback = checkpoint_descent(changing, theta, sgd(RATE), STEPS, 2)
         return pullback(gradient(lambda phi: MeanSquaredError()(MODEL.apply(phi, task.query.x), task.query.y), phi))
 
     expected = gradient(lambda theta: dot(gradient(plain, theta), v), theta)
@@ -125,7 +125,7 @@ def test_a_segment_has_the_length_that_is_set(setting: Any, steps: int, length: 
 
 def test_a_rule_that_carries_a_state_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match="carries a state"):
-        checkpointed(changing, MODEL.init(0), adam(RATE), STEPS, 2)
+        checkpoint_descent(changing, MODEL.init(0), adam(RATE), STEPS, 2)
 
 
 @pytest.mark.parametrize(
