@@ -31,7 +31,7 @@ from metarun.config.from_run import GROUPS, add_run_choices, reuse_settings
 from metarun.config.schema import Config, refuse_values_for_groups
 from metarun.errors import UserError
 from metarun.storage import ranks
-from metarun.storage.ownership import owner
+from metarun.storage.locks import owner
 from metarun.storage.run_folder import RunFolder, new_folder
 
 CONFIG_PATH = "pkg://metarun.conf" if PACKAGED.is_dir() else str(conf_folder())

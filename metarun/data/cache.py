@@ -118,14 +118,15 @@ def _build_alone(path: Path, build: Build, verify: bool) -> Cached | None:
     """Build what is missing or damaged, unless another process did so meanwhile."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(path) as locked:
+        with file_lock(path) as lock:
             found = _read(path, verify)
             if found is not None:
                 return found
             if path.exists() and path.with_suffix(".json").exists():
                 print_notice(f"{path}: the decoded images are damaged; decoding again")
-            for left in path.parent.glob(f"{path.stem}*.tmp") if locked else ():  # by a process that was killed
-                left.unlink(missing_ok=True)
+            if lock is not None:
+                for left in path.parent.glob(f"{path.stem}*.tmp"):  # by a process that was killed
+                    left.unlink(missing_ok=True)
             _write(path, build)
     except OSError as error:
         raise UserError(f"METARUN_CACHE={path.parent}: the decoded images cannot be stored there ({error})") from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from metarun.config.schema import Config, check
 from metarun.errors import SettingError
 from metarun.storage import ranks
-from metarun.storage.ownership import lock_run_folder
+from metarun.storage.locks import lock_run_folder
 from metarun.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:

@@ -1,32 +1,104 @@
-"""One process at a time: a lock that the system releases when its holder ends, however it ends."""
+"""Locks on files: one writer for a run folder, exclusive work on a cache, and n jobs at once.
+
+The lock itself is `filelock.lock_descriptor`. The operating system releases it when its holder ends, also by a kill.
+The files around it are handled here and not by `filelock.FileLock`, for three reasons: the lock file of a run folder
+names its owner; the process of a sweep's job inherits the file descriptor, which `FileLock` does not hand out; and on
+file systems without locks work goes on unlocked, where `FileLock` fails or makes files that outlive a kill.
+
+A lock file is never removed while somebody could hold it: another process would make a new one and lock that.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import os
+import socket
+import time
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of some network file systems
+from filelock import lock_descriptor
+
+from metarun.errors import UserError
+from metarun.storage.atomic import name_file_in_errors
+
+OWNER_FILE = ".run.lock"
+POLL = 0.2  # seconds between two looks for a free slot
+
+
+def try_lock(file: FileIO, wait: bool = False) -> bool | None:
+    """Whether the lock is this process's now; None where the file system has no locks."""
+    try:
+        return lock_descriptor(file.fileno(), blocking=wait)
+    except OSError:  # as ENOLCK or ENOTSUP, of some network file systems
+        return None
 
 
 @contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[bool]:
-    """Wait until no other process is in this block for `path`; yields False where the system has no such locks.
+def file_lock(path: Path) -> Iterator[int | None]:
+    """Wait until no other process is in this block for `path`.
 
-    The lock is an empty hidden file that stays: were it removed, somebody could hold it while another makes a new one.
+    Yields the file descriptor that holds the lock, or None where the file system has no locks. A process that inherits
+    the descriptor keeps the lock as long as it lives.
     """
-    with open(path.with_name(f".{path.name}.lock"), "wb") as file:
-        try:
-            import fcntl
+    with FileIO(path.with_name(f".{path.name}.lock"), "a") as file:
+        yield file.fileno() if try_lock(file, wait=True) else None
 
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except ImportError:  # Windows
-            yield False
-            return
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-            yield False
-            return
-        yield True
+
+@contextlib.contextmanager
+def lock_slot(folder: Path, count: int) -> Iterator[int]:
+    """Wait for one of `count` slots in the folder; yields its number."""
+    folder.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(FileIO(folder / str(number), "a")) for number in range(count)]
+        while True:
+            for number, file in enumerate(files):
+                if try_lock(file) is not False:
+                    yield number
+                    return
+            time.sleep(POLL)
+
+
+@contextlib.contextmanager
+def lock_run_folder(folder: Path) -> Iterator[None]:
+    """Make this process the folder's only writer; `UserError` with the owner if another process writes there.
+
+    The owner's name in the lock file means nothing once nobody holds the lock, as after a kill.
+    """
+    new = not folder.exists()
+    with name_file_in_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = FileIO(folder / OWNER_FILE, "a+")
+    with file:
+        if try_lock(file) is False:
+            raise UserError(f"{folder}: another process writes there ({_read(file)}); wait for it or stop it first")
+        with name_file_in_errors(folder / OWNER_FILE):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        try:
+            yield
+        except BaseException:
+            if new:  # a job that was refused before it wrote anything leaves no folder
+                with contextlib.suppress(OSError):
+                    if os.listdir(folder) == [OWNER_FILE]:
+                        (folder / OWNER_FILE).unlink()
+                        folder.rmdir()
+            raise
+
+
+def owner(folder: Path) -> str | None:
+    """The process that writes to a run folder now, None if there is none."""
+    try:
+        with FileIO(folder / OWNER_FILE, "r+") as file:
+            return _read(file) if try_lock(file) is False else None
+    except OSError:
+        return None
+
+
+def _read(file: FileIO) -> str:
+    with contextlib.suppress(OSError):  # Windows lets nobody read the byte that another process has locked
+        file.seek(0)
+        if name := file.read(200).decode(errors="replace").strip():
+            return name
+    return "it does not say which"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import multiprocessing
@@ -9,7 +10,6 @@ import os
 import pickle
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -542,8 +542,12 @@ def test_a_process_that_takes_over_from_a_failed_one_builds_alone(folder: Path, 
 
 @pytest.fixture
 def lockless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system without `fcntl`."""
-    monkeypatch.setitem(sys.modules, "fcntl", None)
+    """A file system without locks."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
 
 
 @pytest.mark.usefixtures("lockless")

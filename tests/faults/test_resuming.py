@@ -11,7 +11,7 @@ from helpers.runs import ENDLESS, here, started, wait_for_lines
 
 import metarun
 from metarun.config.from_run import reuse_settings
-from metarun.storage.ownership import lock_run_folder, owner
+from metarun.storage.locks import lock_run_folder, owner
 
 
 def contents(folder: Path) -> dict[str, bytes]:
