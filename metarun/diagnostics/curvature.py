@@ -14,10 +14,13 @@ prox_margin         smallest eigenvalue of the inner objective's Hessian at phi,
                     strongly convex there, which the implicit gradient of arXiv 1909.04630 needs
 
 Networks with ReLU or max-pooling have no second derivative at kinks and ties: this is the curvature of their smooth
-pieces. Batch statistics are those of the support set, as in adaptation.
+pieces. Batch statistics are those of the support set, as in adaptation. Derivatives are by the network's weights alone.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,7 +28,7 @@ from torch import Tensor
 from metarun.algorithms.inner_loop import is_adapted
 from metarun.compute.linalg import hessian_product
 from metarun.diagnostics.lanczos import Ritz, directions, extremes
-from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
+from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights, network_weights
 from metarun.types import Batch, GradientLearner, Metrics, Params, ProximalLearner, Task
 
 SEED = 0
@@ -34,7 +37,7 @@ SEED = 0
 
 def curvature_measures(learner: GradientLearner, params: Params, tasks: ProbeTasks, steps: int) -> dict[str, float]:
     """The measures by name, each spectrum from `steps` Hessian-vector products."""
-    start = directions(params, 1, SEED)[0]
+    start = directions(network_weights(params), 1, SEED)[0]
 
     def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
         return spectra(learner, theta, task.support, start, steps), {}
@@ -52,24 +55,30 @@ def curvature_measures(learner: GradientLearner, params: Params, tasks: ProbeTas
 def spectra(learner: GradientLearner, theta: Params, support: Batch, start: Params, steps: int) -> Metrics:
     """Of one task: both ends of the Hessian of L^S at theta and phi, and the upper end of the inner objective's."""
 
-    def support_loss(at: Params) -> Tensor:
-        return learner.loss(learner.model.apply(at, support.x), support.y)
+    def support_loss(weights: Params) -> Tensor:
+        return learner.loss(learner.model.apply(theta | weights, support.x), support.y)
 
-    objective = learner.inner_objective(theta, support)
+    def objective(weights: Params) -> Tensor:
+        return inner_objective(theta | weights, 0)
+
+    def ends(function: Callable[[Params], Tensor], at: Params) -> Ritz:
+        return extremes(hessian_product(function, network_weights(at)), start, steps)
+
+    inner_objective = learner.inner_objective(theta, support)
     phi = adapted_weights(learner, theta, support)
-    at_theta = extremes(hessian_product(support_loss, theta), start, steps)
-    at_phi = extremes(hessian_product(support_loss, phi), start, steps)
-    of_objective = extremes(hessian_product(lambda at: objective(at, 0), theta), start, steps)
+    at_theta, at_phi, of_objective = ends(support_loss, theta), ends(support_loss, phi), ends(objective, theta)
     found = _named(at_theta, "theta") | _named(at_phi, "phi") | {"max_objective": of_objective.largest}
     if learner.regularization.inner_terms:
-        at_end = extremes(hessian_product(lambda at: objective(at, 0), phi), start, steps)
-        found["min_objective_phi"] = at_end.smallest
+        found["min_objective_phi"] = ends(objective, phi).smallest
     return found
 
 
 def descends_gradient(learner: GradientLearner, like: Params) -> bool:
-    """Whether the inner rule's step is inner_lr times the gradient, also the second time: no momentum, no scaling."""
+    """Whether the inner rule's step is inner_lr times the gradient, also the second time: no momentum, no scaling, no
+    learned rates."""
     rule = learner.inner_rule
+    if math.isinf(rule.lr):
+        return False
     adapted = {k: v for k, v in like.items() if is_adapted(k, rule)}
     state = rule.init(adapted, like)
     for g in directions(adapted, 2, SEED):

@@ -21,17 +21,17 @@ from torch.func import grad
 from metarun.algorithms.inner_loop import last
 from metarun.compute.linalg import sub
 from metarun.diagnostics.metagradients import cosine, relative, unrolled_gradient
-from metarun.diagnostics.probe_tasks import SMALL_MODEL, ProbeTasks
+from metarun.diagnostics.probe_tasks import SMALL_MODEL, ProbeTasks, network_weights
 from metarun.types import Batch, GradientLearner, Metrics, Params, ProximalLearner, Task
 
 
 def implicit_measures(learner: ProximalLearner, params: Params, tasks: ProbeTasks, steps: int) -> dict[str, float]:
     """The measures by name; none for a network that is not small."""
-    if sum(p.numel() for p in params.values()) >= SMALL_MODEL:
+    if sum(p.numel() for p in network_weights(params).values()) >= SMALL_MODEL:
         return {}
 
     def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
-        own, _ = learner.meta_grad(theta, task)
+        own = network_weights(learner.meta_grad(theta, task)[0])
         unrolled, _ = unrolled_gradient(learner, theta, task, steps)
         return {
             "implicit_error": relative(sub(own, unrolled), unrolled),
@@ -44,6 +44,10 @@ def implicit_measures(learner: ProximalLearner, params: Params, tasks: ProbeTask
 
 def stationarity(learner: GradientLearner, theta: Params, support: Batch, steps: int) -> Tensor:
     """|grad objective(phi_steps)| / |grad objective(theta)| of one task."""
-    gradient = grad(learner.inner_objective(theta, support))
+    objective = learner.inner_objective(theta, support)
+
+    def gradient(at: Params) -> Params:
+        return network_weights(grad(objective)(at, 0))
+
     phi = last(learner.adaptations(theta, support, steps)).params
-    return relative(gradient(phi, 0), gradient(theta, 0))
+    return relative(gradient(phi), gradient(theta))

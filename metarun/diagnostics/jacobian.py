@@ -1,4 +1,6 @@
-r"""How adaptation stretches a change of the meta-parameters: J = d phi_K / d theta, K = `inner_steps`, on probe tasks.
+r"""How adaptation stretches a change of theta: J = d phi_K / d theta, K = `inner_steps`, on probe tasks.
+
+Theta and phi are the network's weights; other meta-parameters are constants.
 
     gradient descent   J = prod_k (I - alpha H(phi_k)), whose transpose every meta-gradient multiplies grad L^Q by
 
@@ -11,13 +13,15 @@ jacobian_norm     |J|_2, mean over tasks: the root of the largest eigenvalue of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.func import vjp
 
 from metarun.compute.linalg import norm
 from metarun.diagnostics.lanczos import directions, extremes
-from metarun.diagnostics.probe_tasks import SMALL_MODEL, ProbeTasks, adapted_weights
+from metarun.diagnostics.probe_tasks import SMALL_MODEL, ProbeTasks, adapted_weights, network_weights
 from metarun.types import Batch, GradientLearner, Metrics, Params, Task
 
 VECTORS = 4
@@ -27,8 +31,9 @@ SEED = 1
 
 def jacobian_measures(learner: GradientLearner, params: Params, tasks: ProbeTasks, steps: int) -> dict[str, float]:
     """The measures by name; the norm from `steps` products with J^T J."""
-    start, *vectors = directions(params, 1 + VECTORS, SEED)
-    small = sum(p.numel() for p in params.values()) < SMALL_MODEL
+    weights = network_weights(params)
+    start, *vectors = directions(weights, 1 + VECTORS, SEED)
+    small = sum(w.numel() for w in weights.values()) < SMALL_MODEL
 
     def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
         found = {"jacobian_growth": growth(learner, theta, task.support, vectors)}
@@ -41,15 +46,26 @@ def jacobian_measures(learner: GradientLearner, params: Params, tasks: ProbeTask
 
 def growth(learner: GradientLearner, theta: Params, support: Batch, vectors: list[Params]) -> Tensor:
     """Mean of log |J^T v| over unit vectors, of one task."""
-    pullback = vjp(lambda at: adapted_weights(learner, at, support), theta)[1]
-    return torch.stack([norm(pullback(v)[0]).log() for v in vectors]).mean()
+    pullback, _ = transposed_jacobian(learner, theta, support)
+    return torch.stack([norm(pullback(v)).log() for v in vectors]).mean()
 
 
 def spectral_norm(learner: GradientLearner, theta: Params, support: Batch, start: Params, steps: int) -> Tensor:
     """|J|_2 of one task."""
-
-    pullback = vjp(lambda at: adapted_weights(learner, at, support), theta)[1]
+    pullback, phi = transposed_jacobian(learner, theta, support)
     # u -> J^T u is linear, so its own pullback, taken anywhere, is v -> J v. Forward mode fails on vmap's zeros.
-    push = vjp(lambda u: pullback(u)[0], theta)[1]
-    square = extremes(lambda v: pullback(push(v)[0])[0], start, steps).largest
+    push = vjp(pullback, phi)[1]
+    square = extremes(lambda v: pullback(push(v)[0]), start, steps).largest
     return square.clamp_min(0).sqrt()
+
+
+def transposed_jacobian(
+    learner: GradientLearner, theta: Params, support: Batch
+) -> tuple[Callable[[Params], Params], Params]:
+    """u -> J^T u of one task, and phi; of the network's weights alone."""
+
+    def adapt(weights: Params) -> Params:
+        return network_weights(adapted_weights(learner, theta | weights, support))
+
+    phi, pullback = vjp(adapt, network_weights(theta))[:2]
+    return lambda u: pullback(u)[0], phi

@@ -3,7 +3,8 @@ r"""Meta-gradients on probe tasks: of the true objective, what a cheaper one lea
     F(theta) = mean over the T probe tasks of L^Q(phi_K(theta)), K = `inner_steps`;   g_i its gradients, gbar their mean
 
 For a learner that descends an objective, g_i is differentiated through all K steps, whatever it steps along itself; for
-any other it is the learner's own meta-gradient, and F its `loss`. The regularizer is no part of F.
+any other it is the learner's own meta-gradient, and F its `loss`. The regularizer is no part of F. Gradients are by the
+network's weights alone: learned rates and a penalty's own meta-parameters are constants.
 
 probe_loss           F(theta)
 true_grad_norm2_raw  |gbar|^2
@@ -28,7 +29,7 @@ from torch.func import grad, grad_and_value
 
 from metarun.algorithms.inner_loop import last
 from metarun.compute.linalg import axpy, dot, norm, scale, sub
-from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
+from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights, network_weights
 from metarun.types import Algorithm, GradientLearner, Metrics, Params, Task
 
 
@@ -39,7 +40,8 @@ def unrolled_gradient(learner: GradientLearner, theta: Params, task: Task, steps
         adapted = last(learner.adaptations(theta, task.support, steps))
         return learner.loss(learner.predict(adapted, task.query.x), task.query.y)
 
-    return grad_and_value(outer)(theta)
+    gradient, loss = grad_and_value(outer)(theta)
+    return network_weights(gradient), loss
 
 
 def first_order_gradient(learner: GradientLearner, theta: Params, task: Task) -> Params:
@@ -49,7 +51,7 @@ def first_order_gradient(learner: GradientLearner, theta: Params, task: Task) ->
         stats = learner.model.query_stats(phi, task.support.x)
         return learner.loss(learner.model.apply(phi, task.query.x, stats), task.query.y)
 
-    return grad(outer)(adapted_weights(learner, theta, task.support))
+    return network_weights(grad(outer)(adapted_weights(learner, theta, task.support)))
 
 
 def true_gradients(algorithm: Algorithm, params: Params, tasks: ProbeTasks) -> tuple[Params, Tensor]:
@@ -60,7 +62,7 @@ def true_gradients(algorithm: Algorithm, params: Params, tasks: ProbeTasks) -> t
             g, loss = unrolled_gradient(algorithm, theta, task, algorithm.inner_steps)
             return g, {"loss": loss}
         g, metrics = algorithm.meta_grad(theta, task)
-        return g, {"loss": metrics["loss"]}
+        return network_weights(g), {"loss": metrics["loss"]}
 
     grads, metrics = tasks.each(one, params)
     return grads, metrics["loss"].double()
@@ -73,7 +75,7 @@ def objective_measures(
     grads, losses_T = true_gradients(algorithm, params, tasks)
     gbar = mean(grads)
     uphill = scale(1 / norm(gbar).clamp_min(tiny(gbar)), gbar)
-    beyond, risen_T = true_gradients(algorithm, axpy(radius, uphill, params), tasks)
+    beyond, risen_T = true_gradients(algorithm, params | axpy(radius, uphill, network_weights(params)), tasks)
     values = {"probe_loss": float(losses_T.mean()), **squared_norms(grads)}
     values["sharpness"] = float((risen_T - losses_T).mean())
     values["smoothness"] = float(norm(sub(mean(beyond), gbar))) / radius
@@ -99,7 +101,7 @@ def bias_measures(learner: GradientLearner, params: Params, tasks: ProbeTasks, g
         return first_order_gradient(learner, theta, task), {}
 
     first = mean(tasks.each(first_order, params)[0])
-    own = mean(tasks.each(learner.meta_grad, params)[0])
+    own = network_weights(mean(tasks.each(learner.meta_grad, params)[0]))
     return {
         "first_order_cosine": float(cosine(first, gbar)),
         "first_order_ratio": float(relative(first, gbar)),

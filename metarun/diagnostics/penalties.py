@@ -46,8 +46,8 @@ from metarun.algorithms.penalty_protocols import Adaptation, ProximalPenalty
 from metarun.compute.distributed import ALONE, Team
 from metarun.compute.linalg import norm, sub, sum_scalars
 from metarun.compute.task_axis import map_tasks
-from metarun.diagnostics.probe_tasks import adapted_weights
-from metarun.types import NOT_WEIGHTS, Algorithm, GradientLearner, Metrics, Params, ProximalLearner, Task
+from metarun.diagnostics.probe_tasks import adapted_weights, network_weights
+from metarun.types import Algorithm, GradientLearner, Metrics, Params, ProximalLearner, Task
 
 LOGARITHM = "log_"
 """How the short names of learned logarithms begin."""
@@ -91,11 +91,6 @@ def label(term: Term, place: str) -> str:
     return f"{term.name}.{place}" if term.where == "both" else term.name
 
 
-def network(params: Params) -> Params:
-    """Without the entries that belong to penalties."""
-    return {name: p for name, p in params.items() if not name.startswith(NOT_WEIGHTS)}
-
-
 def scheduled_weights(regularization: Regularization, params: Params) -> Values:
     changing = [t for t in regularization.terms if t.schedule.changes]
     return {f"penalty_weight/{t.name}": float(t.weight(params)) for t in changing}
@@ -120,7 +115,7 @@ def outer_measures(
     terms = [t for t in regularization.terms if t.acts("outer")]
     if not terms:
         return {}
-    data: Params = {k: g.mean(0) for k, g in network(grads).items()}
+    data: Params = {k: g.mean(0) for k, g in network_weights(grads).items()}
     found: dict[str, Part] = {}
     if regularization.outer_terms:
         data, found = adaptation_parts(learner, regularization, params, followed)
@@ -137,7 +132,7 @@ def shared_part(term: Term, learner: Algorithm, params: Params, tasks: Task) -> 
     def weighted(weights: Params) -> Tensor:
         return term.weight(params) * shared_value(term, learner, params | weights, tasks)
 
-    gradient, value = grad_and_value(weighted)(network(params))
+    gradient, value = grad_and_value(weighted)(network_weights(params))
     return Part(value, gradient)
 
 
@@ -157,10 +152,10 @@ def adaptation_parts(
         names = [t.name for t in terms]
         values = {n: metrics["penalty"] for n, (_, metrics) in zip(names, found, strict=True)}
         parts = dict(zip(["", *names], [bare.meta_grad(theta, task)[0], *(g for g, _ in found)], strict=True))
-        return values, {f"{n}/{k}": v for n, g in parts.items() for k, v in network(g).items()}
+        return values, {f"{n}/{k}": v for n, g in parts.items() for k, v in network_weights(g).items()}
 
     values, gradients = followed.each(one, params)
-    mean = {n: {k: gradients[f"{n}/{k}"].mean(0) for k in network(params)} for n in ["", *values]}
+    mean = {n: {k: gradients[f"{n}/{k}"].mean(0) for k in network_weights(params)} for n in ["", *values]}
     return mean[""], {n: Part(value.double().mean(), sub(mean[n], mean[""])) for n, value in values.items()}
 
 

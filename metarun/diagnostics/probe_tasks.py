@@ -9,7 +9,7 @@ import torch
 from metarun.algorithms.inner_loop import last
 from metarun.compute.distributed import ALONE, Team
 from metarun.compute.task_axis import PerTask, map_tasks
-from metarun.types import Batch, GradientLearner, Metrics, Params, Task
+from metarun.types import NOT_WEIGHTS, Batch, GradientLearner, Metrics, Params, Task
 
 SMALL_MODEL = 20_000
 """Weights below which a probe may cost some hundred meta-gradients (MLP 40-40 has 1761)."""
@@ -28,6 +28,11 @@ class ProbeTasks(NamedTuple):
     def mean(self, one: PerTask, params: Params) -> dict[str, float]:
         """Mean over tasks of the scalars that come first."""
         return {name: float(v.double().mean()) for name, v in self.each(one, params)[0].items()}
+
+
+def network_weights(params: Params) -> Params:
+    """The weights of the network, without the other meta-parameters (a penalty's own, learned rates, moments)."""
+    return {name: p for name, p in params.items() if not name.startswith(NOT_WEIGHTS)}
 
 
 def adapted_weights(learner: GradientLearner, theta: Params, support: Batch) -> Params:

@@ -9,7 +9,8 @@ from metarun.compute.distributed import ALONE, Team
 from metarun.compute.linalg import layer_norms, norm, sub
 from metarun.diagnostics.adaptation import adaptation_measures
 from metarun.diagnostics.gradients import gradient_measures
-from metarun.diagnostics.penalties import Followed, network, penalty_measures
+from metarun.diagnostics.penalties import Followed, penalty_measures
+from metarun.diagnostics.probe_tasks import network_weights
 from metarun.types import Algorithm, Batch, GradientLearner, Params, Task
 
 Values = dict[str, float]
@@ -27,7 +28,7 @@ class StepMeasures:
 
     def __call__(self, params: Params, grads: Params, tasks: Task) -> Values:
         """theta before the step, the meta-gradients [T, ...] of its tasks, the tasks."""
-        values = gradient_measures(network(grads))
+        values = gradient_measures(network_weights(grads))
         few = Task(*(Batch(b.x[: self.tasks], b.y[: self.tasks]) for b in tasks))
         if isinstance(self.algorithm, GradientLearner):
             values |= adaptation_measures(self.algorithm, params, few, self.chunk, self.team)
@@ -37,7 +38,7 @@ class StepMeasures:
 
 def update_measures(before: Params, after: Params) -> Values:
     """|theta_{t+1} - theta_t| / |theta_t|, of all the network's weights and of each layer."""
-    before = network(before)
+    before = network_weights(before)
     change = sub(before, after)
     lengths, changes = layer_norms(before), layer_norms(change)
     layers = {f"update_ratio/{k}": changes[k] / v for k, v in lengths.items() if v > 0}

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from metarun.algorithms.inner_loop import descend, last
+from metarun.algorithms.inner_loop import descend, is_adapted, last
 from metarun.diagnostics.adaptation import HEAD
-from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
+from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights, network_weights
 from metarun.types import Batch, GradientLearner, Metrics, Params, Task
 
 
 def head_only_measures(learner: GradientLearner, params: Params, tasks: ProbeTasks) -> dict[str, float]:
     """The measures by name; none for a network that has no head, or nothing else."""
-    heads = [name for name in params if name.startswith(HEAD)]
-    if len(heads) in (0, len(params)):
+    heads = [name.startswith(HEAD) for name in network_weights(params)]
+    if all(heads) or not any(heads):
         return {}
     metric, sign = learner.loss.metric, 1 if learner.loss.higher_is_better else -1
 
@@ -33,10 +33,13 @@ def head_only_measures(learner: GradientLearner, params: Params, tasks: ProbeTas
 
 def head_adapted(learner: GradientLearner, theta: Params, support: Batch) -> Params:
     """theta, its head after `inner_steps` of the learner's rule on the learner's objective."""
-    objective = learner.inner_objective(theta, support)
-    head = {k: v for k, v in theta.items() if k.startswith(HEAD)}
-    states = descend(lambda h, step: objective(theta | h, step), head, learner.inner_rule, learner.inner_steps)
-    return theta | last(states)
+    rule = learner.inner_rule
+    head = tuple(name for name in theta if name.startswith(HEAD) and is_adapted(name, rule))
+    if not head:
+        return theta
+    return last(
+        descend(learner.inner_objective(theta, support), theta, rule._replace(adapted=head), learner.inner_steps)
+    )
 
 
 def score(learner: GradientLearner, phi: Params, task: Task) -> Tensor:

@@ -21,7 +21,7 @@ from metarun.diagnostics.curvature import curvature_measures, descends_gradient
 from metarun.diagnostics.lanczos import Ritz, directions, extremes, flat, lanczos, unflat
 from metarun.diagnostics.probe_tasks import ProbeTasks
 from metarun.models.mlp import mlp
-from metarun.types import Batch, GradientLearner, Params, Rule, Task
+from metarun.types import Batch, GradientLearner, Params, Task, UpdateRule
 
 MODEL = LinearModel(4, 2)
 TASKS = [random_task(MODEL, seed) for seed in range(3)]
@@ -193,14 +193,14 @@ def test_rules_that_are_not_gradient_descent_have_no_rate_to_hold_against_two() 
     assert "hessian_max_phi" in found
 
 
-def momentum(lr: float) -> Rule:
+def momentum(lr: float) -> UpdateRule:
     """step_k = lr (g_k + 0.9 step_(k-1) / lr): linear in g, and the first step is lr g."""
 
     def step(g: Params, before: Params) -> tuple[Params, Params]:
         moved = {k: lr * g[k] + 0.9 * before[k] for k in g}
         return moved, moved
 
-    return Rule(lambda moved, _: {k: v * 0 for k, v in moved.items()}, step)
+    return UpdateRule(lambda moved, _: {k: v * 0 for k, v in moved.items()}, step)
 
 
 def test_momentum_and_a_rate_of_its_own_are_told_from_gradient_descent() -> None:

@@ -15,6 +15,7 @@ from helpers.blobs import Blobs
 import metarun
 from metarun.compute.device import Placement
 from metarun.config.schema import DiagnosticsConfig
+from metarun.diagnostics.probe_tasks import network_weights
 from metarun.diagnostics.probes import Probe
 from metarun.training.experiment import assemble, build_learner
 from metarun.types import EpisodeSpec, Params, Split, Task
@@ -63,6 +64,41 @@ def test_an_inner_loop_on_regression_has_everything_but_what_is_of_classes(algo:
     prox = OF_PROX if algo == "imaml" else set()
     assert set(found) == OF_OBJECTIVE | OF_INNER_LOOP | prox | {"full_mse", "head_only_mse"}
     assert all(type(v) is float and math.isfinite(v) for v in found.values())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("algo=metasgd",),
+        ("algo=metasgd", "algo.adapted=[block0]"),  # the head stays
+        ("algo=mamlpp", "algo.inner_steps=2"),
+        ("algo=reptile", "algo.inner_optimizer=adam", "algo.inner_steps=2", "algo.moments=carried"),
+        ("algo=maml", "reg=prox_l2", "reg.learned=true"),
+        ("algo=imaml", "algo.inner_steps=2", "reg=l2", "reg.where=inner", "reg.schedule=linear"),
+    ],
+    ids=" ".join,
+)
+def test_meta_parameters_that_are_not_weights_are_constants_of_every_measure(overrides: tuple[str, ...]) -> None:
+    probe, params = probe_of(*overrides)
+    assert set(network_weights(params)) < set(params)
+    found = probe(params)
+    prox = OF_PROX if "algo=imaml" in overrides else set()
+    rate = OF_RATE if "reg=prox_l2" in overrides or "reg=l2" in overrides else set()  # else no plain gradient descent
+    assert set(found) == OF_OBJECTIVE | (OF_INNER_LOOP - OF_RATE) | rate | prox | {"full_mse", "head_only_mse"}
+    assert all(math.isfinite(v) for v in found.values())
+
+
+@pytest.mark.parametrize("algo", ["maml", "imaml", "reptile"])
+def test_a_meta_parameter_that_nothing_reads_changes_no_measure(algo: str) -> None:
+    """As an entry of theta it would add an eigenvalue of 0 (or lambda) to spectra, and 1 to the Jacobian's."""
+    probe, params = probe_of(f"algo={algo}")
+    assert probe({**params, "reg.l2.weight": torch.tensor(0.5)}) == on_sinusoids(f"algo={algo}")
+
+
+def test_learned_rates_that_are_all_inner_lr_measure_as_maml_does() -> None:
+    rates, plain = on_sinusoids("algo=metasgd", "algo.inner_lr=0.02"), on_sinusoids("algo=maml", "algo.inner_lr=0.02")
+    assert rates == {name: pytest.approx(value, rel=1e-5, abs=1e-7) for name, value in plain.items() if name in rates}
+    assert set(plain) - set(rates) == OF_RATE
 
 
 @pytest.mark.parametrize("algo", ["maml", "imaml", "reptile", "protonet", "matchingnet"])
