@@ -103,9 +103,9 @@ def of_first_rank(function: Callable[[], Config]) -> Config:
     """The call's value; of several processes the first one reads files, and the others are told."""
     if ranks.size() == 1:
         return function()
-    from metarun.compute.distributed import team
+    from metarun.compute.distributed import connect_processes
 
-    return team().of_first(function)
+    return connect_processes().on_first(function)
 
 
 def leave(error: Exception) -> NoReturn:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.compute.distributed import ALONE, Team, team
+from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup, connect_processes
 from metarun.config.schema import DeviceConfig, compile_choice
 from metarun.errors import SettingError
 from metarun.storage import ranks
@@ -48,7 +48,7 @@ class Placement:
     memory_format: str = "auto"  # auto, contiguous, channels_last
     matmul_only: bool = False  # the network's linear maps are all matrix products
     memory_rows: int | None = None  # of the tasks of a chunk, as many as fit into memory (memory.py)
-    team: Team = ALONE  # the processes that share the tasks
+    processes: ProcessGroup = SINGLE_PROCESS  # the processes that share the tasks
 
     def params(self, params: Params) -> Params:
         return {k: self.inputs(v) for k, v in params.items()}
@@ -107,7 +107,9 @@ def make_placement(settings: DeviceConfig) -> Placement:
         keep_freed_memory()
     dtype = torch.float64 if settings.precision == "float64" else torch.float32  # of bfloat16: see precision.py
     compiled = compile_choice(settings)
-    return Placement(_device(name), dtype, settings.chunk_size, compiled, settings.memory_format, team=team())
+    return Placement(
+        _device(name), dtype, settings.chunk_size, compiled, settings.memory_format, processes=connect_processes()
+    )
 
 
 def _device(name: str) -> torch.device:

@@ -46,39 +46,39 @@ GRACE = 2.0
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """This process among those of the job."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         return self.rank == 0
 
     def share(self, count: int) -> range:
         """Which of `count` tasks are this rank's: neighbours, one more on some ranks than on others; maybe none."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def todo(self, count: int) -> range:
+    def nonempty_share(self, count: int) -> range:
         """What this rank computes: its share. One without tasks computes the first, so that it knows the shapes of what
         it has nothing to add to."""
         return self.share(count) or range(1)
 
-    def placed(self, rows: Tensor, count: int) -> Tensor:
+    def pad(self, rows: Tensor, count: int) -> Tensor:
         """The rows [t, ...] of this rank's share among zeros [count, ...]."""
         own = self.share(count)
         whole = rows.new_zeros(count, *rows.shape[1:])
         whole[own.start : own.stop] = rows[: len(own)]
         return whole
 
-    def gathered(self, rows: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    def gather(self, rows: dict[str, Tensor], count: int) -> dict[str, Tensor]:
         """Tensors [t, ...] of each rank's share -> [count, ...] of all tasks, the same on every rank."""
         if self.size == 1:
             return rows
-        return self.sum_of({name: self.placed(x, count) for name, x in rows.items()})
+        return self.sum({name: self.pad(x, count) for name, x in rows.items()})
 
-    def sum_of(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The sums over ranks, bit for bit the same on all of them; one exchange for each dtype."""
         if self.size == 1:
             return tensors
@@ -91,12 +91,12 @@ class Team:
             summed |= {name: part.view(x.shape) for (name, x), part in zip(some.items(), parts, strict=True)}
         return {name: summed[name] for name in tensors}
 
-    def of_first(self, function: Callable[[], Value]) -> Value:
+    def on_first(self, function: Callable[[], Value]) -> Value:
         """What rank 0's call returns, on every rank; where it meets a user's mistake, so do all."""
         if self.size == 1:
             return function()
         found: list[Any] = [None]
-        if self.first:
+        if self.is_first:
             found = [_announced(function)]
         else:
             _wait_for_first()
@@ -107,13 +107,13 @@ class Team:
         """Each rank's own call, rank 0's first: it may leave files that the others then find."""
         if self.size == 1:
             return function()
-        if self.first:
+        if self.is_first:
             return _announced(function)
         _wait_for_first()
         return function()
 
 
-ALONE = Team()
+SINGLE_PROCESS = ProcessGroup()
 
 _ANNOUNCEMENTS = itertools.count()
 """All ranks come to the same ones in the same order."""
@@ -123,17 +123,17 @@ _CONNECTIONS: list[int] = []  # the file numbers of those with other ranks
 
 
 @functools.cache
-def team() -> Team:
+def connect_processes() -> ProcessGroup:
     """The processes of this job, connected."""
     if ranks.size() == 1:
-        return ALONE
+        return SINGLE_PROCESS
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     store, before = dist.PrefixStore("sums", _store()), _open_files()
     dist.init_process_group(backend, store=store, rank=ranks.rank(), world_size=ranks.size(), timeout=TIMEOUT)
     _CONNECTIONS.extend(number for number in _open_files() - before if not _leads_to_the_store(number))
     atexit.register(_close)
-    return Team(ranks.rank(), ranks.size())
+    return ProcessGroup(ranks.rank(), ranks.size())
 
 
 def _close() -> None:

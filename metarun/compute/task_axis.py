@@ -9,24 +9,28 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metarun.compute.distributed import ALONE, Team
+from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from metarun.types import Batch, Params, Task
 
 PerTask = Callable[[Params, Task], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 
 def map_tasks(
-    function: PerTask, count: int, chunk: int | None, memory_format: str = "auto", team: Team = ALONE
+    function: PerTask,
+    count: int,
+    chunk: int | None,
+    memory_format: str = "auto",
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> PerTask:
     """A function of (params, one task) as one of (params, `count` tasks), all its results with a leading T axis.
 
-    Of a team, each rank computes its share of the tasks that all are given, and all have the results.
+    Of several processes, each computes its share of the tasks, and all have the results.
 
     With chunks of one task nothing is batched by vmap: convolutions then stay plain ones, which on a CPU are two to
     five times as fast when a task has many images, and channels last in memory unless `memory_format` is contiguous.
     """
-    if team.size > 1:
-        return _spread(function, count, chunk, memory_format, team)
+    if processes.size > 1:
+        return _spread(function, count, chunk, memory_format, processes)
     ordered = _as_it_is if memory_format == "contiguous" else channels_last
     if count > 1 and chunk != 1:
         return vmap(function, in_dims=(None, 0), chunk_size=chunk)
@@ -41,13 +45,13 @@ def map_tasks(
     return one_by_one
 
 
-def _spread(function: PerTask, count: int, chunk: int | None, memory_format: str, team: Team) -> PerTask:
-    own = map_tasks(function, len(team.todo(count)), chunk, memory_format)
+def _spread(function: PerTask, count: int, chunk: int | None, memory_format: str, processes: ProcessGroup) -> PerTask:
+    own = map_tasks(function, len(processes.nonempty_share(count)), chunk, memory_format)
 
     def spread(params: Params, tasks: Task) -> Any:
-        found = own(params, select_tasks(tasks, team.todo(count)))
+        found = own(params, select_tasks(tasks, processes.nonempty_share(count)))
         # One exchange for both trees.
-        rows = team.gathered({f"{i}{k}": v for i, tree in enumerate(found) for k, v in tree.items()}, count)
+        rows = processes.gather({f"{i}{k}": v for i, tree in enumerate(found) for k, v in tree.items()}, count)
         return tuple({k: rows[f"{i}{k}"] for k in tree} for i, tree in enumerate(found))
 
     return spread

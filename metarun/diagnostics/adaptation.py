@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metarun.compute.distributed import ALONE, Team
+from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from metarun.compute.linalg import norm, sub
 from metarun.compute.task_axis import map_tasks
 from metarun.types import GradientLearner, Metrics, Params, Task
@@ -28,7 +28,7 @@ HEAD = "head."
 
 
 def adaptation_measures(
-    learner: GradientLearner, params: Params, tasks: Task, chunk: int | None, team: Team = ALONE
+    learner: GradientLearner, params: Params, tasks: Task, chunk: int | None, processes: ProcessGroup = SINGLE_PROCESS
 ) -> dict[str, float]:
     """The measures by name, on tasks with a leading T axis; no gradient flows."""
 
@@ -36,7 +36,7 @@ def adaptation_measures(
         return followed(learner, theta, task)
 
     with torch.no_grad():
-        losses, moves = map_tasks(one, len(tasks.support.x), chunk, team=team)(params, tasks)
+        losses, moves = map_tasks(one, len(tasks.support.x), chunk, processes=processes)(params, tasks)
     return _loss_measures(losses, learner.inner_steps) | _move_measures(moves)
 
 

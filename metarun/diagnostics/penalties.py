@@ -43,7 +43,7 @@ from torch.func import grad, grad_and_value
 from metarun.algorithms.inner_loop import is_adapted
 from metarun.algorithms.objective import Regularization, Term, shared_value
 from metarun.algorithms.penalty_protocols import Adaptation, ProximalPenalty
-from metarun.compute.distributed import ALONE, Team
+from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from metarun.compute.linalg import norm, sub, sum_scalars
 from metarun.compute.task_axis import map_tasks
 from metarun.diagnostics.probe_tasks import adapted_weights, network_weights
@@ -60,11 +60,11 @@ class Followed(NamedTuple):
 
     tasks: Task
     chunk: int | None  # of these that vmap handles at once
-    team: Team = ALONE  # the processes that share them
+    processes: ProcessGroup = SINGLE_PROCESS  # the processes that share them
 
     def each(self, one: Callable[[Params, Task], tuple[Metrics, Metrics]], params: Params) -> tuple[Metrics, Metrics]:
         with torch.no_grad():
-            return map_tasks(one, len(self.tasks.support.x), self.chunk, team=self.team)(params, self.tasks)
+            return map_tasks(one, len(self.tasks.support.x), self.chunk, processes=self.processes)(params, self.tasks)
 
 
 class Part(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from metarun.algorithms.inner_loop import last
-from metarun.compute.distributed import ALONE, Team
+from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from metarun.compute.task_axis import PerTask, map_tasks
 from metarun.types import NOT_WEIGHTS, Batch, GradientLearner, Metrics, Params, Task
 
@@ -18,12 +18,12 @@ SMALL_MODEL = 20_000
 class ProbeTasks(NamedTuple):
     drawn: Task  # with a leading T axis
     chunk: int | None  # of these that vmap handles at once
-    team: Team = ALONE  # the processes that share them
+    processes: ProcessGroup = SINGLE_PROCESS  # the processes that share them
 
     def each(self, one: PerTask, params: Params) -> tuple[Metrics, Metrics]:
         """Both results of (theta, task), with a leading T axis; no gradient flows."""
         with torch.no_grad():
-            return map_tasks(one, len(self.drawn.support.x), self.chunk, team=self.team)(params, self.drawn)
+            return map_tasks(one, len(self.drawn.support.x), self.chunk, processes=self.processes)(params, self.drawn)
 
     def mean(self, one: PerTask, params: Params) -> dict[str, float]:
         """Mean over tasks of the scalars that come first."""

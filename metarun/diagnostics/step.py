@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
-from metarun.compute.distributed import ALONE, Team
+from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from metarun.compute.linalg import layer_norms, norm, sub
 from metarun.diagnostics.adaptation import adaptation_measures
 from metarun.diagnostics.gradients import gradient_measures
@@ -24,15 +24,15 @@ class StepMeasures:
     tasks: int  # whose inner loop is followed
     chunk: int | None  # of these that vmap handles at once
     regularization: Regularization = NO_REGULARIZATION
-    team: Team = ALONE  # the processes that share them
+    processes: ProcessGroup = SINGLE_PROCESS  # the processes that share them
 
     def __call__(self, params: Params, grads: Params, tasks: Task) -> Values:
         """theta before the step, the meta-gradients [T, ...] of its tasks, the tasks."""
         values = gradient_measures(network_weights(grads))
         few = Task(*(Batch(b.x[: self.tasks], b.y[: self.tasks]) for b in tasks))
         if isinstance(self.algorithm, GradientLearner):
-            values |= adaptation_measures(self.algorithm, params, few, self.chunk, self.team)
-        followed = Followed(few, self.chunk, self.team)
+            values |= adaptation_measures(self.algorithm, params, few, self.chunk, self.processes)
+        followed = Followed(few, self.chunk, self.processes)
         return values | penalty_measures(self.algorithm, self.regularization, params, grads, followed)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from metarun.compute.distributed import team
+from metarun.compute.distributed import connect_processes
 from metarun.config.schema import Config
 from metarun.errors import SettingError, UserError
 from metarun.jobs.result import Result
@@ -30,10 +30,10 @@ def has_ended(config: Config, record: RunFolder) -> bool:
 
 def load_ended(config: Config, record: RunFolder, quiet: bool) -> Result:
     """Return the result of a run that has ended; its folder stays unchanged."""
-    experiment = team().in_turn(lambda: assemble(config))
+    experiment = connect_processes().in_turn(lambda: assemble(config))
     params, summary = experiment.initial_params(), record.read_summary()
     checkpoint.restore_params(checkpoint.best_of(record), params)
-    if experiment.placement.team.first and not quiet:
+    if experiment.placement.processes.is_first and not quiet:
         more = "train.steps" if summary["status"] == "completed" else "train.max_minutes"
         done = f"{summary['status']}: {summary.get('steps_done')} steps"
         print(f"nothing to do in {record.path} ({done}); a higher {more} trains on")

@@ -50,7 +50,7 @@ def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
         "device": experiment.placement.device.type,
         "precision": config.device.precision,
         "machine": describe_machine(experiment.placement.device),
-        "processes": experiment.placement.team.size,
+        "processes": experiment.placement.processes.size,
         "run_dir": folder,
         "versions": versions(),
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from metarun.compute.distributed import team
+from metarun.compute.distributed import connect_processes
 from metarun.config.from_run import source_run
 from metarun.config.schema import Config
 from metarun.diagnostics.alarm_history import Baseline
@@ -53,20 +53,20 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", 
 
 def train_job(config: Config, record: RunFolder, quiet: bool = False) -> Result:
     """Train, from the start or from where a run stopped, then test the best checkpoint; `quiet` prints nothing."""
-    if team().of_first(lambda: has_ended(config, record)):
+    if connect_processes().on_first(lambda: has_ended(config, record)):
         return load_ended(config, record, quiet)
-    experiment = team().in_turn(lambda: assemble(config))
+    experiment = connect_processes().in_turn(lambda: assemble(config))
     trainer = experiment.trainer()
     state = trainer.start()
-    if team().of_first(lambda: has_checkpoint(config, record)):
+    if connect_processes().on_first(lambda: has_checkpoint(config, record)):
         checkpoint.restore(record.last, state)
     with start_run(experiment, record, state, quiet) as run:
         with run.observer.signals():
             run.status = train(trainer, state, run.observer)
         if run.status != "interrupted":
-            if team().of_first(lambda: checkpoint.exists(record.best)):
+            if connect_processes().on_first(lambda: checkpoint.exists(record.best)):
                 state.best_step = checkpoint.restore_params(record.best, state.params)
-            with run.observer.signals(at_once=True) if team().size == 1 else contextlib.nullcontext():
+            with run.observer.signals(at_once=True) if connect_processes().size == 1 else contextlib.nullcontext():
                 test(run, state)
     return Result(run.status, run.summary, record.path, state.params, experiment, run.observer.requests.number)
 
@@ -74,11 +74,11 @@ def train_job(config: Config, record: RunFolder, quiet: bool = False) -> Result:
 def evaluate_job(config: Config, record: RunFolder) -> Result:
     """Test the best checkpoint of `config.run`, with the changes of the command line."""
     source = source_run(config)
-    team().of_first(lambda: refuse_used(record))
-    experiment = team().in_turn(lambda: assemble(config))
+    connect_processes().on_first(lambda: refuse_used(record))
+    experiment = connect_processes().in_turn(lambda: assemble(config))
     state = experiment.trainer().start()
     checkpoint.restore_tested(checkpoint.best_of(source), state)
-    opened = open_run(experiment, record, state) if experiment.placement.team.first else follow_run(experiment)
+    opened = open_run(experiment, record, state) if experiment.placement.processes.is_first else follow_run(experiment)
     with opened as run:
         run.summary["evaluated_run"] = str(source.path)
         test(run, state)
@@ -103,7 +103,7 @@ def start_run(
     experiment: Experiment, record: RunFolder, state: State, quiet: bool
 ) -> contextlib.AbstractContextManager[ActiveRun]:
     """Open a run that trains, with its alarms; on other ranks than the first, follow it."""
-    if not experiment.placement.team.first:
+    if not experiment.placement.processes.is_first:
         return follow_run(experiment)
     discard_after(record, state.step)
     return open_run(experiment, record, state, quiet, build_alarms(experiment, record))

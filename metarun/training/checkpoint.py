@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.compute.distributed import team
+from metarun.compute.distributed import connect_processes
 from metarun.errors import UserError
 from metarun.storage import atomic
 from metarun.storage.progress import print_notice
@@ -61,7 +61,7 @@ def _write(path: Path, stored: dict[str, Any]) -> None:
 def restore(path: Path, state: State) -> None:
     """Load `path` (or, if it is missing or damaged, its predecessor) into a freshly started state. Of several ranks the
     first one reads it."""
-    stored = team().of_first(lambda: load(path))
+    stored = connect_processes().on_first(lambda: load(path))
     if "rewinding" in stored:  # by way of the state itself, where it is checked
         kept = stored["rewinding"]
         _restore_tensors(kept, state, path)
@@ -76,7 +76,7 @@ def restore(path: Path, state: State) -> None:
 
 def restore_tested(path: Path, state: State) -> None:
     """Load all but the optimizer's state, which a test does not need."""
-    stored = team().of_first(lambda: load(path))
+    stored = connect_processes().on_first(lambda: load(path))
     _copy(stored["params"], state.params, path)
     _restore_counts(stored, state)
 
@@ -107,7 +107,7 @@ def restore_params(path: Path, params: Params) -> int:
         stored = load(path)
         return stored["params"], stored["step"]
 
-    found, step = team().of_first(read)
+    found, step = connect_processes().on_first(read)
     _copy(found, params, path)
     return step
 

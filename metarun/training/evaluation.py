@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metarun.compute.device import Placement
-from metarun.compute.distributed import ALONE, Team
+from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from metarun.compute.task_axis import map_tasks
 from metarun.types import (
     Adapted,
@@ -64,7 +64,7 @@ class Evaluator:
             drawn = self.dataset.episodes(self.split, EPISODE_SEED, 0, indices, self.spec)
             update_digest(digest, drawn)
             tasks = self.placement.task(drawn)
-            parts.append(score_tasks(calibrated, params, tasks, self.steps, chunk, self.placement.team))
+            parts.append(score_tasks(calibrated, params, tasks, self.steps, chunk, self.placement.processes))
         metrics = {name: torch.cat([part[name] for part in parts]).T for name in parts[0]}  # each [R, T]
         losses, scores = metrics.pop(LOSS), metrics.pop(SCORE)
         steps = self.steps[: len(scores)]  # a learner without steps reports one state
@@ -128,15 +128,25 @@ def mean_and_interval(values: Tensor) -> tuple[float, float]:
 
 
 def adaptation_curves(
-    algorithm: Algorithm, params: Params, tasks: Task, steps: Sequence[int], chunk: int | None, team: Team = ALONE
+    algorithm: Algorithm,
+    params: Params,
+    tasks: Task,
+    steps: Sequence[int],
+    chunk: int | None,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor]:
     """Query losses and scores [T, R] after each of the R adaptation `steps` ([T, 1] for a learner without steps)."""
-    found = score_tasks(algorithm, params, tasks, steps, chunk, team)
+    found = score_tasks(algorithm, params, tasks, steps, chunk, processes)
     return found[LOSS], found[SCORE]
 
 
 def score_tasks(
-    algorithm: Algorithm, params: Params, tasks: Task, steps: Sequence[int], chunk: int | None, team: Team = ALONE
+    algorithm: Algorithm,
+    params: Params,
+    tasks: Task,
+    steps: Sequence[int],
+    chunk: int | None,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Metrics:
     """The same by name, with the further metrics of an AssessingLearner; each [T, R]."""
 
@@ -146,7 +156,7 @@ def score_tasks(
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, {}
 
     with torch.no_grad():
-        found, _ = map_tasks(one, len(tasks.support.x), chunk, team=team)(params, tasks)
+        found, _ = map_tasks(one, len(tasks.support.x), chunk, processes=processes)(params, tasks)
     return {name: values.cpu() for name, values in found.items()}
 
 

@@ -76,7 +76,7 @@ class Experiment:
     def measures(self) -> StepMeasures:
         chunk = self.placement.evaluation_chunk(self.train_spec, self.dataset.input_shape())
         followed = self.config.diagnostics.tasks
-        return StepMeasures(self.algorithm, followed, chunk, self.regularization, self.placement.team)
+        return StepMeasures(self.algorithm, followed, chunk, self.regularization, self.placement.processes)
 
     def probe(self) -> Probe:
         return Probe(self.algorithm, self.dataset, self.train_spec, self.placement, self.config.diagnostics)
@@ -131,7 +131,7 @@ def check_stateful(experiment: Experiment) -> None:
     check_job(config)
     if config.diagnostics.level == "full":
         raise SettingError("diagnostics.level", "full", f"algo={name} has no fixed tasks to probe; choices: off, basic")
-    if experiment.placement.team.size > 1:
+    if experiment.placement.processes.size > 1:
         raise UserError(f"algo={name}: collects in one process; start it without torchrun")
 
 
@@ -140,7 +140,7 @@ def limit_chunk(experiment: Experiment) -> Experiment:
     config, spec, params = experiment.config, experiment.train_spec, experiment.initial_params()
     episode = experiment.placement.task(experiment.dataset.episodes("train", config.seed, 0, range(1), spec))
     limit = budget(config.device.memory_mb, experiment.placement.device)
-    count = len(experiment.placement.team.todo(config.train.tasks))
+    count = len(experiment.placement.processes.nonempty_share(config.train.tasks))
     placement = fit_chunk(experiment.placement, limit, experiment.algorithm, params, episode, count, spec)
     return replace(experiment, placement=placement)
 

@@ -28,7 +28,7 @@ from metarun.types import Params, Task
 
 def train(trainer: Trainer, state: State, observer: Observer) -> str:
     """Run outer steps until all are done or there is a reason to stop; return the run's status ("completed", ...)."""
-    one_process = trainer.placement.team.size == 1
+    one_process = trainer.placement.processes.size == 1
     meta_gradients = MetaGradients(trainer, state.params, observer.notify)
     start_rewinding(trainer, state)
     earlier, start = state.seconds, time.monotonic()
@@ -50,7 +50,7 @@ def stop_reason(trainer: Trainer, state: State, observer: Observer) -> StopReaso
         return StopReason.INTERRUPTED
     limit = trainer.settings.max_minutes
     over = limit is not None and state.seconds >= 60 * limit
-    return StopReason.TIME_IS_UP if over and trainer.placement.team.first else None
+    return StopReason.TIME_IS_UP if over and trainer.placement.processes.is_first else None
 
 
 def outer_step(trainer: Trainer, state: State, meta_gradient: StepGradient, observer: Observer) -> StopReason | None:
@@ -58,7 +58,7 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: StepGradient, obse
     params, tasks = sample(trainer, state)
     found, reason = differentiate(trainer, state, meta_gradient, params, tasks, observer)
     if not found.finite:
-        where = locate_nonfinite(found, trainer.placement.team)
+        where = locate_nonfinite(found, trainer.placement.processes)
         handle_nonfinite(trainer, state, where, observer)
         state.step += 1
         return reason
@@ -87,11 +87,11 @@ def differentiate(
     trainer: Trainer, state: State, meta_gradient: StepGradient, params: Params, tasks: Task, observer: Observer
 ) -> tuple[MetaGradient, StopReason | None]:
     """The step's meta-gradient over the tasks of all ranks, and the reason to stop that several ranks agree on."""
-    learner, team, first = trainer.algorithm, trainer.placement.team, trainer.own_tasks.start
+    learner, processes, first = trainer.algorithm, trainer.placement.processes, trainer.own_tasks.start
     found = meta_gradient(*add_noise(learner, params, tasks, trainer.seed, state.step, first))
-    if team.size == 1:
+    if processes.size == 1:
         return found, None
-    return join_ranks(team, found, trainer.settings.tasks, stop_reason(trainer, state, observer))
+    return join_ranks(processes, found, trainer.settings.tasks, stop_reason(trainer, state, observer))
 
 
 def update(trainer: Trainer, state: State, gradient: Params) -> float:
@@ -117,9 +117,9 @@ def describe(trainer: Trainer, state: State, found: MetaGradient, tasks: Task) -
         learner: Any = trainer.algorithm
         values |= learner.metrics(state.carry)
     if trainer.measures:
-        grads, team, count = found.grads, trainer.placement.team, trainer.settings.tasks
-        if team.size > 1:  # each rank has its share, and the measures need all
-            grads = team.gathered(grads, count)
+        grads, processes, count = found.grads, trainer.placement.processes, trainer.settings.tasks
+        if processes.size > 1:  # each rank has its share, and the measures need all
+            grads = processes.gather(grads, count)
             tasks = trainer.tasks(state.step, range(min(count, trainer.measures.tasks)))
         with timed(state, "measures"):
             values |= trainer.measures(state.params, grads, tasks)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from metarun.compute.compilation import compiled, compiles
-from metarun.compute.distributed import Team
+from metarun.compute.distributed import ProcessGroup
 from metarun.compute.task_axis import map_tasks, select_tasks
 from metarun.training.run import StopReason, Trainer
 from metarun.types import Algorithm, Metrics, Params, StagedLearner, Task
@@ -71,7 +71,7 @@ class MetaGradients:
 
     def _build(self, learner: Algorithm) -> StepGradient:
         trainer = replace(self.trainer, algorithm=learner)
-        function = build_meta_gradient(trainer) if trainer.placement.team.size == 1 else build_rank_share(trainer)
+        function = build_meta_gradient(trainer) if trainer.placement.processes.size == 1 else build_rank_share(trainer)
         if not self.compiles:
             return function
         self.notify(COMPILING)
@@ -95,8 +95,8 @@ def build_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGradie
 def build_rank_share(trainer: Trainer) -> Callable[[Params, Task], RankShare]:
     """The function theta, tasks -> this rank's share; of the first of several ranks whose penalties need all tasks of a
     step, `tasks` are all of them."""
-    team, count = trainer.placement.team, trainer.settings.tasks
-    own, todo = len(team.share(count)), team.todo(count)
+    processes, count = trainer.placement.processes, trainer.settings.tasks
+    own, todo = len(processes.share(count)), processes.nonempty_share(count)
     per_task, shared = _build_parts(trainer, len(todo))
 
     def rank_share(params: Params, tasks: Task) -> RankShare:
@@ -104,7 +104,7 @@ def build_rank_share(trainer: Trainer) -> Callable[[Params, Task], RankShare]:
         trained = trainer.regularization.trained(params)
         total = {k: grads[k][:own].sum(0) / count for k in trained}
         penalty = next(iter(total.values())).new_zeros(())
-        if team.first:
+        if processes.is_first:
             extra, penalty = grad_and_value(shared)(params, tasks)
             total = {k: total[k] + extra[k] for k in trained}
         return RankShare(total, {k: grads[k] for k in trained}, metrics, penalty)
@@ -125,15 +125,15 @@ def _build_parts(trainer: Trainer, count: int) -> tuple[Callable, Callable]:
 
 
 def join_ranks(
-    team: Team, share: RankShare, count: int, reason: StopReason | None
+    processes: ProcessGroup, share: RankShare, count: int, reason: StopReason | None
 ) -> tuple[MetaGradient, StopReason | None]:
     """Sum the shares of all ranks, and agree on a reason to stop if any of them has one; the same on each rank."""
     like = next(iter(share.total.values()))
     sent = {f"total {k}": v for k, v in share.total.items()}
-    sent |= {f"metric {k}": team.placed(v.to(like.dtype), count) for k, v in share.metrics.items()}
+    sent |= {f"metric {k}": processes.pad(v.to(like.dtype), count) for k, v in share.metrics.items()}
     sent["penalty"] = share.penalty.to(like.dtype)
     sent["reasons"] = like.new_tensor([reason is r for r in StopReason])
-    found = team.sum_of(sent)
+    found = processes.sum(sent)
     total = {k: found[f"total {k}"] for k in share.total}
     metrics = {k: found[f"metric {k}"] for k in share.metrics}
     reasons = [r for r, votes in zip(StopReason, found["reasons"].tolist(), strict=True) if votes]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.compute.distributed import Team
+from metarun.compute.distributed import ProcessGroup
 from metarun.errors import NonFinite
 from metarun.training.meta_gradient import MetaGradient
 from metarun.training.run import Observer, RewindPoint, State, Trainer
@@ -23,11 +23,11 @@ MOST_REWINDS = 3
 """To the same point; the next non-finite step ends the run."""
 
 
-def locate_nonfinite(found: MetaGradient, team: Team) -> str:
+def locate_nonfinite(found: MetaGradient, processes: ProcessGroup) -> str:
     """Name the first task with a NaN or an infinity, and how many more have one."""
     rows = [g.flatten(1) if g.ndim > 1 else g[:, None] for g in found.grads.values()]
     finite = torch.stack([r.isfinite().all(1) for r in rows]).all(0)
-    finite = team.gathered({"": finite}, len(found.metrics["loss"]))[""] & found.metrics["loss"].isfinite()
+    finite = processes.gather({"": finite}, len(found.metrics["loss"]))[""] & found.metrics["loss"].isfinite()
     tasks = torch.nonzero(~finite).flatten().tolist()
     if not tasks:
         return "the penalty or the mean over tasks"

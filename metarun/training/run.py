@@ -112,5 +112,7 @@ class Trainer:
     def own_tasks(self) -> range:
         """The indices of all tasks; of several ranks, those of this rank's share. The first rank has all of them where
         a penalty needs the tasks of a step together."""
-        team, count = self.placement.team, self.settings.tasks
-        return range(count) if team.first and self.regularization.joins_tasks else team.todo(count)
+        processes, count = self.placement.processes, self.settings.tasks
+        return (
+            range(count) if processes.is_first and self.regularization.joins_tasks else processes.nonempty_share(count)
+        )

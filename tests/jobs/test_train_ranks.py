@@ -20,7 +20,7 @@ from helpers.bad_steps import bad
 from helpers.colours import class_folders
 
 import metarun
-from metarun.compute.distributed import ALONE, Team
+from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from metarun.training import checkpoint
 
 pytestmark = pytest.mark.xdist_group("parallel")  # what they compare with is made once
@@ -253,17 +253,19 @@ def test_other_jobs_are_refused_in_several_processes(by_two: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_shares_are_neighbours_that_make_up_all_tasks(count: int, size: int) -> None:
-    shares = [Team(rank, size).share(count) for rank in range(size)]
+    shares = [ProcessGroup(rank, size).share(count) for rank in range(size)]
     assert [task for share in shares for task in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    whole = sum(Team(rank, size).placed(torch.arange(count)[share.start :], count) for rank, share in enumerate(shares))
+    whole = sum(
+        ProcessGroup(rank, size).pad(torch.arange(count)[share.start :], count) for rank, share in enumerate(shares)
+    )
     assert torch.equal(whole, torch.arange(count))  # type: ignore[arg-type]
 
 
 def test_one_process_exchanges_nothing() -> None:
     tensors = {"a": torch.ones(3)}
-    assert ALONE.sum_of(tensors) is tensors
-    assert ALONE.gathered(tensors, 3) is tensors
+    assert SINGLE_PROCESS.sum(tensors) is tensors
+    assert SINGLE_PROCESS.gather(tensors, 3) is tensors
     assert not torch.distributed.is_initialized()
 
 
