@@ -35,7 +35,7 @@ def measure(algo: str, data: str, repeats: int) -> str:
     """One row of the table."""
 
     import metarun
-    from metarun.compute.compilation import compiled, compiles
+    from metarun.compute.compilation import compile_function, should_compile
     from metarun.training.experiment import assemble
     from metarun.training.meta_gradient import build_meta_gradient
 
@@ -43,9 +43,9 @@ def measure(algo: str, data: str, repeats: int) -> str:
     trainer = assemble(config).trainer()
     state = trainer.start()
     meta_gradient = build_meta_gradient(trainer)
-    pays = compiles(trainer.placement, state.params, config.train.steps)
+    pays = should_compile(trainer.placement, state.params, config.train.steps)
     if pays:
-        meta_gradient = compiled(meta_gradient, trainer.placement, state.params)
+        meta_gradient = compile_function(meta_gradient, trainer.placement, state.params)
     tasks = trainer.tasks(0)
     found = meta_gradient(state.params, tasks)
     assert trainer.measures is not None

@@ -27,7 +27,7 @@ def measure(algo: str, data: str, seconds: float, more: list[str]) -> dict[str, 
     """Seconds a step by phase, `whole` and `steps` beside them."""
 
     import metarun
-    from metarun.compute.compilation import compiled, compiles
+    from metarun.compute.compilation import compile_function, should_compile
     from metarun.training.experiment import assemble
     from metarun.training.meta_gradient import build_meta_gradient
 
@@ -35,9 +35,9 @@ def measure(algo: str, data: str, seconds: float, more: list[str]) -> dict[str, 
     trainer = experiment.trainer()
     state = trainer.start()
     meta_gradient = build_meta_gradient(trainer)
-    pays = compiles(trainer.placement, state.params, trainer.settings.steps)
+    pays = should_compile(trainer.placement, state.params, trainer.settings.steps)
     if pays:
-        meta_gradient = compiled(meta_gradient, trainer.placement, state.params)
+        meta_gradient = compile_function(meta_gradient, trainer.placement, state.params)
     for _ in range(3):
         meta_gradient(state.params, trainer.tasks(0))
     with tempfile.TemporaryDirectory() as folder:

@@ -46,10 +46,10 @@ def build(case: Case, images: Path, threads: int, dtype: str = "float32", *more:
 
 def outer_function(trainer: Any, state: Any) -> Callable[..., Any]:
     """theta, tasks -> their meta-gradient, compiled where a run with these settings would compile it."""
-    from metarun.compute.compilation import compiled, compiles
+    from metarun.compute.compilation import compile_function, should_compile
     from metarun.training.meta_gradient import build_meta_gradient
 
     function = build_meta_gradient(trainer)
-    if compiles(trainer.placement, state.params, trainer.settings.steps):
-        function = compiled(function, trainer.placement, state.params)
+    if should_compile(trainer.placement, state.params, trainer.settings.steps):
+        function = compile_function(function, trainer.placement, state.params)
     return function

@@ -67,7 +67,7 @@ class Context:
     def learner(self) -> Algorithm:
         """Its learner for test episodes, with population statistics where its network has such."""
         experiment, params = self.own
-        reference = experiment.placement.inputs(experiment.dataset.reference_inputs(REFERENCE_INPUTS))
+        reference = experiment.placement.move(experiment.dataset.reference_inputs(REFERENCE_INPUTS))
         return replace_model(experiment.tested, experiment.tested.model.calibrate(params, reference))
 
     def params(self, experiment: Experiment) -> Params:

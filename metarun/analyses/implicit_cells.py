@@ -57,7 +57,7 @@ def _tasks(experiment: Experiment, tasks: int) -> ProbeTasks:
     chunk = place.chunk(spec, experiment.dataset.input_shape())
     if place.chunk_size == "auto" and chunk is not None:
         chunk = 1  # Hessian products of images on a CPU: without vmap its convolutions are faster
-    return ProbeTasks(place.task(drawn), chunk)
+    return ProbeTasks(place.move_task(drawn), chunk)
 
 
 def draw_implicit(rows: Sequence[Row], own: Mapping[str, Any]) -> list[Drawing]:

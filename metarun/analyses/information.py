@@ -113,7 +113,7 @@ def summaries(
     with torch.no_grad():
         for start in range(0, tasks, TASKS_PER_DRAW):
             numbers = range(start, min(start + TASKS_PER_DRAW, tasks))
-            drawn = place.task(experiment.dataset.episodes("test", EPISODE_SEED, 0, numbers, spec))
+            drawn = place.move_task(experiment.dataset.episodes("test", EPISODE_SEED, 0, numbers, spec))
             parts.append(map_tasks(one, len(numbers), chunk, processes=place.processes)(params, drawn)[0])
     return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
 

@@ -61,11 +61,11 @@ def own_tasks(experiment: Experiment, params: Params) -> tuple[Tensor, Tensor] |
     pool, place, spec = experiment.dataset, experiment.placement, experiment.train_spec
     if not isinstance(pool, TaskPool):
         return None
-    reference = place.inputs(pool.reference_inputs(REFERENCE_INPUTS))
+    reference = place.move(pool.reference_inputs(REFERENCE_INPUTS))
     learner = replace_model(experiment.algorithm, experiment.algorithm.model.calibrate(params, reference))
     chunk = place.evaluation_chunk(spec, pool.input_shape())
     steps = (learner.test_inner_steps,)
-    losses, scores = adaptation_curves(learner, params, place.task(pool.tasks(spec)), steps, chunk)
+    losses, scores = adaptation_curves(learner, params, place.move_task(pool.tasks(spec)), steps, chunk)
     return losses[:, -1].double(), scores[:, -1].double()
 
 

@@ -49,7 +49,7 @@ class SupportResampling:
         experiment, params = context.own
         learner, place = context.learner, experiment.placement
         spec = experiment.test_spec._replace(queries=cell["queries"])
-        task = place.task(resampled(experiment.dataset, cell["task"], spec, cell["draws"]))
+        task = place.move_task(resampled(experiment.dataset, cell["task"], spec, cell["draws"]))
         chunk = place.evaluation_chunk(spec, experiment.dataset.input_shape())
         found = adaptation_curves(learner, params, task, (learner.test_inner_steps,), chunk)
         scores = sound(*found)[:, -1].double()

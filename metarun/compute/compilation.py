@@ -1,4 +1,4 @@
-"""The outer step, compiled where it pays: decided by settings only, never by a clock, so that a resumed run agrees."""
+"""Compile the outer step where that pays. Settings alone decide, never a clock, so that a resumed run agrees."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ COMPILE_PAYS_AFTER = 5_000
 """Outer steps after which the half minute that compiling takes is won back on such a model."""
 
 
-def compiles(placement: Placement, params: Params, steps: int) -> bool:
-    """Whether the settings or the size of the work ask for it, and a compiler is there."""
-    connected = all(p.ndim <= 2 for p in params.values())
-    small = connected and weights(params) < LARGE_MODEL
+def should_compile(placement: Placement, params: Params, steps: int) -> bool:
+    """Whether to compile: `device.compile` or the size of the work asks for it, and a compiler is installed."""
+    fully_connected = all(p.ndim <= 2 for p in params.values())
+    small = fully_connected and count_weights(params) < LARGE_MODEL
     pays = small and steps >= COMPILE_PAYS_AFTER and placement.device.type == "cpu"
     if placement.compile is False or (placement.compile == "auto" and not pays):
         return False
@@ -41,16 +41,16 @@ def compiles(placement: Placement, params: Params, steps: int) -> bool:
     return True
 
 
-def compiled(function: Callable[..., Any], placement: Placement, params: Params) -> Callable[..., Any]:
-    """The function, compiled when it is first called; what comes of it is kept for later runs."""
+def compile_function(function: Callable[..., Any], placement: Placement, params: Params) -> Callable[..., Any]:
+    """Return the function, compiled at its first call. The cache folder keeps the result for later runs."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     options: dict[str, Any] = {}
     if placement.device.type == "cpu":
         options["cpp_wrapper"] = True  # calls between kernels in C++ as well: a step of 0.5 ms takes 0.4 ms
-        if weights(params) < ONE_THREAD:
+        if count_weights(params) < ONE_THREAD:
             options["cpp.threads"] = 1
     return torch.compile(function, dynamic=False, options=options)
 
 
-def weights(params: Params) -> int:
+def count_weights(params: Params) -> int:
     return sum(p.numel() for p in params.values())

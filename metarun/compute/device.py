@@ -39,7 +39,7 @@ conv4-32 0.46 for 80 of 84x84; on 10 images of 28x28 it would take 1.4 times as 
 
 @dataclass(frozen=True)
 class Placement:
-    """Moves tensors to the device in its precision, and decides how a function of many tasks is run."""
+    """Where tensors live and in which precision, and how many tasks are computed at once."""
 
     device: torch.device
     dtype: torch.dtype  # of parameters and inputs
@@ -50,31 +50,33 @@ class Placement:
     memory_rows: int | None = None  # of the tasks of a chunk, as many as fit into memory (memory.py)
     processes: ProcessGroup = SINGLE_PROCESS  # the processes that share the tasks
 
-    def params(self, params: Params) -> Params:
-        return {k: self.inputs(v) for k, v in params.items()}
+    def move_params(self, params: Params) -> Params:
+        return {k: self.move(v) for k, v in params.items()}
 
-    def inputs(self, x: Tensor) -> Tensor:
+    def move(self, x: Tensor) -> Tensor:
+        """Move a tensor to the device; floating-point tensors also change to the precision of parameters and inputs."""
         dtype = self.dtype if x.is_floating_point() else None
         if self.device.type == "cuda" and x.device.type == "cpu":
             # From ordinary memory the host would wait for all that the device still has to do.
             return x.pin_memory().to(self.device, dtype, non_blocking=True)
         return x.to(self.device, dtype)
 
-    def task(self, task: Task) -> Task:
-        return Task(*(Batch(self.inputs(b.x), self.inputs(b.y)) for b in task))
+    def move_task(self, task: Task) -> Task:
+        return Task(*(Batch(self.move(b.x), self.move(b.y)) for b in task))
 
     def chunk(self, spec: EpisodeSpec, input_shape: tuple[int, ...]) -> int | None:
-        """How many tasks `vmap` handles at once; None for all."""
+        """Return how many tasks `vmap` handles at once; None for all."""
         if self.chunk_size != "auto":
             return self.chunk_size
         rows = spec.ways * (spec.shots + spec.queries)
-        fastest = self._fastest(rows, input_shape)
+        fastest = self._fastest_chunk(rows, input_shape)
         if self.memory_rows is None:
             return fastest
         fits = max(1, self.memory_rows // rows)
         return fits if fastest is None else min(fits, fastest)
 
-    def _fastest(self, rows: int, input_shape: tuple[int, ...]) -> int | None:
+    def _fastest_chunk(self, rows: int, input_shape: tuple[int, ...]) -> int | None:
+        """Tasks per chunk for the highest speed, where a task has `rows` inputs; None for all."""
         if self.device.type != "cpu" or math.prod(input_shape) < 100:
             return None
         pixels = rows * math.prod(input_shape[1:])
@@ -85,8 +87,10 @@ class Placement:
         return max(1, CPU_ROWS_PER_CHUNK // rows)
 
     def evaluation_chunk(self, spec: EpisodeSpec, input_shape: tuple[int, ...]) -> int | None:
-        """The same where no gradient of the queries is needed: for plain convolutions of many images on a CPU one task
-        at a time is best."""
+        """Return the chunk for evaluation, which needs no gradient of the queries.
+
+        For plain convolutions of many images on a CPU one task at a time is fastest.
+        """
         chunk = self.chunk(spec, input_shape)
         many = chunk is not None and not self.matmul_only and spec.ways * (spec.shots + spec.queries) >= 40
         return 1 if many and self.chunk_size == "auto" else chunk
@@ -94,26 +98,31 @@ class Placement:
 
 def make_placement(settings: DeviceConfig) -> Placement:
     """Apply the process-wide settings and choose the device; `SettingError` when it is not there."""
-    name = _available() if settings.name == "auto" else settings.name
+    name = _best_device() if settings.name == "auto" else settings.name
     missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
     if missing.get(name):
-        raise SettingError("device.name", name, f"this machine has none; choices: cpu, auto (here {_available()})")
+        raise SettingError("device.name", name, f"this machine has none; choices: cpu, auto (here {_best_device()})")
     if name == "mps" and settings.precision == "float64":
         raise SettingError("device.precision", "float64", "mps has no float64; choices: float32, bfloat16")
     if name == "cpu" and settings.precision == "bfloat16" and not _has_bfloat16():
         log.warning("device.precision=bfloat16: this CPU computes it in software; float32 is faster")
-    _set_process(settings)
+    _configure_process(settings)
     if name == "cpu":
         keep_freed_memory()
-    dtype = torch.float64 if settings.precision == "float64" else torch.float32  # of bfloat16: see precision.py
+    dtype = torch.float64 if settings.precision == "float64" else torch.float32  # bfloat16: see models/precision.py
     compiled = compile_choice(settings)
     return Placement(
-        _device(name), dtype, settings.chunk_size, compiled, settings.memory_format, processes=connect_processes()
+        _select_device(name),
+        dtype,
+        settings.chunk_size,
+        compiled,
+        settings.memory_format,
+        processes=connect_processes(),
     )
 
 
-def _device(name: str) -> torch.device:
-    """Of several processes on a machine, each has a GPU of its own."""
+def _select_device(name: str) -> torch.device:
+    """The device of this process: each of several processes on a machine has a GPU of its own."""
     if name != "cuda" or ranks.size() == 1:
         return torch.device(name)
     if ranks.local_size() > torch.cuda.device_count():
@@ -123,11 +132,11 @@ def _device(name: str) -> torch.device:
     return torch.device(name, ranks.local_rank())
 
 
-def _set_process(settings: DeviceConfig) -> None:
-    """Threads, TF32 and determinism are the process's: set either way, since an analysis trains more than one run."""
+def _configure_process(settings: DeviceConfig) -> None:
+    """Set threads, TF32 and determinism, which belong to the process: an analysis may train several runs in one."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    elif ranks.size() > 1:  # torchrun says one, unless told otherwise
+    elif ranks.size() > 1:  # torchrun sets 1 by default
         torch.set_num_threads(max(1, ranks.cores() // ranks.local_size()))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
     # Never on: cuDNN would choose its kernels by a clock, and a resumed run could be given others.
@@ -156,7 +165,7 @@ def _has_bfloat16() -> bool:
     return known is None or bool(known())
 
 
-def _available() -> str:
+def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

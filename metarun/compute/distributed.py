@@ -1,11 +1,11 @@
-"""Several processes (ranks) that train one run: each computes a share of the tasks, sums make them agree.
+"""Several processes (ranks) that train one run: each computes a share of the tasks, and sums make them agree.
 
-The processes are torchrun's. All hold the same parameters and take the same steps; the only thing that they exchange is
-sums over ranks. What each has for its own tasks is put among zeros before it is summed, so that a sum gathers as well.
-With one rank every operation is the identity and torch.distributed is not even started.
+The processes are torchrun's. All hold the same parameters and take the same steps; all that they exchange is sums over
+ranks. Each puts its own rows among zeros before a sum, so that a sum gathers as well. With one process every operation
+is the identity and torch.distributed is not started.
 
-A rank that fails says why in a place that all can read (torchrun's key-value store), and leaves. Those that wait for
-it in a sum are then disconnected: each says that it lost the others, and looks up who did not, or who gave a reason.
+A rank that fails stores its reason where all can read it (torchrun's key-value store), and leaves. The ranks that wait
+for it in a sum are then disconnected; each looks up which rank left, and why.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from metarun.storage import ranks
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(minutes=10)
-"""After which a sum that not all ranks have come to is an error. One that ended is noticed at once, without it."""
+"""A sum that not all ranks reach within this time is an error. A rank that ended is noticed at once."""
 
 PREPARATION = timedelta(hours=24)
-"""How long the others wait while rank 0 prepares: it may have a data set to fetch and to decode."""
+"""How long the others wait for rank 0, which may have a data set to download and to decode."""
 
 GRACE = 2.0
-"""Seconds that a rank which leaves waits for the others' reasons."""
+"""Seconds that a leaving rank waits for the reasons of the others."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those of the job."""
+    """The processes of the job, seen from this one: its rank and their number."""
 
     rank: int = 0
     size: int = 1
@@ -57,29 +57,29 @@ class ProcessGroup:
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """Which of `count` tasks are this rank's: neighbours, one more on some ranks than on others; maybe none."""
+        """Return this rank's part of `count` tasks: consecutive ones, maybe none; sizes differ by at most one."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def nonempty_share(self, count: int) -> range:
-        """What this rank computes: its share. One without tasks computes the first, so that it knows the shapes of what
-        it has nothing to add to."""
+        """Return the tasks that this rank computes: its share, or the first task if that is empty, which gives it the
+        shapes of the results."""
         return self.share(count) or range(1)
 
     def pad(self, rows: Tensor, count: int) -> Tensor:
-        """The rows [t, ...] of this rank's share among zeros [count, ...]."""
+        """Put the rows [t, ...] of this rank's share among zeros [count, ...]."""
         own = self.share(count)
         whole = rows.new_zeros(count, *rows.shape[1:])
         whole[own.start : own.stop] = rows[: len(own)]
         return whole
 
     def gather(self, rows: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-        """Tensors [t, ...] of each rank's share -> [count, ...] of all tasks, the same on every rank."""
+        """Gather the tensors [t, ...] of each rank's share as [count, ...], the same on every rank."""
         if self.size == 1:
             return rows
         return self.sum({name: self.pad(x, count) for name, x in rows.items()})
 
     def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The sums over ranks, bit for bit the same on all of them; one exchange for each dtype."""
+        """Sum over ranks, bit for bit the same on all of them; one exchange for each dtype."""
         if self.size == 1:
             return tensors
         summed: dict[str, Tensor] = {}
@@ -92,23 +92,23 @@ class ProcessGroup:
         return {name: summed[name] for name in tensors}
 
     def on_first(self, function: Callable[[], Value]) -> Value:
-        """What rank 0's call returns, on every rank; where it meets a user's mistake, so do all."""
+        """Call the function on rank 0 and return its value on every rank. Its `UserError` is raised on every rank."""
         if self.size == 1:
             return function()
-        found: list[Any] = [None]
+        value: list[Any] = [None]
         if self.is_first:
-            found = [_announced(function)]
+            value = [_call_and_announce(function)]
         else:
             _wait_for_first()
-        dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
-        return found[0]
+        dist.broadcast_object_list(value, src=0, device=torch.device("cpu"))
+        return value[0]
 
     def in_turn(self, function: Callable[[], Value]) -> Value:
-        """Each rank's own call, rank 0's first: it may leave files that the others then find."""
+        """Call the function on every rank, on rank 0 first: it may write files that the others then find."""
         if self.size == 1:
             return function()
         if self.is_first:
-            return _announced(function)
+            return _call_and_announce(function)
         _wait_for_first()
         return function()
 
@@ -116,35 +116,35 @@ class ProcessGroup:
 SINGLE_PROCESS = ProcessGroup()
 
 _ANNOUNCEMENTS = itertools.count()
-"""All ranks come to the same ones in the same order."""
+"""Numbers the announcements of rank 0. All ranks reach the same ones in the same order."""
 
-_REASONS: list[str] = []  # why this rank leaves, once it does
-_CONNECTIONS: list[int] = []  # the file numbers of those with other ranks
+_REASONS: list[str] = []  # one entry once this rank leaves
+_CONNECTIONS: list[int] = []  # file descriptors of the connections with other ranks
 
 
 @functools.cache
 def connect_processes() -> ProcessGroup:
-    """The processes of this job, connected."""
+    """Return the processes of this job, connected by torch.distributed at the first call."""
     if ranks.size() == 1:
         return SINGLE_PROCESS
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    store, before = dist.PrefixStore("sums", _store()), _open_files()
+    store, before = dist.PrefixStore("sums", _store()), _open_descriptors()
     dist.init_process_group(backend, store=store, rank=ranks.rank(), world_size=ranks.size(), timeout=TIMEOUT)
-    _CONNECTIONS.extend(number for number in _open_files() - before if not _leads_to_the_store(number))
+    _CONNECTIONS.extend(number for number in _open_descriptors() - before if not _is_store_connection(number))
     atexit.register(_close)
     return ProcessGroup(ranks.rank(), ranks.size())
 
 
 def _close() -> None:
-    """Before the interpreter goes: its threads are not to meet what is left of it."""
+    """Stop the threads of torch.distributed before the interpreter shuts down."""
     if dist.is_initialized() and not _REASONS:
         dist.destroy_process_group()
 
 
 @functools.cache
 def _store() -> Any:
-    """Strings by name that all ranks see."""
+    """The key-value store that all ranks share."""
     from torch.distributed.rendezvous import rendezvous
 
     store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
@@ -155,12 +155,12 @@ def _all_reduce(flat: Tensor) -> Tensor:
     try:
         dist.all_reduce(flat)
     except RuntimeError as error:
-        raise RankLost(_who_left(one_line(error))) from error
+        raise RankLost(_explain_loss(one_line(error))) from error
     return flat
 
 
-def _announced(function: Callable[[], Value]) -> Value:
-    """Rank 0's call; the others are told that it is done, or what mistake it met."""
+def _call_and_announce(function: Callable[[], Value]) -> Value:
+    """Call the function on rank 0, and tell the others that it is done or which `UserError` it raised."""
     key = f"announced/{next(_ANNOUNCEMENTS)}"
     try:
         value = function()
@@ -179,14 +179,14 @@ def _wait_for_first() -> None:
         raise UserError(mistake)
 
 
-def farewell(reason: str) -> dict[int, str]:
-    """Say why this rank leaves, "" because it lost the others; returns by rank what has been said, its own too."""
+def exchange_reasons(reason: str) -> dict[int, str]:
+    """Store why this rank leaves ("": it lost the others). Return the reasons stored so far by rank, its own too."""
     keys = {rank: f"left/{rank}" for rank in range(ranks.size())}
     end = time.monotonic() + (0 if _REASONS else GRACE)
     try:
         if not _REASONS:
             _REASONS.append(reason)
-            _endure()
+            _ignore_sigterm()
             _store().set(keys[ranks.rank()], reason)
             _disconnect()
         while not _store().check(list(keys.values())) and time.monotonic() < end:
@@ -196,38 +196,38 @@ def farewell(reason: str) -> dict[int, str]:
         return {ranks.rank(): _REASONS[0]}
 
 
-def _endure() -> None:
-    """torchrun terminates the others as soon as one has ended: let this one still say why, and close its files."""
+def _ignore_sigterm() -> None:
+    """torchrun terminates all ranks once one has ended; this one still has to store its reason and close files."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _disconnect() -> None:
-    """So that whoever waits for this rank in a sum stops waiting. destroy_process_group leaves the connections open as
-    long as anything in torch knows the group, hence the sockets themselves."""
+    """Shut the connections down, which ends the sums in which others wait for this rank. destroy_process_group leaves
+    them open as long as anything in torch refers to the group, hence the sockets themselves."""
     for number in _CONNECTIONS:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
             connection.shutdown(socket.SHUT_RDWR)
 
 
-def _open_files() -> set[int]:
-    """The numbers of what this process has open; none where the system has no list of them."""
+def _open_descriptors() -> set[int]:
+    """The open file descriptors of this process; none where the system does not list them."""
     with contextlib.suppress(OSError):
         return {int(name) for name in os.listdir("/dev/fd")}
     return set()
 
 
-def _leads_to_the_store(number: int) -> bool:
+def _is_store_connection(number: int) -> bool:
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
         return connection.getpeername()[1] == int(os.environ["MASTER_PORT"])
     return True  # no connection, or none yet
 
 
-def _who_left(error: str) -> str:
-    """A sentence on why the ranks lost one another."""
-    heard = farewell("")
-    given = [f"rank {rank}: {reason}" for rank, reason in heard.items() if reason]
-    silent = [str(rank) for rank in range(ranks.size()) if rank not in heard]
+def _explain_loss(error: str) -> str:
+    """Describe why the ranks lost one another."""
+    reasons = exchange_reasons("")
+    given = [f"rank {rank}: {reason}" for rank, reason in reasons.items() if reason]
+    silent = [str(rank) for rank in range(ranks.size()) if rank not in reasons]
     if given:
         return given[0]
     if len(silent) == 1:
@@ -236,13 +236,15 @@ def _who_left(error: str) -> str:
 
 
 def leave_together(error: BaseException, message: str | None) -> NoReturn:
-    """End this rank, and with it the job, on an error; `message` if it is a user's mistake. One rank says it for all:
-    the first of those that got as far."""
+    """End this rank, and with it the job, on an error; `message` if it is a user's mistake.
+
+    The lowest rank among those that got here prints the line for all.
+    """
     lost = isinstance(error, RankLost)
     text = message or (str(error) if lost else f"{type(error).__name__}: {one_line(error)}")
-    heard = farewell("" if lost else text)
-    if ranks.rank() == min(heard):
-        whose = "" if lost or set(heard.values()) == {text} else f"rank {ranks.rank()}: "
+    reasons = exchange_reasons("" if lost else text)
+    if ranks.rank() == min(reasons):
+        whose = "" if lost or set(reasons.values()) == {text} else f"rank {ranks.rank()}: "
         print(f"metarun: {whose}{text}", file=sys.stderr, flush=True)
     logging.shutdown()
     sys.stdout.flush()

@@ -53,7 +53,7 @@ class Probe:
         chunk = self.placement.evaluation_chunk(self.spec, self.dataset.input_shape())
         if self.placement.chunk_size == "auto" and chunk is not None:
             chunk = 1  # Hessian products of images on a CPU: convolutions that vmap batched take 3.5 times as long
-        return ProbeTasks(self.placement.task(drawn), chunk, self.placement.processes)
+        return ProbeTasks(self.placement.move_task(drawn), chunk, self.placement.processes)
 
     def _of_adaptation(self, learner: GradientLearner, params: Params, gbar: Params) -> dict[str, float]:
         settings, tasks = self.settings, self.tasks

@@ -74,20 +74,20 @@ def restored(
             f"predict.support={config.predict.support}: has {ways} classes, and the network of this run ends in "
             f"{config.data['ways']} outputs; train with data.ways={ways}, or a learner without a head, as algo=protonet"
         )
-    params = placement.params(build_regularization(config, dataset.kind).init(learner.init(config.seed)))
+    params = placement.move_params(build_regularization(config, dataset.kind).init(learner.init(config.seed)))
     checkpoint.restore_params(checkpoint.best_of(source), params)
-    x = placement.inputs(examples.x)
+    x = placement.move(examples.x)
     if learner.model.calibrate(params, x) is not learner.model:  # the statistics are those of training images
-        reference = placement.inputs(dataset.reference_inputs(REFERENCE_INPUTS))
+        reference = placement.move(dataset.reference_inputs(REFERENCE_INPUTS))
         learner = replace_model(learner, learner.model.calibrate(params, reference))
     return learner, params
 
 
 def predict(learner: Algorithm, params: Params, examples: Examples, pictures: Pictures, placement: Placement) -> Tensor:
     """The probability of each class for each picture [M, N], after adapting to the examples."""
-    support = Batch(placement.inputs(examples.x), placement.inputs(examples.y))
+    support = Batch(placement.move(examples.x), placement.move(examples.y))
     *_, adapted = learner.adaptations(params, support, learner.test_inner_steps)
-    parts = placement.inputs(pictures.x).split(AT_ONCE)
+    parts = placement.move(pictures.x).split(AT_ONCE)
     return torch.cat([learner.predict(adapted, part) for part in parts]).softmax(1).cpu()
 
 

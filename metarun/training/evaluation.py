@@ -55,7 +55,7 @@ class Evaluator:
     placement: Placement
 
     def __call__(self, algorithm: Algorithm, params: Params) -> Evaluation:
-        reference = self.placement.inputs(self.dataset.reference_inputs(REFERENCE_INPUTS))
+        reference = self.placement.move(self.dataset.reference_inputs(REFERENCE_INPUTS))
         calibrated = replace_model(algorithm, algorithm.model.calibrate(params, reference))
         chunk = self.placement.evaluation_chunk(self.spec, self.dataset.input_shape())
         digest, parts = hashlib.sha256(), []
@@ -63,7 +63,7 @@ class Evaluator:
             indices = range(start, min(start + TASKS_PER_DRAW, self.tasks))
             drawn = self.dataset.episodes(self.split, EPISODE_SEED, 0, indices, self.spec)
             update_digest(digest, drawn)
-            tasks = self.placement.task(drawn)
+            tasks = self.placement.move_task(drawn)
             parts.append(score_tasks(calibrated, params, tasks, self.steps, chunk, self.placement.processes))
         metrics = {name: torch.cat([part[name] for part in parts]).T for name in parts[0]}  # each [R, T]
         losses, scores = metrics.pop(LOSS), metrics.pop(SCORE)

@@ -90,7 +90,7 @@ class Experiment:
         return Evaluator(self.dataset, split, self.test_spec, tasks, steps, self.placement)
 
     def initial_params(self) -> Params:
-        return self.placement.params(self.regularization.init(self.algorithm.init(self.config.seed)))
+        return self.placement.move_params(self.regularization.init(self.algorithm.init(self.config.seed)))
 
 
 def assemble(config: Config) -> Experiment:
@@ -138,7 +138,7 @@ def check_stateful(experiment: Experiment) -> None:
 def limit_chunk(experiment: Experiment) -> Experiment:
     """The experiment with chunks of as many tasks as `device.memory_mb` has room for."""
     config, spec, params = experiment.config, experiment.train_spec, experiment.initial_params()
-    episode = experiment.placement.task(experiment.dataset.episodes("train", config.seed, 0, range(1), spec))
+    episode = experiment.placement.move_task(experiment.dataset.episodes("train", config.seed, 0, range(1), spec))
     limit = budget(config.device.memory_mb, experiment.placement.device)
     count = len(experiment.placement.processes.nonempty_share(config.train.tasks))
     placement = fit_chunk(experiment.placement, limit, experiment.algorithm, params, episode, count, spec)

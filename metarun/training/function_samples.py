@@ -30,9 +30,9 @@ def sample_functions(tester: Evaluator, learner: Algorithm, params: Params) -> d
     if dataset.input_shape() != (1,):
         return None
     tasks = range(min(TASKS, tester.tasks))
-    episodes = tester.placement.task(dataset.episodes(tester.split, EPISODE_SEED, 0, tasks, spec))
+    episodes = tester.placement.move_task(dataset.episodes(tester.split, EPISODE_SEED, 0, tasks, spec))
     points = dataset.reference_inputs(POINTS)
-    x = tester.placement.inputs(points)
+    x = tester.placement.move(points)
     with torch.no_grad():
         found = [describe_function(learner, params, Task(*(Batch(b.x[i], b.y[i]) for b in episodes)), x) for i in tasks]
     oracle_band = optional(dataset, DatasetOptions, "oracle_band")
@@ -60,7 +60,7 @@ def sample_pictures(
 ) -> dict[str, Any]:
     """Mean, deviation and truth of every pixel [P], row by row; the context's rows, columns and values."""
     tasks, spec = range(min(PICTURES, tester.tasks)), tester.spec._replace(queries=math.prod(picture))
-    episodes = tester.placement.task(tester.dataset.episodes(tester.split, EPISODE_SEED, 0, tasks, spec))
+    episodes = tester.placement.move_task(tester.dataset.episodes(tester.split, EPISODE_SEED, 0, tasks, spec))
     with torch.no_grad():
         found = [
             _describe_picture(learner, params, Task(*(Batch(b.x[i], b.y[i]) for b in episodes)), picture) for i in tasks

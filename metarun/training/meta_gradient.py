@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from metarun.compute.compilation import compiled, compiles
+from metarun.compute.compilation import compile_function, should_compile
 from metarun.compute.distributed import ProcessGroup
 from metarun.compute.task_axis import map_tasks, select_tasks
 from metarun.training.run import StopReason, Trainer
@@ -55,7 +55,7 @@ class MetaGradients:
 
     def __init__(self, trainer: Trainer, params: Params, notify: Callable[[str], None]) -> None:
         self.trainer, self.notify, self.params = trainer, notify, params
-        self.compiles = compiles(trainer.placement, params, trainer.settings.steps)
+        self.compiles = should_compile(trainer.placement, params, trainer.settings.steps)
         # Asked once: holding a learner against a protocol takes longer than anything else here.
         self.staged: Any = trainer.algorithm if isinstance(trainer.algorithm, StagedLearner) else None
         self.stage: Any = None
@@ -75,7 +75,7 @@ class MetaGradients:
         if not self.compiles:
             return function
         self.notify(COMPILING)
-        return compiled(function, trainer.placement, self.params)
+        return compile_function(function, trainer.placement, self.params)
 
 
 def build_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGradient]:

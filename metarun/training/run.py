@@ -96,17 +96,17 @@ class Trainer:
 
     def start(self) -> State:
         """The state before the first step."""
-        params = self.placement.params(self.regularization.init(self.algorithm.init(self.seed)))
+        params = self.placement.move_params(self.regularization.init(self.algorithm.init(self.seed)))
         trained = {name: params[name] for name in self.regularization.trained(params)}
         state = State(params, build_optimizer(self.optim, trained))
         if isinstance(self.algorithm, StatefulLearner):
-            state.carry = self.placement.params(self.algorithm.init_state(params))
+            state.carry = self.placement.move_params(self.algorithm.init_state(params))
         return state
 
     def tasks(self, step: int, indices: range | None = None) -> Task:
         """The tasks of a step that this process needs, or those at `indices`; each tensor [T, ...]."""
         drawn = self.dataset.episodes("train", self.seed, step, indices or self.own_tasks, self.spec)
-        return self.placement.task(drawn)
+        return self.placement.move_task(drawn)
 
     @property
     def own_tasks(self) -> range:

@@ -89,7 +89,7 @@ class Case:
         params = algorithm.init(0)
         if isinstance(algorithm, StatefulLearner):
             _, params, tasks = algorithm.before_step(params, algorithm.init_state(params), tasks, 0, 0)
-        return placement.params(params), placement.task(tasks)
+        return placement.move_params(params), placement.move_task(tasks)
 
 
 @cache
@@ -236,7 +236,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_other_weights(case: Case)
 
 def calibrate(algorithm: Algorithm, params: Params, case: Case) -> Algorithm:
     """The learner that is evaluated: with population statistics, if its norm has such."""
-    reference = placed().inputs(case.dataset.reference_inputs(64))
+    reference = placed().move(case.dataset.reference_inputs(64))
     return replace(algorithm, model=algorithm.model.calibrate(params, reference))
 
 

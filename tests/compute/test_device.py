@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import metarun
-from metarun.compute.compilation import compiled, compiles
+from metarun.compute.compilation import compile_function, should_compile
 from metarun.compute.device import Placement, make_placement
 from metarun.compute.task_axis import map_tasks
 from metarun.config.schema import check
@@ -123,7 +123,7 @@ def test_kernels_of_small_networks_take_one_thread(
 ) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: given.update(options))
-    compiled(lambda x: x, Placement(torch.device("cpu"), torch.float32, None, True), {"p": torch.zeros(shape)})
+    compile_function(lambda x: x, Placement(torch.device("cpu"), torch.float32, None, True), {"p": torch.zeros(shape)})
     assert given.get("cpp.threads") == threads
 
 
@@ -143,9 +143,9 @@ def test_connected_networks_that_train_long_are_compiled(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     params = {f"p{i}": torch.zeros(shape) for i, shape in enumerate(shapes)}
-    assert compiles(Placement(torch.device("cpu"), torch.float32, None, asked), params, steps) == expected
+    assert should_compile(Placement(torch.device("cpu"), torch.float32, None, asked), params, steps) == expected
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert not compiles(Placement(torch.device("cpu"), torch.float32, None, asked), params, steps)
+    assert not should_compile(Placement(torch.device("cpu"), torch.float32, None, asked), params, steps)
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_in_bfloat16_only_linear_maps_are_narrow() -> None:
         Clouds().tasks(),
     )
     placement = make_placement(config.device)
-    params = placement.params(algorithm.init(0))
+    params = placement.move_params(algorithm.init(0))
     with Seen() as seen:
-        grads, metrics = map_tasks(algorithm.meta_grad, TASKS, 1)(params, placement.task(tasks))
+        grads, metrics = map_tasks(algorithm.meta_grad, TASKS, 1)(params, placement.move_task(tasks))
     assert {v.dtype for v in (*params.values(), *grads.values(), *metrics.values())} == {torch.float32}
     assert seen.types["convolution"] == seen.types["convolution_backward"] == {torch.bfloat16}
     assert torch.bfloat16 in seen.types["mm"]

@@ -55,7 +55,7 @@ def on_blobs(*overrides: str, chunk: Any = None) -> Probe:
 
 
 def start(probe: Probe) -> Params:
-    return probe.placement.params(probe.algorithm.init(0))
+    return probe.placement.move_params(probe.algorithm.init(0))
 
 
 @pytest.mark.parametrize("algo", ["maml", "fomaml", "reptile", "imaml"])

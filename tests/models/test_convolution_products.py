@@ -14,9 +14,9 @@ from helpers.quadratic import assert_same
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from metarun.compute.compilation import compiled
+from metarun.compute.compilation import compile_function
 from metarun.compute.device import make_placement
-from metarun.compute.task_axis import channels_last, map_tasks
+from metarun.compute.task_axis import map_tasks, to_channels_last
 from metarun.config.schema import DeviceConfig
 from metarun.models.conv4 import conv4
 from metarun.models.network import Network
@@ -77,7 +77,7 @@ def test_outputs_and_both_derivatives_are_those_of_torchs_convolutions(
     params, x = lively(model), random(4, *shape, seed=5)
     assert_same(model.apply(params, x), textbook(params, x, norm, pool))
     expected = slopes(lambda p, x: textbook(p, x, norm, pool), params, x)
-    for images in (x, channels_last(x)):
+    for images in (x, to_channels_last(x)):
         for found, right in zip(slopes(model.apply, params, images), expected, strict=True):
             for name in right:
                 torch.testing.assert_close(found[name], right[name], rtol=1e-8, atol=1e-9)
@@ -148,7 +148,7 @@ def test_statistics_of_another_batch_go_into_the_weights(norm: str) -> None:
 
 def test_images_of_one_channel_are_channels_last_by_their_strides() -> None:
     """By these the network knows what memory order its max-pool is to be given."""
-    found = channels_last(random(2, 1, 5, 4))
+    found = to_channels_last(random(2, 1, 5, 4))
     assert found.stride() == (20, 1, 4, 1)
     assert_same(found, random(2, 1, 5, 4))
 
@@ -175,7 +175,7 @@ def test_compiled_code_is_kept_beside_the_images_unless_a_place_is_set(
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
         if before:
             monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
-        compiled(lambda x: x, make_placement(DeviceConfig(name="cpu")), {})
+        compile_function(lambda x: x, make_placement(DeviceConfig(name="cpu")), {})
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == after
 
 

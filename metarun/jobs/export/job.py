@@ -150,7 +150,7 @@ def calibrate(experiment: Experiment, version: Version) -> Version:
 
 def first_task(experiment: Experiment) -> Task:
     drawn = experiment.dataset.episodes("test", EPISODE_SEED, 0, range(1), experiment.test_spec)
-    return Task(*(Batch(b.x[0], b.y[0]) for b in experiment.placement.task(drawn)))
+    return Task(*(Batch(b.x[0], b.y[0]) for b in experiment.placement.move_task(drawn)))
 
 
 def describe(

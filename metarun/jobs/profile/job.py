@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 
 from metarun.algorithms.objective import add_noise
-from metarun.compute.compilation import compiled, compiles
+from metarun.compute.compilation import compile_function, should_compile
 from metarun.config.schema import Config
 from metarun.jobs.profile.flops import matrix_product_speed, operations
 from metarun.jobs.profile.inside import TRACE, Inside, inside_of, peak_bytes, resident_peak
@@ -70,8 +70,8 @@ def profiled(experiment: Experiment, state: State, session: Recorder, record: Ru
     """All that profile.json holds."""
     settings, trainer = experiment.config.profile, experiment.trainer()
     plain = build_meta_gradient(trainer)
-    compiles_it = compiles(trainer.placement, state.params, trainer.settings.steps)
-    used = compiled(plain, trainer.placement, state.params) if compiles_it else plain
+    compiles_it = should_compile(trainer.placement, state.params, trainer.settings.steps)
+    used = compile_function(plain, trainer.placement, state.params) if compiles_it else plain
     first = warmed_up(lambda: gradient_at(trainer, state, used), settings.warmup)
     phases = loop_phases(trainer, state, used, session, settings.steps)
     inside = inside_of(trainer, state, session, used if compiles_it else None, record.path if settings.trace else None)
