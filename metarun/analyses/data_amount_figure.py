@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from metarun.analyses.figures import limit
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, finish, panels
-from metarun.report.text import figure, scale_of, with_unit
+from metarun.storage.text import axis_label, display_scale, format_metric
 
 Rows = Sequence[dict[str, Any]]
 
@@ -18,7 +18,7 @@ Rows = Sequence[dict[str, Any]]
 def draw_amounts(rows: Rows, summary: dict[str, Any]) -> Drawing:
     """Small dots are seeds, bars Student's 95 % intervals over them."""
     metric, told = summary["metric"], sorted(summary["amounts"], key=lambda t: t["amount"])
-    scale, x = scale_of(metric), f"training {summary['of']} n"
+    scale, x = display_scale(metric), f"training {summary['of']} n"
     drawn, (left, right) = panels(2, columns=2, height=3.0)
     for key, colour, marker, label in (
         ("train", COLOURS[0], "o", f"the training {summary['of']}"),
@@ -36,8 +36,8 @@ def draw_amounts(rows: Rows, summary: dict[str, Any]) -> Drawing:
         right.plot(n, line, color="black", linestyle=(0, (5, 1.5)), linewidth=1, label="c / √n, fitted, for reference")
     right.legend()
     for axes, keys, title, y in (
-        (left, ("train", "test"), "Figure after adaptation", with_unit(metric)),
-        (right, ("gap",), "How much better on the tasks of training", f"gap in {with_unit(metric)}"),
+        (left, ("train", "test"), "Figure after adaptation", axis_label(metric)),
+        (right, ("gap",), "How much better on the tasks of training", f"gap in {axis_label(metric)}"),
     ):
         shown = np.array([scale * t[k] for t in told for k in keys if t[k] is not None], dtype=float)
         axes.set_xscale("log")
@@ -45,7 +45,7 @@ def draw_amounts(rows: Rows, summary: dict[str, Any]) -> Drawing:
         limit(axes, shown)
         axes.set_xticks([t["amount"] for t in told], [str(t["amount"]) for t in told])
         axes.minorticks_off()
-    said = " ".join(f"{t['amount']}: {figure(metric, t['test'])}." for t in told)
+    said = " ".join(f"{t['amount']}: {format_metric(metric, t['test'])}." for t in told)
     return Drawing("data_amount", f"Test {metric} by training {summary['of']}. {said}", drawn)
 
 

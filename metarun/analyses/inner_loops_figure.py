@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, look, plain, spans_much
-from metarun.report.text import scale_of, with_unit
+from metarun.storage.text import axis_label, display_scale
 
 Rows = Sequence[dict[str, Any]]
 CAP = 1000.0
@@ -24,10 +24,12 @@ def draw_variants(rows: Rows, summary: dict[str, Any]) -> Drawing:
     figure = Figure(figsize=(10.4, 2.0 + 0.76 * len(told)))
     figure.set_layout_engine("constrained")
     score, gap, change, distance, curvature, cost = figure.subplots(2, 3, sharey=True).ravel()
-    name = with_unit(metric)
-    _intervals(score, rows, told, "test", (f"Test {name}", f"{name} of new tasks, last weights"), scale_of(metric))
+    name = axis_label(metric)
+    _intervals(score, rows, told, "test", (f"Test {name}", f"{name} of new tasks, last weights"), display_scale(metric))
     _intervals(gap, rows, told, "gap", ("Generalisation gap", "loss on new tasks - on training tasks"))
-    _marks(score, [_scaled(t["test_median"]["mean"], scale_of(metric)) for t in told], "D", COLOURS[3], "median task")
+    _marks(
+        score, [_scaled(t["test_median"]["mean"], display_scale(metric)) for t in told], "D", COLOURS[3], "median task"
+    )
     _intervals(change, rows, told, "change_median", ("Change of test losses", "change of the median task's query loss"))
     _marks(change, [t["change_sup"] for t in told], "^", COLOURS[1], "supremum over test tasks (>: beyond the axis)")
     _marks(change, [t["floor_median"]["mean"] for t in told], "|", GREY, "where only the seed changed")
@@ -45,7 +47,7 @@ def draw_variants(rows: Rows, summary: dict[str, Any]) -> Drawing:
     for axes in (score, change, distance, curvature):
         _logarithmic(axes)
     _within(gap, rows, ("gap",))
-    _within(score, rows, ("test", "test_median"), scale_of(metric))
+    _within(score, rows, ("test", "test_median"), display_scale(metric))
     _capped(change, [t["change_sup"] for t in told])
     found = [
         pair

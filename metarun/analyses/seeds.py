@@ -26,13 +26,13 @@ from metarun.analyses.frame import Cell, Row
 from metarun.analyses.seeds_figure import draw_seeds
 from metarun.errors import UserError, require
 from metarun.report.figures.drawing import Drawing
-from metarun.report.text import figure
 from metarun.statistics.components import variance_components
 from metarun.statistics.convergence import Curve, default_thresholds, to_threshold, validation_curve
 from metarun.statistics.intervals import iqm, stratified_bootstrap, t_interval
 from metarun.storage.json_values import replace_nonfinite
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.status import FINAL
+from metarun.storage.text import format_metric
 
 DECIDE = ("seed", "algo", "data", "model", "reg", "train", "val", "test", "optim")
 """Settings that decide what a run comes to."""
@@ -75,7 +75,8 @@ class Seeds:
         summary |= {"mean": mean, "half": half, "iqm": middle.estimate, "iqm_low": middle.low, "iqm_high": middle.high}
         summary |= {"components": _components(sound), "convergence": _convergence(sound, loss.higher_is_better)}
         lost = f"; {summary['diverged']} diverged" if summary["diverged"] else ""
-        told = f"test {loss.metric} over {len(sound)} seeds: {figure(loss.metric, mean, half)} (95 % t interval){lost}"
+        reached = format_metric(loss.metric, mean, half)
+        told = f"test {loss.metric} over {len(sound)} seeds: {reached} (95 % t interval){lost}"
         return replace_nonfinite(summary | {"message": told})
 
     def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:

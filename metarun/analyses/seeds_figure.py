@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, finish, look, panels
-from metarun.report.text import figure, scale_of, with_unit
+from metarun.storage.text import axis_label, display_scale, format_metric
 
 Rows = Sequence[dict[str, Any]]
 PARTS = (("seed", COLOURS[1]), ("task", COLOURS[0]), ("residual", COLOURS[4]))
@@ -20,17 +20,17 @@ def draw_seeds(rows: Rows, summary: dict[str, Any]) -> Drawing:
     sound = [r for r in rows if not r["diverged"]]
     drawn, (left, middle, right) = panels(3, height=2.9)
     if sound:
-        _figures(left, sound, summary, scale_of(metric))
-        _learning(right, sound, summary, scale_of(metric))
+        _figures(left, sound, summary, display_scale(metric))
+        _learning(right, sound, summary, display_scale(metric))
     if summary.get("components"):
         _components(middle, summary["components"])
-    finish(left, "Test, 95 % intervals", "seed", with_unit(metric))
+    finish(left, "Test, 95 % intervals", "seed", axis_label(metric))
     left.set_xticks(range(len(sound)), [str(r["seed"]) for r in sound])
     middle.set_title("Where one score's variance is from", y=1.03)
     middle.set_xlabel("share of the variance, %")
     shown = np.array([v for r in sound for v in r["validations"]["values"] if v is not None], dtype=float)
-    finish(right, "Validation, a line a seed", "outer steps", with_unit(metric), [scale_of(metric) * shown])
-    said = figure(metric, summary.get("mean"), summary.get("half"))
+    finish(right, "Validation, a line a seed", "outer steps", axis_label(metric), [display_scale(metric) * shown])
+    said = format_metric(metric, summary.get("mean"), summary.get("half"))
     return Drawing("seeds", f"Test {metric} of {len(sound)} seeds: {said}; {summary['diverged']} diverged.", drawn)
 
 

@@ -27,7 +27,7 @@ from metarun.analyses.frame import Cell, Row
 from metarun.analyses.implicit_cells import draw_implicit, implicit_cells, measure_implicit
 from metarun.errors import UserError, require
 from metarun.report.figures.drawing import Drawing
-from metarun.report.text import figure, scale_of, with_unit
+from metarun.storage.text import axis_label, display_scale, format_metric
 from metarun.training.evaluation import mean_and_interval
 from metarun.types import GradientLearner, ProximalLearner
 
@@ -100,7 +100,7 @@ class Sensitivity:
             if len(found) > 1 or axis == "inner_lr":
                 maps.append((label, [r[axis] for r in found], [_shown_in(summary["metric"], r, steps) for r in found]))
                 marked.append((found.index(own), steps.index(tuned["steps"])))
-        what = f"test {with_unit(summary['metric'])}".replace(", %", " (%)")
+        what = f"test {axis_label(summary['metric'])}".replace(", %", " (%)")
         return [
             heat_map("sensitivity", what, maps, "adaptation steps", steps, marked),
             *draw_implicit([r for r in rows if "cg_steps" in r], tuned),
@@ -129,7 +129,7 @@ def robustness(
 def _shown_in(metric: str, row: Row, steps: Sequence[int]) -> list[float | None]:
     """The row's figures in the unit that they are printed in."""
     found = [row[f"after_{k}"] for k in steps]
-    return [None if v is None else scale_of(metric) * v for v in found]
+    return [None if v is None else display_scale(metric) * v for v in found]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -142,15 +142,15 @@ def _with_one(factors: Sequence[float]) -> list[float]:
 
 def _said(summary: dict[str, Any]) -> str:
     metric, tuned = summary["metric"], summary["tuned"]
-    lost, drop = summary["gain_lost"], f"{figure(metric, summary['mean_drop'])} is the mean change for the worse"
+    lost, drop = summary["gain_lost"], f"{format_metric(metric, summary['mean_drop'])} is the mean change for the worse"
     away = drop if lost is None else f"{lost:.0%} of what adaptation gains is lost on average"
     lines = [
-        f"rate {tuned['inner_lr']:g} and {tuned['steps']} steps, as tuned: {figure(metric, tuned['value'])}",
+        f"rate {tuned['inner_lr']:g} and {tuned['steps']} steps, as tuned: {format_metric(metric, tuned['value'])}",
         f"in {summary['cells']} other cells {away}; not finite: {summary['not_finite']}",
     ]
     if "best" in summary:
         best = summary["best"]
         where = f"rate {best['inner_lr']:g}, {best['steps']} steps"
         where += "" if best["prox"] is None else f", lambda {best['prox']:g}"
-        lines.append(f"best cell on these tasks: {where}: {figure(metric, best['value'])}")
+        lines.append(f"best cell on these tasks: {where}: {format_metric(metric, best['value'])}")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, plain, spans_much
-from metarun.report.text import figure, scale_of, with_unit
+from metarun.storage.text import axis_label, display_scale, format_metric
 
 ROW, LEGEND = 0.24, 0.3  # inches
 
@@ -22,23 +22,23 @@ def draw_shifts(rows: Sequence[dict[str, Any]], metric: str) -> Drawing:
     foot, top = (0.5 + LEGEND) / height, 1 - 0.3 / height
     left, right = (drawn.add_axes((x, foot, w, top - foot)) for x, w in ((0.19, 0.42), (0.64, 0.345)))
     _figures(left, rows, metric)
-    _differences(right, rows, scale_of(metric))
+    _differences(right, rows, display_scale(metric))
     for axes in (left, right):
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_yticks(range(len(rows)))
     left.set_yticklabels([plain(_name(r["shift"]), 30) for r in rows])
     right.set_yticklabels([])
     left.set_title(f"test {plain(metric)}, 95 % intervals")
-    left.set_xlabel(with_unit(metric))
+    left.set_xlabel(axis_label(metric))
     right.set_title("difference to the tasks without a shift")
-    right.set_xlabel(f"difference in {with_unit(metric)}; hollow: other episodes")
+    right.set_xlabel(f"difference in {axis_label(metric)}; hollow: other episodes")
     drawn.legend(*left.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.18, 0.0), ncols=4)
-    told = [f"{_name(r['shift'])}: {figure(metric, r['mean'], r['half'])}." for r in rows if "mean" in r]
+    told = [f"{_name(r['shift'])}: {format_metric(metric, r['mean'], r['half'])}." for r in rows if "mean" in r]
     return Drawing("task_shift", f"Test {metric} under {len(rows) - 1} shifts of the tasks. " + " ".join(told), drawn)
 
 
 def _figures(axes: Axes, rows: Sequence[dict[str, Any]], metric: str) -> None:
-    scale = scale_of(metric)
+    scale = display_scale(metric)
     for kind, marker, colour, label in (
         ("chance", "|", GREY, "chance"),
         ("before", "x", COLOURS[1], "before adaptation"),

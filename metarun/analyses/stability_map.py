@@ -27,7 +27,7 @@ from metarun.analyses.stability import curvature, last_record, learned
 from metarun.analyses.stability_map_figure import draw_maps
 from metarun.errors import UserError, require
 from metarun.report.figures.drawing import Drawing
-from metarun.report.text import figure
+from metarun.storage.text import format_metric
 from metarun.types import GradientLearner
 
 Found = dict[str, float | None]
@@ -72,7 +72,7 @@ class StabilityMap:
             best = (max if loss.higher_is_better else min)(sound, key=lambda r: r["figure"])
             summary["best"] = {k: best[k] for k in ("inner_lr", "inner_steps", "figure")}
             at = f"inner_lr={best['inner_lr']:g}, inner_steps={best['inner_steps']}"
-            said += f"; best test {loss.metric} {figure(loss.metric, best['figure'])} at {at}"
+            said += f"; best test {loss.metric} {format_metric(loss.metric, best['figure'])} at {at}"
         return summary | {"message": said}
 
     def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from metarun.report.figures.drawing import COLOURS, Drawing, spans_much
-from metarun.report.text import NOTHING, scale_of, with_unit
+from metarun.storage.text import NOTHING, axis_label, display_scale
 
 Rows = Sequence[dict[str, Any]]
 LIMIT = 2.0
@@ -24,7 +24,7 @@ def draw_maps(rows: Rows, summary: dict[str, Any]) -> Drawing:
     rates, steps = (sorted({r[key] for r in rows}) for key in ("inner_lr", "inner_steps"))
     metric = summary["metric"]
     titles = {
-        "figure": (f"test {with_unit(metric)}", scale_of(metric)),
+        "figure": (f"test {axis_label(metric)}", display_scale(metric)),
         "diverged": ("diverged trainings, %", 100.0),
         "rate_curvature": ("inner rate x largest eigenvalue", 1.0),
         "contraction": ("contraction of the inner loop", 1.0),

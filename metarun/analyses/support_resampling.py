@@ -20,8 +20,8 @@ from metarun.analyses.frame import Cell, Row
 from metarun.analyses.resampling_figure import draw_resampling
 from metarun.errors import SettingError, UserError, require
 from metarun.report.figures.drawing import Drawing
-from metarun.report.text import figure
 from metarun.statistics.nested import nested_components
+from metarun.storage.text import format_metric
 from metarun.training.evaluation import EPISODE_SEED, adaptation_curves
 from metarun.training.experiment import Experiment
 from metarun.types import Batch, Dataset, EpisodeSpec, Task
@@ -117,9 +117,10 @@ def _said(facts: dict[str, Any], values: dict[str, Any]) -> str:
     metric, (low, high) = facts["metric"], values["share_interval"]
     lines = [
         f"{facts['draws']} support sets for each of {facts['tasks']} tasks, {facts['queries']} queries: "
-        f"{figure(metric, values['mean'])}, with the worst of each task's {figure(metric, values['worst_draw'])}",
-        f"standard deviation between tasks {figure(metric, values['sd_tasks'])}, between support sets of a task "
-        f"{figure(metric, values['sd_support'])}: {values['share_support']:.0%} of the variance "
+        f"{format_metric(metric, values['mean'])}, with the worst of each task's "
+        f"{format_metric(metric, values['worst_draw'])}",
+        f"standard deviation between tasks {format_metric(metric, values['sd_tasks'])}, between support sets of a task "
+        f"{format_metric(metric, values['sd_support'])}: {values['share_support']:.0%} of the variance "
         f"({low:.0%} to {high:.0%}) is the choice of support",
     ]
     if facts["not_finite"]:

@@ -29,8 +29,8 @@ from metarun.analyses.shift_figure import draw_shifts
 from metarun.analyses.shifted import Impossible, Shift, same_size, shifted
 from metarun.errors import require
 from metarun.report.figures.drawing import Drawing
-from metarun.report.text import figure
 from metarun.statistics.paired import compare
+from metarun.storage.text import format_metric
 from metarun.training.evaluation import mean_and_interval
 from metarun.training.experiment import Experiment, option_name
 
@@ -83,9 +83,9 @@ class TaskShift:
         loss = context.own[0].tested.loss
         told = [r for r in rows if r.get("difference") is not None]
         worst = (min if loss.higher_is_better else max)(told, key=lambda r: r["difference"], default=None)
-        said = [f"without a shift: {figure(loss.metric, rows[0]['mean'], rows[0]['half'])}"]
+        said = [f"without a shift: {format_metric(loss.metric, rows[0]['mean'], rows[0]['half'])}"]
         if worst:
-            change = figure(loss.metric, worst["difference"], worst["half_difference"])
+            change = format_metric(loss.metric, worst["difference"], worst["half_difference"])
             said.append(f"largest change for the worse, {worst['shift']}: {change}")
         broken = [r for r in rows if r.get("not_finite")]
         said += [f"no mean: {r['shift']} (diverged: {r['not_finite']} of {self.tasks} tasks)" for r in broken]

@@ -31,8 +31,8 @@ from metarun.regularizers.prox_l2 import ProxL2
 from metarun.report.page.run import of_run
 from metarun.report.read.runs import read_run
 from metarun.report.tables.penalties import in_words, tables, zeros
-from metarun.report.text import NOTHING
 from metarun.storage.loggers.tables import sparsity_lines
+from metarun.storage.text import NOTHING
 from metarun.types import Batch, Params, Task
 
 MODEL = LinearModel(3, 2)

@@ -14,7 +14,7 @@ from metarun.report import write_report
 from metarun.report.read.runs import read_run
 from metarun.report.tables.several import several, tables
 from metarun.report.tables.table import Table, latex, to_csv, to_latex, to_markdown
-from metarun.report.text import duration, figure, number, short
+from metarun.storage.text import duration, format_metric, number, shorten
 
 EXAMPLE = Table("A | b", ("name", "mean"), (("x_1 <b>", "-1 ± 2"), ("50 %", "3")), "note", strong=frozenset({(0, 1)}))
 
@@ -22,14 +22,14 @@ EXAMPLE = Table("A | b", ("name", "mean"), (("x_1 <b>", "-1 ± 2"), ("50 %", "3"
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (figure("accuracy", 0.90153, 0.005575), "90.15 ± 0.56 %"),
-        (figure("accuracy", 0.90153, unit=False), "90.15"),
-        (figure("mse", 0.116924, 0.016282), "0.1169 ± 0.0163"),
-        (figure("mse", 1.2e-7, None), "1.20e-07"),
-        (figure("mse", 3e9), "3.00e+09"),
-        (figure("mse", 0.0, 0.0), "0.0000 ± 0.0000"),
-        (figure("mse", math.nan, 1.0), "\N{EN DASH}"),
-        (figure("mse", None), "\N{EN DASH}"),
+        (format_metric("accuracy", 0.90153, 0.005575), "90.15 ± 0.56 %"),
+        (format_metric("accuracy", 0.90153, unit=False), "90.15"),
+        (format_metric("mse", 0.116924, 0.016282), "0.1169 ± 0.0163"),
+        (format_metric("mse", 1.2e-7, None), "1.20e-07"),
+        (format_metric("mse", 3e9), "3.00e+09"),
+        (format_metric("mse", 0.0, 0.0), "0.0000 ± 0.0000"),
+        (format_metric("mse", math.nan, 1.0), "\N{EN DASH}"),
+        (format_metric("mse", None), "\N{EN DASH}"),
         (number(48000), "48,000"),
         (number(0.000123456), "0.0001235"),
         (number(math.inf), "\N{EN DASH}"),
@@ -40,8 +40,8 @@ EXAMPLE = Table("A | b", ("name", "mean"), (("x_1 <b>", "-1 ± 2"), ("50 %", "3"
         (duration(7260), "2 h 1 min"),
         (duration(59.99), "60.0 s"),
         (duration(None), "\N{EN DASH}"),
-        (short("x" * 50, 10), "xxxxxxxxx…"),
-        (short("a\nb"), "a\\nb"),
+        (shorten("x" * 50, 10), "xxxxxxxxx…"),
+        (shorten("a\nb"), "a\\nb"),
     ],
 )
 def test_numbers_and_names_as_they_are_read(shown: str, expected: str) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from metarun.storage.loggers import Record
 from metarun.storage.loggers.console import LiveConsole, PlainConsole
-from metarun.storage.loggers.tables import clock, figure, metrics_line, result_table
+from metarun.storage.loggers.tables import clock, format_plain, metrics_line, result_table
 
 RUN = {"steps": 100, "step": 0, "metric": "accuracy", "title": "metarun: maml on omniglot", "folder": "outputs/x"}
 SUMMARY: dict[str, Any] = {
@@ -52,13 +52,13 @@ def printed(summary: dict[str, Any]) -> str:
         ("mse", 0.25, 0.05, "0.2500 +- 0.0500"),
         ("mse", None, None, "not finite"),
         ("mse", float("nan"), float("nan"), "not finite"),
-        ("mse", 2.8e14, 5.5e14, "2.8e+14 +- 5.5e+14"),
+        ("mse", 2.8e14, 5.5e14, "2.80e+14 +- 5.50e+14"),
     ],
 )
 def test_accuracies_are_printed_in_per_cent_and_errors_as_they_are(
     metric: str, mean: float, ci95: float | None, text: str
 ) -> None:
-    assert figure(metric, mean, ci95) == text
+    assert format_plain(metric, mean, ci95) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.9, "1:01"), (3723, "1:02:03")])

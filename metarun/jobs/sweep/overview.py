@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from metarun.report.text import duration
 from metarun.storage.status import SUCCEEDED, WORST
 from metarun.storage.sweep_records import JobRecord, SweepRecord, jobs_of
+from metarun.storage.text import duration
 
 POLL, SHARE = 0.5, 20  # seconds between two looks, but at least so many times what a look at all jobs takes
 SHOWN = 8  # running jobs

@@ -16,8 +16,8 @@ from metarun.report.compare.groups import elsewhere
 from metarun.report.read.facts import setting
 from metarun.report.read.jobs import Job
 from metarun.report.read.runs import Run
-from metarun.report.text import NOTHING, number, short
 from metarun.storage.json_values import flatten_keys
+from metarun.storage.text import NOTHING, number, shorten
 
 NOT_SWEPT = ("seed", "hydra", "sweep", "report", "resume", "logger", "trusted_modules")
 MOST_UNRELATED = 6  # settings in which runs that no sweep made may differ, to be shown as one
@@ -89,7 +89,7 @@ def typed(value: Any) -> Value:
 def shown(value: Value, limit: int = 24) -> str:
     """A value for a table or an axis."""
     if isinstance(value, str):
-        return short(value, limit) or NOTHING
+        return shorten(value, limit) or NOTHING
     return str(value) if isinstance(value, int) else number(value)
 
 

@@ -18,7 +18,7 @@ from metarun.report.compare.results import NAN, Interval, best_validation, inter
 from metarun.report.read.facts import metric_of
 from metarun.report.read.jobs import LOST, Job
 from metarun.report.read.runs import Run
-from metarun.report.text import higher_is_better, is_number, of_error, scale_of
+from metarun.storage.text import display_scale, higher_is_better, is_number, metric_from_error
 
 OF_THE_DATA = ("data", "experiment")
 UNKNOWN = "benchmark unknown"
@@ -105,7 +105,7 @@ def _row(values: tuple[Value, ...], jobs: Sequence[Job], metric: str) -> Row:
     runs = [job.run for job in kept if job.run and job.succeeded]
     validations = [v for v in map(validation_of, runs) if math.isfinite(v)]
     tested = [r for r in runs if is_number(r.summary.get("mean"))]
-    scale = scale_of(metric)
+    scale = display_scale(metric)
     half = tested[0].summary.get("ci95") if len(tested) == 1 else None
     return Row(
         values,
@@ -122,7 +122,7 @@ def validation_of(run: Run) -> float:
     best, error, metric = best_validation(run), run.summary.get("val_error"), metric_of(run)
     if math.isfinite(best) or not is_number(error):
         return best
-    return scale_of(metric) * of_error(metric, error)
+    return display_scale(metric) * metric_from_error(metric, error)
 
 
 def _one_a_seed(jobs: Sequence[Job]) -> tuple[Job, ...]:

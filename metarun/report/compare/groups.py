@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from metarun.report.read.facts import component, episode_size, metric_of, setting
 from metarun.report.read.runs import Run
-from metarun.report.text import short
 from metarun.storage.json_values import flatten_keys
+from metarun.storage.text import shorten
 
 COMPARED = ("train", "evaluate", None)  # jobs that end in a figure
 ELSEWHERE = (  # settings that do not change how a run learns
@@ -47,7 +47,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     """The runs that ended in a figure or should have, benchmark by benchmark in the order of their first run."""
     found = []
     for benchmark, members in benchmarks(runs).items():
-        for label, same in named(_gathered(members, _variant), lambda run: short(component(run, "algo"))).items():
+        for label, same in named(_gathered(members, _variant), lambda run: shorten(component(run, "algo"))).items():
             kept = _one_a_seed(same)
             algo, metric = component(same[0], "algo"), metric_of(same[0])
             found.append(Group(label, algo, benchmark, metric, kept, len(same) - len(kept)))
@@ -57,7 +57,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 def benchmarks(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs that ended in a figure or should have, by the name of their benchmark."""
     compared = [run for run in runs if run.config.get("job") in COMPARED]
-    return named(_gathered(compared, _benchmark), lambda run: f"{short(component(run, 'data'))} {episode_size(run)}")
+    return named(_gathered(compared, _benchmark), lambda run: f"{shorten(component(run, 'data'))} {episode_size(run)}")
 
 
 def by_benchmark(groups: Sequence[Group]) -> dict[str, list[Group]]:
@@ -117,7 +117,7 @@ def _differing(several: Sequence[Flat]) -> list[str]:
 
 
 def _in_words(told: Flat) -> str:
-    words = [f"{key.removeprefix('algo.')}={short(value, 24)}" for key, value in list(told.items())[:NAMED_SETTINGS]]
+    words = [f"{key.removeprefix('algo.')}={shorten(value, 24)}" for key, value in list(told.items())[:NAMED_SETTINGS]]
     more = ", ..." if len(told) > NAMED_SETTINGS else ""
     return f" ({', '.join(words)}{more})" if words else ""
 

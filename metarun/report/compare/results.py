@@ -18,9 +18,9 @@ import numpy as np
 from metarun.report.compare.groups import Group
 from metarun.report.read.facts import Point, headline_scores, inner_gradients, metric_of, setting, validations
 from metarun.report.read.runs import Run
-from metarun.report.text import higher_is_better, is_number, scale_of
 from metarun.statistics import intervals, paired
 from metarun.statistics.components import variance_components
+from metarun.storage.text import display_scale, higher_is_better, is_number
 
 NAN = math.nan
 UNITS: dict[str, Callable[[Point], float]] = {
@@ -70,7 +70,7 @@ class Budget(NamedTuple):
 
 
 def result(group: Group) -> Result:
-    scale, runs = scale_of(group.metric), group.runs
+    scale, runs = display_scale(group.metric), group.runs
     means = [scale * r.summary["mean"] for r in runs if is_number(r.summary.get("mean"))]
     best = [b for b in (best_validation(r) for r in runs) if math.isfinite(b)]
     return Result(
@@ -89,7 +89,7 @@ def result(group: Group) -> Result:
 
 def tested_over(group: Group) -> Interval:
     """The test's figure over seeds, or over the tasks of one."""
-    scale, tested = scale_of(group.metric), [r.summary for r in group.runs if is_number(r.summary.get("mean"))]
+    scale, tested = display_scale(group.metric), [r.summary for r in group.runs if is_number(r.summary.get("mean"))]
     half = tested[0].get("ci95") if len(tested) == 1 else None
     return interval_of([scale * s["mean"] for s in tested], scale * half if is_number(half) else NAN)
 
@@ -118,7 +118,7 @@ def _spread(group: Group) -> tuple[float, float]:
     scores, _ = group_scores(group)
     if scores is None or min(scores.shape) < 2:
         return NAN, NAN
-    found = variance_components(scores * scale_of(group.metric))
+    found = variance_components(scores * display_scale(group.metric))
     return math.sqrt(found.seed), math.sqrt(found.task)
 
 
@@ -162,7 +162,7 @@ def compare(a: Group, b: Group) -> Pair:
         return Pair(a, b, None, one if scores_a is None else other)
     if one != other or one == "None" or scores_a.shape[1] != scores_b.shape[1]:
         return Pair(a, b, None, f"their test episodes differ ({one[:8]} and {other[:8]})")
-    scale = scale_of(a.metric)
+    scale = display_scale(a.metric)
     means = scale * scores_a.mean(0), scale * scores_b.mean(0)
     return Pair(a, b, paired.compare(*means, higher_is_better(a.metric)))
 

@@ -21,7 +21,7 @@ from metarun.report.figures.metrics import Curve, described, never_changes
 from metarun.report.figures.panels import COMPARED, GRADIENTS, INNER, Panel
 from metarun.report.read.facts import adaptation, validations, values
 from metarun.report.read.runs import Run
-from metarun.report.text import with_unit
+from metarun.storage.text import axis_label
 
 Looks = Mapping[str, Look]
 
@@ -52,7 +52,7 @@ def learning_curves(groups: Sequence[Group], looks: Looks) -> Drawing | None:
         unit, by = time_unit([p.seconds for g in members for r in g.runs for p in validations(r)])
         for group in members:
             _by_time(axes[2 * at + 1], group, looks[group.label], by)
-        drawn, metric = [y for _, y in means.values()], plain(with_unit(members[0].metric))
+        drawn, metric = [y for _, y in means.values()], plain(axis_label(members[0].metric))
         finish(axes[2 * at], plain(benchmark, 48), "outer steps", f"validation {metric}", drawn)
         finish(axes[2 * at + 1], "by time, one line a seed", f"{unit} of training", f"validation {metric}", drawn)
         texts += [described(f"{label}, validation on {benchmark}", curve) for label, curve in means.items()]
@@ -97,7 +97,7 @@ def adaptation_curves(groups: Sequence[Group], looks: Looks) -> Drawing | None:
     figure, axes, texts = *grid(len(benchmarks), shown, columns=2), []
     for ax, (benchmark, members) in zip(axes, benchmarks.items(), strict=True):
         means = {g.label: _by_adaptation(ax, g, looks[g.label]) for g in members}
-        drawn, metric = [y for _, y in means.values()], plain(with_unit(members[0].metric))
+        drawn, metric = [y for _, y in means.values()], plain(axis_label(members[0].metric))
         finish(ax, plain(benchmark, 48), "adaptation steps", f"test {metric}", drawn)
         long_steps(ax, max((float(x.max()) for x, _ in means.values() if len(x)), default=0.0))
         texts += [described(f"{label}, test on {benchmark} over adaptation steps", c) for label, c in means.items()]

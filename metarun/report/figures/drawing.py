@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from metarun.report.text import short
+from metarun.storage.text import shorten
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.2, 1, 1.2)))
@@ -89,7 +89,7 @@ def look(index: int) -> Look:
 
 def plain(name: Any, limit: int = 40) -> str:
     """A name for a figure: no sign of it starts a formula or hides it from the legend."""
-    text = short(name, limit).replace("$", r"\$")
+    text = shorten(name, limit).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 

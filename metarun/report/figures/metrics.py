@@ -13,7 +13,7 @@ from metarun.report.figures.lines import drawn, family, noisy, reference, shades
 from metarun.report.figures.panels import PARTS, PENALTIES, Panel, families, family_words, is_profile
 from metarun.report.read.facts import keys, values
 from metarun.report.read.files import Record
-from metarun.report.text import is_number, number
+from metarun.storage.text import is_number, number
 
 MOST_PANELS = 24  # of a figure
 ROUNDING = 1e-6  # relative

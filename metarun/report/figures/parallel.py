@@ -22,7 +22,7 @@ from metarun.report.compare.combinations import Benchmark, Row
 from metarun.report.figures.drawing import GREY, NICE, WIDTH, Drawing, one_two_five, plain
 from metarun.report.figures.points import file_name
 from metarun.report.figures.shade import Shade, place, shade_of
-from metarun.report.text import number, with_unit
+from metarun.storage.text import axis_label, number
 
 MOST_AXES = 6
 MOST_TYPED = 8  # values of an axis that are all labelled
@@ -48,7 +48,7 @@ def parallel(all_axes: Sequence[Axis], benchmark: Benchmark) -> Drawing:
     for at, axis in enumerate(drawn):
         _axis(axes, at, axis.name, ticks_of(axis))
     scale = ticks(shade.low, shade.high, shade.logarithmic)
-    _axis(axes, len(drawn), f"validation {with_unit(benchmark.metric)}", scale, to_right=True)
+    _axis(axes, len(drawn), f"validation {axis_label(benchmark.metric)}", scale, to_right=True)
     figure.text(0.012, 0.955, plain(benchmark.name, 80), fontsize=9)
     return Drawing(f"sweep_{file_name(benchmark.name)}", _in_words(drawn, benchmark), figure)
 

@@ -14,7 +14,7 @@ from metarun.report.compare.groups import by_benchmark
 from metarun.report.compare.results import Pair, Result
 from metarun.report.figures.comparison import Looks, grid, legend, time_unit
 from metarun.report.figures.drawing import COLOURS, GREY, WIDTH, Drawing, finish, plain, wide_costs
-from metarun.report.text import number, unit_of, with_unit
+from metarun.storage.text import axis_label, display_unit, number
 
 
 def cost_and_figure(results: Sequence[Result], looks: Looks) -> Drawing | None:
@@ -31,7 +31,7 @@ def cost_and_figure(results: Sequence[Result], looks: Looks) -> Drawing | None:
         unit, by = time_unit(seconds)
         scatter(axes[2 * at], members, [s / by for s in seconds], looks)
         scatter(axes[2 * at + 1], members, [r.inner_gradients for r in members], looks)
-        means, metric = [np.array([r.test.mean for r in members])], plain(with_unit(members[0].group.metric))
+        means, metric = [np.array([r.test.mean for r in members])], plain(axis_label(members[0].group.metric))
         finish(axes[2 * at], plain(benchmark, 48), f"{unit} of training", f"test {metric}", means)
         finish(axes[2 * at + 1], "by gradients", "inner gradient evaluations", f"test {metric}", means)
         texts += [f"{r.group.label} on {benchmark}: {r.test.mean:.4g} in {r.seconds:.4g} seconds." for r in members]
@@ -63,7 +63,7 @@ def differences(pairs: Sequence[Pair]) -> Drawing | None:
         axes.errorbar(*where, xerr=[found.half], color=COLOURS[0], capsize=4, marker="o", linewidth=2)
     axes.axvline(0, color=GREY, linewidth=0.9)
     metric = shown[0].a.metric
-    unit = f"difference in {metric}, points" if unit_of(metric) else f"difference in {with_unit(metric)}"
+    unit = f"difference in {metric}, points" if display_unit(metric) else f"difference in {axis_label(metric)}"
     finish(axes, plain(shown[0].a.benchmark, 60), plain(unit, 60), "")
     axes.set_yticks(range(len(shown)), [_versus(pair) for pair in shown])
     axes.set_ylim(-0.6, len(shown) - 0.4)

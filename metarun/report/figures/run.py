@@ -14,12 +14,11 @@ from metarun.report.read.facts import (
     episode_size,
     metric_of,
     setting,
-    steps_are,
     validations,
     values,
 )
 from metarun.report.read.runs import Run
-from metarun.report.text import count, is_number, scale_of, with_unit
+from metarun.storage.text import adaptation_unit, axis_label, count, display_scale, is_number
 
 VALIDATION, TRAINING, LOSS = look(1), look(0), look(2)
 
@@ -35,12 +34,12 @@ def learning(run: Run) -> Drawing | None:
     noisy(left, steps, losses, TRAINING)
     finish(left, "Training loss", "outer steps", "query loss after adaptation", [losses])
     at, scores = values(train, metric)
-    scores = scores * scale_of(metric)
+    scores = scores * display_scale(metric)
     if len(at):
         noisy(right, at, scores, TRAINING, plain(f"training tasks{f', {size}' if size else ''}"))
     _validation(right, run, points)
     shown = [scores, np.array([p.mean for p in points])]
-    finish(right, "Training and validation", "outer steps", plain(with_unit(metric)), shown)
+    finish(right, "Training and validation", "outer steps", plain(axis_label(metric)), shown)
     if len(at) or points:
         right.legend()
     texts = [described("Training loss", (steps, losses)), described(f"Training {metric}", (at, scores))]
@@ -71,11 +70,20 @@ def adapting(run: Run) -> Drawing | None:
     x, mean, half = curve["step"], curve["mean"], curve["ci95"]
     with_band(left, x, mean, mean - half, mean + half, VALIDATION)
     _marked_steps(left, run, x)
-    finish(left, "Test figure, 95 % interval over tasks", steps_are(run), plain(with_unit(metric)), [mean])
+    finish(
+        left,
+        "Test figure, 95 % interval over tasks",
+        adaptation_unit(run.summary.get("kind")),
+        plain(axis_label(metric)),
+        [mean],
+    )
     right.plot(x, curve["loss"], color=LOSS.colour, marker=LOSS.marker)
     not_finite(right, x, curve["loss"])
-    finish(right, "Query loss at test", steps_are(run), "loss", [curve["loss"]])
-    texts = [described(f"Test {metric} over {steps_are(run)}", (x, mean)), described("Query loss", (x, curve["loss"]))]
+    finish(right, "Query loss at test", adaptation_unit(run.summary.get("kind")), "loss", [curve["loss"]])
+    texts = [
+        described(f"Test {metric} over {adaptation_unit(run.summary.get('kind'))}", (x, mean)),
+        described("Query loss", (x, curve["loss"])),
+    ]
     return Drawing("adaptation", " ".join(texts), figure)
 
 

@@ -9,7 +9,7 @@ import matplotlib
 
 from metarun.report.compare.axes import spans_decade
 from metarun.report.compare.combinations import Benchmark
-from metarun.report.text import higher_is_better
+from metarun.storage.text import higher_is_better
 
 PALEST = 0.9  # of the scale: beyond it, lines are lost on white paper
 

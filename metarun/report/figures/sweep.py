@@ -19,7 +19,7 @@ from metarun.report.figures.drawing import Drawing, panels, plain
 from metarun.report.figures.parallel import MOST_AXES, parallel
 from metarun.report.figures.points import file_name
 from metarun.report.figures.shade import Shade, shade_of
-from metarun.report.text import with_unit
+from metarun.storage.text import axis_label
 
 MOST_BENCHMARKS, MOST_MAPS = 3, 6
 MOST_CELLS = 12  # values of an axis, beyond which a heat map is not drawn
@@ -71,7 +71,7 @@ def heat_maps(found: Swept, benchmark: Benchmark, places: Sequence[int]) -> tupl
     for axes, pair in zip(all_axes, taken, strict=True):
         across, up = (found.axes[at].among([row.values[at] for row in benchmark.rows]) for at in pair)
         _draw(axes, pair, across, up, benchmark.rows, shade)
-    all_axes[0].set_title(plain(f"{benchmark.name}: validation {with_unit(benchmark.metric)}", 60), y=1.03)
+    all_axes[0].set_title(plain(f"{benchmark.name}: validation {axis_label(benchmark.metric)}", 60), y=1.03)
     names = ", ".join(f"{found.axes[a].name} by {found.axes[b].name}" for a, b in taken)
     alt = f"Mean validation figure on {benchmark.name} for each pair of values: {names}."
     return Drawing(f"sweep_pairs_{file_name(benchmark.name)}", alt, figure), why if left_out else ""

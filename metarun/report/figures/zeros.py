@@ -18,7 +18,7 @@ from metarun.report.figures.drawing import Drawing, Look, finish, legend_below, 
 from metarun.report.read.facts import component, episode_size, looked_up, metric_of
 from metarun.report.read.runs import Run
 from metarun.report.tables.penalties import terms
-from metarun.report.text import is_number, number, scale_of, with_unit
+from metarun.storage.text import axis_label, display_scale, is_number, number
 
 SHARES = (("zeros_share", "exact zeros"), ("small_share", "at most {}"))
 
@@ -45,7 +45,7 @@ def sparsity_figure(runs: Sequence[Run]) -> Drawing | None:
         for name, members in lines.items():
             _draw(axes[at], members, at, looks[name])
         said = title.format(f"{points[0].threshold:g}")
-        finish(axes[at], said, "share of penalised weights", f"test {plain(with_unit(points[0].metric))}")
+        finish(axes[at], said, "share of penalised weights", f"test {plain(axis_label(points[0].metric))}")
     handles = [Line2D([], [], color=c, marker=m) for c, _, m in looks.values()]
     legend_below(figure, handles, [plain(name, 32) for name in lines])
     return Drawing("sparsity", " ".join(map(_in_words, points)), figure)
@@ -68,7 +68,7 @@ def _point(run: Run) -> Point | None:
     threshold, half = looked_up(run.summary, "sparsity.threshold"), run.summary.get("ci95")
     at_most = float(threshold) if is_number(threshold) else math.nan
     half = float(half) if is_number(half) else math.nan
-    scale = scale_of(metric_of(run))
+    scale = display_scale(metric_of(run))
     return Point(_line(run), _weight(run), (zeros, small), scale * mean, scale * half, metric_of(run), at_most)
 
 

@@ -7,10 +7,20 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from metarun.report.read.facts import component, episode_size, inner_gradients, metric_of, setting, steps_are
+from metarun.report.read.facts import component, episode_size, inner_gradients, metric_of, setting
 from metarun.report.read.runs import Run
 from metarun.report.tables import penalties
-from metarun.report.text import NOTHING, count, duration, figure, is_number, metric_name, number, of_error
+from metarun.storage.text import (
+    NOTHING,
+    adaptation_unit,
+    count,
+    duration,
+    format_metric,
+    is_number,
+    metric_from_error,
+    metric_name,
+    number,
+)
 
 HASH = 12  # hexadecimal digits that are shown
 
@@ -48,10 +58,14 @@ def headline(run: Run) -> tuple[str, str]:
     summary, metric = run.summary, metric_of(run)
     if not is_number(summary.get("mean")):
         return "no test result", "the run was not tested, or the test gave no finite figure"
-    after = f" after {number(summary.get('headline_step'))} {steps_are(run)}" if _adapts(run) else ""
+    after = (
+        f" after {number(summary.get('headline_step'))} {adaptation_unit(run.summary.get('kind'))}"
+        if _adapts(run)
+        else ""
+    )
     half = "95 % interval over" if is_number(summary.get("ci95")) else "mean over"
     reading = f"test {metric_name(metric)}{after}, {half} {count(summary.get('n_tasks'))} tasks"
-    return figure(metric, summary["mean"], summary.get("ci95")), reading
+    return format_metric(metric, summary["mean"], summary.get("ci95")), reading
 
 
 def _adapts(run: Run) -> bool:
@@ -89,10 +103,10 @@ def _classes(run: Run) -> bool:
 def _outcome(run: Run) -> list[Fact]:
     summary, metric = run.summary, metric_of(run)
     error, at = summary.get("val_error"), summary.get("best_step")
-    best = of_error(metric, error) if is_number(error) else error
+    best = metric_from_error(metric, error) if is_number(error) else error
     return [
         Fact("status", str(summary.get("status") or "unknown"), str(summary.get("reason") or "")),
-        Fact("best validation", figure(metric, best), f"at step {count(at)}" if at else ""),
+        Fact("best validation", format_metric(metric, best), f"at step {count(at)}" if at else ""),
         *_zeros(run),
         _alarms(summary.get("alarms")),
     ]

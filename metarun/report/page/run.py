@@ -15,12 +15,12 @@ from metarun.report.figures import metrics as measures
 from metarun.report.figures import panels as names
 from metarun.report.figures import run as charts
 from metarun.report.figures.drawing import Drawing
-from metarun.report.read.facts import adaptation, keys, metric_of, steps_are
+from metarun.report.read.facts import adaptation, keys, metric_of
 from metarun.report.read.files import Analysis
 from metarun.report.read.runs import Run
 from metarun.report.tables import beside, convergence, penalties
 from metarun.report.tables.table import Table
-from metarun.report.text import count, figure, is_number, number, with_unit
+from metarun.storage.text import adaptation_unit, axis_label, count, format_metric, is_number, number
 
 MOST_EMBEDDED, MOST_PICTURES = 300_000, 4  # bytes of an analysis's figure; figures of one
 FOLDED_ROWS, MOST_ROWS = 8, 40  # of an analysis's table, and adaptation steps
@@ -99,13 +99,13 @@ def adaptation_table(run: Run) -> Table:
     """The test after each adaptation step."""
     metric = metric_of(run)
     rows = tuple(
-        (number(r.get("step")), figure(metric, r.get("mean"), r.get("ci95"), unit=False), number(r.get("loss")))
+        (number(r.get("step")), format_metric(metric, r.get("mean"), r.get("ci95"), unit=False), number(r.get("loss")))
         for r in run.summary["curve"]
         if isinstance(r, Mapping)
     )
     note = f"± is half of a 95 % interval over {count(run.summary.get('n_tasks'))} tasks."
-    columns = (steps_are(run), with_unit(metric), "query loss")
-    return Table(f"By {steps_are(run)}", columns, rows[:MOST_ROWS], note)
+    columns = (adaptation_unit(run.summary.get("kind")), axis_label(metric), "query loss")
+    return Table(f"By {adaptation_unit(run.summary.get('kind'))}", columns, rows[:MOST_ROWS], note)
 
 
 def predicted(run: Run) -> Section:

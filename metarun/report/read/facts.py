@@ -14,7 +14,7 @@ import numpy as np
 
 from metarun.report.read.files import Record
 from metarun.report.read.runs import Run
-from metarun.report.text import is_number, scale_of
+from metarun.storage.text import display_scale, is_number
 
 
 class Point(NamedTuple):
@@ -45,11 +45,6 @@ def component(run: Run, group: str) -> str:
     chosen = run.summary.get(group) or setting(run, f"choices.{group}")
     target = setting(run, f"{group}._target_")
     return str(chosen or (str(target).rpartition(".")[2] if target else "unknown"))
-
-
-def steps_are(run: Run) -> str:
-    """What the test's curve counts."""
-    return "explored trajectories" if run.summary.get("kind") == "control" else "adaptation steps"
 
 
 def episode_size(run: Run, prefix: str = "") -> str:
@@ -109,7 +104,7 @@ def inner_gradients(run: Run) -> float:
 
 def validations(run: Run) -> list[Point]:
     """The validations in their order, in the unit they are shown in (per cent for an accuracy)."""
-    scale, each = scale_of(metric_of(run)), inner_gradients_per_step(run)
+    scale, each = display_scale(metric_of(run)), inner_gradients_per_step(run)
     points = []
     for record in run.of("val"):
         mean, half = (_scaled(record.get(key), scale) for key in ("mean", "ci95"))
@@ -122,7 +117,7 @@ def adaptation(run: Run) -> dict[str, np.ndarray]:
     """`step`, `mean`, `ci95` and `loss` of the test's curve, in the unit they are shown in; empty without a test."""
     rows = run.summary.get("curve")
     rows = [r for r in rows if isinstance(r, Mapping)] if isinstance(rows, list) else []
-    scale = scale_of(metric_of(run))
+    scale = display_scale(metric_of(run))
     scales = {"step": 1.0, "mean": scale, "ci95": scale, "loss": 1.0}
     return {key: np.array([_scaled(r.get(key), by) for r in rows]) for key, by in scales.items()} if rows else {}
 

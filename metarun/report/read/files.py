@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from metarun.report.text import is_number
 from metarun.storage import untrusted
+from metarun.storage.text import is_number
 
 Record = dict[str, Any]
 """One line of metrics.jsonl: `kind`, `step`, and numbers."""

@@ -17,9 +17,9 @@ from metarun.report.page.card import command_of
 from metarun.report.read.facts import setting
 from metarun.report.read.files import json_file, mapping, overrides_in
 from metarun.report.read.runs import Run, find_runs
-from metarun.report.text import is_number
 from metarun.storage.status import FINAL, SUCCEEDED
 from metarun.storage.sweep_records import job_folders
+from metarun.storage.text import is_number
 
 LOST = ("diverged", "failed", "not finite")
 """A job that ended so has no figure, and its settings may be why. Others (running, interrupted) may still get one."""

@@ -17,8 +17,8 @@ import yaml
 
 from metarun.errors import UserError, one_line
 from metarun.report.read.files import Analysis, Record, analyses, json_file, mapping, overrides_in, records
-from metarun.report.text import is_number
 from metarun.storage import untrusted
+from metarun.storage.text import is_number
 
 SIGNS = ("summary.json", "metrics.jsonl")  # one of these beside config.yaml makes a run folder
 TESTING = ("evaluate",)  # jobs without training

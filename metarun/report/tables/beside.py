@@ -11,7 +11,7 @@ from metarun.report.compare.results import interval_of
 from metarun.report.read.facts import component, episode_size, metric_of
 from metarun.report.read.runs import Run
 from metarun.report.tables.table import Table
-from metarun.report.text import NOTHING, count, figure, is_number, metric_name
+from metarun.storage.text import NOTHING, count, format_metric, is_number, metric_name
 
 WORDS = {
     "pointwise_log_likelihood": "log-likelihood of single targets",
@@ -86,4 +86,4 @@ def words(name: str) -> str:
 def _cell(name: str, found: Mapping[str, Any] | None) -> str:
     if not found:
         return NOTHING
-    return figure("accuracy" if name.startswith("coverage_") else name, found.get("mean"), found.get("ci95"))
+    return format_metric("accuracy" if name.startswith("coverage_") else name, found.get("mean"), found.get("ci95"))

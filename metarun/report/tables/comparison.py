@@ -9,7 +9,16 @@ from typing import Any
 from metarun.report.compare.groups import Group, by_benchmark
 from metarun.report.compare.results import Budget, Interval, Pair, Result
 from metarun.report.tables.table import Table
-from metarun.report.text import NOTHING, count, duration, figure, higher_is_better, metric_name, scale_of, unit_of
+from metarun.storage.text import (
+    NOTHING,
+    count,
+    display_scale,
+    display_unit,
+    duration,
+    format_metric,
+    higher_is_better,
+    metric_name,
+)
 
 RESULT_NOTE = (
     "± is half of a 95 % interval: over test tasks (1.96 standard errors) for one seed, over seeds (Student's t) for "
@@ -39,8 +48,8 @@ RAW_PAIR = (
 
 def estimate(metric: str, interval: Interval) -> str:
     """`90.15 ± 0.56 %` of an interval in the unit that is shown."""
-    scale = scale_of(metric)
-    return figure(metric, interval.mean / scale, interval.half / scale)
+    scale = display_scale(metric)
+    return format_metric(metric, interval.mean / scale, interval.half / scale)
 
 
 def result_table(results: Sequence[Result]) -> Table:
@@ -164,7 +173,7 @@ def raw_results(results: Sequence[Result]) -> Table:
 
 
 def _raw_result(r: Result) -> tuple[Any, ...]:
-    unit = f"{r.group.metric}{' (' + unit_of(r.group.metric) + ')' if unit_of(r.group.metric) else ''}"
+    unit = f"{r.group.metric}{' (' + display_unit(r.group.metric) + ')' if display_unit(r.group.metric) else ''}"
     who = (r.group.label, r.group.benchmark, unit, len(r.group.runs), r.tested, r.diverged)
     return (*who, *r.test, *r.iqm, *r.spread, r.validation.mean, r.steps, r.seconds, r.inner_gradients)
 
@@ -179,7 +188,7 @@ def raw(row: Sequence[Any]) -> tuple[str, ...]:
 
 
 def _plain(metric: str, value: float) -> str:
-    return figure(metric, value / scale_of(metric), unit=False)
+    return format_metric(metric, value / display_scale(metric), unit=False)
 
 
 def _whole(value: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from metarun.report.read.facts import metric_of
 from metarun.report.read.runs import Run
 from metarun.report.tables.table import Table
-from metarun.report.text import NOTHING, count, duration, figure, is_number, number, scale_of
+from metarun.storage.text import NOTHING, count, display_scale, duration, format_metric, is_number, number
 
 COSTS = ("steps", "tasks", "inner_gradients", "seconds")
 HEADS = ("outer steps", "tasks", "inner gradients", "time")
@@ -49,7 +49,7 @@ def _threshold(threshold: Mapping[str, Any], metric: str) -> tuple[str, ...]:
     cost = at if isinstance(at, Mapping) else censored if isinstance(censored, Mapping) else {}
     sign = "" if isinstance(at, Mapping) else "> "
     cells = [f"{sign}{_cost(key, cost.get(key))}" if is_number(cost.get(key)) else NOTHING for key in COSTS]
-    return (str(threshold.get("name", "")).replace("_", " "), figure(metric, threshold.get("value")), *cells)
+    return (str(threshold.get("name", "")).replace("_", " "), format_metric(metric, threshold.get("value")), *cells)
 
 
 def _cost(key: str, value: Any) -> str:
@@ -59,7 +59,7 @@ def _cost(key: str, value: Any) -> str:
 def _areas(found: Mapping[str, Any], metric: str) -> Table:
     areas, budget = _part(found, "area"), _part(found, "budget")
     rows = [
-        ("mean figure over the budget", *(figure(metric, areas.get(key)) for key in COSTS)),
+        ("mean figure over the budget", *(format_metric(metric, areas.get(key)) for key in COSTS)),
         ("budget", *(_cost(key, budget.get(key)) for key in COSTS)),
     ]
     shown = tuple(row for row in rows if set(row[1:]) != {NOTHING})
@@ -82,7 +82,7 @@ def _said(key: str, value: Any, metric: str) -> list[tuple[str, str]]:
     if key in ELSEWHERE:
         return []
     if key in ("first", "best", "last"):
-        return [(f"{key} validation", figure(metric, value))]
+        return [(f"{key} validation", format_metric(metric, value))]
     if key in WORDS and isinstance(value, Mapping):
         return [(WORDS[key], _trend(value, metric) if key == "trend" else _rate(value))]
     if isinstance(value, Mapping):
@@ -91,7 +91,7 @@ def _said(key: str, value: Any, metric: str) -> list[tuple[str, str]]:
 
 
 def _trend(trend: Mapping[str, Any], metric: str) -> str:
-    scale, slope, half = scale_of(metric) * 1000, trend.get("slope"), trend.get("half")
+    scale, slope, half = display_scale(metric) * 1000, trend.get("slope"), trend.get("half")
     size = f": {number(scale * slope)} ± {number(scale * half)}" if is_number(slope) and is_number(half) else ""
     return f"{trend.get('verdict', '')}{size} in 1000 outer steps, over {number(trend.get('points'))} validations"
 

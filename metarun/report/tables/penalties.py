@@ -9,7 +9,7 @@ from metarun.report.figures.panels import PENALTIES, families
 from metarun.report.read.facts import keys, looked_up
 from metarun.report.read.runs import Run
 from metarun.report.tables.table import Table
-from metarun.report.text import NOTHING, count, is_number, number
+from metarun.storage.text import NOTHING, count, is_number, number
 
 TERMS = ("term", "class", "weight", "where", "schedule", "method", "value", "share of the gradient")
 SPARSITY = ("layer", "weights", "zeros", "at most {}", "effective", "zero units")

@@ -17,7 +17,7 @@ from metarun.report.read.jobs import Job, command, found_in, jobs_of
 from metarun.report.read.runs import read_run
 from metarun.report.tables.comparison import estimate, raw
 from metarun.report.tables.table import Table, to_text
-from metarun.report.text import NOTHING, metric_name, unit_of
+from metarun.storage.text import NOTHING, display_unit, metric_name
 
 NOTE = (
     "Best first, by the best validation of each run, as a mean over seeds; test figures played no part in the order. "
@@ -121,7 +121,7 @@ def raw_swept(found: Swept) -> Table:
 def _raw_row(benchmark: Benchmark, rank: int, row: Row) -> tuple[Any, ...]:
     lost = dict(row.lost)
     ended = [lost.pop(status, 0) for status in ("diverged", "failed", "not finite")]
-    unit = f"{row.metric} ({unit_of(row.metric)})" if unit_of(row.metric) else row.metric
+    unit = f"{row.metric} ({display_unit(row.metric)})" if display_unit(row.metric) else row.metric
     first = next((job for job in row.completed if job.run), row.jobs[0])
     return (
         *row.values, benchmark.name, unit, rank, len(row.completed), row.validation.mean, row.validation.half,

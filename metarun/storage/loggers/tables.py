@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from rich import box
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from metarun.storage.loggers import Record
 from metarun.storage.published import compared, described
+from metarun.storage.text import adaptation_unit, format_metric
 
 SHOWN = (
     "return",
@@ -32,25 +32,16 @@ def metrics_line(record: Record, metric: str) -> str:
     values, timing = record.values, record.timing
     if record.kind != "train":
         best = "  (best so far)" if values.get("improved") else ""
-        return f"{record.kind} {metric} {figure(metric, values['mean'], values['ci95'])}{best}"
+        return f"{record.kind} {metric} {format_plain(metric, values['mean'], values['ci95'])}{best}"
     parts = [f"{name} {values[name]:.4g}" for name in SHOWN if name in values]
     parts += [f"{timing['tasks_per_second']:.4g} tasks/s"] if "tasks_per_second" in timing else []
     parts += [f"{clock(timing['seconds_left'])} left"] if "seconds_left" in timing else []
     return "  ".join(parts)
 
 
-def figure(metric: str, mean: float, ci95: float | None) -> str:
-    """An accuracy in per cent, another figure as it is, with its interval."""
-    if mean is None or not math.isfinite(mean):
-        return "not finite"
-    scale, unit, digits = (100, " %", 2) if metric == "accuracy" else (1, "", 4)
-    interval = "" if ci95 is None else f" +- {_number(scale * ci95, digits)}"
-    return f"{_number(scale * mean, digits)}{interval}{unit}"
-
-
-def _number(value: float, digits: int) -> str:
-    """With so many digits after the point, or in powers of ten once it is huge."""
-    return f"{value:.{digits}f}" if abs(value) < 1e4 else f"{value:.1e}"
+def format_plain(metric: str, mean: Any, half: Any = None) -> str:
+    """`format_metric` in ASCII."""
+    return format_metric(metric, mean, half, plus_minus="+-", missing="not finite")
 
 
 def clock(seconds: float) -> str:
@@ -74,14 +65,9 @@ def result_table(summary: dict[str, Any]) -> Group:
 
 
 def headline(summary: dict[str, Any]) -> str:
-    after = f" after {summary['headline_step']} {steps_are(summary)}" if len(summary["curve"]) > 1 else ""
-    number = figure(summary["metric"], summary["mean"], summary["ci95"])
+    after = f" after {summary['headline_step']} {adaptation_unit(summary['kind'])}" if len(summary["curve"]) > 1 else ""
+    number = format_plain(summary["metric"], summary["mean"], summary["ci95"])
     return f"test {summary['metric']}: {number} (95 % interval, {summary['n_tasks']} tasks){after}"
-
-
-def steps_are(summary: dict[str, Any]) -> str:
-    """What a test counts along its curve."""
-    return "explored trajectories" if summary["kind"] == "control" else "adaptation steps"
 
 
 def conditions(summary: dict[str, Any]) -> str:
@@ -107,12 +93,12 @@ def published_lines(summary: dict[str, Any]) -> list[str]:
 def _curve(summary: dict[str, Any]) -> Table:
     metric, curve = summary["metric"], summary["curve"]
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
-    for column in (steps_are(summary), f"test {metric}", "95 % interval", "query loss"):
+    for column in (adaptation_unit(summary["kind"]), f"test {metric}", "95 % interval", "query loss"):
         table.add_column(column, justify="right")
     for row in _some(curve, summary["headline_step"]):
-        mean = figure(metric, row["mean"], None)
-        ci95 = "+- " + figure(metric, row["ci95"], None)
-        loss = figure("loss", row["loss"], None)
+        mean = format_plain(metric, row["mean"], None)
+        ci95 = "+- " + format_plain(metric, row["ci95"], None)
+        loss = format_plain("loss", row["loss"], None)
         style = "bold" if row["step"] == summary["headline_step"] else ""
         table.add_row(str(row["step"]), mean, ci95, loss, style=style)
     return table
@@ -129,7 +115,7 @@ def beside_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
 def _share(name: str, found: Any) -> str:
     if not found:
         return "-"
-    return figure("accuracy" if name.startswith("coverage") else name, found["mean"], found["ci95"])
+    return format_plain("accuracy" if name.startswith("coverage") else name, found["mean"], found["ci95"])
 
 
 def _beside(summary: dict[str, Any]) -> Table:
@@ -171,7 +157,7 @@ def sparsity_lines(sparsity: dict[str, Any]) -> list[str]:
     seen = sparsity.get("penalised")
     if not seen:
         return []
-    zeros, small = (figure("accuracy", seen[key], None) for key in ("zeros_share", "small_share"))
+    zeros, small = (format_plain("accuracy", seen[key], None) for key in ("zeros_share", "small_share"))
     return [f"zeros: {zeros} of {seen['parameters']} penalised weights; {small} are at most {sparsity['threshold']:g}"]
 
 
