@@ -282,27 +282,30 @@ class Environment(Protocol):
         """Steps of a trajectory."""
 
     @property
-    def draws(self) -> int:
-        """Standard normal numbers that each trajectory of an episode brings along, for the learner to use."""
-
-    def begin(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows x of an episode -> the states that their trajectories begin in, and those numbers."""
+    def normals_per_trajectory(self) -> int:
+        """Standard normal numbers that an episode supplies for each trajectory, for the learner to use."""
 
     @property
-    def start_words(self) -> int:
-        """Random words that a start takes."""
+    def words_per_state(self) -> int:
+        """Random words that `random_states` takes for a state."""
 
-    def started(self, words: NDArray[np.uint64]) -> Tensor:
-        """States to begin trajectories in [..., S], from words [..., start_words]."""
+    def initial_states(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows x of an episode -> the states in which their trajectories begin, and their standard normal numbers."""
+
+    def random_states(self, words: NDArray[np.uint64]) -> Tensor:
+        """States in which trajectories begin [..., S], from words [..., words_per_state]."""
 
     def observe(self, state: Tensor) -> Tensor:
-        """What a learner sees of states."""
+        """The observations of states."""
 
     def train_tasks(self) -> Tensor:
-        """The rows y of all training tasks, by their numbers [G, Y]."""
+        """The rows y of all training tasks, by their index [G, Y]."""
 
     def step(self, state: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The next state; the reward that actor and critics learn from and the one that is shown, [...]."""
+        """The next state; the reward [...] for actor and critics; the reward [...] for the context and the return."""
+
+    def idle_return(self) -> float:
+        """The return of doing nothing, the chance level of the data set."""
 
 
 class Dataset(Protocol):

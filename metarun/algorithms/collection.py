@@ -198,9 +198,9 @@ class Walk(NamedTuple):
         if belief is not None:
             z = belief.mu[:, None] + belief.sigma[:, None] * z
         words = random.learner_bits(
-            self.seed, self.step, numbers, STARTS + KINDS_APART * kind, place.environment.start_words
+            self.seed, self.step, numbers, STARTS + KINDS_APART * kind, place.environment.words_per_state
         )
-        start = place.environment.started(words).to(like).unflatten(0, (-1, count))
+        start = place.environment.random_states(words).to(like).unflatten(0, (-1, count))
         y = place.environment.train_tasks().to(like)[self.which][:, None].expand(-1, count, -1)
         noise = eps[..., latent:].unflatten(-1, (horizon, place.action))
         path = place.walked(self.learner, self.params, start, y, z, noise)

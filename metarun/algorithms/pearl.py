@@ -169,7 +169,7 @@ class Pearl:
     # ------------------------------------------------------------ a test
 
     def explore_steps(self, params: Params, support: Batch, steps: int) -> Iterator[Belief]:
-        start, numbers = self.environment.begin(support.x)
+        start, numbers = self.environment.initial_states(support.x)
         pairs: list[Tensor] = []
         rewards: list[Tensor] = []
         prior = belief = Belief(params, self.prior(numbers[0, : self.latent]))
@@ -183,7 +183,7 @@ class Pearl:
 
     def assess(self, adapted: Belief, task: Task) -> Metrics:
         """The return of trajectories with z ~ q(z | c), and that of the rewards which actor and critics learn from."""
-        start, numbers = self.environment.begin(task.query.x)
+        start, numbers = self.environment.initial_states(task.query.x)
         z = adapted.z.at(numbers[:, : self.latent])
         path = self.collection.walked(self, adapted.params, start, task.query.y, z)
         found = path.shown.sum(-1).mean()
@@ -228,7 +228,12 @@ def pearl(
 ) -> Pearl:
     """The networks are of the chosen model's kind, each with the inputs and outputs that its part needs."""
     (state,) = input_shape
-    require(1 <= latent <= environment.draws, "latent", latent, f"must be 1 to {environment.draws}")
+    require(
+        1 <= latent <= environment.normals_per_trajectory,
+        "latent",
+        latent,
+        f"must be 1 to {environment.normals_per_trajectory}",
+    )
     require(explore >= 1, "explore", explore, "must be at least 1: nothing is known before the first trajectory")
     require(test_inner_steps >= 0, "test_inner_steps", test_inner_steps, "must be at least 0")
     rates = Rates(kl_weight, discount, reward_scale, target_rate)

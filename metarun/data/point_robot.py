@@ -1,13 +1,13 @@
-r"""A point that walks to an unknown goal (Rakelly et al. 2019, arXiv 1903.08254: 'sparse-point-robot').
+r"""A point that moves to an unknown goal (Rakelly et al. 2019, arXiv 1903.08254: 'sparse-point-robot').
 
     s' = s + 0.1 a,  a in [-1, 1]^2,  s_0 = 0;  d = |s' - g|;  a trajectory ends after `horizon` steps and never before
     goals g = (cos t_j, sin t_j),  t_j = pi j / (n - 1),  j = 0 .. n - 1, in an order that `goal_seed` decides
-    reward=dense     -d                            is learned from and shown
-    reward=sparse    (1 - d) 1[d <= goal_radius]   is shown: the context and the return that is tested
-                     -d                            is learned from by actor and critics in training, as published
+    reward=dense     -d                            for training and for the test
+    reward=sparse    (1 - d) 1[d <= goal_radius]   in the context and for the return of the test
+                     -d                            for actor and critics in training, as published
 
 The first `train_goals` of them are the training tasks, then `val_goals`, then `test_goals`. The published code has 80
-training and 20 test goals, and none to choose a step by. control.py says what episodes are.
+training and 20 test goals, and none for validation. For the episodes see control.py.
 """
 
 from __future__ import annotations
@@ -15,26 +15,24 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from metarun.compute.random import Bits, normal, random_bits
-from metarun.data import control
+from metarun.data.control import GOAL_STREAM, GoalEnvironment, check_sizes, split_goals
 from metarun.errors import require
-from metarun.types import EpisodeSpec, Kind, Metrics, Split, Task
+from metarun.types import EpisodeSpec, Metrics, Split
 
 REWARDS = ("dense", "sparse")
 STRIDE = 0.1
 STATE = 2
-GOAL_STREAM = 2**43
-"""The step whose words put the goals into their order."""
 
 
 @dataclass(frozen=True)
-class PointRobot:
+class PointRobot(GoalEnvironment):
     reward: str
     horizon: int
     train_goals: int
@@ -43,13 +41,9 @@ class PointRobot:
     goal_radius: float = 0.2
     goal_seed: int = 0
 
-    kind: ClassVar[Kind] = "control"
-    draws: ClassVar[int] = 16
-    start_words: ClassVar[int] = 0
-
     def __post_init__(self) -> None:
         require(self.reward in REWARDS, "reward", self.reward, "choices: " + ", ".join(REWARDS))
-        control.check_counts(self)
+        check_sizes(self.horizon, self.train_goals, self.val_goals, self.test_goals, self.goal_seed)
         require(0 < self.goal_radius < math.inf, "goal_radius", self.goal_radius, "must be above 0 and finite")
 
     def input_shape(self) -> tuple[int, ...]:
@@ -59,30 +53,23 @@ class PointRobot:
         """The length of an action."""
         return STATE
 
-    def check(self, split: Split, spec: EpisodeSpec) -> None:
-        """Any number of trajectories can be walked."""
-
-    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
-        return control.episodes(self, self.tasks(split), split, seed, step, tasks, spec)
-
     def reference_inputs(self, count: int) -> Tensor:
         """States around the goals."""
         bits = random_bits("train", 0, GOAL_STREAM + 1, range(2 * count), STATE).reshape(2, count, STATE)
         return torch.from_numpy(normal(bits[0], bits[1]).astype(np.float32))
 
     def facts(self) -> dict[str, Any]:
-        goals = {f"{split}_goals": getattr(self, f"{split}_goals") for split in ("train", "val", "test")}
-        hashed = control.digest(self._split_goals)
-        return {"split": "half circle", "split_sha256": hashed, "reward": self.reward, "horizon": self.horizon, **goals}
+        split = {"split": "half circle", "split_sha256": self.goals_sha256()}
+        return split | {"reward": self.reward, "horizon": self.horizon} | self._counts
 
     def idle_return(self) -> float:
-        """What a point that never moves collects, the same for all goals."""
+        """The return of a point that never moves, the same for all goals."""
         zero, y = torch.zeros(1, STATE), self.train_tasks()[:1]
         return self.horizon * float(self.step(zero, zero, y)[2])
 
     def oracle(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Metrics:
-        """The return of who knows the goal: each coordinate goes towards it as fast as it can. No other walk is nearer
-        at any step, and the nearer the more reward."""
+        """The highest return, of a point that knows the goal: each coordinate goes towards it as fast as it can. No
+        other trajectory is nearer at any step, and the nearer the more reward."""
         y = self.episodes(split, seed, step, tasks, spec).query.y[:, 0].double()
         state, total = torch.zeros(len(y), STATE, dtype=y.dtype), torch.zeros(len(y), dtype=y.dtype)
         for _ in range(self.horizon):
@@ -90,19 +77,18 @@ class PointRobot:
             total = total + shown
         return {"return": total}
 
-    # ------------------------------------------------------------ the place to act in
+    @property
+    def words_per_state(self) -> int:
+        return 0
 
-    def begin(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x[..., :STATE], x[..., STATE:]
-
-    def started(self, words: Bits) -> Tensor:
+    def random_states(self, words: Bits) -> Tensor:
         return torch.zeros(*words.shape[:-1], STATE)
+
+    def initial_states(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[..., :STATE], x[..., STATE:]
 
     def observe(self, state: Tensor) -> Tensor:
         return state
-
-    def train_tasks(self) -> Tensor:
-        return self.tasks("train")
 
     def step(self, state: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         state = state + STRIDE * action.clamp(-1, 1)
@@ -112,14 +98,14 @@ class PointRobot:
             return state, -distance, -distance
         return state, -distance, (1 - distance) * (distance <= self.goal_radius)
 
-    def tasks(self, split: Split) -> Tensor:
-        """Rows y of a split's tasks, [n, 3]: the goal and its number."""
-        return control.numbered(self._split_goals[split])
-
     @functools.cached_property
-    def _split_goals(self) -> dict[Split, Tensor]:
-        counts = [self.train_goals, self.val_goals, self.test_goals]
-        order = np.argsort(random_bits("train", self.goal_seed, GOAL_STREAM, range(sum(counts)), 1)[:, 0])
-        angles = np.linspace(0, np.pi, sum(counts))[order]
+    def goals(self) -> dict[Split, Tensor]:  # type: ignore[override]  # frozen: nobody writes either
+        count = sum(self._counts.values())
+        order = np.argsort(random_bits("train", self.goal_seed, GOAL_STREAM, range(count), 1)[:, 0])
+        angles = np.linspace(0, np.pi, count)[order]
         goals = torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
-        return control.shared_out(goals, counts)
+        return split_goals(goals, list(self._counts.values()))
+
+    @property
+    def _counts(self) -> dict[str, int]:
+        return {"train_goals": self.train_goals, "val_goals": self.val_goals, "test_goals": self.test_goals}

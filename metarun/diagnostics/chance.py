@@ -11,10 +11,10 @@ Predicted Gaussians        N(ybar, v) for each task, v the mean of (ybar - y_k)^
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 from metarun.algorithms.losses import as_prediction
-from metarun.types import Dataset, EpisodeSpec, Loss, Task
+from metarun.types import Dataset, Environment, EpisodeSpec, Loss, Task
 
 LEAST = 0.1
 """Of the deviation that is guessed: that of a single support target is 0."""
@@ -32,8 +32,7 @@ def chance_level(dataset: Dataset, loss: Loss, train: EpisodeSpec, val: EpisodeS
     if dataset.kind == "classification":
         return Chance(1 / val.ways, math.log(train.ways))
     if dataset.kind == "control":
-        place: Any = dataset
-        return Chance(place.idle_return(), math.inf)
+        return Chance(cast(Environment, dataset).idle_return(), math.inf)
     return constant_guess(dataset.episodes("val", seed, 0, range(tasks), val), loss)
 
 

@@ -20,7 +20,8 @@ import metarun
 from metarun.algorithms.collection import STARTS
 from metarun.compute.random import learner_bits
 from metarun.data import mujoco as robots
-from metarun.data.mujoco import Counts, Motion, Robots
+from metarun.data.control import check_sizes
+from metarun.data.mujoco import Motion, Robots, uniform_goals
 from metarun.errors import SettingError, UserError
 from metarun.training.checkpoint import load
 from metarun.training.experiment import assemble
@@ -103,7 +104,7 @@ def test_rewards_by_hand() -> None:
 
 def test_drawn_goals_fill_their_range_and_each_belongs_to_one_split() -> None:
     for high in (3.0, 2 * math.pi):
-        goals = Counts(1, 300, 100, 200).uniform(high)
+        goals = uniform_goals(high, [300, 100, 200], 0)
         assert {split: list(g.shape) for split, g in goals.items()} == {
             "train": [300, 1],
             "val": [100, 1],
@@ -115,7 +116,7 @@ def test_drawn_goals_fill_their_range_and_each_belongs_to_one_split() -> None:
         assert every[-1] < high
         # Kolmogorov's distance from the uniform law; above 0.08 for one of 1000 draws of so many.
         assert float((every / high - (torch.arange(600) + 0.5) / 600).abs().max()) < 0.08
-    assert not Counts(1, 300, 100, 200, 1).uniform(3.0)["train"].equal(Counts(1, 300, 100, 200).uniform(3.0)["train"])
+    assert not uniform_goals(3.0, [300, 100, 200], 1)["train"].equal(uniform_goals(3.0, [300, 100, 200], 0)["train"])
 
 
 @pytest.mark.parametrize(
@@ -126,9 +127,9 @@ def test_drawn_goals_fill_their_range_and_each_belongs_to_one_split() -> None:
         ({"goal_seed": -1}, "goal_seed=-1: must be at least 0"),
     ],
 )
-def test_counts_that_cannot_be_are_refused(settings: dict[str, int], line: str) -> None:
+def test_sizes_that_cannot_work_are_errors(settings: dict[str, int], line: str) -> None:
     with pytest.raises(SettingError, match=line):
-        Counts(**({"horizon": 4} | FEW | settings))
+        check_sizes(**({"horizon": 4} | FEW | settings))
 
 
 # ---------------------------------------------------------------- as gymnasium has it
@@ -192,8 +193,8 @@ def test_a_robot_is_what_gymnasium_says(name: str, monkeypatch: pytest.MonkeyPat
     assert ours.simulator.seconds == place.dt == pytest.approx(0.05)
     rest = np.concatenate([place.init_qpos, place.init_qvel])
     assert ours.simulator.rest().numpy().tolist() == rest.tolist()
-    words = learner_bits(0, 0, range(4000), STARTS, ours.start_words)
-    noise = ours.started(words).double() - torch.from_numpy(rest)
+    words = learner_bits(0, 0, range(4000), STARTS, ours.words_per_state)
+    noise = ours.random_states(words).double() - torch.from_numpy(rest)
     position, velocity = noise[:, : place.model.nq], noise[:, place.model.nq :]
     assert float(position.abs().max()) <= 0.1 + 1e-6  # rounded to single precision
     torch.testing.assert_close(position.std(0), torch.full_like(position[0], 0.1 / math.sqrt(3)), rtol=0.06, atol=0)
@@ -221,7 +222,7 @@ def test_the_idle_return_is_that_of_no_torques(monkeypatch: pytest.MonkeyPatch) 
 def test_a_step_depends_on_nothing_but_what_it_is_given(name: str) -> None:
     """Alone, in company, in another order and by vmap, to the bit; the inputs stay as they are."""
     ours, generator = made(name), torch.Generator().manual_seed(0)
-    states = ours.started(learner_bits(0, 0, range(6), STARTS, ours.start_words)).double()
+    states = ours.random_states(learner_bits(0, 0, range(6), STARTS, ours.words_per_state)).double()
     actions = 2 * torch.rand(6, ours.outputs(1), generator=generator, dtype=torch.float64) - 1
     y = ours.tasks("train")[:2].double()[[0, 1, 0, 1, 0, 1]]
     kept = states.clone(), actions.clone()
@@ -250,8 +251,8 @@ def test_an_unstable_simulation_is_not_a_number_and_leaves_no_trace(
     state = ours.simulator.rest()
     bad, rest = state.clone(), torch.zeros(6, dtype=state.dtype)
     bad[10] = 1e12
-    expected, _ = ours.simulator.moved(state, rest)
-    found, forces = ours.simulator.moved(torch.stack([state, bad, state]), rest)
+    expected, _ = ours.simulator.advance(state, rest)
+    found, forces = ours.simulator.advance(torch.stack([state, bad, state]), rest)
     assert found[0].equal(expected)
     assert found[1].isnan().all()
     assert forces[1].isnan()
@@ -267,7 +268,7 @@ def test_tasks_and_episodes() -> None:
     assert rows[:, 0].equal(ours.goals["val"][:, 0])
     episode = ours.episodes("test", 0, 0, range(6), spec)
     assert episode.query.y[:, 0, 1].tolist() == [0, 1, 2, 3, 0, 1]
-    state, numbers = ours.begin(episode.support.x)
+    state, numbers = ours.initial_states(episode.support.x)
     assert (state.shape, numbers.shape) == ((6, 2, 18), (6, 2, 16))
     assert len(state.reshape(12, -1).unique(dim=0)) == 12
     part = ours.episodes("test", 0, 0, range(2, 4), spec)
