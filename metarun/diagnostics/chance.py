@@ -3,8 +3,8 @@
 Classification of N ways   accuracy 1/N, loss log N: a uniform guess
 Regression                 a constant for each task, the mean ybar of its K support targets: (1/M) sum_m |ybar - y_m|^2
                            over its M query rows, averaged over the validation tasks
-A place to act in          the return of a trajectory without a move; losses of actor and critics move with their own
-                           targets, so that no level of them says anything: infinite
+Control                    the return of a trajectory without a move. The loss is infinite: losses of actor and critics
+                           move with their own targets, so there is no level to compare with
 Predicted Gaussians        N(ybar, v) for each task, v the mean of (ybar - y_k)^2 over the support targets of all tasks
 """
 
@@ -17,18 +17,16 @@ from metarun.algorithms.losses import as_prediction
 from metarun.types import Dataset, Environment, EpisodeSpec, Loss, Task
 
 LEAST = 0.1
-"""Of the deviation that is guessed: that of a single support target is 0."""
+"""Lower bound of the guessed standard deviation: that of a single support target is 0."""
 
 
 class Chance(NamedTuple):
-    """The figure of validation tasks, and the query loss of training tasks."""
-
-    figure: float
-    loss: float
+    score: float  # the metric on validation tasks
+    loss: float  # the query loss on training tasks
 
 
 def chance_level(dataset: Dataset, loss: Loss, train: EpisodeSpec, val: EpisodeSpec, tasks: int, seed: int) -> Chance:
-    """`tasks` and `seed` name the validation episodes, which only a regression data set is asked for."""
+    """The chance level of a data set; `tasks` and `seed` name the validation episodes that regression reads."""
     if dataset.kind == "classification":
         return Chance(1 / val.ways, math.log(train.ways))
     if dataset.kind == "control":
@@ -37,7 +35,7 @@ def chance_level(dataset: Dataset, loss: Loss, train: EpisodeSpec, val: EpisodeS
 
 
 def constant_guess(tasks: Task, loss: Loss) -> Chance:
-    """Each task's queries predicted by the mean of its support targets, over tasks with a leading T axis."""
+    """Predict each task's queries by the mean of its support targets; tasks have a leading T axis."""
     targets = tasks.query.y.flatten(0, 1).double()
     support = tasks.support.y.double()
     means = support.mean(1, keepdim=True)

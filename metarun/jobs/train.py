@@ -16,8 +16,7 @@ import torch
 from metarun.compute.distributed import connect_processes
 from metarun.config.from_run import source_run
 from metarun.config.schema import Config
-from metarun.diagnostics.alarm_history import Baseline
-from metarun.diagnostics.alarms import Alarms
+from metarun.diagnostics.alarms import Alarms, Baseline
 from metarun.diagnostics.chance import chance_level
 from metarun.errors import NonFinite, RankLost, UserError, WriteError
 from metarun.jobs.result import Result

@@ -60,7 +60,7 @@ class Recorder:
 
     def on_divergence(self, step: int, reason: str) -> None:
         if self.alarms:
-            self._notify_all(self.alarms.stopped(step, reason))
+            self._notify_all(self.alarms.raise_diverged(step, reason))
 
     def notify(self, message: str) -> None:
         log.warning(message)

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from metarun.config.schema import AlarmConfig, Config, DiagnosticsConfig, check
-from metarun.diagnostics.alarm_history import Baseline
-from metarun.diagnostics.alarms import Alarms
+from metarun.diagnostics.alarms import Alarms, Baseline
 from metarun.diagnostics.chance import Chance
 from metarun.errors import SettingError
 from metarun.storage.json_values import replace_nonfinite
@@ -250,7 +249,7 @@ def test_an_alarm_is_told_once_and_counted_each_time() -> None:
     assert [len(lines) for lines in told] == [0, 0, 0, 1, 0, 0]
     message = alarms.summary()["cg_not_converged"]["message"]
     assert told[3] == [f"alarm: cg_not_converged at step 11: {message}"]
-    assert "1.1 of the right-hand side" in message
+    assert "relative residual of 1.1" in message
     assert alarms.summary() == {"cg_not_converged": {"count": 3, "first": 11, "last": 13, "message": message}}
 
 

@@ -11,8 +11,7 @@ import pytest
 from helpers.report_folders import write_run
 
 from metarun.config.schema import AlarmConfig, DiagnosticsConfig
-from metarun.diagnostics.alarm_history import Baseline
-from metarun.diagnostics.alarms import Alarms
+from metarun.diagnostics.alarms import Alarms, Baseline
 from metarun.diagnostics.chance import Chance
 from metarun.report import write_report
 from metarun.report.figures import distributions

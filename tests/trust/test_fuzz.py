@@ -335,8 +335,7 @@ def test_reports(here: Path, name: str, values: dict[str, Any], format: str, bot
 def test_records_that_a_resumed_run_finds(here: Path, lines: list[str]) -> None:
     """What is kept of them goes through the alarms, as in a resumed run."""
     from metarun.config.schema import DiagnosticsConfig
-    from metarun.diagnostics.alarm_history import Baseline
-    from metarun.diagnostics.alarms import Alarms
+    from metarun.diagnostics.alarms import Alarms, Baseline
     from metarun.diagnostics.chance import Chance
 
     whole = [json.dumps({**record, **(json.loads(line) if line.startswith("{") and line.endswith("}") else {})})
