@@ -298,9 +298,6 @@ class Environment(Protocol):
     def observe(self, state: Tensor) -> Tensor:
         """The observations of states."""
 
-    def idle_return(self) -> float:
-        """The return of a trajectory without a move, averaged over the training tasks."""
-
     def train_tasks(self) -> Tensor:
         """The rows y of all training tasks, by their index [G, Y]."""
 
