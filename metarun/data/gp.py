@@ -7,26 +7,25 @@ r"""Functions drawn from Gaussian processes: y = f(x) + noise, f ~ GP(0, k), one
 
 Symbols: l `length_scale`, s `amplitude` (a standard deviation), p `period`, each fixed ([a, a]) or uniform in
 [low, high] for each task; noise ~ N(0, noise^2); x ~ U[x_range]. The K + Q points of a task are drawn together and
-exactly, as L e with L the Cholesky factor of k(x, x) + noise^2 I in float64 and e ~ N(0, I). Without noise 1e-8 s^2
-stands in its place: a matrix of near points has no factor else.
+exactly, as L e with L the Cholesky factor of k(x, x) + noise^2 I in float64 and e ~ N(0, I). Below 1e-4 s the noise
+is raised to that: the matrix of points that lie close together has no factor otherwise.
 
 Garnelo et al. 2018 (arXiv 1807.01613) train on rbf with l = 0.4, s = 1, noise 0.02, x ~ U[-2, 2]; Kim et al. 2019
-(arXiv 1901.05761) draw l ~ U[0.1, 0.6] and s ~ U[0.1, 1]. `oracle` says what can be reached at best.
+(arXiv 1901.05761) draw l ~ U[0.1, 0.6] and s ~ U[0.1, 1].
 
-The exact posterior of a Gaussian process, in float64: what a learner that meets its functions can reach at best.
+The oracle is the exact posterior, in float64:
 
     mean of y_q = K_qs (K_ss + v I)^-1 y_s;    covariance of y_q = K_qq + v I - K_qs (K_ss + v I)^-1 K_sq
 
-v is the noise variance, s are support points, q queries. The kernel's own parameters are those that the task was drawn
-with, which a learner has to find out. All arrays have a leading T axis.
+with v the noise variance, s support points, q queries. It knows the parameters of the task's kernel, which a learner
+has to infer. All its arrays have a leading T axis.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,19 +33,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.compute.random import Bits, bits_of_steps, normal, random_bits, uniform
-from metarun.data.prefetch import Ahead
+from metarun.data.prefetch import RandomFunctions, as_column, split_points
 from metarun.errors import require
-from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
+from metarun.types import EpisodeSpec, Split, Task
+
+Array = NDArray[np.floating]
 
 KERNELS = ("rbf", "matern", "periodic")
 SMOOTHNESS = (1.5, 2.5)
 OWN_WORDS = 3  # length scale, amplitude, period
 POINT_WORDS = 3  # x, and two for a normal number
 LEAST_NOISE = 1e-4  # times the amplitude
+LEVELS = (50, 90, 95)  # of the central intervals whose coverage is measured, in percent
+QUANTILES = (0.6744897501960817, 1.6448536269514722, 1.959963984540054)  # their half-widths in standard deviations
 
 
 @dataclass(frozen=True)
-class GaussianProcess:
+class GaussianProcess(RandomFunctions):
     kernel: str
     length_scale: tuple[float, float]
     amplitude: tuple[float, float]
@@ -55,12 +58,10 @@ class GaussianProcess:
     smoothness: float = 2.5
     period: tuple[float, float] = (1.0, 1.0)
 
-    kind: ClassVar[Kind] = "regression"
-
     def __post_init__(self) -> None:
         require(self.kernel in KERNELS, "kernel", self.kernel, "choices: " + ", ".join(KERNELS))
-        known = self.smoothness in SMOOTHNESS
-        require(known, "smoothness", self.smoothness, "choices: 1.5, 2.5 (of kernel=matern)")
+        smoothness = self.smoothness
+        require(smoothness in SMOOTHNESS, "smoothness", smoothness, "choices: 1.5, 2.5 (of kernel=matern)")
         for name in ("length_scale", "amplitude", "period"):
             ends = getattr(self, name)
             positive = len(ends) == 2 and 0 < ends[0] <= ends[1] < math.inf
@@ -73,88 +74,59 @@ class GaussianProcess:
     def input_shape(self) -> tuple[int, ...]:
         return (1,)
 
-    def outputs(self, ways: int) -> int:
-        return 1
-
-    def check(self, split: Split, spec: EpisodeSpec) -> None:
-        """Any number of points can be drawn."""
-
-    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
-        return self._ahead(split, seed, step, tasks, spec)
-
-    @functools.cached_property
-    def _ahead(self) -> Ahead:
-        return Ahead(self._draw)
-
     def _draw(self, split: Split, seed: int, steps: range, tasks: range, spec: EpisodeSpec) -> list[Task]:
-        """The tasks of each of the steps."""
         points = spec.shots + spec.queries
         bits = bits_of_steps(split, seed, steps, tasks, OWN_WORDS + POINT_WORDS * points)
         where, first, second = np.split(bits[:, OWN_WORDS:], POINT_WORDS, axis=1)
         x = uniform(where, *self.x_range)
-        factor = np.linalg.cholesky(self._kernel(bits).of_targets(x))
+        factor = np.linalg.cholesky(self._kernel(bits).target_covariance(x))
         y = (factor @ normal(first, second)[..., None])[..., 0]
-        rows, targets = (_column(v).unflatten(0, (len(steps), -1)) for v in (x, y))
-        k = spec.shots
-        parts = rows[:, :, :k], targets[:, :, :k], rows[:, :, k:], targets[:, :, k:]
-        return [Task(Batch(a, b), Batch(c, d)) for a, b, c, d in zip(*(p.unbind() for p in parts), strict=True)]
+        return split_points(as_column(x), as_column(y), len(steps), spec.shots)
 
     def _kernel(self, bits: Bits) -> Kernel:
-        """That of each task, from its own words."""
+        """The kernel of each task, from its random words [T, W]."""
         ranges = (self.length_scale, self.amplitude, self.period)
         length, amplitude, period = (uniform(bits[:, i], *ends) for i, ends in enumerate(ranges))
         noise = np.maximum(self.noise, LEAST_NOISE * amplitude)
         return Kernel(self.kernel, self.smoothness, length, amplitude, period, noise)
 
-    def kernel_of(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Kernel:
-        """What the functions of these tasks were drawn with."""
+    def task_kernels(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Kernel:
+        """The kernels from which the functions of these tasks were drawn."""
         words = OWN_WORDS + POINT_WORDS * (spec.shots + spec.queries)
         return self._kernel(random_bits(split, seed, step, tasks, words))
 
     def oracle(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> dict[str, Tensor]:
-        """What the exact posterior, which is told the task's kernel, scores on the queries; figures [T]."""
+        """The metrics of the exact posterior on the queries, [T]."""
         (support_x, support_y), (query_x, query_y) = self._arrays(split, seed, step, tasks, spec)
-        kernel = self.kernel_of(split, seed, step, tasks, spec)
-        found = figures(predicted(kernel, support_x, support_y, query_x), query_y)
-        return {name: torch.from_numpy(values) for name, values in found.items()}
+        kernel = self.task_kernels(split, seed, step, tasks, spec)
+        metrics = score(condition(kernel, support_x, support_y, query_x), query_y)
+        return {name: torch.from_numpy(values) for name, values in metrics.items()}
 
     def oracle_band(
         self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec, x: Array
     ) -> tuple[Array, Array]:
-        """Mean and standard deviation of the exact posterior of y at the places x [G], each [T, G]."""
+        """Mean and standard deviation of the exact posterior of y at the inputs x [G], each [T, G]."""
         (support_x, support_y), _ = self._arrays(split, seed, step, tasks, spec)
-        places = np.broadcast_to(x, (len(tasks), len(x)))
-        kernel = self.kernel_of(split, seed, step, tasks, spec)
-        mean, covariance = predicted(kernel, support_x, support_y, places)
+        inputs = np.broadcast_to(x, (len(tasks), len(x)))
+        kernel = self.task_kernels(split, seed, step, tasks, spec)
+        mean, covariance = condition(kernel, support_x, support_y, inputs)
         return mean, np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
 
     def _arrays(self, *episode: Any) -> list[list[Array]]:
         return [[v[..., 0].double().numpy() for v in batch] for batch in self.episodes(*episode)]
 
     def reference_inputs(self, count: int) -> Tensor:
-        return _column(np.linspace(*self.x_range, count))
+        return as_column(np.linspace(*self.x_range, count))
 
     def facts(self) -> dict[str, Any]:
         ranges = {name: list(getattr(self, name)) for name in ("length_scale", "amplitude", "x_range")}
-        told: dict[str, Any] = {"period": list(self.period)} if self.kernel == "periodic" else {}
-        told |= {"smoothness": self.smoothness} if self.kernel == "matern" else {}
-        return {"split": "sampled", "split_sha256": None, "kernel": self.kernel, **ranges, **told, "noise": self.noise}
-
-
-def _column(values: Array) -> Tensor:
-    """[..., K] float64 -> [..., K, 1] float32."""
-    return torch.from_numpy(values.astype(np.float32)).unsqueeze(-1)
-
-
-Array = NDArray[np.floating]
-LEVELS = (50, 90, 95)
-"""Of the central bands whose coverage is told, in per cent."""
-QUANTILES = (0.6744897501960817, 1.6448536269514722, 1.959963984540054)
-"""Half-widths of these bands, in standard deviations."""
+        own: dict[str, Any] = {"period": list(self.period)} if self.kernel == "periodic" else {}
+        own |= {"smoothness": self.smoothness} if self.kernel == "matern" else {}
+        return {"split": "sampled", "split_sha256": None, "kernel": self.kernel, **ranges, **own, "noise": self.noise}
 
 
 class Kernel(NamedTuple):
-    """k of each task; the parameters [T]."""
+    """The kernel of each task; its parameters have shape [T]."""
 
     name: str
     smoothness: float
@@ -163,8 +135,8 @@ class Kernel(NamedTuple):
     period: Array
     noise: Array  # standard deviation
 
-    def between(self, a: Array, b: Array) -> Array:
-        """k(a, b) [T, A, B] of places [T, A] and [T, B]."""
+    def covariance(self, a: Array, b: Array) -> Array:
+        """k(a, b) [T, A, B] of inputs [T, A] and [T, B]."""
         length, scale, period = (v[:, None, None] for v in (self.length, self.amplitude, self.period))
         return scale**2 * self._shape(np.abs(a[:, :, None] - b[:, None, :]), length, period)
 
@@ -176,45 +148,46 @@ class Kernel(NamedTuple):
         r = np.sqrt(2 * self.smoothness) * distance / length
         return (1 + r + (r**2 / 3 if self.smoothness == 2.5 else 0.0)) * np.exp(-r)
 
-    def of_targets(self, x: Array) -> Array:
-        """The covariance of noisy values at x, [T, S, S]."""
-        return self.between(x, x) + self.noise[:, None, None] ** 2 * np.eye(x.shape[1])
+    def target_covariance(self, x: Array) -> Array:
+        """The covariance [T, S, S] of noisy targets at inputs x [T, S]."""
+        return self.covariance(x, x) + self.noise[:, None, None] ** 2 * np.eye(x.shape[1])
 
 
-class Prediction(NamedTuple):
-    """Of noisy values at the queries."""
+class Posterior(NamedTuple):
+    """The distribution of noisy targets at the queries."""
 
     mean: Array  # [T, M]
     covariance: Array  # [T, M, M]
 
 
-def predicted(kernel: Kernel, support_x: Array, support_y: Array, query_x: Array) -> Prediction:
-    factor = np.linalg.cholesky(kernel.of_targets(support_x))
-    across = np.linalg.solve(factor, kernel.between(support_x, query_x))  # L^-1 K_sq
+def condition(kernel: Kernel, support_x: Array, support_y: Array, query_x: Array) -> Posterior:
+    """The posterior at queries [T, M], given support points [T, K]."""
+    factor = np.linalg.cholesky(kernel.target_covariance(support_x))
+    across = np.linalg.solve(factor, kernel.covariance(support_x, query_x))  # L^-1 K_sq
     whitened = np.linalg.solve(factor, support_y[..., None])
     mean = (across.swapaxes(1, 2) @ whitened)[..., 0]
-    return Prediction(mean, kernel.of_targets(query_x) - across.swapaxes(1, 2) @ across)
+    return Posterior(mean, kernel.target_covariance(query_x) - across.swapaxes(1, 2) @ across)
 
 
-def figures(found: Prediction, y: Array) -> dict[str, Array]:
-    """Of each task [T]: log-likelihoods a point, of single points and of all together; MSE; coverage of bands."""
-    variance = np.diagonal(found.covariance, axis1=1, axis2=2)
-    away = y - found.mean
-    single = -0.5 * (np.log(2 * np.pi * variance) + away**2 / variance)
-    scores = np.abs(away) / np.sqrt(variance)
-    covered = {f"coverage_{p}": (scores <= z).mean(1) for p, z in zip(LEVELS, QUANTILES, strict=True)}
-    joint = joint_log_likelihood(found, y) / y.shape[1]
+def score(posterior: Posterior, y: Array) -> dict[str, Array]:
+    """The metrics of targets y [T, M], each [T]: log-likelihoods per point, marginal and joint; MSE; coverage of the
+    central intervals."""
+    variance = np.diagonal(posterior.covariance, axis1=1, axis2=2)
+    error = y - posterior.mean
+    pointwise = -0.5 * (np.log(2 * np.pi * variance) + error**2 / variance)
+    z_scores = np.abs(error) / np.sqrt(variance)
+    coverage = {f"coverage_{p}": (z_scores <= z).mean(1) for p, z in zip(LEVELS, QUANTILES, strict=True)}
     return {
-        "pointwise_log_likelihood": single.mean(1),
-        "joint_log_likelihood": joint,
-        "mse": (away**2).mean(1),
-        **covered,
+        "pointwise_log_likelihood": pointwise.mean(1),
+        "joint_log_likelihood": joint_log_likelihood(posterior, y) / y.shape[1],
+        "mse": (error**2).mean(1),
+        **coverage,
     }
 
 
-def joint_log_likelihood(found: Prediction, y: Array) -> Array:
+def joint_log_likelihood(posterior: Posterior, y: Array) -> Array:
     """log N(y; mean, covariance), [T]."""
-    factor = np.linalg.cholesky(found.covariance)
-    whitened = np.linalg.solve(factor, (y - found.mean)[..., None])[..., 0]
+    factor = np.linalg.cholesky(posterior.covariance)
+    whitened = np.linalg.solve(factor, (y - posterior.mean)[..., None])[..., 0]
     log_det = 2 * np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(1)
     return -0.5 * ((whitened**2).sum(1) + log_det + y.shape[1] * np.log(2 * np.pi))

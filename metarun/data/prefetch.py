@@ -1,24 +1,29 @@
-"""Episodes of consecutive steps, drawn several steps at a time: a call of numpy costs the same for one as for sixteen.
+"""Random functions, drawn for several steps at a time: one call of NumPy costs the same for one step as for sixteen.
 
-What is returned depends on the arguments alone, as without it: only when it is drawn does not.
+The episodes are a function of the arguments alone; drawing them ahead changes none.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-from metarun.types import EpisodeSpec, Split, Task
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
 
 AHEAD = 16
-"""Steps that are drawn at once. More would save little: the random words themselves are then most of the time."""
+"""Steps that are drawn at once. More would save little: most of the time then goes into the random words themselves."""
 
 Draw = Callable[[Split, int, range, range, EpisodeSpec], list[Task]]
 """split, seed, steps, tasks, size -> the tasks of each step."""
 
 
-class Ahead:
-    """Draws ahead once two steps in a row were asked for, which is training; single steps are drawn as they are."""
+class EpisodePrefetcher:
+    """Draws ahead from the second of two consecutive steps on, as in training; a single step is drawn alone."""
 
     def __init__(self, draw: Draw) -> None:
         self.draw = draw
@@ -29,7 +34,44 @@ class Ahead:
     def __call__(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
         key = split, seed, tasks, spec
         if key != self.key or step not in self.steps:
-            in_a_row = key == self.key and step == self.steps.stop
-            self.steps = range(step, step + (AHEAD if in_a_row else 1))
+            consecutive = key == self.key and step == self.steps.stop
+            self.steps = range(step, step + (AHEAD if consecutive else 1))
             self.key, self.drawn = key, self.draw(split, seed, self.steps, tasks, spec)
         return self.drawn[step - self.steps.start]
+
+
+class RandomFunctions:
+    """What data sets of random functions R -> R share: each task is one function, seen at random points."""
+
+    kind: ClassVar[Kind] = "regression"
+
+    def outputs(self, ways: int) -> int:
+        del ways
+        return 1
+
+    def check(self, split: Split, spec: EpisodeSpec) -> None:
+        """Accept every size: any number of points can be drawn."""
+        del split, spec
+
+    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        return self._prefetcher(split, seed, step, tasks, spec)
+
+    @functools.cached_property
+    def _prefetcher(self) -> EpisodePrefetcher:
+        return EpisodePrefetcher(self._draw)
+
+    def _draw(self, split: Split, seed: int, steps: range, tasks: range, spec: EpisodeSpec) -> list[Task]:
+        """The tasks of each of the steps."""
+        raise NotImplementedError
+
+
+def as_column(values: np.ndarray) -> Tensor:
+    """[..., P] float64 -> [..., P, 1] float32."""
+    return torch.from_numpy(values.astype(np.float32)).unsqueeze(-1)
+
+
+def split_points(x: Tensor, y: Tensor, steps: int, shots: int) -> list[Task]:
+    """Points [steps T, K + Q, ...] -> the tasks of each step; the first K points are the support."""
+    rows, targets = (v.unflatten(0, (steps, -1)).unbind() for v in (x, y))
+    k = shots
+    return [Task(Batch(a[:, :k], b[:, :k]), Batch(a[:, k:], b[:, k:])) for a, b in zip(rows, targets, strict=True)]

@@ -51,7 +51,7 @@ def test_draws_have_the_covariance_of_the_kernel(data: GaussianProcess) -> None:
     count = range(2000)
     drawn = data.episodes("train", 0, 0, count, SPEC)
     x, y = (torch.cat([a, b], 1)[..., 0].double().numpy() for a, b in zip(*drawn, strict=True))
-    kernel = data.kernel_of("train", 0, 0, count, SPEC)
+    kernel = data.task_kernels("train", 0, 0, count, SPEC)
     white = np.stack([np.linalg.solve(np.linalg.cholesky(joint(data, kernel, i, x[i])), y[i]) for i in count])
     assert np.abs(white.mean(0)).max() < 5 / math.sqrt(len(count))
     assert np.abs(white.T @ white / len(count) - np.eye(7)).max() < 5 * math.sqrt(2 / len(count))
@@ -62,7 +62,7 @@ def test_the_oracle_is_the_conditional_of_the_joint_gaussian(data: GaussianProce
     """By the precision matrix of the joint: cov = P_qq^-1, mean = -cov P_qs y_s."""
     tasks = range(3, 6)
     drawn = data.episodes("test", 0, 0, tasks, SPEC)
-    kernel, found = data.kernel_of("test", 0, 0, tasks, SPEC), data.oracle("test", 0, 0, tasks, SPEC)
+    kernel, found = data.task_kernels("test", 0, 0, tasks, SPEC), data.oracle("test", 0, 0, tasks, SPEC)
     x, y = (torch.cat([a, b], 1)[..., 0].double().numpy() for a, b in zip(*drawn, strict=True))
     for i in range(3):
         precision = np.linalg.inv(joint(data, kernel, i, x[i]))
@@ -98,7 +98,7 @@ def test_the_oracle_is_calibrated_and_better_than_the_prior() -> None:
     assert float(found["pointwise_log_likelihood"].mean() - unconditional) > 0.5
 
 
-def test_an_episode_is_a_function_of_its_place_alone() -> None:
+def test_an_episode_depends_on_its_index_alone() -> None:
     """Whichever tasks are drawn beside it, drawn ahead or not; other steps, seeds and splits differ."""
     data, again = replace(VARIED), replace(VARIED)
     whole = [data.episodes("train", 1, step, range(6), SPEC) for step in range(20)]

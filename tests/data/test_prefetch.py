@@ -37,10 +37,10 @@ def test_episodes_drawn_ahead_are_those_drawn_one_by_one(settings: dict[str, flo
     for step in range(3, 3 + 2 * AHEAD + 2):
         ahead = training.episodes("train", 1, step, range(5), SPEC)
         assert equal(ahead, sinusoid(**settings).episodes("train", 1, step, range(5), SPEC)), step
-    assert len(training._ahead.steps) == AHEAD
+    assert len(training._prefetcher.steps) == AHEAD
 
 
-def test_another_split_seed_size_or_step_in_between_is_answered_rightly() -> None:
+def test_another_split_seed_size_or_step_in_between_changes_no_episode() -> None:
     training = sinusoid()
     asked = [("train", 1, s, range(5), SPEC) for s in range(4)]
     asked += [("val", 0, 0, range(5), SPEC), ("train", 2, 4, range(5), SPEC), ("train", 1, 4, range(6), SPEC)]
