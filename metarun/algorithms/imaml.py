@@ -10,8 +10,8 @@ and by phi and theta, all at phi*. For the proximal term alone this is the paper
 to ((1 + d) I + H/lambda)^{-1}. Only products with vectors are taken; the inner path is not differentiated, so memory
 does not grow with `inner_steps`. `prox=0` leaves the whole inner penalty to `reg`.
 
-`adapted` names what the inner loop moves, by how the names begin; null moves everything. With m the moved part and u
-the rest, phi_u = theta_u, the linear system is that of the rows and columns of m, and the gradient by theta_u is
+`adapted` lists the name prefixes of the adapted parameters; null adapts everything. With m the adapted part and u the
+rest, phi_u = theta_u, the linear system is that of the rows and columns of m, and the gradient by theta_u is
 grad_u L^Q(phi*) - d/dtheta_u <grad_m (L^S + Omega), A_mm^{-1} grad_m L^Q>.
 
 `curvature=gauss_newton` puts G = J' L J in the place of H, J the Jacobian of the network's outputs on the support set
@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ from torch import Tensor
 
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
-from metarun.algorithms.inner_loop import descend, is_adapted, last, sgd
+from metarun.algorithms.inner_loop import descend, last, sgd, split_adapted
 from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import (
@@ -61,13 +62,37 @@ Product = Callable[[Params], Params]
 CURVATURES = ("hessian", "gauss_newton")
 
 
-class Expansion(NamedTuple):
-    """The inner problem L^S + Omega around phi, by the weights m that the inner loop moves."""
+class ImplicitSystem(NamedTuple):
+    """The linear system that pulls a gradient b by phi* back to theta, on the adapted parameters m, at phi*.
 
-    slope: Params  # grad_m (L^S + Omega)
+    A x = -b,   A = H_mm + (1 + d) Omega_mm;   g = B^T x,   B = d/dtheta grad_m (L^S + Omega)
+    """
+
+    rhs: Params  # b; 0 for the weights that `fixed` holds
     hessian: Product  # v -> H_mm v
-    curvature: Product  # v -> Omega_mm v
-    mixed: Product  # v -> d/dtheta <grad_m (L^S + Omega), v>, the weights that do not move being those of theta
+    penalty_hessian: Product  # v -> Omega_mm v
+    mixed_vjp: Product  # v -> B^T v, the parameters that are not adapted being those of theta
+    damping: float  # d
+    fixed: Params  # True where a weight stays at a kink of Omega as theta moves; no entry: nowhere in this tensor
+
+    def matvec(self, v: Params) -> Params:
+        """A v."""
+        return self.restrict(axpy(1 + self.damping, self.penalty_hessian(v), self.hessian(v)))
+
+    def restrict(self, v: Params) -> Params:
+        """v with 0 where a weight is fixed."""
+        return {k: torch.where(self.fixed[k], 0.0, g) if k in self.fixed else g for k, g in v.items()}
+
+    def solve(self, steps: int) -> Solution:
+        """x after so many conjugate-gradient steps.
+
+        They solve (A / c) y = b, x = -y / c, with c = <b, Omega_mm b> / |b|^2, which for the proximal term is lambda:
+        y = b, where the solver ends at once on negative curvature, then means the first-order meta-gradient.
+        """
+        b = self.rhs
+        c = positive_or_one(dot(b, self.penalty_hessian(b)) / dot(b, b))
+        solution = conjugate_gradient(lambda v: scale(1 / c, self.matvec(v)), b, steps)
+        return solution._replace(x=scale(-1 / c, solution.x))
 
 
 @dataclass(frozen=True)
@@ -90,14 +115,13 @@ class IMAML:
     head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        common.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps)
+        common.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps, self.adapted)
         alone = not self.regularization.acts_inside
         needed = "must be above 0 (lambda of the proximal term), or 0 where reg has an inner penalty in its place"
         require(self.prox > 0 or (self.prox == 0 and not alone), "prox", self.prox, needed)
         require(self.cg_steps >= 1, "cg_steps", self.cg_steps, "must be at least 1")
         require(self.cg_damping >= 0, "cg_damping", self.cg_damping, "must be at least 0")
         require(self.curvature in CURVATURES, "curvature", self.curvature, "choices: " + ", ".join(CURVATURES))
-        require(self.adapted is None or len(self.adapted) > 0, "adapted", [], "names nothing; null adapts everything")
 
     def init(self, seed: int) -> Params:
         return self.model.init(seed)
@@ -113,12 +137,14 @@ class IMAML:
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         phi = self.adapt(params, task.support).params
-        by_theta, b, metrics = common.outer_gradients(self, params, phi, task)
-        around = self._expansion(params, phi, task.support)
-        pulled, solution = self._pulled_back(phi, around, b)
+        by_theta, by_phi, metrics = common.outer_gradients(self, params, phi, task)
+        b, direct = split_adapted(by_phi, self.inner_rule)
+        slope, system = self.implicit_system(params, phi, task.support, b)
+        solution = system.solve(self.cg_steps)
+        pulled = system.mixed_vjp(solution.x)
+        pulled |= {k: pulled.get(k, 0.0) + g for k, g in direct.items()}  # phi = theta where nothing is adapted
         return axpy(1.0, by_theta, pulled), metrics | {
-            "distance": common.distance(phi, params),
-            "stationarity": self._stationarity(params, phi, task.support, around.slope),
+            "stationarity": self._stationarity(params, phi, task.support, slope),
             "cg_residual": solution.residual,
             "cg_negative": (solution.min_curvature < 0).to(solution.residual.dtype),
         }
@@ -143,26 +169,34 @@ class IMAML:
         away = sub(phi, theta)
         return self.prox / 2 * dot(away, away)
 
-    def _expansion(self, theta: Params, phi: Params, support: Batch) -> Expansion:
-        start, support_loss = self._moved(phi)[0], common.bind_loss(self.model, self.loss, support)
-        slope, hessian = self._second_order(phi, start, support)
+    def implicit_system(self, theta: Params, phi: Params, support: Batch, b: Params) -> tuple[Params, ImplicitSystem]:
+        """grad_m (L^S + Omega) at phi, and the system there for the right-hand side b."""
+        start, support_loss = split_adapted(phi, self.inner_rule)[0], common.bind_loss(self.model, self.loss, support)
+        slope, hessian = self._support_hessian(phi, start, support)
         if self.adapted is None and not self.regularization.acts_inside:
             # The proximal term's derivatives in closed form: by a graph they cost a tenth of a small network's step.
             slope = axpy(self.prox, sub(start, theta), slope)
-            return Expansion(slope, hessian, lambda v: scale(self.prox, v), lambda v: scale(-self.prox, v))
-        omega = self._omega(support)
-        push, curvature = gradient_and_hvp(lambda part: omega(theta, phi | part), start)
+            by_prox, mixed_by_prox = (partial(scale, factor) for factor in (self.prox, -self.prox))
+            return slope, ImplicitSystem(b, hessian, by_prox, mixed_by_prox, self.cg_damping, {})
 
-        def whole(theta: Params, part: Params) -> Tensor:
+        def omega(theta: Params, phi: Params) -> Tensor:
+            """All that the inner problem adds to L^S, also what the inner loop takes as proximal steps."""
+            at = Adaptation(theta, phi, support, None, self.model, self.loss, {})
+            return self._proximal_term(theta, phi) + self.regularization.whole_inner(at)
+
+        def inner_problem(theta: Params, part: Params) -> Tensor:
             value = omega(theta, theta | part)
             return value if self.adapted is None else value + support_loss(theta | part, 0)
 
-        def mixed(v: Params) -> Params:
-            return gradient(lambda at: dot(gradient(lambda part: whole(at, part), start), v), theta)
+        def mixed_vjp(v: Params) -> Params:
+            return gradient(lambda at: dot(gradient(lambda part: inner_problem(at, part), start), v), theta)
 
-        return Expansion(axpy(1.0, push, slope), hessian, curvature, mixed)
+        push, penalty_hessian = gradient_and_hvp(lambda part: omega(theta, phi | part), start)
+        fixed = self.regularization.held_inner(phi)
+        system = ImplicitSystem(b, hessian, penalty_hessian, mixed_vjp, self.cg_damping, fixed)
+        return axpy(1.0, push, slope), system._replace(rhs=system.restrict(b))
 
-    def _second_order(self, phi: Params, start: Params, support: Batch) -> tuple[Params, Product]:
+    def _support_hessian(self, phi: Params, start: Params, support: Batch) -> tuple[Params, Product]:
         """grad_m L^S, and v -> H_mm v or G_mm v."""
 
         def outputs(part: Params) -> Tensor:
@@ -175,54 +209,17 @@ class IMAML:
             return gauss_newton(outputs, loss, start)
         return gradient_and_hvp(lambda part: loss(outputs(part)), start)
 
-    def _pulled_back(self, phi: Params, around: Expansion, b: Params) -> tuple[Params, Solution]:
-        """-Omega_pt^T A^{-1} b, b itself for what is not adapted, and how the system was solved.
-
-        It is solved as (A / c) x = b with c = <b, Omega_pp b> / |b|^2, which for the proximal term is lambda: then
-        x = b, where the solver ends at once on negative curvature, means the first-order meta-gradient.
-        """
-        free = self._free(phi)
-        b, direct = self._moved(b)
-        b = free(b)
-        c = _positive(dot(b, around.curvature(b)) / dot(b, b))
-
-        def product(v: Params) -> Params:
-            return scale(1 / c, free(axpy(1 + self.cg_damping, around.curvature(v), around.hessian(v))))
-
-        solution = conjugate_gradient(product, b, self.cg_steps)
-        pulled = around.mixed(scale(-1 / c, solution.x))
-        return pulled | {k: pulled.get(k, 0.0) + g for k, g in direct.items()}, solution
-
-    def _moved(self, x: Params) -> tuple[Params, Params]:
-        """What the inner loop moves, and the rest."""
-        names = [k for k in x if is_adapted(k, self.inner_rule)]
-        return {k: x[k] for k in names}, {k: v for k, v in x.items() if k not in names}
-
-    def _omega(self, support: Batch) -> Callable[[Params, Params], Tensor]:
-        """theta, phi -> all that the inner problem adds to L^S, also what the inner loop takes as proximal steps."""
-
-        def omega(theta: Params, phi: Params) -> Tensor:
-            at = Adaptation(theta, phi, support, None, self.model, self.loss, {})
-            return self._proximal_term(theta, phi) + self.regularization.whole_inner(at)
-
-        return omega
-
-    def _free(self, phi: Params) -> Callable[[Params], Params]:
-        """Keeps of a vector what proximal steps have not set to zero: a weight at a kink stays there as theta moves."""
-        held = self.regularization.held_inner(phi)
-        return lambda v: {k: torch.where(held[k], 0.0, g) if k in held else g for k, g in v.items()}
-
     def _stationarity(self, theta: Params, phi: Params, support: Batch, slope: Params) -> Tensor:
-        """Of the gradient at phi; with inner proximal steps of the gradient mapping (phi - phi') / inner_lr in its
-        place, phi' after one more step."""
+        """|slope| / |grad L^S(theta)|, where slope is the gradient at phi, or with inner proximal steps the gradient
+        mapping (phi - phi') / inner_lr, phi' after one more step."""
         support_loss = common.bind_loss(self.model, self.loss, support)
-        at_start = norm(self._moved(gradient(lambda at: support_loss(at, 0), theta))[0])
+        at_start = norm(split_adapted(gradient(lambda at: support_loss(at, 0), theta), self.inner_rule)[0])
         if self.regularization.inner_proximal:
             onwards = last(descend(self.inner_objective(theta, support), phi, self.inner_rule, 1))
             slope = scale(1 / self.inner_lr, sub(phi, onwards))
         return norm(slope) / at_start.clamp_min(torch.finfo(at_start.dtype).tiny)
 
 
-def _positive(c: Tensor) -> Tensor:
+def positive_or_one(c: Tensor) -> Tensor:
     """c, or 1 where it is no scale to divide by: a penalty without curvature, a zero right-hand side."""
     return torch.where(c > torch.finfo(c.dtype).eps, c, 1.0)
