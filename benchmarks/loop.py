@@ -48,13 +48,12 @@ def run(experiment: Any, state: Any, meta_gradient: Any, folder: Path, seconds: 
     """Train for so long, and so many records and checkpoints as belong to the steps done."""
     from rich.console import Console
 
-    from metarun.jobs.profile.marks import marked_loop
-    from metarun.jobs.profile.phases import NEVER, Stopwatch
+    from metarun.jobs.profile.phases import NEVER, Stopwatch, marked_loop
     from metarun.jobs.train import build_alarms
     from metarun.storage.loggers.console import PlainConsole
     from metarun.storage.loggers.jsonl import JsonLines
     from metarun.storage.run_folder import RunFolder
-    from metarun.training.loop import after_step
+    from metarun.training.loop import validate
     from metarun.training.recorder import Recorder
 
     record, trainer = RunFolder(folder), experiment.trainer()
@@ -71,7 +70,7 @@ def run(experiment: Any, state: Any, meta_gradient: Any, folder: Path, seconds: 
         end = time.perf_counter() + seconds
         while loop.state.step < FEWEST_STEPS or time.perf_counter() < end:
             loop.step()
-            after_step(loop.trainer, loop.state, loop.observer)
+            validate(loop.trainer, loop.state, loop.observer)
 
     laps = watch.lap(steps)
     for sink in sinks[:1]:

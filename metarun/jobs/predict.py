@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import torch
-from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -23,12 +21,13 @@ from metarun.config.schema import Config
 from metarun.data.folder import Examples, Pictures, read_examples, read_pictures
 from metarun.errors import SettingError, UserError
 from metarun.jobs.result import Result
+from metarun.jobs.terminal import show, small_table
 from metarun.regularizers.build import build_regularization
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 from metarun.training.evaluation import REFERENCE_INPUTS, replace_model
 from metarun.training.experiment import build_dataset, build_learner, option_name
-from metarun.types import Algorithm, Batch, Dataset, Params
+from metarun.types import Algorithm, Batch, Dataset, DatasetOptions, Params, optional
 
 SHOWN = 30  # predictions that the terminal lists
 AT_ONCE = 256  # pictures that are predicted together
@@ -42,31 +41,33 @@ class Predictions(NamedTuple):
 
 
 def predict_job(config: Config, record: RunFolder) -> Result:
-    """Leaves predictions.csv and summary.json in the run folder."""
+    """Write predictions.csv and summary.json into the run folder."""
     source = source_run(config)
-    dataset: Any = build_dataset(config)
-    if not hasattr(dataset, "pixels"):
-        raise SettingError(
-            "run", source.path, f"was trained on data={option_name('data', config)}, which has no images"
-        )
-    examples = read_examples(_given(config, "support"), dataset.pixels)
-    pictures = read_pictures(_given(config, "query"), dataset.pixels)
+    dataset = build_dataset(config)
+    pixels = optional(dataset, DatasetOptions, "pixels")
+    if pixels is None:
+        name = option_name("data", config)
+        raise SettingError("run", source.path, f"was trained on data={name}, which has no images")
+    examples = read_examples(given_folder(config, "support"), pixels)
+    pictures = read_pictures(given_folder(config, "query"), pixels)
     placement = make_placement(config.device)
-    learner, params = restored(config, source, dataset, placement, examples)
+    learner, params = restore_learner(config, source, dataset, placement, examples)
     probabilities = predict(learner, params, examples, pictures, placement)
-    predictions = Predictions(examples.classes, pictures.files, probabilities, _truth(pictures, examples))
-    summary = describe(config, source, examples, predictions)
+    folders = [PurePosixPath(name).parent.name for name in pictures.files]
+    truth = [folder if folder in examples.classes else None for folder in folders]
+    predictions = Predictions(examples.classes, pictures.files, probabilities, truth)
+    summary = summarize(config, source, examples, predictions)
     record.create(dataclasses.asdict(config))
     write_table(record.path / "predictions.csv", predictions)
     record.write_json("summary.json", summary)
-    show(summary, predictions, Console(), record)
+    show(*lines(summary, predictions, record))
     return Result("completed", summary, record.path, params)
 
 
-def restored(
+def restore_learner(
     config: Config, source: RunFolder, dataset: Dataset, placement: Placement, examples: Examples
 ) -> tuple[Algorithm, Params]:
-    """The run's learner for these classes, with its best weights, and with its statistics fixed if it has any."""
+    """The run's learner for these classes and its best weights; statistics of its normalisation, if any, are fixed."""
     ways = len(examples.classes)
     learner = build_learner(config, dataset, ways)
     if learner.head and ways != config.data["ways"]:
@@ -91,7 +92,8 @@ def predict(learner: Algorithm, params: Params, examples: Examples, pictures: Pi
     return torch.cat([learner.predict(adapted, part) for part in parts]).softmax(1).cpu()
 
 
-def describe(config: Config, source: RunFolder, examples: Examples, predictions: Predictions) -> dict[str, Any]:
+def summarize(config: Config, source: RunFolder, examples: Examples, predictions: Predictions) -> dict[str, Any]:
+    """The content of summary.json."""
     best = predictions.probabilities.argmax(1).tolist()
     known = [(t, predictions.classes[b]) for t, b in zip(predictions.truth, best, strict=True) if t is not None]
     return {
@@ -115,39 +117,29 @@ def write_table(path: Path, predictions: Predictions) -> None:
             writer.writerow([name, predictions.classes[best], f"{row[best]:.4f}", *(f"{p:.4f}" for p in row)])
 
 
-def show(summary: dict[str, Any], predictions: Predictions, console: Console, record: RunFolder) -> None:
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-
+def lines(summary: dict[str, Any], predictions: Predictions, record: RunFolder) -> Iterator[str | Table]:
+    """What the terminal shows."""
     shots = "-".join(str(s) for s in sorted(set(summary["shots"])))
-    say(
-        f"metarun: {summary['algo']} of {summary['run']}, {len(predictions.classes)} classes with {shots} examples each"
-    )
-    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
-    for column in ("file", "predicted", "probability", "next"):
-        table.add_column(column, overflow="fold", justify="right" if column == "probability" else "left")
+    classes = len(predictions.classes)
+    yield f"metarun: {summary['algo']} of {summary['run']}, {classes} classes with {shots} examples each"
+    table = small_table("file", "predicted", "probability", "next", text=("predicted", "next"))
     top = predictions.probabilities.topk(2, dim=1)
     rows = zip(predictions.files, top.values.tolist(), top.indices.tolist(), strict=True)
     for name, (p, q), (first, second) in list(rows)[:SHOWN]:
         table.add_row(name, predictions.classes[first], f"{p:.3f}", f"{predictions.classes[second]} {q:.3f}")
-    console.print(table)
+    yield table
     if summary["pictures"] > SHOWN:
-        say(f"... and {summary['pictures'] - SHOWN} more")
+        yield f"... and {summary['pictures'] - SHOWN} more"
     if summary["labelled"]:
-        say(f"{summary['correct']} of {summary['labelled']} pictures are in a folder named as predicted")
+        yield f"{summary['correct']} of {summary['labelled']} pictures are in a folder named as predicted"
     if summary["norm"] == "batch":
-        say("norm batch: a prediction depends on the other pictures that were given with it")
-    say(f"table: {record.path / 'predictions.csv'}")
+        yield "norm batch: a prediction depends on the other pictures that were given with it"
+    yield f"table: {record.path / 'predictions.csv'}"
 
 
-def _given(config: Config, name: str) -> Path:
+def given_folder(config: Config, name: str) -> Path:
+    """`predict.NAME`; raise `SettingError` where it is not set."""
     value = getattr(config.predict, name)
     if not value:
         raise SettingError(f"predict.{name}", None, "job=predict needs a folder of examples per class and pictures")
     return Path(value).expanduser()
-
-
-def _truth(pictures: Pictures, examples: Examples) -> list[str | None]:
-    """The class that a picture's folder names, if it names one."""
-    folders: Sequence[str] = [PurePosixPath(name).parent.name for name in pictures.files]
-    return [folder if folder in examples.classes else None for folder in folders]

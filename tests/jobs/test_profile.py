@@ -1,4 +1,4 @@
-"""job=profile: phases, parts, operators, memory and operations, against hand counts and made-up traces."""
+"""job=profile: phases, parts, operators, memory and operations, against hand counts and traces that were made up."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from helpers.colours import class_folders
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import EventList, FunctionEvent
 from torch.func import grad, vmap
 from torch.nn.functional import conv2d
 
@@ -20,12 +22,34 @@ import metarun
 from metarun.config.schema import Config
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import SettingError
-from metarun.jobs.profile.flops import operations
-from metarun.jobs.profile.inside import traced
-from metarun.jobs.profile.marks import META, PREFIX, inside, marked, marked_loop, region, regions_of
-from metarun.jobs.profile.parts import group_of, groups, kind_of, part_of, parts
-from metarun.jobs.profile.phases import REST, Phase, Stopwatch, loop_phases, outside_share, step_seconds
-from metarun.jobs.profile.trace import ROOT, Event, Spent, memory_peak, nested, read_trace, spent_in
+from metarun.jobs.profile.job import count_operations
+from metarun.jobs.profile.phases import (
+    META,
+    REST,
+    Phase,
+    Stopwatch,
+    describe_phases,
+    inside,
+    loop_phases,
+    marked,
+    marked_loop,
+)
+from metarun.jobs.profile.trace import (
+    PREFIX,
+    ROOT,
+    OwnTime,
+    allocations,
+    group_of,
+    kind_of,
+    mark_methods,
+    memory_peak,
+    operator_rows,
+    own_times,
+    part_of,
+    part_rows,
+    record_trace,
+    region,
+)
 from metarun.training.experiment import assemble
 from metarun.training.loop import outer_step
 from metarun.training.meta_gradient import build_meta_gradient
@@ -37,7 +61,7 @@ NODE = "autograd::engine::evaluate_function: MulBackward0"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metarun.jobs.profile.phases.LONG_ENOUGH", 0.0)
-    monkeypatch.setattr("metarun.jobs.profile.flops.SECONDS", 0.0)
+    monkeypatch.setattr("metarun.jobs.profile.job.SECONDS", 0.0)
 
 
 def config(*more: str) -> Config:
@@ -55,9 +79,9 @@ def test_a_convolution_is_counted_as_written_out_by_hand() -> None:
     def loss(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         return conv2d(x, w, stride=2, padding=1).square().sum()
 
-    assert operations(lambda: loss(x, w)) == forward
-    assert operations(lambda: grad(loss, argnums=1)(x, w)) == 2 * forward
-    assert operations(lambda: grad(loss, argnums=(0, 1))(x, w)) == 3 * forward
+    assert count_operations(lambda: loss(x, w)) == forward
+    assert count_operations(lambda: grad(loss, argnums=1)(x, w)) == 2 * forward
+    assert count_operations(lambda: grad(loss, argnums=(0, 1))(x, w)) == 3 * forward
 
 
 def test_tasks_folded_into_groups_of_channels_are_counted_as_tasks_one_by_one() -> None:
@@ -67,12 +91,12 @@ def test_tasks_folded_into_groups_of_channels_are_counted_as_tasks_one_by_one() 
         inner = grad(lambda w: conv2d(x, w, padding=1).square().sum())
         return grad(lambda w: inner(w).square().sum())(w)
 
-    together = operations(lambda: vmap(second_order)(w, x))
-    assert together == 4 * operations(lambda: second_order(w[0], x[0])) > 0
+    together = count_operations(lambda: vmap(second_order)(w, x))
+    assert together == 4 * count_operations(lambda: second_order(w[0], x[0])) > 0
 
 
 def test_a_matrix_product_has_two_operations_for_each_of_its_products() -> None:
-    assert operations(lambda: torch.randn(3, 4) @ torch.randn(4, 5)) == 2 * 3 * 4 * 5
+    assert count_operations(lambda: torch.randn(3, 4) @ torch.randn(4, 5)) == 2 * 3 * 4 * 5
 
 
 # ---------------------------------------------------------------- marks
@@ -98,20 +122,26 @@ def test_marked_values_are_of_their_class_keep_their_fields_and_copy_with_their_
 def test_regions_do_not_change_a_meta_gradient(algo: str) -> None:
     trainer = assemble(config(f"algo={algo}")).trainer()
     params, tasks = trainer.start().params, trainer.tasks(0)
-    seen = dataclasses.replace(trainer, algorithm=regions_of(trainer.algorithm))
+    seen = dataclasses.replace(trainer, algorithm=mark_methods(trainer.algorithm))
     plain, watched = (build_meta_gradient(t)(params, tasks) for t in (trainer, seen))
     assert all(torch.equal(plain.grads[name], watched.grads[name]) for name in plain.grads)
 
 
-class Unwatched:
-    pass
+class Silent:
+    """The part of an observer that is marked."""
+
+    def on_log(self, *_: Any) -> None:
+        raise AssertionError("no step is logged")
+
+    def save_checkpoint(self, *_: Any) -> None:
+        pass
 
 
 def test_profiled_steps_are_the_steps_of_training() -> None:
     """With marks around its phases the loop ends in the same weights."""
     trainer = assemble(config()).trainer()
     plain, state = trainer.start(), trainer.start()
-    observer: Any = Unwatched()  # never told: no step is logged
+    observer: Any = Silent()
     watch = Stopwatch(torch.device("cpu"))
     loop = marked_loop(trainer, state, build_meta_gradient(trainer), observer, watch)
     for _ in range(4):
@@ -140,72 +170,90 @@ def test_a_lap_shares_its_time_out_and_gives_the_rest_to_no_phase() -> None:
 
 def test_rare_phases_are_spread_over_the_steps_between_them_and_validation_is_no_overhead() -> None:
     phases = [Phase(META, 0.8, 1), Phase("sampling", 0.1, 1), Phase("measures", 1.0, 10), Phase("validation", 9, 100)]
-    assert step_seconds(phases) == pytest.approx(1.0)
-    assert outside_share(phases) == pytest.approx(0.2)
+    found = describe_phases(phases, tasks=4)
+    assert found["step_milliseconds"] == pytest.approx(1000)
+    assert found["tasks_per_second"] == pytest.approx(4)
+    assert found["outside_share"] == pytest.approx(0.2)
+    assert [row["training"] for row in found["phases"]] == [True, True, True, False]
 
 
 def test_sampling_of_several_steps_at_once_is_spread_over_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A median would be that of the steps that found their tasks drawn."""
+    """A median would be that of the steps that find their tasks drawn."""
     found = [{"sampling": 0.8, META: 1.0}, {"sampling": 0.0, META: 3.0}, {"sampling": 0.1, META: 2.0}]
-    monkeypatch.setattr("metarun.jobs.profile.phases.laps", lambda *_: found)
-    monkeypatch.setattr("metarun.jobs.profile.phases._logged", lambda *_: [])
-    monkeypatch.setattr("metarun.jobs.profile.phases._occasional", lambda *_: [])
+    monkeypatch.setattr(Stopwatch, "laps", lambda *_: found)
     trainer = assemble(config()).trainer()
-    phases = loop_phases(trainer, trainer.start(), build_meta_gradient(trainer), Unwatched(), 3)  # type: ignore
-    assert {phase.name: phase.seconds for phase in phases} == pytest.approx({"sampling": 0.3, META: 2.0})
+    observer: Any = Silent()
+    phases = loop_phases(trainer, trainer.start(), build_meta_gradient(trainer), observer, 3)
+    seconds = {phase.name: phase.seconds for phase in phases}
+    assert (seconds["sampling"], seconds[META]) == pytest.approx((0.3, 2.0))
 
 
 # ---------------------------------------------------------------- traces
 
 
-def x(name: str, start: float, length: float, thread: int = 1, cat: str = "cpu_op", **args: Any) -> dict[str, Any]:
-    return {"ph": "X", "cat": cat, "name": name, "ts": start, "dur": length, "tid": thread, "args": args}
+def event(name: str, start: float, length: float, thread: int = 1, kernels: tuple[float, ...] = ()) -> FunctionEvent:
+    """An event of the host, with kernels of these microseconds."""
+    made = FunctionEvent(0, name, thread, start, start + length, use_device="cuda" if kernels else None)
+    for duration in kernels:
+        made.append_kernel("kernel", 0, duration)
+    return made
 
 
-def test_own_times_leave_out_what_an_event_encloses_and_add_up_to_the_whole() -> None:
-    events = [Event(*e, 1, None) for e in (("a", 0, 100), ("b", 10, 50), ("c", 20, 30), ("d", 50, 60), ("e", 100, 105))]
-    own = {path: time for _, path, time in nested(events)}
-    assert own == {("a",): 50, ("a", "b"): 30, ("a", "b", "c"): 10, ("a", "d"): 10, ("e",): 5}
+def tree(*events: FunctionEvent) -> EventList:
+    found = EventList(events)
+    found._build_tree()
+    return found
 
 
-def test_times_on_a_cpu_are_the_own_times_below_the_meta_gradient() -> None:
-    trace = [
-        x("aten::before", 0, 10),
-        x(ROOT, 10, 100, cat="user_annotation"),
-        x("aten::mul", 20, 30),
-        x("aten::copy_", 30, 5),
-        x("aten::elsewhere", 20, 30, thread=2),
-    ]
-    found = {spent.path[-1]: spent.own for spent in spent_in(trace)}
-    assert found == {ROOT: 70, "aten::mul": 25, "aten::copy_": 5}
+def test_times_on_a_cpu_are_the_own_times_below_the_meta_gradient_and_add_up_to_it() -> None:
+    events = tree(
+        event("aten::before", 0, 10),
+        event(ROOT, 10, 100),
+        event("aten::mul", 20, 30),
+        event("aten::copy_", 30, 5),
+        event("aten::elsewhere", 20, 30, thread=2),
+    )
+    own = dict(own_times(events))
+    assert own == {(ROOT,): 70, (ROOT, "aten::mul"): 25, (ROOT, "aten::mul", "aten::copy_"): 5}
 
 
 def test_times_on_a_gpu_are_those_of_the_kernels_that_an_event_launched() -> None:
-    """The backward pass runs in a thread of its own and belongs to the region in which the main thread waits for it."""
-    task = PREFIX + "meta_grad"
-    trace = [
-        x(ROOT, 0, 100, cat="user_annotation"),
-        x(task, 10, 80, cat="user_annotation"),
-        x(PREFIX + "adapt", 20, 40, cat="user_annotation"),
-        x("aten::mul", 21, 2, **{"External id": 7}),
-        x(NODE, 30, 10, thread=2),
-        x("aten::mul", 31, 2, thread=2, **{"External id": 8}),
-        x("kernel", 50, 40, thread=9, cat="kernel", **{"External id": 7}),
-        x("kernel", 90, 60, thread=9, cat="kernel", **{"External id": 8}),
-    ]
-    rows = {part.name: part for part in parts(spent_in(trace))}
-    assert (rows["inner loop"].rest, rows["inner loop"].backward) == pytest.approx((0.4, 0.6))
-    assert rows["outer objective"].total == 0
+    """The backward pass runs in a thread of its own and belongs to the region in which the main thread waits for it.
+    What a region of the host spans on the GPU is no kernel."""
+    adapt = event(PREFIX + "adapt", 20, 40)
+    adapt.append_kernel(PREFIX + "adapt", 0, 100)
+    events = tree(
+        event(ROOT, 0, 100),
+        event(PREFIX + "meta_grad", 10, 80),
+        adapt,
+        event("aten::mul", 21, 2, kernels=(30, 10)),
+        event(NODE, 30, 10, thread=2),
+        event("aten::mul", 31, 2, thread=2, kernels=(60,)),
+    )
+    own = own_times(events)
+    assert sum(time for _, time in own) == 100
+    rows = {row["name"]: row for row in part_rows([OwnTime(path, time / 100) for path, time in own], seconds=1.0)}
+    inner = rows["inner loop"]
+    assert (inner["rest_milliseconds"], inner["backward_milliseconds"]) == pytest.approx((400, 600))
+    assert rows["outer objective"]["share"] == 0
 
 
 def test_memory_at_its_most_is_the_largest_sum_of_what_is_alive() -> None:
-    def change(at: float, size: int, device: int = 0) -> dict[str, Any]:
-        return {"name": "[memory]", "ts": at, "args": {"Bytes": size, "Device Type": device}}
+    events = tree(event(ROOT, 10, 100), event(PREFIX + "meta_grad", 40, 20))
+    changes = [(5.0, 1000), (20.0, 100), (30.0, -60), (50.0, 70), (70.0, -110)]
+    assert memory_peak(events, changes) == (110, (ROOT, PREFIX + "meta_grad"))
 
-    trace = [x(ROOT, 10, 100, cat="user_annotation"), x(PREFIX + "meta_grad", 40, 20, cat="user_annotation")]
-    trace += [change(5, 1000), change(20, 100), change(30, -60), change(50, 70), change(70, -110), change(80, 90, 1)]
-    peak = memory_peak(trace)
-    assert (peak.bytes, peak.path) == (110, (ROOT, PREFIX + "meta_grad"))
+
+@pytest.mark.parametrize(("device", "size"), [("cpu", 70), ("cuda", 90)])
+def test_memory_is_that_of_the_device(device: str, size: int) -> None:
+    def change(at: int, size: int, kind: DeviceType, name: str = "[memory]") -> Any:
+        members = {"name": name, "start_ns": at, "nbytes": size, "device_type": kind}
+        return SimpleNamespace(**{name: lambda value=value: value for name, value in members.items()})
+
+    changes = [change(3000, 70, DeviceType.CPU), change(3000, 90, DeviceType.CUDA), change(1, 1, DeviceType.CPU, "x")]
+    results = SimpleNamespace(trace_start_ns=lambda: 1000, events=lambda: changes)
+    profiler: Any = SimpleNamespace(profiler=SimpleNamespace(kineto_results=results))
+    assert allocations(profiler, torch.device(device)) == [(2.0, size)]
 
 
 def test_a_real_trace_has_the_memory_of_the_tensors_that_were_alive_together(tmp_path: Path) -> None:
@@ -217,9 +265,10 @@ def test_a_real_trace_has_the_memory_of_the_tensors_that_were_alive_together(tmp
         second, third = torch.zeros(size), torch.zeros(2 * size)
         del second, third
 
-    loop: Any = SimpleNamespace(step=inside(hold, META, region))
-    traced(loop, torch.device("cpu"), tmp_path / "trace.json.gz")
-    assert memory_peak(read_trace(tmp_path / "trace.json.gz")).bytes == pytest.approx(3 * 4 * size, rel=0.01)
+    cpu = torch.device("cpu")
+    profiler = record_trace(inside(hold, META, region), cpu, tmp_path / "trace.json.gz")
+    peak, _ = memory_peak(profiler.events(), allocations(profiler, cpu))
+    assert peak == pytest.approx(3 * 4 * size, rel=0.01)
 
 
 # ---------------------------------------------------------------- parts and operators
@@ -248,8 +297,9 @@ def test_parts_are_by_the_outermost_method_and_kinds_by_autograd_node_or_network
 
 def test_methods_that_take_no_time_count_as_the_outer_objective() -> None:
     task = (ROOT, PREFIX + "meta_grad")
-    spent = [Spent((*task, PREFIX + "_small"), 0.5), Spent((*task, PREFIX + "_large"), 60), Spent(task, 39.5)]
-    assert {part.name: part.total for part in parts(spent)} == pytest.approx({"outer objective": 0.4, "large": 0.6})
+    times = [((*task, PREFIX + "_small"), 0.005), ((*task, PREFIX + "_large"), 0.6), (task, 0.395)]
+    rows = part_rows([OwnTime(*time) for time in times], seconds=1.0)
+    assert {row["name"]: row["share"] for row in rows} == pytest.approx({"outer objective": 0.4, "large": 0.6})
 
 
 @pytest.mark.parametrize(
@@ -276,9 +326,9 @@ def test_operators_are_grouped_by_what_they_do(name: str, group: str) -> None:
 
 
 def test_an_operator_inside_of_one_of_its_kind_is_no_further_call() -> None:
-    spent = [Spent((ROOT, "aten::conv2d"), 1), Spent((ROOT, "aten::conv2d", "aten::convolution"), 3)]
-    (found,) = groups(spent, steps=1)
-    assert (found.name, found.calls, found.share) == ("convolution", 1, 1.0)
+    times = [((ROOT, "aten::conv2d"), 0.25), ((ROOT, "aten::conv2d", "aten::convolution"), 0.75)]
+    (row,) = operator_rows([OwnTime(*time) for time in times], seconds=2.0, steps=1)
+    assert row == {"name": "convolution", "calls": 1, "share": 1.0, "milliseconds": 2000}
 
 
 # ---------------------------------------------------------------- the job

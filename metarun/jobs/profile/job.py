@@ -1,115 +1,147 @@
-"""job=profile: where a training step's time and memory go.
+r"""job=profile: where a training step's time and memory go.
 
 profile.json     all of it
 trace.json.gz    two steps as torch's profiler saw them, for ui.perfetto.dev (unless `profile.trace=false`)
 
 The phases of the loop are timed without a profiler. The inside of the meta-gradient is then taken from a trace of a few
 further steps, whose times are longer for being traced: shares are the trace's, seconds are shares of the untraced time.
+
+Counted operations are those of convolutions and matrix products, a multiplication and an addition as two; what is done
+element by element is left out. A convolution of x [B, C, ...] with w [C', C/G, k...] in G groups, out [B, C', o...]:
+
+    F = 2 B C' prod(o) (C/G) prod(k)      forward, and each of the gradients by x and by w
+
+A task axis that vmap folds into the channels makes G groups of the tasks. torch 2.13 counts the gradient by w as if all
+channels met each other, G times too much, so that rule is replaced here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
 
 from metarun.algorithms.objective import add_noise
 from metarun.compute.compilation import compile_function, should_compile
 from metarun.config.schema import Config
-from metarun.jobs.profile.flops import matrix_product_speed, operations
-from metarun.jobs.profile.inside import TRACE, Inside, inside_of, peak_bytes, resident_peak
-from metarun.jobs.profile.marks import META
-from metarun.jobs.profile.phases import NOT_TRAINING, Phase, loop_phases, outside_share, step_seconds
-from metarun.jobs.profile.table import show
+from metarun.jobs.profile.phases import META, NEVER, describe_phases, loop_phases, marked_loop
+from metarun.jobs.profile.table import lines
+from metarun.jobs.profile.trace import describe_trace, mark_methods, record_trace, region
 from metarun.jobs.result import Result
 from metarun.jobs.summary import versions
+from metarun.jobs.terminal import show
 from metarun.jobs.train import build_alarms
 from metarun.storage.loggers.jsonl import JsonLines
 from metarun.storage.run_folder import RunFolder
 from metarun.training.experiment import Experiment, assemble, option_name
-from metarun.training.meta_gradient import MetaGradient, build_meta_gradient
+from metarun.training.meta_gradient import MetaGradient, StepGradient, build_meta_gradient
 from metarun.training.recorder import Recorder
-from metarun.training.run import State, Trainer
+from metarun.training.run import State
+
+TRACE = "trace.json.gz"
+SECONDS = 0.5  # of matrix products
+SIDES = {"cpu": 1024}
+SIDE = 8192  # of a square matrix on other devices
 
 
 def profile_job(config: Config, record: RunFolder) -> Result:
     """Leaves profile.json and a Chrome trace in the run folder."""
-    experiment, console = assemble(config), Console()
+    experiment = assemble(config)
     record.create(dataclasses.asdict(config))
-    with training(experiment, record) as (state, session):
-        found = profiled(experiment, state, session, record)
-    record.write_json("profile.json", found)
-    show(found, console, record.path)
-    return Result("completed", found, record.path, state.params, experiment)
+    with scratch_recorder(experiment, record) as recorder:
+        state = experiment.trainer().start()
+        profile = measure(experiment, state, recorder, record)
+    record.write_json("profile.json", profile)
+    show(*lines(profile, record.path))
+    return Result("completed", profile, record.path, state.params, experiment)
 
 
 @contextlib.contextmanager
-def training(experiment: Experiment, record: RunFolder) -> Iterator[tuple[State, Recorder]]:
-    """A run's state, and the session that keeps its record: on the disk of the folder, but gone afterwards."""
+def scratch_recorder(experiment: Experiment, record: RunFolder) -> Iterator[Recorder]:
+    """The recorder of a run, on the disk of the run folder; its files are removed afterwards."""
     settings = experiment.config.train
     with tempfile.TemporaryDirectory(dir=record.path, prefix="scratch-") as scratch:
         folder = RunFolder(Path(scratch))
         folder.last.parent.mkdir()
         sink = JsonLines(folder.path)
-        session = Recorder(folder, [sink], settings.steps, settings.tasks, build_alarms(experiment, folder))
         sink.start({})
         try:
-            yield experiment.trainer().start(), session
+            yield Recorder(folder, [sink], settings.steps, settings.tasks, build_alarms(experiment, folder))
         finally:
             sink.finish({})
 
 
-def profiled(experiment: Experiment, state: State, session: Recorder, record: RunFolder) -> dict[str, Any]:
+def measure(experiment: Experiment, state: State, recorder: Recorder, record: RunFolder) -> dict[str, Any]:
     """All that profile.json holds."""
-    settings, trainer = experiment.config.profile, experiment.trainer()
-    plain = build_meta_gradient(trainer)
+    settings, trainer, config = experiment.config.profile, experiment.trainer(), experiment.config
+    device, plain = trainer.placement.device, build_meta_gradient(trainer)
     compiles_it = should_compile(trainer.placement, state.params, trainer.settings.steps)
-    used = compile_function(plain, trainer.placement, state.params) if compiles_it else plain
-    first = warmed_up(lambda: gradient_at(trainer, state, used), settings.warmup)
-    phases = loop_phases(trainer, state, used, session, settings.steps)
-    inside = inside_of(trainer, state, session, used if compiles_it else None, record.path if settings.trace else None)
-    found = conditions(experiment, compiles_it)
-    found |= {"steps": settings.steps, "first_call_seconds": first, **described(phases, experiment.config.train.tasks)}
-    found |= described_inside(inside, next(p.seconds for p in phases if p.name == META))
-    found["memory"] = memory(trainer, inside, lambda: gradient_at(trainer, state, used))
-    flops = operations(lambda: gradient_at(trainer, state, plain))
-    found["arithmetic"] = arithmetic(experiment, flops, next(p.seconds for p in phases if p.name == META))
-    return found | {"trace": TRACE if settings.trace else None, "versions": versions()}
+    function = compile_function(plain, trainer.placement, state.params) if compiles_it else plain
 
+    def call(meta_gradient: StepGradient = function) -> MetaGradient:
+        """The meta-gradient of the step at hand, which is not made."""
+        tasks = trainer.tasks(state.step)
+        return meta_gradient(*add_noise(trainer.algorithm, state.params, tasks, trainer.seed, state.step))
 
-def gradient_at(trainer: Trainer, state: State, meta_gradient: Callable[..., MetaGradient]) -> MetaGradient:
-    """Of the step at hand, which is not made."""
-    tasks = trainer.tasks(state.step)
-    return meta_gradient(*add_noise(trainer.algorithm, state.params, tasks, trainer.seed, state.step))
-
-
-def warmed_up(call: Callable[[], MetaGradient], calls: int) -> float:
-    """Some calls that are not counted; the seconds of the first one, which compiles what is to be compiled."""
     start = time.perf_counter()
     float(call().penalty)  # which waits for the device
     first = time.perf_counter() - start
-    for _ in range(calls - 1):
+    for _ in range(settings.warmup - 1):
         call()
-    return first
+    phases = loop_phases(trainer, state, function, recorder, settings.steps)
+    seconds = next(phase.seconds for phase in phases if phase.name == META)
+    marked = dataclasses.replace(trainer, algorithm=mark_methods(trainer.algorithm))
+    traced = function if compiles_it else build_meta_gradient(marked)
+    loop = marked_loop(trainer, state, traced, recorder, region, log_every=NEVER, on_nonfinite="skip")
+    with tempfile.TemporaryDirectory() as scratch:
+        profiler = record_trace(loop.step, device, (record.path if settings.trace else Path(scratch)) / TRACE)
+    inside = describe_trace(profiler, device, compiles_it, seconds)
+    peak, peak_at = inside.pop("peak_bytes"), inside.pop("peak_at")
+    operations = count_operations(lambda: call(plain))
+    speed = matrix_product_speed(device, getattr(torch, config.device.precision))
+    return {
+        **describe_conditions(experiment, compiles_it),
+        "steps": settings.steps,
+        "first_call_seconds": first,
+        **describe_phases(phases, config.train.tasks),
+        **inside,
+        "memory": {
+            "peak_bytes": peak if device.type == "cpu" else device_peak(device, call),
+            "peak_at": peak_at,
+            "process_peak_bytes": process_peak(),
+        },
+        "arithmetic": {
+            "gflop": operations / 1e9,
+            "gflop_per_second": operations / seconds / 1e9,
+            "matrix_product_gflop_per_second": speed / 1e9,
+            "share": operations / seconds / speed,
+        },
+        "trace": TRACE if settings.trace else None,
+        "versions": versions(),
+    }
 
 
-def conditions(experiment: Experiment, compiled: bool) -> dict[str, Any]:
-    """What the figures were taken on."""
-    config, placement = experiment.config, experiment.placement
+def describe_conditions(experiment: Experiment, compiled: bool) -> dict[str, Any]:
+    """The settings and the machine that the numbers depend on."""
+    config, placement, spec = experiment.config, experiment.placement, experiment.train_spec
     device, tasks = placement.device, config.train.tasks
-    chunk = placement.chunk(experiment.train_spec, experiment.dataset.input_shape())
+    chunk = placement.chunk(spec, experiment.dataset.input_shape())
+    classification = experiment.dataset.kind == "classification"
     return {
         "algo": option_name("algo", config),
         "data": option_name("data", config),
         "tasks": tasks,
-        "episode": episode(experiment),
+        "episode": str(spec) if classification else f"{spec.shots}-shot {spec.queries}-query",
         "chunk": chunk if chunk is not None and chunk < tasks else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
@@ -119,59 +151,49 @@ def conditions(experiment: Experiment, compiled: bool) -> dict[str, Any]:
     }
 
 
-def episode(experiment: Experiment) -> str:
-    spec = experiment.train_spec
-    points = f"{spec.shots}-shot {spec.queries}-query"
-    return str(spec) if experiment.dataset.kind == "classification" else points
+def device_peak(device: torch.device, call: Callable[[], MetaGradient]) -> int | None:
+    """Bytes of the device's memory during the call, above those before; None where the device does not report them."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    float(call().penalty)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
-def described(phases: list[Phase], tasks: int) -> dict[str, Any]:
-    """The phases with their shares of all the time, and what a step takes."""
-    whole, step = sum(phase.per_step for phase in phases), step_seconds(phases)
-    rows = [
-        {
-            "name": phase.name,
-            "milliseconds": 1e3 * phase.seconds,
-            "every": phase.every,
-            "milliseconds_per_step": 1e3 * phase.per_step,
-            "share": phase.per_step / whole,
-            "training": phase.name not in NOT_TRAINING,
-        }
-        for phase in phases
-    ]
-    rates = {"step_milliseconds": 1e3 * step, "tasks_per_second": tasks / step, "outside_share": outside_share(phases)}
-    return {"phases": rows, **rates}
+def process_peak() -> int | None:
+    """Bytes, the largest resident size of this process so far; None where the system does not report it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest
 
 
-def described_inside(inside: Inside, seconds: float) -> dict[str, Any]:
-    """Parts and groups of operators, scaled to the untraced `seconds` of a meta-gradient."""
-    parts = [
-        {"name": part.name}
-        | {f"{kind}_milliseconds": 1e3 * seconds * getattr(part, kind) for kind in ("forward", "backward", "rest")}
-        | {"share": part.total}
-        for part in inside.parts
-    ]
-    groups = [
-        {"name": g.name, "calls": g.calls, "milliseconds": 1e3 * seconds * g.share, "share": g.share}
-        for g in inside.groups
-    ]
-    return {"parts": parts, "operators": groups, "traced": {"on": inside.on, "slowdown": inside.seconds / seconds}}
+def convolution_backward(
+    grad_out: Sequence[int], x: Sequence[int], w: Sequence[int], *settings: Any, **kwargs: Any
+) -> int:
+    """Operations of aten.convolution_backward, from the shapes of its tensors; the last of its settings says which
+    gradients are wanted: by x, w and bias."""
+    *_, transposed, _, _, wanted = settings
+    positions = x[2:] if transposed else grad_out[2:]
+    one = 2 * x[0] * math.prod(positions) * math.prod(w)
+    return one * (int(wanted[0]) + int(wanted[1]))
 
 
-def memory(trainer: Trainer, inside: Inside, call: Callable[[], MetaGradient]) -> dict[str, Any]:
-    """Bytes: the tensors of a meta-gradient at their most, when that is, and the process at its largest so far."""
-    device = trainer.placement.device
-    peak = inside.peak if device.type == "cpu" else peak_bytes(device, call)
-    return {"peak_bytes": peak, "peak_at": inside.peak_at, "process_peak_bytes": resident_peak()}
+def count_operations(action: Callable[[], Any]) -> int:
+    """Operations of the convolutions and matrix products of the action."""
+    rules = {torch.ops.aten.convolution_backward: convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=rules) as counter:
+        action()
+    return counter.get_total_flops()
 
 
-def arithmetic(experiment: Experiment, flops: int, seconds: float) -> dict[str, Any]:
-    """Operations of a meta-gradient, their speed, and that of a matrix product beside it."""
-    precision = getattr(torch, experiment.config.device.precision)
-    speed = matrix_product_speed(experiment.placement.device, precision)
-    return {
-        "gflop": flops / 1e9,
-        "gflop_per_second": flops / seconds / 1e9,
-        "matrix_product_gflop_per_second": speed / 1e9,
-        "share": flops / seconds / speed,
-    }
+def matrix_product_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large square matrix product, the median over half a second."""
+    side = SIDES.get(device.type, SIDE)
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    # `item` waits for the device.
+    timer = Timer("(a @ a)[0, 0].item()", globals={"a": a}, num_threads=torch.get_num_threads())
+    return 2 * side**3 / timer.blocked_autorange(min_run_time=SECONDS).median

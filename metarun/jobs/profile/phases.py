@@ -1,43 +1,42 @@
 """Where the time of the outer loop goes: each phase by a stopwatch, without a profiler, over a few real steps.
 
-A phase that does not belong to every step (measures, records, validation, probes, checkpoints) is taken by itself and
+A phase that does not belong to every step (measures, records, validation, probes, checkpoints) is timed by itself and
 spread over the steps between two of its turns: ms a step = ms each / every. On a GPU each phase ends when the device
 has done its work; in training the phases of one step may overlap.
+
+The loop is that of training. Its objects are copied with some methods marked: each call is inside of a mark, a context
+manager by name, either the stopwatch or a region of torch's profiler.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import copy
+import functools
+import inspect
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from metarun.jobs.profile.marks import (
-    CHECKPOINT,
-    MEASURES,
-    META,
-    OPTIMIZER,
-    PROXIMAL,
-    RECORDS,
-    SAMPLING,
-    TRANSFER,
-    Loop,
-    marked_loop,
-)
-from metarun.training.loop import MetaGradient
+from metarun.training.loop import outer_step
+from metarun.training.meta_gradient import StepGradient
 from metarun.training.run import Observer, State, Trainer
 
-REST, VALIDATION, PROBES = "rest of the step", "validation", "probes"
+Value = TypeVar("Value")
+Mark = Callable[[str], AbstractContextManager[Any]]
+
+SAMPLING, TRANSFER, META, OPTIMIZER = "sampling", "to the device", "meta-gradient", "optimizer"
+PROXIMAL, REST, MEASURES, RECORDS = "proximal step", "rest of the step", "measures", "writing records"
+CHECKPOINT, VALIDATION, PROBES = "checkpoint", "validation", "probes"
+
 EVERY_STEP = (SAMPLING, TRANSFER, META, OPTIMIZER, PROXIMAL, REST)
 NOT_TRAINING = (VALIDATION, PROBES)
-"""What is told, but is no overhead of the loop: how often it runs is the user's choice."""
-
-BURSTS = (SAMPLING,)
-"""What may be done for several steps at once, so that its median would be that of the steps without it."""
+"""Reported, but no overhead of the loop: how often they run is the user's choice."""
 
 NEVER = 2**62
 LONG_ENOUGH = 1.0  # seconds of steps
@@ -58,20 +57,21 @@ class Phase(NamedTuple):
 
 
 class Stopwatch:
-    """Seconds by name since the last `lap`."""
+    """Seconds by name, of one lap."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.spent: dict[str, float] = {}
-        self.started = 0.0
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        """Add the block's seconds to those of `name`."""
         start = self.now()
         yield
         self.spent[name] = self.spent.get(name, 0.0) + self.now() - start
 
     def now(self) -> float:
+        """Seconds, once the device has done its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -79,77 +79,130 @@ class Stopwatch:
         return time.perf_counter()
 
     def lap(self, action: Callable[[], Any]) -> dict[str, float]:
-        """Seconds of each phase of the action, with what none of them has."""
+        """Seconds of each phase of the action; `REST` is the time outside of all of them."""
         self.spent, start = {}, self.now()
         action()
         whole = self.now() - start
         return self.spent | {REST: whole - sum(self.spent.values())}
 
+    def laps(self, action: Callable[[], Any], count: int, seconds: float) -> list[dict[str, float]]:
+        """At least `count` laps, and more until the time has passed: ten steps of a millisecond are too few."""
+        found: list[dict[str, float]] = []
+        end = self.now() + seconds
+        while len(found) < count or self.now() < end:
+            found.append(self.lap(action))
+        return found
+
+
+class Loop(NamedTuple):
+    """The arguments of `outer_step`."""
+
+    trainer: Trainer
+    state: State
+    meta_gradient: StepGradient
+    observer: Observer
+
+    def step(self) -> None:
+        outer_step(*self)
+
+
+def marked(value: Value, names: Mapping[str, str], mark: Mark, **changed: Any) -> Value:
+    """A copy whose methods are inside of marks, `names` of methods -> of marks, and whose fields are `changed`.
+
+    Its class is a subclass of the value's own: what asks for a type, and what copies with changes, works as before.
+    """
+    own: Any = type(value)
+    methods = {n: inside(inspect.getattr_static(own, n), name, mark) for n, name in names.items()}
+    copied = copy.copy(value)
+    subclass = type(own.__name__, (own,), {**methods, "__module__": own.__module__, "__slots__": ()})
+    for name, part in {"__class__": subclass, **changed}.items():
+        object.__setattr__(copied, name, part)
+    return copied
+
+
+def inside(method: Callable[..., Any], name: str, mark: Mark) -> Callable[..., Any]:
+    """The function, each of its calls inside of a mark."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with mark(name):
+            return method(*args, **kwargs)
+
+    return call
+
+
+def marked_loop(
+    trainer: Trainer, state: State, meta_gradient: StepGradient, observer: Observer, mark: Mark, **settings: Any
+) -> Loop:
+    """The loop with marks around its phases, and with some other settings of `train`. Its state is one of its own,
+    whose tensors and moments are those of `state`."""
+    parts: dict[str, Any] = {
+        "settings": replace(trainer.settings, **settings),
+        "dataset": marked(trainer.dataset, {"episodes": SAMPLING}, mark),
+        "placement": marked(trainer.placement, {"move_task": TRANSFER}, mark),
+        "regularization": marked(trainer.regularization, {"shrink": PROXIMAL}, mark),
+    }
+    if trainer.measures:
+        parts["measures"] = marked(trainer.measures, {"__call__": MEASURES}, mark)
+    optimizer = marked(state.optimizer, {"step": OPTIMIZER, "zero_grad": OPTIMIZER}, mark)
+    observed = marked(observer, {"on_log": RECORDS, "save_checkpoint": CHECKPOINT}, mark)
+    own = replace(state, optimizer=optimizer)
+    return Loop(replace(trainer, **parts), own, inside(meta_gradient, META, mark), observed)
+
 
 def loop_phases(
-    trainer: Trainer, state: State, meta_gradient: Callable[..., MetaGradient], observer: Observer, steps: int
+    trainer: Trainer, state: State, meta_gradient: StepGradient, observer: Observer, steps: int
 ) -> list[Phase]:
-    """Every phase of a run with these settings; trains `state` on by a few steps."""
-    watch = Stopwatch(trainer.placement.device)
-    loop = marked_loop(never_logging(trainer), state, meta_gradient, observer, watch)
-    plain = laps(watch, loop, steps, LONG_ENOUGH)
-    found = [Phase(name, (_mean if name in BURSTS else _median)(plain, name), 1) for name in EVERY_STEP]
-    found += _logged(loop, watch, trainer, min(steps, LOGGED_STEPS), found[-1].seconds)
-    found += _occasional(trainer, state, observer, watch)
-    return [phase for phase in found if phase.seconds > 0]
-
-
-def never_logging(trainer: Trainer) -> Trainer:
-    """With steps that are steps only, and none that ends the run."""
-    settings = dataclasses.replace(trainer.settings, log_every=NEVER, on_nonfinite="skip")
-    return dataclasses.replace(trainer, settings=settings)
-
-
-def _logged(loop: Loop, watch: Stopwatch, trainer: Trainer, steps: int, plain_rest: float) -> list[Phase]:
-    """What a step that is logged has beyond the others: a clone of the weights and the like count as measures."""
-    settings = dataclasses.replace(loop.trainer.settings, log_every=1)
-    logging = dataclasses.replace(loop, trainer=dataclasses.replace(loop.trainer, settings=settings))
-    logged = laps(watch, logging, steps, 0.0)
-    measures = _median(logged, MEASURES) + max(0.0, _median(logged, REST) - plain_rest)
-    every = trainer.settings.log_every
-    return [Phase(MEASURES, measures, every), Phase(RECORDS, _median(logged, RECORDS), every)]
-
-
-def _occasional(trainer: Trainer, state: State, observer: Observer, watch: Stopwatch) -> list[Phase]:
-    """Validation and probes once (they are long), checkpoints a few times."""
-    settings, probe = trainer.settings, trainer.probe
-    validation = watch.lap(lambda: trainer.validate(state.params))[REST]
-    probing = watch.lap(lambda: probe(state.params))[REST] if probe else 0.0
+    """Time every phase of a run with these settings; trains `state` on by a few steps."""
+    watch, settings = Stopwatch(trainer.placement.device), trainer.settings
+    plain = marked_loop(trainer, state, meta_gradient, observer, watch, log_every=NEVER, on_nonfinite="skip")
+    logging = plain._replace(trainer=replace(plain.trainer, settings=replace(plain.trainer.settings, log_every=1)))
+    laps = watch.laps(plain.step, steps, LONG_ENOUGH)
+    logged = watch.laps(logging.step, min(steps, LOGGED_STEPS), 0.0)
     saving = [watch.lap(lambda: observer.save_checkpoint(state)) for _ in range(CHECKPOINTS)]
-    return [
+    # Tasks may be drawn for several steps at once: the median would be that of the steps that find them drawn.
+    seconds = {name: (_mean if name == SAMPLING else _median)(laps, name) for name in EVERY_STEP}
+    # What else a logged step does, such as to clone the weights, counts as measures.
+    measures = _median(logged, MEASURES) + max(0.0, _median(logged, REST) - seconds[REST])
+    phases = [
+        *(Phase(name, seconds[name], 1) for name in EVERY_STEP),
+        Phase(MEASURES, measures, settings.log_every),
+        Phase(RECORDS, _median(logged, RECORDS), settings.log_every),
         Phase(CHECKPOINT, _median(saving, REST), settings.checkpoint_every),
-        Phase(VALIDATION, validation, settings.eval_every),
-        Phase(PROBES, probing, trainer.probe_every),
+        Phase(VALIDATION, watch.lap(lambda: trainer.validate(state.params))[REST], settings.eval_every),
     ]
+    if probe := trainer.probe:
+        phases.append(Phase(PROBES, watch.lap(lambda: probe(state.params))[REST], trainer.probe_every))
+    return [phase for phase in phases if phase.seconds > 0]
 
 
-def laps(watch: Stopwatch, loop: Loop, steps: int, seconds: float) -> list[dict[str, float]]:
-    """So many steps at least, and more until the time has passed: of steps of a millisecond ten say little."""
-    found: list[dict[str, float]] = []
-    end = watch.now() + seconds
-    while len(found) < steps or watch.now() < end:
-        found.append(watch.lap(loop.step))
-    return found
+def _median(laps: list[dict[str, float]], name: str) -> float:
+    return statistics.median(lap.get(name, 0.0) for lap in laps)
 
 
-def _median(found: list[dict[str, float]], name: str) -> float:
-    return statistics.median(lap.get(name, 0.0) for lap in found)
+def _mean(laps: list[dict[str, float]], name: str) -> float:
+    return statistics.fmean(lap.get(name, 0.0) for lap in laps)
 
 
-def _mean(found: list[dict[str, float]], name: str) -> float:
-    return statistics.fmean(lap.get(name, 0.0) for lap in found)
-
-
-def step_seconds(phases: list[Phase]) -> float:
-    """Of a training step with all that belongs to it, validation and probes aside."""
-    return sum(phase.per_step for phase in phases if phase.name not in NOT_TRAINING)
-
-
-def outside_share(phases: list[Phase]) -> float:
-    """The part of a training step that is not the meta-gradient, validation and probes aside."""
-    return 1 - sum(phase.per_step for phase in phases if phase.name == META) / step_seconds(phases)
+def describe_phases(phases: list[Phase], tasks: int) -> dict[str, Any]:
+    """The phases with their shares of all the time, and what a training step takes, validation and probes aside."""
+    whole = sum(phase.per_step for phase in phases)
+    training = {phase.name: phase.per_step for phase in phases if phase.name not in NOT_TRAINING}
+    step = sum(training.values())
+    rows = [
+        {
+            "name": phase.name,
+            "milliseconds": 1e3 * phase.seconds,
+            "every": phase.every,
+            "milliseconds_per_step": 1e3 * phase.per_step,
+            "share": phase.per_step / whole,
+            "training": phase.name in training,
+        }
+        for phase in phases
+    ]
+    return {
+        "phases": rows,
+        "step_milliseconds": 1e3 * step,
+        "tasks_per_second": tasks / step,
+        "outside_share": 1 - training[META] / step,
+    }

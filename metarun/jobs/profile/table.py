@@ -1,92 +1,72 @@
-"""A profile as tables on the terminal."""
+"""A profile as lines and tables on the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
-KINDS = ("forward", "backward", "rest")
+from metarun.jobs.profile.trace import KINDS
+from metarun.jobs.terminal import small_table
+
 LEAST = 0.005  # share of the smallest group of operators that is shown
 
 
-def show(found: dict[str, Any], console: Console, folder: Path) -> None:
+def lines(profile: dict[str, Any], folder: Path) -> Iterator[str | Table]:
     """All of it, with how to open the trace."""
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-    say(headline(found))
-    console.print(phases_table(found["phases"]))
-    say(f"a step: {ms(found['step_milliseconds'])} ms, {found['tasks_per_second']:.4g} tasks/s; {outside(found)}")
-    say("")
-    if found["parts"]:
-        console.print(parts_table(found["parts"]))
+    yield headline(profile)
+    phases = small_table("phase", "ms each", "every", "ms a step", "share")
+    for row in profile["phases"]:
+        times = ms(row["milliseconds"]), str(row["every"]), ms(row["milliseconds_per_step"])
+        phases.add_row(row["name"], *times, per_cent(row["share"]))
+    yield phases
+    outside = f"{per_cent(profile['outside_share'])} of it outside of the meta-gradient (validation and probes aside)"
+    yield f"a step: {ms(profile['step_milliseconds'])} ms, {profile['tasks_per_second']:.4g} tasks/s; {outside}"
+    yield ""
+    if profile["parts"]:
+        parts = small_table("inside of the meta-gradient, ms", *KINDS, "share")
+        for row in profile["parts"]:
+            parts.add_row(row["name"], *(ms(row[f"{kind}_milliseconds"]) for kind in KINDS), per_cent(row["share"]))
+        yield parts
     else:
-        say("the meta-gradient is compiled, one region without parts; device.compile=off shows an uncompiled one's")
-    console.print(operators_table(found["operators"], found["compiled"]))
-    for line in (traced(found["traced"]), memory(found["memory"]), arithmetic(found["arithmetic"])):
-        say(line)
-    say(f"profile: {folder / 'profile.json'}")
-    if found["trace"]:
-        say(f"trace: {folder / found['trace']} (open it at https://ui.perfetto.dev or in chrome://tracing)")
+        yield "the meta-gradient is compiled, one region without parts; device.compile=off shows an uncompiled one's"
+    operators = small_table("its operators", "calls", "ms", "share")
+    for row in profile["operators"]:
+        if row["share"] >= LEAST:
+            name = "compiled code" if profile["compiled"] and not row["calls"] else row["name"]
+            calls = f"{row['calls']:.0f}" if row["calls"] else ""
+            operators.add_row(name, calls, ms(row["milliseconds"]), per_cent(row["share"]))
+    yield operators
+    traced = profile["traced"]
+    whose = "time of kernels on the device" if traced["on"] == "cuda" else "own time on the main thread"
+    yield f"shares inside: {whose}, traced, which takes {traced['slowdown']:.2f} times as long"
+    yield memory(profile["memory"])
+    yield arithmetic(profile["arithmetic"])
+    yield f"profile: {folder / 'profile.json'}"
+    if profile["trace"]:
+        yield f"trace: {folder / profile['trace']} (open it at https://ui.perfetto.dev or in chrome://tracing)"
 
 
-def headline(found: dict[str, Any]) -> str:
-    chunk = f", {found['chunk']} at a time" if found["chunk"] else ""
-    where = f"{found['device']}, {found['threads']} threads, {found['precision']}"
-    run = "compiled" if found["compiled"] else "not compiled"
+def headline(profile: dict[str, Any]) -> str:
+    chunk = f", {profile['chunk']} at a time" if profile["chunk"] else ""
+    where = f"{profile['device']}, {profile['threads']} threads, {profile['precision']}"
+    run = "compiled" if profile["compiled"] else "not compiled"
     return (
-        f"metarun: {found['algo']} on {found['data']}, {found['tasks']} tasks of {found['episode']}{chunk}; "
-        f"{where}, {run}, diagnostics={found['diagnostics']}"
+        f"metarun: {profile['algo']} on {profile['data']}, {profile['tasks']} tasks of {profile['episode']}{chunk}; "
+        f"{where}, {run}, diagnostics={profile['diagnostics']}"
     )
-
-
-def outside(found: dict[str, Any]) -> str:
-    return f"{per_cent(found['outside_share'])} of it outside of the meta-gradient (validation and probes aside)"
-
-
-def phases_table(phases: list[dict[str, Any]]) -> Table:
-    table = _table("phase", "ms each", "every", "ms a step", "share")
-    for phase in phases:
-        figures = ms(phase["milliseconds"]), str(phase["every"]), ms(phase["milliseconds_per_step"])
-        table.add_row(phase["name"], *figures, per_cent(phase["share"]))
-    return table
-
-
-def parts_table(parts: list[dict[str, Any]]) -> Table:
-    """Of the meta-gradient, ms each."""
-    table = _table("inside of the meta-gradient, ms", *KINDS, "share")
-    for part in parts:
-        table.add_row(part["name"], *(ms(part[f"{kind}_milliseconds"]) for kind in KINDS), per_cent(part["share"]))
-    return table
-
-
-def operators_table(operators: list[dict[str, Any]], compiled: bool) -> Table:
-    table = _table("its operators", "calls", "ms", "share")
-    for group in operators:
-        if group["share"] >= LEAST:
-            name = "compiled code" if compiled and not group["calls"] else group["name"]
-            calls = f"{group['calls']:.0f}" if group["calls"] else ""
-            table.add_row(name, calls, ms(group["milliseconds"]), per_cent(group["share"]))
-    return table
-
-
-def traced(facts: dict[str, Any]) -> str:
-    where = "time of kernels on the device" if facts["on"] == "cuda" else "own time on the main thread"
-    return f"shares inside: {where}, traced, which takes {facts['slowdown']:.2f} times as long"
 
 
 def memory(facts: dict[str, Any]) -> str:
-    parts = (
-        [] if facts["peak_bytes"] is None else [f"tensors of a meta-gradient {mib(facts['peak_bytes'])} at their most"]
-    )
-    parts[-1:] = [f"{p} (in {facts['peak_at']})" if facts["peak_at"] else p for p in parts[-1:]]
-    parts += [f"the process {mib(facts['process_peak_bytes'])}"] if facts["process_peak_bytes"] else []
-    return "memory: " + "; ".join(parts or ["not known on this device"])
+    parts = []
+    if facts["peak_bytes"] is not None:
+        when = f" (in {facts['peak_at']})" if facts["peak_at"] else ""
+        parts.append(f"tensors of a meta-gradient {mib(facts['peak_bytes'])} at their most{when}")
+    if facts["process_peak_bytes"]:
+        parts.append(f"the process {mib(facts['process_peak_bytes'])}")
+    return f"memory: {'; '.join(parts) or 'not known on this device'}"
 
 
 def arithmetic(facts: dict[str, Any]) -> str:
@@ -108,10 +88,3 @@ def per_cent(share: float) -> str:
 
 def mib(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
-    return table

@@ -1,128 +1,257 @@
-"""A trace of torch's profiler, read again: whose time it was, and when most memory was held.
+"""The inside of the meta-gradient: a few steps under torch's profiler, by part of the algorithm and kind of operator.
 
-The Chrome trace file has events with a start and a length. Those of a thread nest, and an event's own time is its
-length without what it encloses. On a CPU own times are of the main thread, what Python takes between operators counts
-to the region that encloses it, and all own times together are the time of the meta-gradient. On a GPU the time of an
-event is that of the kernels it launched.
+The own time of an event is its time without the events that it encloses. On a CPU own times are those of the main
+thread, and what Python takes between operators counts to the region that encloses it. On a GPU the time of an event is
+that of the kernels that it launched.
+
+part      the method of the algorithm that was running: `adapt` is the inner loop, others go by their own names;
+          `predict` belongs to the outer objective, as does what runs in no method; `around` is what is done for all
+          tasks together: batching by vmap, mean, penalties, the check for finite numbers
+kind      backward: inside of an autograd node; forward: inside of the network or the loss; rest: steps, metrics, Python
+So (inner loop, backward) is the inner backward pass, (outer objective, forward) the forward pass on the queries and
+(outer objective, backward) the meta backward pass, second order included.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterable, Iterator
+import contextlib
+import functools
+import inspect
+import os
+import re
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metarun.jobs.profile.marks import META, PREFIX
+import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile, record_function
 
-HOST = ("cpu_op", "user_annotation")
-DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
-ROOT = PREFIX + META
-SLACK = 0.002  # microseconds by which rounding may let an event outlast the one that encloses it
+from metarun.jobs.profile.phases import META, marked
+from metarun.types import Algorithm
 
+STEPS = 2
+PREFIX = "metarun: "
+"""How the names of regions begin in a trace."""
 
-class Event(NamedTuple):
-    name: str
-    start: float  # microseconds
-    end: float
-    thread: Any
-    external: Any  # joins an operator to its kernels
+ROOT, TASK, FORWARD = PREFIX + META, "meta_grad", "forward"
+BACKWARD = "autograd::engine::evaluate_function"
+KINDS = ("forward", "backward", "rest")
+INNER, OUTER, AROUND = "inner loop", "outer objective", "around the tasks"
+FIXED = {INNER, OUTER, AROUND}
+METHODS = {"adapt": INNER, "predict": OUTER, FORWARD: OUTER}
+SMALL = 0.01  # share below which a method of the algorithm is no line of its own
 
-
-class Spent(NamedTuple):
-    """An event inside of the meta-gradient: the names of what encloses it, its own last, and its own microseconds."""
-
-    path: tuple[str, ...]
-    own: float
-
-
-class Peak(NamedTuple):
-    """The largest sum of tensors alive, above what was alive at the start."""
-
-    bytes: int
-    path: tuple[str, ...]  # what was running then
-
-
-def read_trace(path: Path) -> list[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return json.load(file)["traceEvents"]
-
-
-def host_events(trace: Iterable[dict[str, Any]]) -> list[Event]:
-    """Operators and regions, outer ones before what they enclose."""
-    found = [_event(e) for e in trace if e.get("ph") == "X" and e.get("cat") in HOST]
-    return sorted(found, key=lambda e: (e.start, -e.end))
+GROUPS = (
+    ("fused kernels", r"cpp_fused|triton|graph_\d+|CompiledFunction"),
+    ("convolution", r"conv"),
+    ("matrix product", r"\b(\w*mm|matmul|bmm|baddbmm|dot|mv|linear|einsum|addmv|addr)\b"),
+    ("normalisation", r"batch_norm|group_norm|layer_norm|var_mean|\bvar\b"),
+    ("pooling", r"pool"),
+    ("softmax and losses", r"softmax|nll_|cross_entropy|mse_loss"),
+    ("indexing", r"index|gather|scatter|embedding|nonzero|take"),
+    ("reductions", r"\b(sum|mean|max|amax|min|argmax|all|any|norm|linalg_vector_norm|prod|std|isfinite)\b"),
+    (
+        "copies and layout",
+        r"copy|clone|contiguous|\bto\b|reshape|view|permute|transpose|\bt\b|expand|stride|movedim|squeeze|\bcat\b|stack"
+        r"|empty|zeros|ones|fill|zero_|slice|select|split|unbind|narrow|flatten|pad|repeat|detach|alias|chunk|resize",
+    ),
+)
+ELEMENTWISE, OVERHEAD = "element by element", "Python and autograd"
 
 
-def _event(e: dict[str, Any]) -> Event:
-    external = e.get("args", {}).get("External id")
-    return Event(e["name"], e["ts"], e["ts"] + e.get("dur", 0), e["tid"], external)
+class OwnTime(NamedTuple):
+    """The own time of an event inside of the meta-gradient."""
+
+    path: tuple[str, ...]  # the names of the events that enclose it, and its own
+    microseconds: float
 
 
-def nested(events: Iterable[Event]) -> Iterator[tuple[Event, tuple[str, ...], float]]:
-    """Each event of one thread with the names of what encloses it, its own last, and its own time."""
-    stack: list[tuple[Event, tuple[str, ...], list[float]]] = []
-    for event in events:
-        while stack and stack[-1][0].end <= event.start + SLACK:
-            yield _closed(*stack.pop())
-        if stack:
-            stack[-1][2].append(event.end - event.start)
-        above = stack[-1][1] if stack else ()
-        stack.append((event, (*above, event.name), []))
-    while stack:
-        yield _closed(*stack.pop())
+def region(name: str) -> record_function:
+    """A mark that shows in the trace."""
+    return record_function(PREFIX + name)
 
 
-def _closed(event: Event, path: tuple[str, ...], inside: list[float]) -> tuple[Event, tuple[str, ...], float]:
-    return event, path, max(0.0, event.end - event.start - sum(inside))
+def mark_methods(algorithm: Algorithm) -> Algorithm:
+    """The learner with a region around each of its methods, and one called `forward` around its network and loss."""
+    model = marked(algorithm.model, dict.fromkeys(_methods(algorithm.model, private=False), FORWARD), region)
+    loss = marked(algorithm.loss, {"__call__": FORWARD}, region)
+    own = {name: name for name in _methods(algorithm, private=True)}
+    return marked(algorithm, own, region, model=model, loss=loss)
 
 
-def spent_in(trace: list[dict[str, Any]]) -> list[Spent]:
-    """Whose time the meta-gradients of the trace were: the host's, or the device's where one was at work."""
-    events = host_events(trace)
+def _methods(value: Any, private: bool) -> Iterator[str]:
+    """Plain methods: a region around a generator would end before it is run."""
+    for name in dir(type(value)):
+        method = inspect.getattr_static(type(value), name)
+        hidden = name.startswith("__") or (name.startswith("_") and not private)
+        if inspect.isfunction(method) and not inspect.isgeneratorfunction(method) and not hidden:
+            yield name
+
+
+def record_trace(step: Callable[[], Any], device: torch.device, path: Path) -> profile:
+    """Run a few steps under torch's profiler, after one that it does not see, and write its trace to `path`."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    step()
+    profiler = profile(activities=activities, profile_memory=True)
+    with _no_stderr():
+        profiler.start()
+    for _ in range(STEPS):
+        step()
+    with _no_stderr():
+        profiler.stop()
+    profiler.export_chrome_trace(str(path))
+    return profiler
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """torch 2.13 writes there that its profiler starts and stops, and has no setting to leave that out."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def describe_trace(profiler: profile, device: torch.device, compiled: bool, seconds: float) -> dict[str, Any]:
+    """Parts, operators and memory of a meta-gradient that takes `seconds` when it is not traced. A compiled one is a
+    single region: it has no parts."""
+    recorded: Any = profiler.events()
+    events = [e for e in recorded if e.device_type == DeviceType.CPU and not e.is_async]
+    times, roots = own_times(events), [e for e in events if e.name == ROOT]
+    whole = sum(time for _, time in times) or 1.0
+    shares = [OwnTime(path, time / whole) for path, time in times]
+    peak, path = memory_peak(events, allocations(profiler, device))
+    return {
+        "parts": [] if compiled else part_rows(shares, seconds),
+        "operators": operator_rows(shares, seconds, len(roots)),
+        "traced": {
+            "on": "cuda" if any(e.kernels for e in events) else "cpu",
+            "slowdown": 1e-6 * statistics.fmean(e.time_range.elapsed_us() for e in roots) / seconds,
+        },
+        "peak_bytes": peak,
+        "peak_at": None if compiled else f"{part_of(path)}, {kind_of(path)}",
+    }
+
+
+def own_times(events: list[FunctionEvent]) -> list[OwnTime]:
+    """Whose time the meta-gradients were: the host's, or the device's where one was at work."""
     main = next(e.thread for e in events if e.name == ROOT)
     regions = [e for e in events if e.thread == main and e.name.startswith(PREFIX)]
-    kernels = device_times(trace)
-    on_device, found = bool(kernels), []
-    for thread in {e.thread for e in events} if on_device else {main}:
-        for event, path, own in nested(e for e in events if e.thread == thread):
+    on_device, found = any(e.kernels for e in events), []
+    for event in events:
+        path = _names(event)
+        if event.thread != main:
             # A GPU's backward pass runs in a thread of its own, while the main thread waits inside of a region.
-            whole = path if thread == main else (*enclosing(regions, event.start), *path)
-            time = kernels.pop(event.external, 0.0) if on_device else own
-            if ROOT in whole:
-                found.append(Spent(whole[whole.index(ROOT) :], time))
+            path = (*_running(regions, event.time_range.start), *path)
+        if ROOT in path and (on_device or event.thread == main):
+            # A region on the GPU spans kernels, and is none.
+            kernels = sum(k.duration for k in event.kernels if not k.name.startswith(PREFIX))
+            time = kernels if on_device else event.self_cpu_time_total
+            found.append(OwnTime(path[path.index(ROOT) :], time))
     return found
 
 
-def device_times(trace: Iterable[dict[str, Any]]) -> dict[Any, float]:
-    """Microseconds of the kernels that each operator launched, by the number that joins them."""
-    times: dict[Any, float] = {}
-    for e in trace:
-        if e.get("cat") in DEVICE:
-            key = e.get("args", {}).get("External id")
-            times[key] = times.get(key, 0.0) + e.get("dur", 0)
-    return times
+def _names(event: FunctionEvent) -> tuple[str, ...]:
+    """The names of the events that enclose it, outermost first, and its own."""
+    names = [event.name]
+    while event := event.cpu_parent:  # type: ignore[assignment]
+        names.append(event.name)
+    return tuple(reversed(names))
 
 
-def enclosing(events: Iterable[Event], at: float) -> tuple[str, ...]:
-    """The names of what was running at a time, outermost first, of one thread's events."""
-    return tuple(e.name for e in events if e.start <= at < e.end)
+def _running(events: Iterable[FunctionEvent], at: float) -> tuple[str, ...]:
+    """The names of one thread's events that were running at a time, outermost first."""
+    return tuple(e.name for e in events if e.time_range.start <= at < e.time_range.end)
 
 
-def memory_peak(trace: list[dict[str, Any]]) -> Peak:
-    """Of tensors in the host's memory during the meta-gradients of the trace."""
-    events = host_events(trace)
+def allocations(profiler: profile, device: torch.device) -> list[tuple[float, int]]:
+    """Microseconds and bytes of each change of the device's memory, in the order of time."""
+    results: Any = profiler.profiler and profiler.profiler.kineto_results
+    kind, start = getattr(DeviceType, device.type.upper()), results.trace_start_ns()
+    changes = [e for e in results.events() if e.name() == "[memory]" and e.device_type() == kind]
+    return sorted((1e-3 * (e.start_ns() - start), e.nbytes()) for e in changes)
+
+
+def memory_peak(events: list[FunctionEvent], changes: list[tuple[float, int]]) -> tuple[int, tuple[str, ...]]:
+    """The largest sum of tensors alive in the first meta-gradient, above what was alive before, and what ran then."""
     root = next(e for e in events if e.name == ROOT)
-    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in trace if e.get("name") == "[memory]" and _of_host(e))
-    alive, most, when = 0, 0, root.start
+    alive, most, when = 0, 0, root.time_range.start
     for at, size in changes:
-        if root.start <= at <= root.end:
+        if root.time_range.start <= at <= root.time_range.end:
             alive += size
             if alive > most:
                 most, when = alive, at
-    return Peak(most, enclosing((e for e in events if e.thread == root.thread), when))
+    return most, _running((e for e in events if e.thread == root.thread), when)
 
 
-def _of_host(e: dict[str, Any]) -> bool:
-    return e["args"].get("Device Type") == 0
+def part_rows(shares: list[OwnTime], seconds: float) -> list[dict[str, Any]]:
+    """Inner loop and outer objective, other methods of the algorithm, what is around the tasks; in shares of the
+    meta-gradient's time."""
+    totals: dict[str, float] = defaultdict(float)
+    for path, share in shares:
+        totals[part_of(path)] += share
+    names = {name for name, share in totals.items() if name in FIXED or share >= SMALL} | {OUTER}
+    cells: dict[tuple[str, str], float] = defaultdict(float)
+    for path, share in shares:
+        name = part_of(path)
+        cells[name if name in names else OUTER, kind_of(path)] += share
+    order = [INNER, OUTER, *sorted(names - FIXED, key=lambda name: -totals[name]), AROUND]
+    return [
+        {
+            "name": name,
+            **{f"{kind}_milliseconds": 1e3 * seconds * cells[name, kind] for kind in KINDS},
+            "share": sum(cells[name, kind] for kind in KINDS),
+        }
+        for name in order
+        if name in names
+    ]
+
+
+def part_of(path: tuple[str, ...]) -> str:
+    """By the outermost method inside of a task's meta-gradient."""
+    methods = [name.removeprefix(PREFIX) for name in path if name.startswith(PREFIX)]
+    if TASK not in methods:
+        return AROUND
+    inside = methods[methods.index(TASK) + 1 :]
+    return METHODS.get(inside[0], inside[0].strip("_").replace("_", " ")) if inside else OUTER
+
+
+def kind_of(path: tuple[str, ...]) -> str:
+    if any(name.startswith(BACKWARD) for name in path):
+        return "backward"
+    return "forward" if PREFIX + FORWARD in path else "rest"
+
+
+def operator_rows(shares: list[OwnTime], seconds: float, steps: int) -> list[dict[str, Any]]:
+    """The groups of operators, the longest first; an operator inside of one of its own group is no further call."""
+    totals: dict[str, float] = defaultdict(float)
+    calls: dict[str, float] = defaultdict(float)
+    for path, share in shares:
+        group = group_of(path[-1])
+        totals[group] += share
+        if group != OVERHEAD and (len(path) < 2 or group_of(path[-2]) != group):
+            calls[group] += 1 / steps
+    return [
+        {"name": name, "calls": calls[name], "milliseconds": 1e3 * seconds * share, "share": share}
+        for name, share in sorted(totals.items(), key=lambda item: -item[1])
+    ]
+
+
+@functools.cache
+def group_of(name: str) -> str:
+    """The group of an event: operators of torch, compiled kernels; all else is what runs between them."""
+    operator = name.removeprefix("aten::")
+    for group, pattern in GROUPS[: None if "::" in name and not name.startswith(BACKWARD) else 1]:
+        if re.search(pattern, operator):
+            return group
+    return ELEMENTWISE if name.startswith("aten::") else OVERHEAD
