@@ -115,7 +115,7 @@ def test_a_bad_number_in_the_data_is_refused_with_its_task(algo: str, value: flo
     assert all(value.isfinite().all() for value in state.params.values())
 
 
-PARTS = {"hessian": "expanded", "solver": "conjugate_gradient"}
+PARTS = {"hessian": "gradient_and_hvp", "solver": "conjugate_gradient"}
 
 
 class Solved:
