@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from metarun.cli import crash_report, sweep, torchrun
+from metarun.cli import crash_report, experiments, sweep, torchrun
 from metarun.cli.crash_report import TRACEBACK
 from metarun.cli.usage_errors import one_line
 from metarun.config.catalogue import PACKAGED, conf_folder
@@ -52,6 +52,7 @@ ConfigStore.__deepcopy__ = _itself  # type: ignore[attr-defined]
 SCHEMA = OmegaConf.structured(Config)
 OmegaConf.set_struct(SCHEMA.reg, False)  # reg.weight belongs to whichever regularizer is chosen; terms.py checks it
 ConfigStore.instance().store(name="schema", node=SCHEMA)
+experiments.register()
 
 
 def new_run_folder(resume: str | None, job: str, algo: str, data: str, run: str | None, analysis: str | None) -> str:
@@ -75,6 +76,7 @@ def hydra_subfolder(resume: str | None, folder: str) -> str | None:
 
 
 OmegaConf.register_new_resolver("metarun.folder", new_run_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("metarun.groups", experiments.list_groups, replace=True)
 OmegaConf.register_new_resolver("metarun.subdir", hydra_subfolder, replace=True)
 
 

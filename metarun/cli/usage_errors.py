@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metarun.cli import experiments
 from metarun.config import catalogue
 from metarun.errors import UserError, nearest
 from metarun.errors import one_line as one_line_of
@@ -86,8 +87,14 @@ def _missing_option(error: Any) -> str:
     extra = EXTRAS.get(name)
     if extra:
         return f"{group}={option}: is not installed; pip install 'metarun[{extra}]'"
+    if not group:
+        return " ".join(str(error).split())
+    if name.startswith(f"{experiments.GROUP}/"):
+        own = error.options if group == experiments.GROUP else []  # else the names within a folder, without it
+        option = name.removeprefix(f"{experiments.GROUP}/")
+        return f"{experiments.GROUP}={option}: no such option, {experiments.nearest_names(option, own or [])}"
     options = [o for o in (error.options or catalogue.options(group)) if not o.startswith("_")]
-    return f"{group}={option}: no such option, {nearest(option, options)}" if group else " ".join(str(error).split())
+    return f"{group}={option}: no such option, {nearest(option, options)}"
 
 
 def _bad_key(error: OmegaConfBaseException) -> str:

@@ -18,7 +18,27 @@ def conf_folder() -> Path:
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+    """The options of a group as they are typed: `5w1s_maml` in a folder `omniglot` is `omniglot/5w1s_maml`.
+
+    A file whose name begins with `_` is a part that others share, and no option.
+    """
+    files = (path.relative_to(conf_folder() / group) for path in (conf_folder() / group).rglob("*.yaml"))
+    return sorted(file.with_suffix("").as_posix() for file in files if not file.name.startswith("_"))
+
+
+def flat_name(experiment: str) -> str:
+    """The name of an experiment without a slash: `omniglot_5w1s_maml` for `omniglot/5w1s_maml`."""
+    return experiment.replace("/", "_")
+
+
+def experiment_path(flat: str) -> str | None:
+    """`omniglot/5w1s_maml` for `omniglot_5w1s_maml`; None if no experiment in a folder has that name."""
+    return _experiments().get(flat)
+
+
+@functools.cache
+def _experiments() -> dict[str, str]:
+    return {flat_name(path): path for path in options("experiment") if "/" in path}
 
 
 def algorithms_for(kind: str) -> list[str]:
