@@ -1,7 +1,8 @@
 """A published row, from training to its line in docs/results.md: python -m benchmarks.reproduce ROW [--seeds 0,1]
 
-ROW is an experiment of conf/experiment with a published figure. Stopped, the same command goes on where it was; what
-has ended is not run again. A row that says `published.trained_as` is the test of another row's training.
+ROW is an experiment of conf/experiment with a published figure, as omniglot_5w1s_maml or omniglot/5w1s_maml. Stopped,
+the same command goes on where it was; what has ended is not run again. A row that says `published.trained_as` is the
+test of another row's training.
 
     outputs/reproduce/ROW/seed0         the run, or the test of another row's run
     docs/results.json, docs/results.md  a record of each row and seed, and the tables made of them (results.py)
@@ -28,7 +29,7 @@ ENDED = ("completed", "time is up")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = parse(arguments)
-    rows = catalogue.options("experiment")
+    rows = [catalogue.flat_name(name) for name in catalogue.options("experiment")]
     if asked.row not in rows:
         return refused(f"ROW={asked.row}: {nearest(asked.row, rows)}")
     config = metarun.compose([f"experiment={asked.row}"])
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make reproduce", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("row")
+    parser.add_argument("row", type=catalogue.flat_name)
     parser.add_argument("--seeds", type=numbers, default=[0])
     parser.add_argument("--outputs", type=Path, default=Path("outputs/reproduce"))
     parser.add_argument("overrides", nargs="*", help="settings of the machine, as device.threads=1")

@@ -22,7 +22,7 @@ from metarun.training.experiment import EPISODE_SIZE, TRAINING_SIZE, assemble
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("algo", "data", "model", "reg", "optim", "device", "logger", "diagnostics", "experiment")
-OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((CONF / g).glob("*.yaml"))]
+OPTIONS = [(g, option) for g in GROUPS for option in catalogue.options(g)]
 ALGOS = catalogue.options("algo")
 
 

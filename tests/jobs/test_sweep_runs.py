@@ -215,8 +215,8 @@ def test_a_plugin_that_is_not_installed_is_named_with_its_extra(tmp_path: Path) 
     assert done.stderr == "metarun: hydra/launcher=ray: is not installed; pip install 'metarun[ray]'\n"
 
 
-SHIPPED = sorted((ROOT / "conf/experiment").glob("sweep_*.yaml"))
-MARKS = {"sweep_reg_weight": pytest.mark.long}  # on Omniglot, which it reads first
+SHIPPED = sorted((ROOT / "conf/experiment/sweep").glob("*.yaml"))
+MARKS = {"reg_weight": pytest.mark.long}  # on Omniglot, which it reads first
 
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=MARKS.get(p.stem, ())) for p in SHIPPED])
@@ -228,5 +228,5 @@ def test_each_shipped_sweep_composes_and_its_first_job_takes_two_steps(path: Pat
         pytest.skip("needs Omniglot")
     data = [f"data.root={ROOT.parent / 'shared/data/omniglot'}"] if needs_data else []
     tiny = ["train.steps=2", "val.tasks=2", "test.tasks=2", "device.compile=off", "report=false", *data]
-    config = package.compose([f"experiment={path.stem}", *chosen, *tiny])
+    config = package.compose([f"experiment=sweep/{path.stem}", *chosen, *tiny])
     assert package.run(config, tmp_path / "run").status == "completed"

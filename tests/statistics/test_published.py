@@ -17,6 +17,7 @@ import metarun
 from benchmarks import reproduce, results
 from benchmarks.ship import ship
 from benchmarks.tables import TABLES
+from metarun.config import catalogue
 from metarun.config.from_run import reuse_settings
 from metarun.config.schema import Config, check
 from metarun.errors import UserError
@@ -25,7 +26,11 @@ from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-PUBLISHED = [p.stem for p in sorted((CONF / "experiment").glob("*.yaml")) if "published:" in p.read_text()]
+PUBLISHED = [
+    catalogue.flat_name(name)
+    for name in catalogue.options("experiment")
+    if "published:" in (CONF / "experiment" / f"{name}.yaml").read_text()
+]
 IMAGES = ("omniglot_", "miniimagenet_")
 SHORT = [row for row in PUBLISHED if row.startswith("omniglot_5w1s_") and row.endswith("_cpu")] + ["gp_np"]
 # tests/test_completion.py trains on data=completion.
