@@ -126,6 +126,7 @@ def test_completion_goes_folder_by_folder(typed: str, completed: list[str], tmp_
 
 
 def test_a_glob_of_a_sweep_finds_experiments_in_their_folders() -> None:
+    experiments.register()
     with initialize_config_dir(str(catalogue.conf_folder()), version_base="1.3"):
         found = GlobalHydra.instance().config_loader().get_group_options("experiment")
     assert Glob(include=["gp/np*"]).filter(found) == ["gp/np", "gp/np_latent"]
