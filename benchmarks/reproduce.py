@@ -29,7 +29,7 @@ ENDED = ("completed", "time is up")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = parse(arguments)
-    rows = [catalogue.flat_name(name) for name in catalogue.options("experiment")]
+    rows = [catalogue.flat_name(name) for name in catalogue.list_options("experiment")]
     if asked.row not in rows:
         return refused(f"ROW={asked.row}: {nearest(asked.row, rows)}")
     config = metarun.compose([f"experiment={asked.row}"])

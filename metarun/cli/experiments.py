@@ -14,7 +14,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-from metarun.config.catalogue import experiment_path, options
+from metarun.config.catalogue import experiment_path, list_options
 from metarun.errors import nearest
 
 GROUP = "experiment"
@@ -51,9 +51,9 @@ class FlatNames(ConfigSource):
             return []
         line = os.environ.get("COMP_LINE")
         if line is None:
-            return options(GROUP)
+            return list_options(GROUP)
         typed = line.rpartition(f"{GROUP}=")[2]
-        return [*{name[: name.find("/", len(typed)) + 1] or name for name in options(GROUP)}]
+        return [*{name[: name.find("/", len(typed)) + 1] or name for name in list_options(GROUP)}]
 
 
 class FlatNamesInSearchPath(SearchPathPlugin):

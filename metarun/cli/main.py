@@ -26,8 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from metarun.cli import crash_report, experiments, sweep, torchrun
 from metarun.cli.crash_report import TRACEBACK
 from metarun.cli.usage_errors import one_line
-from metarun.config.catalogue import PACKAGED, conf_folder
-from metarun.config.from_run import GROUPS, add_run_choices, reuse_settings
+from metarun.config.catalogue import GROUPS, PACKAGED, conf_folder
+from metarun.config.from_run import add_run_choices, reuse_settings
 from metarun.config.schema import Config, refuse_values_for_groups
 from metarun.errors import UserError
 from metarun.storage import ranks

@@ -93,7 +93,7 @@ def _missing_option(error: Any) -> str:
         own = error.options if group == experiments.GROUP else []  # else the names within a folder, without it
         option = name.removeprefix(f"{experiments.GROUP}/")
         return f"{experiments.GROUP}={option}: no such option, {experiments.nearest_names(option, own or [])}"
-    options = [o for o in (error.options or catalogue.options(group)) if not o.startswith("_")]
+    options = [o for o in (error.options or catalogue.list_options(group)) if not o.startswith("_")]
     return f"{group}={option}: no such option, {nearest(option, options)}"
 
 

@@ -1,9 +1,8 @@
-"""What the shipped configuration folder offers: its location, the options of a group, what composes with what."""
+"""The shipped configuration folder: its location, the options of a group, and what composes with what."""
 
 from __future__ import annotations
 
 import functools
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,18 @@ CHECKOUT = Path(__file__).parents[2] / "conf"  # in a checkout, installed with p
 
 
 def conf_folder() -> Path:
+    """The shipped configuration folder."""
     return PACKAGED if PACKAGED.is_dir() else CHECKOUT
 
 
-def options(group: str) -> list[str]:
+GROUPS = (
+    *("algo", "data", "model", "reg", "optim", "device"),
+    *("logger", "diagnostics", "analysis", "recipe", "experiment"),
+)
+"""Groups of settings whose chosen options a run folder stores."""
+
+
+def list_options(group: str) -> list[str]:
     """The options of a group as they are typed: `5w1s_maml` in a folder `omniglot` is `omniglot/5w1s_maml`.
 
     A file whose name begins with `_` is a part that others share, and no option.
@@ -38,30 +45,27 @@ def experiment_path(flat: str) -> str | None:
 
 @functools.cache
 def _experiments() -> dict[str, str]:
-    return {flat_name(path): path for path in options("experiment") if "/" in path}
+    return {flat_name(path): path for path in list_options("experiment") if "/" in path}
 
 
-def algorithms_for(kind: str) -> list[str]:
-    return [name for name in options("algo") if kind in component_class(_target("algo", name)).kinds]
+def list_algorithms(kind: str) -> list[str]:
+    """The algorithms that learn from a kind of data."""
+    return [name for name in list_options("algo") if kind in _locate_class("algo", name).kinds]
 
 
-def datasets_of(kind: str) -> list[str]:
-    return [name for name in options("data") if component_class(_target("data", name)).kind == kind]
-
-
-def component_class(target: Any) -> Any:
-    """The class of what a target makes: a class makes itself, a function what it says it returns."""
-    return target if isinstance(target, type) else typing.get_type_hints(target)["return"]
+def list_datasets(kind: str) -> list[str]:
+    """The data sets of a kind."""
+    return [name for name in list_options("data") if _locate_class("data", name).kind == kind]
 
 
 @functools.cache
-def _component(group: str, name: str) -> dict[str, Any]:
+def read_component(group: str, name: str) -> dict[str, Any]:
     """The component's own part of its YAML, wherever that file places it."""
     content = yaml.safe_load((conf_folder() / group / f"{name}.yaml").read_text(encoding="utf-8"))
     return content.get(group, content)
 
 
-def _target(group: str, name: str) -> Any:
-    from metarun.config.components import locate
+def _locate_class(group: str, name: str) -> Any:
+    from metarun.config.components import component_class, locate
 
-    return locate(group, _component(group, name))
+    return component_class(locate(group, read_component(group, name)))

@@ -1,4 +1,4 @@
-"""From settings to objects: what `_target_` names is built from its group's keys, checked against its signature.
+"""From settings to objects: construct what `_target_` names from the keys of its group, checked by its signature.
 
 The class (or function) is the schema: its parameters are the valid keys, its annotations their types. A new
 algorithm therefore needs no entry anywhere but its own YAML.
@@ -29,28 +29,28 @@ def build(group: str, node: Mapping[str, Any], trusted: Sequence[str] = (), **pr
 
 
 def construct(group: str, target: Any, node: Mapping[str, Any], **provided: Any) -> Any:
-    """The same for a class or function at hand."""
+    """Construct a component like `build`, from the class or function itself."""
     settings = {k: v for k, v in node.items() if k != "_target_"}
     accepted = inspect.signature(target).parameters
     _refuse_unknown(group, settings, [name for name in accepted if name not in provided])
     given = {k: v for k, v in provided.items() if k in accepted}
-    typed = _typed(group, settings, _annotations(target))
-    _refuse_missing(group, accepted, {*typed, *given})
+    converted = _convert(group, settings, _annotations(target))
+    _refuse_missing(group, accepted, {*converted, *given})
     try:
-        return target(**typed, **given)
+        return target(**converted, **given)
     except SettingError as error:
         raise error.under(group) from error
 
 
-OWN = {
+OWN_COMPONENTS = {
     "algo": ("metarun.algorithms", "meta_grad"),
     "analysis": ("metarun.analyses", "measure"),
     "data": ("metarun.data", "episodes"),
     "model": ("metarun.models", "apply"),
     "reg": ("metarun.regularizers", "__init__"),
 }
-"""Where metarun's own components of a group are, and what each of them has. Other functions of metarun read and write
-files, import modules and start processes: settings of somebody else must not be able to name them."""
+"""The package of metarun's own components of a group, and a member that each of them has. Other functions of metarun
+read and write files, import modules and start processes: the settings of an untrusted run must not name them."""
 
 
 def locate(group: str, node: Mapping[str, Any], trusted: Sequence[str] = ()) -> Any:
@@ -65,24 +65,24 @@ def locate(group: str, node: Mapping[str, Any], trusted: Sequence[str] = ()) -> 
     if not any(path.startswith(prefix + ".") for prefix in prefixes):
         raise SettingError(key, path, f"is outside of {', '.join(prefixes)}; add its package to trusted_modules")
     if path.startswith("metarun."):
-        return _own(key, group, path)
-    return _imported(key, path)
+        return _locate_own(key, group, path)
+    return _import(key, path)
 
 
-def _own(key: str, group: str, path: str) -> Any:
+def _locate_own(key: str, group: str, path: str) -> Any:
     """A component of metarun's, of this group, in the module that defines it."""
-    package, needed = OWN[group.partition(".")[0]]
+    package, needed = OWN_COMPONENTS[group.partition(".")[0]]
     if not path.startswith(package + "."):
         raise SettingError(key, path, f"is not in {package}, where the components of this group are")
-    found = _imported(key, path)
-    made = found if isinstance(found, type) else _annotations(found).get("return") if callable(found) else None
+    found = _import(key, path)
+    made = component_class(found) if callable(found) else None
     defined = getattr(found, "__module__", None) == path.rpartition(".")[0]
     if not (defined and isinstance(made, type) and hasattr(made, needed)):
         raise SettingError(key, path, "is no component of this group")
     return found
 
 
-def _imported(key: str, path: str) -> Any:
+def _import(key: str, path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -102,18 +102,23 @@ def _refuse_missing(group: str, accepted: Mapping[str, inspect.Parameter], given
             raise UserError(f"{group}.{name}: is missing, and has no default")
 
 
-def _typed(group: str, settings: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+def _convert(group: str, settings: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
     """The settings converted to their annotated types by OmegaConf, or refused by it."""
-    typed = {}
+    converted = {}
     for key, value in settings.items():
         schema = dataclasses.make_dataclass("Schema", [(key, hints.get(key, Any))])
         try:
             checked = OmegaConf.merge(OmegaConf.structured(schema), {key: value})
         except OmegaConfBaseException as error:
-            raise SettingError(f"{group}.{key}", value, f"must be of type {_name(hints.get(key, Any))}") from error
+            raise SettingError(f"{group}.{key}", value, f"must be of type {_type_name(hints.get(key, Any))}") from error
         plain = getattr(OmegaConf.to_object(checked), key)
-        typed[key] = tuple(plain) if isinstance(plain, list) else plain
-    return typed
+        converted[key] = tuple(plain) if isinstance(plain, list) else plain
+    return converted
+
+
+def component_class(target: Any) -> Any:
+    """The class that a target constructs: a class itself, or the annotated return type of a function."""
+    return target if isinstance(target, type) else _annotations(target).get("return")
 
 
 def _annotations(target: Any) -> dict[str, Any]:
@@ -121,5 +126,5 @@ def _annotations(target: Any) -> dict[str, Any]:
     return typing.get_type_hints(vars(target).get("__init__", target) if isinstance(target, type) else target)
 
 
-def _name(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

@@ -1,7 +1,7 @@
-"""The settings that do not belong to one component: typed, so that an unknown key or a wrong type is refused.
+"""The settings that belong to no component: typed, so that an unknown key or a wrong type raises an error.
 
 `algo`, `data`, `model` and `reg` are dictionaries here: each names its class in `_target_`, and the class itself is
-their schema (build.py).
+their schema (components.py).
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from metarun.config.schema_jobs import ExportConfig, PredictConfig, ProfileConfig, PublishedConfig, SweepConfig
 from metarun.errors import SettingError
 
 JOBS = ("train", "evaluate", "analyze", "predict", "data", "export", "profile")
+JOBS_OF_A_RUN = ("evaluate", "predict", "analyze", "export", "profile")  # which take their settings from `run=`
+COMMAND_SETTINGS = ("resume", "resume_allow", "run", "job", "choices")  # of the command line, not of a run
 SCHEDULES = ("constant", "linear", "cosine", "halving")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -123,6 +124,53 @@ class DiagnosticsConfig:
 
 
 @dataclass
+class PredictConfig:
+    """Settings of job=predict."""
+
+    support: Optional[str] = None  # a folder with a folder of labelled images per class
+    query: Optional[str] = None  # a folder of images, or one image
+
+
+@dataclass
+class ExportConfig:
+    """Settings of job=export."""
+
+    threshold: float = 0.0  # weights of at most this size become 0; 0 cuts only what is 0 already
+    tasks: int = 200  # test tasks that the run's metric is compared on before and after
+    calls: int = 20  # timed
+
+
+@dataclass
+class ProfileConfig:
+    """Settings of job=profile."""
+
+    steps: int = 10  # timed at least
+    warmup: int = 3  # calls of the meta-gradient before; the first one compiles
+    trace: bool = True  # leave a Chrome trace in the run folder
+
+
+@dataclass
+class SweepConfig:
+    """Settings of `metarun -m`."""
+
+    jobs: Optional[int] = None  # at once; null: as many as the launcher runs
+    again: bool = False  # run jobs again that are done
+
+
+@dataclass
+class PublishedConfig:
+    """The metrics that a paper reports for these settings: printed beside the result, without effect on it."""
+
+    value: Optional[float] = None  # as printed: an accuracy in per cent, or an MSE
+    ci95: Optional[float] = None
+    values: list[float] = field(default_factory=list)  # or several, after these adaptation steps
+    steps: list[int] = field(default_factory=list)
+    source: str = ""
+    goal: Optional[float] = None  # the metric that a shorter training should reach, in the unit of the value
+    trained_as: Optional[str] = None  # the experiment with the same training, tested otherwise here
+
+
+@dataclass
 class Config:
     job: str = "train"
     seed: int = 0
@@ -152,7 +200,7 @@ class Config:
 
 
 def refuse_values_for_groups(config: Any, at: str = "") -> None:
-    """An interpolation may put a value where a group of settings belongs; the schema's types do not see it."""
+    """Raise `SettingError` where an interpolation put a value in place of a group, which the schema's types allow."""
     own = type(config)()
     for entry in dataclasses.fields(config):
         value, kind = getattr(config, entry.name), type(getattr(own, entry.name))
@@ -163,7 +211,7 @@ def refuse_values_for_groups(config: Any, at: str = "") -> None:
 
 
 def check(config: Config) -> None:
-    """Refuse values out of range, with the key as it is typed."""
+    """Raise `SettingError` for the first value that is out of range."""
     for key, choices in {
         "job": JOBS,
         "train.on_nonfinite": POLICIES,
@@ -175,26 +223,32 @@ def check(config: Config) -> None:
         "logger.name": LOGGERS,
         "diagnostics.level": LEVELS,
     }.items():
-        _one_of(config, key, choices)
-    for key in ("train.steps", "train.tasks", "train.log_every", "train.eval_every", "train.checkpoint_every"):
-        _at_least(config, key, 1)
-    for key in ("train.pool", "val.tasks", "test.tasks", "optim.halve_every", "device.threads", "sweep.jobs"):
-        _at_least(config, key, 1)
-    for key in ("export.tasks", "export.calls", "profile.steps", "profile.warmup"):
-        _at_least(config, key, 1)
-    for key in ("seed", "train.pool_seed", "train.pool_replaced", "test.steps", "optim.weight_decay", "optim.momentum"):
-        _at_least(config, key, 0)
-    _at_least(config, "export.threshold", 0)
-    for key in ("optim.lr", "optim.eps", "optim.clip", "train.max_minutes", "diagnostics.radius", "device.memory_mb"):
-        _positive(config, key)
-    for key in ("tasks", "every", "probe_tasks", "lanczos_steps", "unroll_steps", "alarms.window", "alarms.patience"):
-        _at_least(config, f"diagnostics.{key}", 1)
-    for key in ("diverged", "spike", "lost", "chance", "no_gain", "overfit", "memorised", "unsolved", "rises"):
-        _positive(config, f"diagnostics.alarms.{key}")
-    _positive(config, "diagnostics.alarms.cg_residual")
+        if get(config, key) not in choices:
+            raise SettingError(key, get(config, key), "choices: " + ", ".join(choices))
+    for key in (
+        *("train.steps", "train.tasks", "train.log_every", "train.eval_every", "train.checkpoint_every"),
+        *("train.pool", "val.tasks", "test.tasks", "optim.halve_every", "device.threads", "sweep.jobs"),
+        *("export.tasks", "export.calls", "profile.steps", "profile.warmup"),
+        *("diagnostics.tasks", "diagnostics.every", "diagnostics.probe_tasks", "diagnostics.lanczos_steps"),
+        *("diagnostics.unroll_steps", "diagnostics.alarms.window", "diagnostics.alarms.patience"),
+    ):
+        _check_at_least(config, key, 1)
+    for key in (
+        *("seed", "train.pool_seed", "train.pool_replaced", "test.steps", "optim.weight_decay", "optim.momentum"),
+        "export.threshold",
+    ):
+        _check_at_least(config, key, 0)
+    alarms = [entry.name for entry in dataclasses.fields(AlarmConfig) if entry.name not in ("window", "patience")]
+    for key in (
+        *("optim.lr", "optim.eps", "optim.clip", "train.max_minutes", "diagnostics.radius", "device.memory_mb"),
+        *(f"diagnostics.alarms.{name}" for name in alarms),
+    ):
+        value = get(config, key)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise SettingError(key, value, "must be above 0 and finite")
     if config.optim.momentum >= 1:
         raise SettingError("optim.momentum", config.optim.momentum, "must be below 1")
-    _check_device_choices(config.device)
+    _check_device(config.device)
     _check_published(config.published)
 
 
@@ -214,24 +268,13 @@ def get(config: Any, key: str) -> Any:
     return config
 
 
-def _one_of(config: Config, key: str, choices: tuple[str, ...]) -> None:
-    if get(config, key) not in choices:
-        raise SettingError(key, get(config, key), "choices: " + ", ".join(choices))
-
-
-def _at_least(config: Config, key: str, low: int) -> None:
+def _check_at_least(config: Config, key: str, low: int) -> None:
     value = get(config, key)
     if value is not None and not low <= value < 2**63:
         raise SettingError(key, value, f"must be at least {low}")
 
 
-def _positive(config: Config, key: str) -> None:
-    value = get(config, key)
-    if value is not None and not (value > 0 and math.isfinite(value)):
-        raise SettingError(key, value, "must be above 0 and finite")
-
-
-def _check_device_choices(device: DeviceConfig) -> None:
+def _check_device(device: DeviceConfig) -> None:
     size = device.chunk_size
     if not (size in ("auto", None) or (isinstance(size, int) and not isinstance(size, bool) and size >= 1)):
         raise SettingError("device.chunk_size", size, "choices: auto, null (all tasks at once), a number of at least 1")
@@ -241,7 +284,7 @@ def _check_device_choices(device: DeviceConfig) -> None:
 
 
 def compile_choice(device: DeviceConfig) -> Any:
-    """auto, True or False; Hydra reads on and off as booleans in a file, but as words on the command line."""
+    """Return "auto", True or False; Hydra reads on and off as booleans in a file, but as words on the command line."""
     choice = COMPILE.get(str(device.compile).lower())
     if choice is None:
         raise SettingError("device.compile", device.compile, "choices: auto, on, off")

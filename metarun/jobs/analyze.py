@@ -27,7 +27,7 @@ ELSEWHERE = ("job", "run", "resume", "choices", "device", "logger", "predict", "
 def analyze_job(config: Config, record: RunFolder) -> Result:
     """Leaves results.csv, results.json and a figure in RUN/analyses/NAME, or in the folder of the job without a run."""
     if not config.analysis:
-        names = ", ".join(catalogue.options("analysis"))
+        names = ", ".join(catalogue.list_options("analysis"))
         raise SettingError("analysis", None, f"job=analyze needs one; choices: {names}")
     source = RunFolder(Path(config.run)) if config.run else None
     if source:

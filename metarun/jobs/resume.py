@@ -8,16 +8,13 @@ from typing import Any
 import yaml
 
 from metarun.compute.distributed import connect_processes
-from metarun.config.schema import Config
+from metarun.config.schema import COMMAND_SETTINGS, Config
 from metarun.errors import SettingError, UserError
 from metarun.jobs.result import Result
 from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 from metarun.training.experiment import assemble
-
-COMMAND_SETTINGS = ("resume", "resume_allow", "run", "job", "choices")
-"""Settings of the command, not of the run."""
 
 
 def has_ended(config: Config, record: RunFolder) -> bool:

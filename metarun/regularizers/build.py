@@ -57,7 +57,7 @@ def term_nodes(reg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     beside = {k: v for k, v in reg.items() if k not in nodes}
     if beside and not nodes:
         key = next(iter(beside))
-        choices = ", ".join(name for name in catalogue.options("reg") if name != "none")
+        choices = ", ".join(name for name in catalogue.list_options("reg") if name != "none")
         raise UserError(f"reg.{key}: no regularizer is chosen; choose with reg=NAME, choices: {choices}")
     if beside and len(nodes) > 1:
         key = next(iter(beside))

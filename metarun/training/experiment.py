@@ -10,7 +10,7 @@ from metarun.algorithms.losses import loss_for
 from metarun.algorithms.objective import Regularization
 from metarun.compute.device import Placement, make_placement
 from metarun.config import catalogue
-from metarun.config.components import build, locate
+from metarun.config.components import build, component_class, locate
 from metarun.config.schema import Config, TrainConfig, check
 from metarun.data.pool import TaskPool
 from metarun.diagnostics.probes import Probe
@@ -117,7 +117,7 @@ def assemble(config: Config) -> Experiment:
 
 def check_job(config: Config) -> None:
     """Raise `SettingError` for a job that needs a learner without state, if the learner has state."""
-    made = catalogue.component_class(locate("algo", config.algo, config.trusted_modules))
+    made = component_class(locate("algo", config.algo, config.trusted_modules))
     if optional(made, AlgorithmOptions, "before_step") and config.job not in STATEFUL_JOBS:
         needed = f"algo={option_name('algo', config)} gathers its own data and keeps state"
         raise SettingError("job", config.job, f"{needed}; choices: {', '.join(STATEFUL_JOBS)}")
@@ -161,7 +161,7 @@ def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:
     """The algorithm with its network, for episodes of so many ways."""
     node = {k: v for k, v in config.algo.items() if k not in TRAINING_SIZE}
     target = locate("algo", node, config.trusted_modules)
-    made = catalogue.component_class(target)
+    made = component_class(target)
     shape, outputs = dataset.input_shape(), dataset.outputs(ways)
     regularization = build_regularization(config, dataset.kind)
 
@@ -197,10 +197,10 @@ def episode_sizes(config: Config) -> tuple[EpisodeSpec, EpisodeSpec]:
 
 
 def check_pair(config: Config, dataset: Dataset) -> None:
-    algorithm = catalogue.component_class(locate("algo", config.algo, config.trusted_modules))
+    algorithm = component_class(locate("algo", config.algo, config.trusted_modules))
     if dataset.kind not in algorithm.kinds:
-        algos = ", ".join(catalogue.algorithms_for(dataset.kind))
-        sets = ", ".join(name for kind in algorithm.kinds for name in catalogue.datasets_of(kind))
+        algos = ", ".join(catalogue.list_algorithms(dataset.kind))
+        sets = ", ".join(name for kind in algorithm.kinds for name in catalogue.list_datasets(kind))
         raise UserError(
             f"algo={option_name('algo', config)} data={option_name('data', config)}: this algorithm needs "
             f"{' or '.join(algorithm.kinds)}, the data set is {dataset.kind}; "

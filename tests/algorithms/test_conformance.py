@@ -27,8 +27,7 @@ from metarun.algorithms.objective import NO_REGULARIZATION
 from metarun.algorithms.set_learners import ROW_NORMS
 from metarun.compute.device import Placement
 from metarun.compute.task_axis import map_tasks
-from metarun.config.catalogue import component_class
-from metarun.config.components import locate
+from metarun.config.components import component_class, locate
 from metarun.config.schema import Config, TrainConfig
 from metarun.data.point_robot import PointRobot
 from metarun.data.sinusoid import Sinusoid

@@ -14,7 +14,7 @@ import pytest
 
 import metarun
 from metarun.config import catalogue
-from metarun.config.components import build, locate
+from metarun.config.components import build, component_class, locate
 from metarun.config.schema import Config, check
 from metarun.errors import SettingError, UserError
 from metarun.regularizers.build import SHARED
@@ -22,8 +22,8 @@ from metarun.training.experiment import EPISODE_SIZE, TRAINING_SIZE, assemble
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("algo", "data", "model", "reg", "optim", "device", "logger", "diagnostics", "experiment")
-OPTIONS = [(g, option) for g in GROUPS for option in catalogue.options(g)]
-ALGOS = catalogue.options("algo")
+OPTIONS = [(g, option) for g in GROUPS for option in catalogue.list_options(g)]
+ALGOS = catalogue.list_options("algo")
 
 
 def published(group: str, option: str) -> bool:
@@ -59,7 +59,7 @@ def test_every_option_composes_and_is_in_range(group: str, option: str) -> None:
 
 def pairs() -> Iterable[Any]:
     """Only a recipe is of both; without one a pair has what its algorithm and its data set compose alone."""
-    for data, algo in itertools.product(catalogue.options("data"), ALGOS):
+    for data, algo in itertools.product(catalogue.list_options("data"), ALGOS):
         recipe = (CONF / "recipe" / f"{algo}_{data}.yaml").is_file()
         yield pytest.param(algo, data, marks=[] if recipe else [pytest.mark.long])
 
@@ -78,7 +78,7 @@ def test_every_pair_composes_to_settings_that_its_classes_accept(algo: str, data
 def test_yaml_files_name_every_setting_of_their_class(group: str) -> None:
     """So that a user sees all of them in --cfg job, and no default hides in code."""
     provided = {"model", "loss", "ways", "input_shape", "outputs", "network", "regularization", "kind", "environment"}
-    for option in catalogue.options(group):
+    for option in catalogue.list_options(group):
         node = getattr(composed(group, option), group)
         if group == "reg":
             if option == "none":
@@ -91,7 +91,7 @@ def test_yaml_files_name_every_setting_of_their_class(group: str) -> None:
 @pytest.mark.parametrize("algo", ALGOS)
 def test_each_algorithm_trains_two_steps_on_sinusoids_or_says_why_not(algo: str, tmp_path: Path) -> None:
     config = metarun.compose([f"algo={algo}", *TINY])
-    if "regression" not in catalogue.component_class(locate("algo", config.algo)).kinds:
+    if "regression" not in component_class(locate("algo", config.algo)).kinds:
         with pytest.raises(
             UserError, match=r"data set is regression.*choose algo=.*choose data=.*(omniglot|point_robot)"
         ):

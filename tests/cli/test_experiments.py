@@ -50,7 +50,7 @@ def test_both_names_compose_the_same_and_the_typed_one_is_kept(path: str) -> Non
 
 
 def test_each_experiment_in_a_folder_has_a_flat_name_of_its_own() -> None:
-    names = catalogue.options("experiment")
+    names = catalogue.list_options("experiment")
     flat = [catalogue.flat_name(name) for name in names]
     assert len({*flat}) == len(names)
     for name, alias in zip(names, flat, strict=True):
@@ -107,7 +107,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_or_the_folders(name: str, 
 def test_help_lists_folders_of_experiments_and_not_what_is_in_them(tmp_path: Path) -> None:
     printed = command("--help", cwd=tmp_path).stdout.splitlines()
     listed = next(line for line in printed if line.startswith("experiment: ")).partition(": ")[2].split(", ")
-    assert listed == experiments.in_folders(catalogue.options("experiment"))
+    assert listed == experiments.in_folders(catalogue.list_options("experiment"))
     assert {"omniglot/...", "sinusoid/...", "few_classes"} <= {*listed}
     assert "algo: anil, anp, " in "\n".join(printed)
 

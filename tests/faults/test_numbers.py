@@ -64,7 +64,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 def built(algo: str, flat: Path, *more: str) -> Experiment:
     images = [*IMAGES, f"data.root={flat}"] if algo in ("protonet", "matchingnet") or "images" in more else []
     acting = (
-        ["data=point_robot", "data.horizon=3", "algo.batch=4"] if algo in catalogue.algorithms_for("control") else []
+        ["data=point_robot", "data.horizon=3", "algo.batch=4"] if algo in catalogue.list_algorithms("control") else []
     )
     return assemble(
         metarun.compose([f"algo={algo}", *TINY, *images, *acting, *(m for m in more if m not in ("images", "default"))])
@@ -75,10 +75,10 @@ def built(algo: str, flat: Path, *more: str) -> Experiment:
 @pytest.mark.parametrize(
     ("algo", "where"),
     [
-        *((algo, "default") for algo in catalogue.options("algo")),
+        *((algo, "default") for algo in catalogue.list_options("algo")),
         *(
             pytest.param(algo, "images", marks=[] if algo in ("maml", "protonet") else [pytest.mark.long])
-            for algo in catalogue.algorithms_for("classification")
+            for algo in catalogue.list_algorithms("classification")
         ),
     ],
 )
@@ -99,7 +99,9 @@ def test_weights_of_any_size_stay_finite_or_the_step_is_refused(
 
 
 @pytest.mark.parametrize("value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.long), 1e38])
-@pytest.mark.parametrize("algo", [a for a in catalogue.options("algo") if a not in catalogue.algorithms_for("control")])
+@pytest.mark.parametrize(
+    "algo", [a for a in catalogue.list_options("algo") if a not in catalogue.list_algorithms("control")]
+)
 def test_a_bad_number_in_the_data_is_refused_with_its_task(algo: str, value: float, flat: Path) -> None:
     trainer = built(algo, flat, *(["algo.train_shots=1"] if algo == "reptile" else [])).trainer()
     trainer = dataclasses.replace(trainer, dataset=OneBad(trainer.dataset, value))

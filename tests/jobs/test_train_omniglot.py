@@ -14,7 +14,7 @@ REAL = Path(__file__).resolve().parents[3] / "shared/data/omniglot"
 SAMPLE = ("maml", "imaml", "protonet")
 ALGORITHMS = [
     pytest.param(algo, marks=[] if algo in SAMPLE else [pytest.mark.long])
-    for algo in catalogue.algorithms_for("classification")
+    for algo in catalogue.list_algorithms("classification")
 ]
 TINY = ["train.steps=2", "train.tasks=2", "val.tasks=2", "test.tasks=3", "test.steps=1", "report=false"]
 

@@ -43,7 +43,7 @@ SAMPLE = ("mamlpp", "imaml", "reptile", "protonet")
     "algo",
     [
         pytest.param(algo, marks=[] if algo in SAMPLE else [pytest.mark.long])
-        for algo in catalogue.algorithms_for("classification")
+        for algo in catalogue.list_algorithms("classification")
     ],
 )
 def test_each_algorithm_runs_on_a_folder_of_photographs(images: Path, tmp_path: Path, algo: str) -> None:

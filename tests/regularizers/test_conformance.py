@@ -22,7 +22,7 @@ from PIL import Image
 import metarun
 from metarun.compute.linalg import axpy, dot
 from metarun.config import catalogue
-from metarun.config.components import locate
+from metarun.config.components import component_class, locate
 from metarun.config.schema import Config
 from metarun.errors import UserError
 from metarun.training.experiment import Experiment, assemble
@@ -30,8 +30,8 @@ from metarun.training.loop import train
 from metarun.training.meta_gradient import MetaGradient, build_meta_gradient
 from metarun.types import Params
 
-ALGORITHMS = catalogue.options("algo")
-REGULARIZERS = [name for name in catalogue.options("reg") if name != "none"]
+ALGORITHMS = catalogue.list_options("algo")
+REGULARIZERS = [name for name in catalogue.list_options("reg") if name != "none"]
 SMALL = [
     "train.tasks=2",
     "train.steps=1",
@@ -128,7 +128,7 @@ def away_from_zero(experiment: Experiment) -> Params:
 
 def experiments(algo: str, reg: str, where: str, pictures: Path, **changed: Any) -> Iterable[Experiment]:
     """The pair on each kind of data that the algorithm learns from, where it is not refused."""
-    kinds = catalogue.component_class(locate("algo", composed(f"algo={algo}").algo)).kinds
+    kinds = component_class(locate("algo", composed(f"algo={algo}").algo)).kinds
     data = {
         "classification": ("data=folder", f"data.root={pictures}", *IMAGES),
         "regression": SINUSOIDS,

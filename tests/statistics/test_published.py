@@ -28,7 +28,7 @@ from metarun.training import checkpoint
 CONF = Path(__file__).resolve().parents[2] / "conf"
 PUBLISHED = [
     catalogue.flat_name(name)
-    for name in catalogue.options("experiment")
+    for name in catalogue.list_options("experiment")
     if "published:" in (CONF / "experiment" / f"{name}.yaml").read_text()
 ]
 IMAGES = ("omniglot_", "miniimagenet_")

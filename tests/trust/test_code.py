@@ -209,8 +209,8 @@ def test_a_target_that_is_no_component_of_its_group_is_refused(group: str, targe
 
 @pytest.mark.parametrize("group", ["algo", "data", "model", "reg", "analysis"])
 def test_every_option_that_ships_is_a_component_of_its_group(group: str) -> None:
-    for name in catalogue.options(group):
-        node = catalogue._component(group, name)
+    for name in catalogue.list_options(group):
+        node = catalogue.read_component(group, name)
         for inner in [node, *(v for v in node.values() if isinstance(v, dict))]:
             if "_target_" in inner:
                 assert components.locate(group, inner)
