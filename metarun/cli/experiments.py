@@ -88,7 +88,7 @@ def nearest_names(name: str, own: Iterable[str] = ()) -> str:
 
     All of a folder, if that is what it names.
     """
-    names = sorted({*options(GROUP), *own})
+    names = sorted({*list_options(GROUP), *own})
     inside = [n for n in names if n.startswith(f"{name.rstrip('/')}/")]
     if inside:
         return f"choices: {', '.join(inside)}"
