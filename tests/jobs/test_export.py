@@ -18,7 +18,7 @@ from torch import Tensor
 import metarun
 from metarun.config.schema import Config
 from metarun.errors import UserError
-from metarun.jobs.export.pruning import cut, thresholded
+from metarun.jobs.export.pruning import cut_units, zero_small_weights
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.models.network import Network
@@ -67,7 +67,7 @@ NETWORKS = {
 def test_a_network_without_its_silent_units_is_the_same_function(kind: str, norm: str, outputs: int | None) -> None:
     model = NETWORKS[kind](norm, outputs)
     params = silenced(lively(model), {0: [1, 3], 1: [0, 4]})
-    found = cut(model, params)
+    found = cut_units(model, params)
     assert found.cut == {"block0": 2, "block1": 2}
     assert found.params["block1.weight"].shape[:2] == (len(params["block1.shift"]) - 2, 4)
     assert {k: tuple(w.shape) for k, w in found.model.init(0).items()} == shapes(found.params)
@@ -91,7 +91,7 @@ def test_no_inner_step_revives_a_cut_unit(algo: str, norm: str) -> None:
     learner = learner_of(algo, [f"model.norm={norm}", *SINUSOID])
     model: Any = learner.model
     params = silenced(lively(model), {0: [1, 3], 1: [0]})
-    found = cut(model, params)
+    found = cut_units(model, params)
     smaller = replace(learner, model=found.model)
     support, x = points(8), points(5).x
     adapted = [list(at.adaptations(p, support, 3)) for at, p in ((learner, params), (smaller, found.params))]
@@ -106,10 +106,10 @@ def test_a_unit_with_a_gain_is_silent_without_its_weights_or_its_gain_but_not_wi
     params = lively(model)
     silent = silenced(params, {0: [2]}, gain=False)
     silent["block0.gain"][4] = silent["block0.shift"][4] = 0
-    assert cut(model, silent).cut == {"block0": 2}
+    assert cut_units(model, silent).cut == {"block0": 2}
     silent["block0.shift"][2] = 0.1
-    assert cut(model, silent).cut == {"block0": 1}
-    assert cut(mlp((4,), 2, (6, 5), "batch", (0,)), silent).cut == {}, "a linear block's units come back"
+    assert cut_units(model, silent).cut == {"block0": 1}
+    assert cut_units(mlp((4,), 2, (6, 5), "batch", (0,)), silent).cut == {}, "a linear block's units come back"
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
@@ -122,13 +122,13 @@ def test_norms_over_several_units_keep_them(norm: str) -> None:
     without["block1.weight"] = params["block1.weight"][:, others]
     smaller = replace(model, shapes=((11, 4), (12, 11)))
     assert (smaller.apply(without, x) - model.apply(params, x)).abs().max() > 1e-3
-    assert cut(model, params).cut == {}
+    assert cut_units(model, params).cut == {}
 
 
 def test_a_block_keeps_one_unit_at_least() -> None:
     model = mlp((4,), 2, (3, 3), "none")
     params = silenced(lively(model), {0: [0, 1, 2]})
-    found = cut(model, params)
+    found = cut_units(model, params)
     assert found.cut == {"block0": 2}
     x = torch.randn(6, 4, dtype=torch.float64)
     assert (found.model.apply(found.params, x) - model.apply(params, x)).abs().max() < 1e-12
@@ -138,19 +138,19 @@ def test_what_else_reads_the_features_keeps_them_and_what_a_regularizer_owns_is_
     model = mlp((4,), None, (6, 5), "none")
     params = silenced(lively(model), {0: [2], 1: [1]})
     own = {"reg.kl.log_std.block0.weight": params["block0.weight"] + 7, "reg.kl.weight": torch.tensor(1.0)}
-    found = cut(model, params | own | {"fce.forward.weight": torch.ones(20, 10)})
+    found = cut_units(model, params | own | {"fce.forward.weight": torch.ones(20, 10)})
     assert found.cut == {"block0": 1}
     kept = found.params["reg.kl.log_std.block0.weight"]
     assert torch.equal(kept, found.params["block0.weight"] + 7)
-    assert cut(model, params).cut == {"block0": 1, "block1": 1}
+    assert cut_units(model, params).cut == {"block0": 1, "block1": 1}
 
 
 def test_a_threshold_takes_what_is_at_most_its_size_and_leaves_the_regularizers_own() -> None:
     params = {"block0.weight": torch.tensor([0.5, -0.1, 0.09]), "reg.l1.weight": torch.tensor(0.01)}
-    found = thresholded(params, 0.1)
+    found = zero_small_weights(params, 0.1)
     assert torch.equal(found["block0.weight"], torch.tensor([0.5, 0.0, 0.0]))
     assert found["reg.l1.weight"] == params["reg.l1.weight"]
-    assert all(torch.equal(w, params[k]) for k, w in thresholded(params, 0).items())
+    assert all(torch.equal(w, params[k]) for k, w in zero_small_weights(params, 0).items())
 
 
 # ---------------------------------------------------------------- programs
@@ -189,10 +189,10 @@ def picture_learner(algo: str, model: str, norm: str, *more: str) -> Algorithm:
 
 def assert_program_equals(learner: Any, params: Params, support: Batch, x: Tensor, kind: Any) -> None:
     """Saved, loaded, and asked for as many rows as it was made with, for fewer, and for more."""
-    from metarun.jobs.export.program import Example, exported
+    from metarun.jobs.export.program import Example, export_program
 
     file = io.BytesIO()
-    torch.export.save(exported(learner, params, Example(*support, x), kind), file)
+    torch.export.save(export_program(learner, params, Example(*support, x), kind), file)
     file.seek(0)
     program = torch.export.load(file).module()
     *_, adapted = learner.adaptations(params, support, learner.test_inner_steps)
@@ -260,7 +260,7 @@ def test_a_program_of_a_classification_learner_predicts_as_the_learner(algo: str
 
 
 def test_a_learner_that_cannot_be_traced_is_refused_in_one_line() -> None:
-    from metarun.jobs.export.program import Example, exported
+    from metarun.jobs.export.program import Example, export_program
 
     learner: Any = picture_learner("protonet", "mlp", "none")
 
@@ -271,16 +271,16 @@ def test_a_learner_that_cannot_be_traced_is_refused_in_one_line() -> None:
     stubborn = Stubborn(**{f: getattr(learner, f) for f in ("model", "loss", "ways", "distance", "temperature")})
     x = torch.rand(WAYS * SHOTS, 1, 16, 16)
     with pytest.raises(UserError, match=r"^job=export: torch.export cannot trace this learner \(.*\)$"):
-        exported(stubborn, learner.init(0), Example(x, torch.arange(WAYS).repeat(SHOTS), x), "classification")
+        export_program(stubborn, learner.init(0), Example(x, torch.arange(WAYS).repeat(SHOTS), x), "classification")
 
 
 def test_a_batch_for_each_query_is_refused_in_one_line() -> None:
-    from metarun.jobs.export.program import Example, exported
+    from metarun.jobs.export.program import Example, export_program
 
     learner, x = picture_learner("protonet", "mlp", "joined"), torch.rand(WAYS * SHOTS, 1, 16, 16)
     example = Example(x, torch.arange(WAYS).repeat(SHOTS), x)
     with pytest.raises(UserError, match=r"^job=export: model\.norm=joined makes a batch for each query"):
-        exported(learner, learner.init(0), example, "classification")
+        export_program(learner, learner.init(0), example, "classification")
 
 
 # ---------------------------------------------------------------- the job

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from metarun.config.schema import Config
 from metarun.data.pixels import NORMALIZE, Pixels
 from metarun.errors import UserError
 from metarun.training.experiment import Experiment
-from metarun.types import Kind, Params
+from metarun.types import AlgorithmOptions, DatasetOptions, Params, optional
 
 FORMAT = 1  # raise it when what is stored changes its meaning
 
@@ -28,7 +24,7 @@ NORMS = {
 
 
 def safetensors_save() -> Callable[[Params, dict[str, str]], bytes]:
-    """The package's function; `UserError` where it is not installed."""
+    """The package's function; raise `UserError` where it is not installed."""
     try:
         from safetensors.torch import save
     except ImportError as error:
@@ -42,68 +38,52 @@ def weights_bytes(params: Params, facts: dict[str, Any]) -> bytes:
     return safetensors_save()({name: w.detach().cpu().contiguous() for name, w in params.items()}, metadata)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def usage(experiment: Experiment, tensors: Params, least_queries: int) -> dict[str, Any]:
-    """What config.json says of inputs, outputs, preprocessing, normalisation and tensors."""
+def describe_usage(experiment: Experiment, tensors: Params, least_queries: int) -> dict[str, Any]:
+    """The part of config.json on inputs, outputs, preprocessing, normalisation and tensors."""
     config, dataset, spec = experiment.config, experiment.dataset, experiment.test_spec
     shape, norm = list(dataset.input_shape()), config.model.get("norm")
-    rows = spec.shots * (spec.ways if dataset.kind == "classification" else 1)
     classes = dataset.kind == "classification"
+    rows = spec.shots * (spec.ways if classes else 1)
     dtype = str(experiment.placement.dtype).removeprefix("torch.")
-    outputs, gaussians = dataset.outputs(spec.ways), getattr(experiment.algorithm, "predicts", "values") == "gaussians"
-    targets = {"shape": [rows], "dtype": "int64"} if classes else {"shape": [rows, outputs], "dtype": dtype}
+    outputs = dataset.outputs(spec.ways)
+    gaussians = optional(experiment.algorithm, AlgorithmOptions, "predicts") == "gaussians"
+    if gaussians:
+        meaning = "predicted means, then standard deviations"
+    elif dataset.kind == "regression":
+        meaning = "predicted means"
+    else:
+        meaning = "probabilities; column n is the class whose support rows are labelled n, labels are 0 .. ways - 1"
     return {
         "format": FORMAT,
         "inputs": {
             "support_x": {"shape": [rows, *shape], "dtype": dtype},
-            "support_y": targets,
+            "support_y": {"shape": [rows] if classes else [rows, outputs], "dtype": "int64" if classes else dtype},
             "query_x": {"shape": [f"at least {least_queries}", *shape], "dtype": dtype},
         },
         "output": {
             "shape": ["rows of query_x", 2 * outputs if gaussians else outputs],
             "dtype": dtype,
-            "is": "predicted means, then standard deviations" if gaussians else meaning(dataset.kind),
+            "is": meaning,
         },
         "support_order": "row k * ways + n is example k of class n" if classes else "any",
         "ways": spec.ways if classes else None,
         "shots": spec.shots,
         "adaptation_steps": experiment.tested.test_inner_steps,
-        "preprocessing": preprocessing(getattr(dataset, "pixels", None)),
+        "preprocessing": describe_preprocessing(optional(dataset, DatasetOptions, "pixels")),
         "normalisation": {"norm": norm, "meaning": NORMS.get(str(norm))},
         "tensors": {name: list(w.shape) for name, w in tensors.items()},
-        "settings": settings(config),
+        # All of them, without the folder that the run lay in.
+        "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run", "resume")},
     }
 
 
-def meaning(kind: Kind) -> str:
-    if kind == "regression":
-        return "predicted means"
-    return "probabilities; column n is the class whose support rows are labelled n, labels are 0 .. ways - 1"
-
-
-def preprocessing(pixels: Pixels | None) -> dict[str, Any] | None:
+def describe_preprocessing(pixels: Pixels | None) -> dict[str, Any] | None:
     """How an image file becomes a row of support_x or query_x; None where inputs are no images."""
     if pixels is None:
         return None
     mean, deviation = NORMALIZE[pixels.normalize]
-    steps = (
-        f"{'grey' if pixels.channels == 1 else 'RGB'}, {pixels.fit} to {pixels.size}x{pixels.size} ({pixels.resize})"
-    )
+    colours = "grey" if pixels.channels == 1 else "RGB"
+    steps = f"{colours}, {pixels.fit} to {pixels.size}x{pixels.size} ({pixels.resize})"
     steps += ", inverted so that dark strokes on white become 1 on 0" if pixels.ink else ""
     steps += ", bytes / 255, then (value - mean) / deviation per channel, channels first"
     return {"steps": steps, "mean": mean, "deviation": deviation, **dataclasses.asdict(pixels)}
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """All settings, resolved, without the folder that the run lay in."""
-    return {key: value for key, value in dataclasses.asdict(config).items() if key not in ("run", "resume")}
-
-
-def double(params: Params) -> Params:
-    return {name: w.double() if w.dtype == torch.float32 else w for name, w in params.items()}

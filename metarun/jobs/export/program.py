@@ -12,12 +12,11 @@ alone: weights, and the statistics of `norm=population`, are its buffers.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +27,7 @@ from torch.utils import _pytree as pytree
 
 from metarun.algorithms.inner_loop import descend_with_state, is_adapted, last
 from metarun.errors import UserError, one_line
-from metarun.types import Algorithm, Batch, GradientLearner, Kind, Objective, Params, UpdateRule
+from metarun.types import Algorithm, Batch, GradientLearner, Kind, ModelOptions, Params, optional
 
 STATS = "stats."
 
@@ -41,24 +40,10 @@ class Example(NamedTuple):
     query_x: Tensor
 
 
-class Carried(NamedTuple):
-    """What the inner loop carries, as a flat list of tensors and as a tree whose empty entries are not in the list."""
-
-    spec: Any
-    leaves: tuple[bool, ...]  # whether an entry of the tree is in the list
-
-    def flat(self, tree: Any) -> list[Tensor]:
-        return [_tensor(leaf) for leaf in pytree.tree_leaves(tree) if leaf is not None]
-
-    def tree(self, values: Sequence[Tensor]) -> Any:
-        rest = iter(values)
-        return pytree.tree_unflatten([next(rest) if there else None for there in self.leaves], self.spec)
-
-
 def tensors_of(learner: Algorithm, params: Params) -> Params:
     """The meta-parameters and, as `stats.*`, the statistics that the network holds if it holds any."""
     stats: Params = {}
-    for i, (mean, variance) in enumerate(getattr(learner.model, "fixed", None) or ()):
+    for i, (mean, variance) in enumerate(optional(learner.model, ModelOptions, "fixed") or ()):
         stats |= {f"{STATS}block{i}.mean": mean, f"{STATS}block{i}.variance": variance}
     return params | stats
 
@@ -72,151 +57,130 @@ def split_tensors(learner: Any, tensors: Params) -> tuple[Any, Params]:
     return learner, {name: w for name, w in tensors.items() if not name.startswith(STATS)}
 
 
-def outputs_of(learner: Algorithm, params: Params, inputs: Example, steps: int, kind: Kind) -> Tensor:
-    """What the program computes: after `steps` adaptation steps, probabilities [M, N] or means [M, d_out]."""
-    *_, adapted = learner.adaptations(params, Batch(inputs.support_x, inputs.support_y), steps)
-    prediction = learner.predict(adapted, inputs.query_x)
-    return prediction.softmax(1) if kind == "classification" else prediction
-
-
-def exported(learner: Algorithm, params: Params, example: Example, kind: Kind) -> ExportedProgram:
-    """Trace the learner; `UserError` with the reason where it cannot be traced."""
-    if getattr(learner.model, "norm", None) == "joined":
+def export_program(learner: Algorithm, params: Params, example: Example, kind: Kind) -> ExportedProgram:
+    """Trace the learner; raise `UserError` with the reason where it cannot be traced."""
+    if optional(learner.model, ModelOptions, "norm") == "joined":
         needed = "makes a batch for each query, which torch.export cannot trace; model.norm=support can be exported"
         raise UserError(f"job=export: model.norm=joined {needed}")
     tensors = tensors_of(learner, params)
     rows = {"query_x": {0: Dim("rows", min=fewest_queries(learner))}, "support_x": None, "support_y": None}
     try:
-        with torch.no_grad(), _quietly():
-            program = torch.export.export(
-                _Program(learner, tensors, example, kind), tuple(example), dynamic_shapes=rows
-            )
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = Program(learner, tensors, example, kind)
+            program = torch.export.export(module, tuple(example), dynamic_shapes=rows)
     except Exception as error:  # torch raises many kinds
         raise UserError(f"job=export: torch.export cannot trace this learner ({one_line(error)[:200]})") from error
-    return without_traces(program)
-
-
-def fewest_queries(learner: Algorithm) -> int:
-    """Of a call: one has no statistics of its own."""
-    return 2 if getattr(learner.model, "norm", None) == "batch" else 1
-
-
-def without_traces(program: ExportedProgram) -> ExportedProgram:
-    """Without the lines of code that each node came from: they double the file and name folders of this machine."""
-    for module in program.graph_module.modules():
-        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+    # The lines of code that each node came from double the file and name folders of this machine.
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)
     return program
 
 
+def fewest_queries(learner: Algorithm) -> int:
+    """Rows of query_x that a call needs: a batch of one row has no statistics."""
+    return 2 if optional(learner.model, ModelOptions, "norm") == "batch" else 1
+
+
 def seconds_per_call(program: ExportedProgram, inputs: Example, calls: int) -> float:
-    """Median over calls, after one that warms up."""
-    module, taken = program.module(), []
+    """The median over calls, after one that warms up."""
+    module, seconds = program.module(), []
     with torch.no_grad():
         for _ in range(calls + 1):
             start = time.perf_counter()
             module(*inputs)
-            taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:])
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
 
 
-class _Program(nn.Module):
-    """What torch.export is given; it asks for a module."""
+class Program(nn.Module):
+    """The module that torch.export traces."""
 
     def __init__(self, learner: Algorithm, tensors: Params, example: Example, kind: Kind) -> None:
         super().__init__()
-        self.names = list(tensors)
+        self.buffer_names = {name: name.replace(".", "__") for name in tensors}  # buffers have no dots in their names
         for name, value in tensors.items():
-            self.register_buffer(_buffer(name), value)
+            self.register_buffer(self.buffer_names[name], value)
         steps, self.loop = learner.test_inner_steps, None
         if isinstance(learner, GradientLearner):
-            steps, self.loop = 0, _Loop(learner, tensors, example)
-        self.predict = _traced_predict(learner, tensors, example, steps, kind)
+            steps, self.loop = 0, InnerLoop(learner, tensors, example)
+        self.predict = trace_predict(learner, tensors, example, steps, kind)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-        tensors = {name: getattr(self, _buffer(name)) for name in self.names}
+        tensors = {name: getattr(self, buffer) for name, buffer in self.buffer_names.items()}
         if self.loop is not None:
             tensors = tensors | self.loop(tensors, support_x, support_y)
         return self.predict(tensors, support_x, support_y, query_x)
 
 
-class _Loop(nn.Module):
-    """theta, support set -> the adapted tensors: `inner.descend` with its step as the body of a while loop."""
+class InnerLoop(nn.Module):
+    """theta, support set -> the adapted tensors: `descend_with_state` with its step as the body of a while loop.
+
+    The loop carries (adapted tensors, state of the rule), a tree, as a flat list of tensors; empty entries of the tree
+    are not in the list.
+    """
 
     def __init__(self, learner: GradientLearner, tensors: Params, example: Example) -> None:
         super().__init__()
-        self.rule, self.moved = learner.inner_rule, [n for n in tensors if adapted(n, learner)]
-        self.names = list(tensors)
-        start = self._start(tensors)
-        leaves, spec = pytree.tree_flatten(start)
-        self.carried = Carried(spec, tuple(leaf is not None for leaf in leaves))
-        inputs = [*self._first(start), example.support_x, example.support_y, *tensors.values()]
+        self.rule, self.names = learner.inner_rule, list(tensors)
+        self.adapted = [name for name in tensors if not name.startswith(STATS) and is_adapted(name, self.rule)]
+        leaves, self.tree_spec = pytree.tree_flatten(self._start(tensors))
+        self.filled = [leaf is not None for leaf in leaves]
+        inputs = [*self._first(tensors), example.support_x, example.support_y, *tensors.values()]
         steps = learner.test_inner_steps
         self.proceeds = make_fx(lambda step, *_: step < steps)(*inputs)
-        self.body = make_fx(self._step_of(learner))(*inputs)
+        self.body = make_fx(self._build_step(learner))(*inputs)
 
     def forward(self, tensors: Params, support_x: Tensor, support_y: Tensor) -> Params:
         while_loop = torch.ops.higher_order.while_loop
         given = (support_x, support_y, *(tensors[name] for name in self.names))
-        done = while_loop(self.proceeds, self.body, tuple(self._first(self._start(tensors))), given)
-        return self.carried.tree(done[1:])[0]
+        return self._unflatten(while_loop(self.proceeds, self.body, tuple(self._first(tensors)), given)[1:])[0]
 
     def _start(self, tensors: Params) -> tuple[Params, Any]:
-        part = {name: tensors[name] for name in self.moved}
+        part = {name: tensors[name] for name in self.adapted}
         return part, self.rule.init(part, tensors)
 
-    def _first(self, start: Any) -> list[Tensor]:
-        """Copies: a tensor that were carried and given as well could not be told apart in tracing."""
-        return [torch.zeros((), dtype=torch.int64), *(value.clone() for value in self.carried.flat(start))]
+    def _first(self, tensors: Params) -> list[Tensor]:
+        """The step number 0 and the start. Copies: tracing cannot tell apart a tensor that is carried and given."""
+        start = self._flatten(self._start(tensors))
+        return [torch.zeros((), dtype=torch.int64), *(value.clone() for value in start)]
 
-    def _step_of(self, learner: GradientLearner) -> Callable[..., tuple[Tensor, ...]]:
-        count = sum(self.carried.leaves)
+    def _flatten(self, tree: Any) -> list[Tensor]:
+        """Counts in a rule's state become tensors too, exact ones."""
+        leaves = [leaf for leaf in pytree.tree_leaves(tree) if leaf is not None]
+        return [leaf if isinstance(leaf, Tensor) else torch.tensor(leaf, dtype=torch.float64) for leaf in leaves]
+
+    def _unflatten(self, values: Sequence[Tensor]) -> Any:
+        rest = iter(values)
+        return pytree.tree_unflatten([next(rest) if filled else None for filled in self.filled], self.tree_spec)
+
+    def _build_step(self, learner: GradientLearner) -> Callable[..., tuple[Tensor, ...]]:
+        count = sum(self.filled)
 
         def step(number: Any, *values: Tensor) -> tuple[Tensor, ...]:
-            part, state = self.carried.tree(values[:count])
+            part, state = self._unflatten(values[:count])
             support, given = Batch(*values[count : count + 2]), dict(zip(self.names, values[count + 2 :], strict=True))
             at, theta = split_tensors(learner, given)
             objective = at.inner_objective(theta, support)
-            phi, state = one_step(lambda phi, _: objective(phi, number), {**theta, **part}, self.rule, state)
-            part = {name: phi[name] for name in self.moved}
-            return number + 1, *self.carried.flat((part, state))
+            rule = self.rule._replace(init=lambda *_: state)  # goes on from this state
+            phi, state = last(descend_with_state(lambda phi, _: objective(phi, number), {**theta, **part}, rule, 1))
+            return number + 1, *self._flatten(({name: phi[name] for name in self.adapted}, state))
 
         return step
 
 
-def one_step(objective: Objective, phi: Params, rule: UpdateRule, state: Any) -> tuple[Params, Any]:
-    """The step of `descend` from where the rule's state is `state`, and the state after it."""
-    return last(descend_with_state(objective, phi, rule._replace(init=lambda *_: state), 1))
+def trace_predict(learner: Algorithm, tensors: Params, example: Example, steps: int, kind: Kind) -> nn.Module:
+    """The rest of the program: after `steps` adaptation steps, probabilities [M, N] or means [M, d_out]."""
 
-
-def adapted(name: str, learner: GradientLearner) -> bool:
-    return not name.startswith(STATS) and is_adapted(name, learner.inner_rule)
-
-
-def _traced_predict(learner: Algorithm, tensors: Params, example: Example, steps: int, kind: Kind) -> nn.Module:
-    def predict(tensors: Params, *inputs: Tensor) -> Tensor:
+    def predict(tensors: Params, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         at, params = split_tensors(learner, tensors)
-        return outputs_of(at, params, Example(*inputs), steps, kind)
+        *_, adapted = at.adaptations(params, Batch(support_x, support_y), steps)
+        prediction = at.predict(adapted, query_x)
+        return prediction.softmax(1) if kind == "classification" else prediction
 
     # Sizes that are equal are taken for the same size: the queries get one that nothing else has.
     sizes = [size for value in (*tensors.values(), *example) for size in value.shape]
     query_x = example.query_x.new_empty(max(sizes) + 1, *example.query_x.shape[1:])
     traced = make_fx(predict, tracing_mode="symbolic", _allow_non_fake_inputs=True)
     return traced(tensors, example.support_x, example.support_y, query_x)
-
-
-def _tensor(value: Any) -> Tensor:
-    """Counts of a rule's state become tensors too, exact ones."""
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-
-
-def _buffer(name: str) -> str:
-    """A module's buffers have no dots in their names."""
-    return name.replace(".", "__")
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -1,6 +1,6 @@
 r"""Take weights near zero, and the units that then put out nothing, out of a trained network.
 
-    thresholded   w_j <- 0 where |w_j| <= T
+    threshold     w_j <- 0 where |w_j| <= T
     silent        unit c of a block with a ReLU: shift_c = 0, and row c of the weight or gain_c is 0
     cut           the network without its silent units, exactly the same function
 
@@ -33,88 +33,79 @@ class Pruned(NamedTuple):
     cut: dict[str, int]  # how many units each block lost
 
 
-def thresholded(params: Params, threshold: float) -> Params:
-    """Zeros in place of what is at most `threshold`; entries of regularizers are left as they are."""
+def zero_small_weights(params: Params, threshold: float) -> Params:
+    """Set weights of at most `threshold` to zero; entries of regularizers are left as they are."""
 
-    def kept(name: str, w: Tensor) -> Tensor:
-        return w if name.startswith(NOT_WEIGHTS) else torch.where(w.abs() <= threshold, 0.0, w)
+    return {
+        name: w if name.startswith(NOT_WEIGHTS) else torch.where(w.abs() <= threshold, 0.0, w)
+        for name, w in params.items()
+    }
 
-    return {name: kept(name, w) for name, w in params.items()}
 
-
-def cut(model: Any, params: Params) -> Pruned:
+def cut_units(model: Any, params: Params) -> Pruned:
     """The network without its silent units; what cannot be cut is returned as it is."""
     if not isinstance(model, Network) or model.norm not in CUTTABLE_NORMS or model.bottleneck is not None:
         return Pruned(model, params, {})
-    kept = kept_units(model, params)
-    lost = {f"block{i}": int((~keep).sum()) for i, keep in enumerate(kept) if not keep.all()}
+    masks = unit_masks(model, params)
+    lost = {f"block{i}": int((~keep).sum()) for i, keep in enumerate(masks) if not keep.all()}
     if not lost:
         return Pruned(model, params, {})
-    shapes = tuple(tuple(params[f"block{i}.weight"][keep].shape) for i, keep in enumerate(kept))
-    inputs = [model.shapes[0][1], *(int(keep.sum()) for keep in kept)]
-    shapes = tuple((shape[0], width, *shape[2:]) for shape, width in zip(shapes, inputs, strict=False))
-    smaller = replace(model, shapes=shapes, features=len(columns_of_head(model, kept)))
-    return Pruned(smaller, sliced(model, params, kept), lost)
+    units = [int(keep.sum()) for keep in masks]
+    inputs = [model.shapes[0][1], *units]
+    shapes = tuple((n, width, *old[2:]) for n, width, old in zip(units, inputs, model.shapes, strict=False))
+    indices = kept_indices(model, masks)
+    features = len(feature_indices(model, masks[-1]))
+    smaller = replace(model, shapes=shapes, features=features)
+    return Pruned(smaller, {name: select(name, w, params, indices) for name, w in params.items()}, lost)
 
 
-def kept_units(model: Network, params: Params) -> list[Tensor]:
-    """Which units stay, of each block; one at least."""
+def unit_masks(model: Network, params: Params) -> list[Tensor]:
+    """Which units stay, of each block [units]; one at least.
+
+    A unit is silent where it puts out 0 for every input and stays so.
+    """
     found = layers(params)
-    alone = all(name.startswith(("block", "head")) for name in found)  # nobody but the head reads the features
+    alone = all(name.startswith(("block", "head")) for name in found)  # nothing but the head reads the features
     last = len(model.shapes) - 1
-    kept = []
+    masks = []
     for i in range(len(model.shapes)):
         block = found[f"block{i}"]
         keep = torch.ones_like(block["shift"], dtype=torch.bool)
         if i not in model.linear_blocks and (i < last or alone):
-            keep = ~silent(block)
+            empty = (block["weight"].flatten(1) == 0).all(1)
+            if "gain" in block:
+                empty = empty | (block["gain"] == 0)
+            keep = ~(empty & (block["shift"] == 0))
         if not keep.any():
             keep[0] = True
-        kept.append(keep)
-    return kept
+        masks.append(keep)
+    return masks
 
 
-def silent(block: Params) -> Tensor:
-    """Which units of a block put out 0 for every input and stay so, [units]."""
-    empty = (block["weight"].flatten(1) == 0).all(1)
-    if "gain" in block:
-        empty = empty | (block["gain"] == 0)
-    return empty & (block["shift"] == 0)
-
-
-def sliced(model: Network, params: Params, kept: list[Tensor]) -> Params:
-    """The tensors without rows and columns of cut units; those of a regularizer that are shaped like them likewise."""
-    selections = selections_of(model, kept)
-
-    def part(name: str, w: Tensor) -> Tensor:
-        for base, index in selections.items():
-            own = name.startswith(NOT_WEIGHTS) and name.endswith(f".{base}")
-            if base in params and (name == base or own) and w.shape == params[base].shape:
-                return select(w, index)
-        return w
-
-    return {name: part(name, w) for name, w in params.items()}
-
-
-def selections_of(model: Network, kept: list[Tensor]) -> dict[str, tuple[Tensor, ...]]:
+def kept_indices(model: Network, masks: list[Tensor]) -> dict[str, tuple[Tensor, ...]]:
     """Name of a tensor -> the indices that stay on its first axis, and on its second if it has such."""
-    rows = [keep.nonzero().flatten() for keep in kept]
+    rows = [keep.nonzero().flatten() for keep in masks]
     found: dict[str, tuple[Tensor, ...]] = {}
     for i, row in enumerate(rows):
         found[f"block{i}.weight"] = (row, rows[i - 1]) if i else (row,)
         found |= {f"block{i}.{name}": (row,) for name in ("shift", "gain")}
     if model.outputs is not None:
-        found["head.weight"] = (torch.arange(model.outputs), columns_of_head(model, kept))
+        found["head.weight"] = (torch.arange(model.outputs), feature_indices(model, masks[-1]))
     return found
 
 
-def select(w: Tensor, index: tuple[Tensor, ...]) -> Tensor:
-    for axis, keep in enumerate(index):
-        w = w.index_select(axis, keep)
-    return w.contiguous()
-
-
-def columns_of_head(model: Network, kept: list[Tensor]) -> Tensor:
+def feature_indices(model: Network, mask: Tensor) -> Tensor:
     """The features that stay: a flattened map has as many for each unit as it has pixels, unit by unit."""
     area = model.features // model.shapes[-1][0]
-    return kept[-1].repeat_interleave(area).nonzero().flatten()
+    return mask.repeat_interleave(area).nonzero().flatten()
+
+
+def select(name: str, w: Tensor, params: Params, indices: dict[str, tuple[Tensor, ...]]) -> Tensor:
+    """The tensor without rows and columns of cut units; a regularizer's tensor for a weight, of its shape, likewise."""
+    for base, index in indices.items():
+        own = name.startswith(NOT_WEIGHTS) and name.endswith(f".{base}")
+        if base in params and (name == base or own) and w.shape == params[base].shape:
+            for axis, keep in enumerate(index):
+                w = w.index_select(axis, keep)
+            return w.contiguous()
+    return w
