@@ -19,7 +19,7 @@ from metarun.analyses.context import Context
 from metarun.analyses.figures import heat_map
 from metarun.analyses.frame import Cell, Row
 from metarun.diagnostics.implicit import implicit_measures
-from metarun.diagnostics.probe_tasks import ProbeTasks
+from metarun.diagnostics.task_sample import ProbeTasks
 from metarun.report.figures.drawing import Drawing
 from metarun.training.evaluation import EPISODE_SEED
 from metarun.training.experiment import Experiment

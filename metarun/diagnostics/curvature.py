@@ -28,7 +28,7 @@ from torch import Tensor
 from metarun.algorithms.inner_loop import is_adapted
 from metarun.compute.linalg import hessian_product
 from metarun.diagnostics.lanczos import Ritz, directions, extremes
-from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights, network_weights
+from metarun.diagnostics.task_sample import ProbeTasks, adapted_weights, network_weights
 from metarun.types import Batch, GradientLearner, Metrics, Params, ProximalLearner, Task
 
 SEED = 0

@@ -20,8 +20,8 @@ from torch.func import grad
 
 from metarun.algorithms.inner_loop import last
 from metarun.compute.linalg import sub
-from metarun.diagnostics.metagradients import cosine, relative, unrolled_gradient
-from metarun.diagnostics.probe_tasks import SMALL_MODEL, ProbeTasks, network_weights
+from metarun.diagnostics.meta_gradients import cosine, relative, unrolled_gradient
+from metarun.diagnostics.task_sample import SMALL_MODEL, ProbeTasks, network_weights
 from metarun.types import Batch, GradientLearner, Metrics, Params, ProximalLearner, Task
 
 

@@ -21,7 +21,7 @@ from torch.func import vjp
 
 from metarun.compute.linalg import norm
 from metarun.diagnostics.lanczos import directions, extremes
-from metarun.diagnostics.probe_tasks import SMALL_MODEL, ProbeTasks, adapted_weights, network_weights
+from metarun.diagnostics.task_sample import SMALL_MODEL, ProbeTasks, adapted_weights, network_weights
 from metarun.types import Batch, GradientLearner, Metrics, Params, Task
 
 VECTORS = 4

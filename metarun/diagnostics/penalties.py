@@ -46,7 +46,7 @@ from metarun.algorithms.penalty_protocols import Adaptation, ProximalPenalty
 from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from metarun.compute.linalg import norm, sub, sum_scalars
 from metarun.compute.task_axis import map_tasks
-from metarun.diagnostics.probe_tasks import adapted_weights, network_weights
+from metarun.diagnostics.task_sample import adapted_weights, network_weights
 from metarun.types import Algorithm, GradientLearner, Metrics, Params, ProximalLearner, Task
 
 LOGARITHM = "log_"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights
+from metarun.diagnostics.task_sample import ProbeTasks, adapted_weights
 from metarun.types import Algorithm, GradientLearner, Metrics, Model, Params, Task
 
 

@@ -10,7 +10,7 @@ from metarun.compute.linalg import layer_norms, norm, sub
 from metarun.diagnostics.adaptation import adaptation_measures
 from metarun.diagnostics.gradients import gradient_measures
 from metarun.diagnostics.penalties import Followed, penalty_measures
-from metarun.diagnostics.probe_tasks import network_weights
+from metarun.diagnostics.task_sample import network_weights
 from metarun.types import Algorithm, Batch, GradientLearner, Params, Task
 
 Values = dict[str, float]

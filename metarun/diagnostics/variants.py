@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metarun.algorithms.inner_loop import descend, is_adapted, last
 from metarun.diagnostics.adaptation import HEAD
-from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights, network_weights
+from metarun.diagnostics.task_sample import ProbeTasks, adapted_weights, network_weights
 from metarun.types import Batch, GradientLearner, Metrics, Params, Task
 
 

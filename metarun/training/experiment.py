@@ -13,7 +13,7 @@ from metarun.config import catalogue
 from metarun.config.components import build, component_class, locate
 from metarun.config.schema import Config, TrainConfig, check
 from metarun.data.pool import TaskPool
-from metarun.diagnostics.probes import Probe
+from metarun.diagnostics.probe import Probe
 from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError
 from metarun.models.precision import cast_model

@@ -19,7 +19,7 @@ from metarun.algorithms.reptile import Reptile
 from metarun.compute.linalg import hessian_product
 from metarun.diagnostics.curvature import curvature_measures, descends_gradient
 from metarun.diagnostics.lanczos import Ritz, directions, extremes, flat, lanczos, unflat
-from metarun.diagnostics.probe_tasks import ProbeTasks
+from metarun.diagnostics.task_sample import ProbeTasks
 from metarun.models.mlp import mlp
 from metarun.types import Batch, GradientLearner, Params, Task, UpdateRule
 

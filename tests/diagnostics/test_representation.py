@@ -11,7 +11,6 @@ from metarun.algorithms.imaml import IMAML
 from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.protonet import ProtoNet
-from metarun.diagnostics.probe_tasks import ProbeTasks
 from metarun.diagnostics.representation import (
     class_means,
     class_measures,
@@ -21,6 +20,7 @@ from metarun.diagnostics.representation import (
     separation,
     similarity_measures,
 )
+from metarun.diagnostics.task_sample import ProbeTasks
 from metarun.diagnostics.variants import head_adapted, head_only_measures
 from metarun.models.mlp import mlp
 from metarun.models.network import Network

@@ -39,7 +39,7 @@ from metarun.diagnostics import implicit, jacobian
 from metarun.diagnostics.implicit import implicit_measures
 from metarun.diagnostics.jacobian import SEED, VECTORS, growth, jacobian_measures, spectral_norm
 from metarun.diagnostics.lanczos import directions, flat
-from metarun.diagnostics.metagradients import (
+from metarun.diagnostics.meta_gradients import (
     bias_measures,
     first_order_gradient,
     mean,
@@ -48,7 +48,7 @@ from metarun.diagnostics.metagradients import (
     true_gradients,
     unrolled_gradient,
 )
-from metarun.diagnostics.probe_tasks import ProbeTasks
+from metarun.diagnostics.task_sample import ProbeTasks
 from metarun.models.mlp import mlp
 from metarun.types import Algorithm, Batch, GradientLearner, Params, Task
 

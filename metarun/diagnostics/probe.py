@@ -17,9 +17,9 @@ from metarun.config.schema import DiagnosticsConfig
 from metarun.diagnostics.curvature import curvature_measures
 from metarun.diagnostics.implicit import implicit_measures
 from metarun.diagnostics.jacobian import jacobian_measures
-from metarun.diagnostics.metagradients import bias_measures, objective_measures
-from metarun.diagnostics.probe_tasks import ProbeTasks
+from metarun.diagnostics.meta_gradients import bias_measures, objective_measures
 from metarun.diagnostics.representation import class_measures, similarity_measures
+from metarun.diagnostics.task_sample import ProbeTasks
 from metarun.diagnostics.variants import head_only_measures
 from metarun.types import Algorithm, Dataset, EpisodeSpec, GradientLearner, Params, ProximalLearner
 

@@ -29,7 +29,7 @@ from torch.func import grad, grad_and_value
 
 from metarun.algorithms.inner_loop import last
 from metarun.compute.linalg import axpy, dot, norm, scale, sub
-from metarun.diagnostics.probe_tasks import ProbeTasks, adapted_weights, network_weights
+from metarun.diagnostics.task_sample import ProbeTasks, adapted_weights, network_weights
 from metarun.types import Algorithm, GradientLearner, Metrics, Params, Task
 
 

@@ -15,8 +15,8 @@ from helpers.blobs import Blobs
 import metarun
 from metarun.compute.device import Placement
 from metarun.config.schema import DiagnosticsConfig
-from metarun.diagnostics.probe_tasks import network_weights
-from metarun.diagnostics.probes import Probe
+from metarun.diagnostics.probe import Probe
+from metarun.diagnostics.task_sample import network_weights
 from metarun.training.experiment import assemble, build_learner
 from metarun.types import EpisodeSpec, Params, Split, Task
 
