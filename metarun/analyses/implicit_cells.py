@@ -18,8 +18,8 @@ from typing import Any
 from metarun.analyses.context import Context
 from metarun.analyses.figures import heat_map
 from metarun.analyses.frame import Cell, Row
-from metarun.diagnostics.implicit import implicit_measures
-from metarun.diagnostics.task_sample import ProbeTasks
+from metarun.diagnostics.meta_gradients import implicit_measures
+from metarun.diagnostics.task_sample import TaskSample
 from metarun.report.figures.drawing import Drawing
 from metarun.training.evaluation import EPISODE_SEED
 from metarun.training.experiment import Experiment
@@ -51,13 +51,13 @@ def measure_implicit(context: Context, cell: Cell, tasks: int, unroll_steps: int
     return found | implicit_measures(learner, params, drawn, unroll_steps)
 
 
-def _tasks(experiment: Experiment, tasks: int) -> ProbeTasks:
+def _tasks(experiment: Experiment, tasks: int) -> TaskSample:
     place, spec = experiment.placement, experiment.test_spec
     drawn = experiment.dataset.episodes("test", EPISODE_SEED, 0, range(tasks), spec)
     chunk = place.chunk(spec, experiment.dataset.input_shape())
     if place.chunk_size == "auto" and chunk is not None:
         chunk = 1  # Hessian products of images on a CPU: without vmap its convolutions are faster
-    return ProbeTasks(place.move_task(drawn), chunk)
+    return TaskSample(place.move_task(drawn), chunk)
 
 
 def draw_implicit(rows: Sequence[Row], own: Mapping[str, Any]) -> list[Drawing]:

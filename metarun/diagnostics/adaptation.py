@@ -17,31 +17,34 @@ K is `inner_steps`; where that is 1, a second step is taken for the contraction 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from metarun.compute.linalg import norm, sub
-from metarun.compute.task_axis import map_tasks
+from metarun.diagnostics.task_sample import TaskSample, mean_metrics
 from metarun.types import GradientLearner, Metrics, Params, Task
 
 HEAD = "head."
+"""Name prefix of the head's tensors."""
 
 
-def adaptation_measures(
-    learner: GradientLearner, params: Params, tasks: Task, chunk: int | None, processes: ProcessGroup = SINGLE_PROCESS
-) -> dict[str, float]:
-    """The measures by name, on tasks with a leading T axis; no gradient flows."""
+def adaptation_measures(learner: GradientLearner, params: Params, sample: TaskSample) -> dict[str, float]:
+    """Measure the inner loops of a few tasks; no gradient flows."""
 
-    def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
-        return followed(learner, theta, task)
+    def follow_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+        return follow(learner, theta, task)
 
-    with torch.no_grad():
-        losses, moves = map_tasks(one, len(tasks.support.x), chunk, processes=processes)(params, tasks)
-    return _loss_measures(losses, learner.inner_steps) | _move_measures(moves)
+    losses, moves = sample.each(follow_one, params)
+    steps = learner.inner_steps
+    support, query = (losses[part].double().mean(0).tolist() for part in ("support", "query"))
+    measures = {f"support_loss/{k}": v for k, v in enumerate(support)}
+    measures |= {f"query_loss/{k}": v for k, v in enumerate(query)}
+    measures["adaptation_gain"] = query[0] - query[steps]
+    measures["support_query_gap"] = query[steps] - support[steps]
+    measures["inner_rises"] = float((losses["support"].diff(dim=1) > 0).double().mean())
+    return measures | mean_metrics(moves)
 
 
-def followed(learner: GradientLearner, theta: Params, task: Task) -> tuple[Metrics, Metrics]:
-    """Of one task: losses [K+1] along the way, and how far and how straight the weights went."""
+def follow(learner: GradientLearner, theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+    """Of one task: the losses [K+1] along the inner loop, and the measures of how the weights move."""
     last = max(learner.inner_steps, 2)
     support, query, moves = [], [], []
     before = adapted = theta
@@ -55,32 +58,14 @@ def followed(learner: GradientLearner, theta: Params, task: Task) -> tuple[Metri
             adapted = phi
         before = phi
     losses = {"support": torch.stack(support), "query": torch.stack(query)}
-    return losses, _moved(theta, adapted, torch.stack(moves), learner.inner_steps)
-
-
-def _moved(theta: Params, phi: Params, moves: Tensor, steps: int) -> Metrics:
-    away = sub(phi, theta)
+    moves_K, away = torch.stack(moves), sub(adapted, theta)
     head = {k: v for k, v in away.items() if k.startswith(HEAD)}
     body = {k: v for k, v in away.items() if k not in head}
-    tiny = torch.finfo(moves.dtype).tiny
+    tiny = torch.finfo(moves_K.dtype).tiny
     total = norm(away)
     measures = {f"distance_{name}": norm(part) for name, part in (("body", body), ("head", head)) if part}
-    return measures | {
+    return losses, measures | {
         "distance_relative": total / norm(theta).clamp_min(tiny),
-        "path_ratio": moves[:steps].sum() / total.clamp_min(tiny),
-        "contraction": (moves[-1] / moves[0].clamp_min(tiny)) ** (1 / (len(moves) - 1)),
+        "path_ratio": moves_K[: learner.inner_steps].sum() / total.clamp_min(tiny),
+        "contraction": (moves_K[-1] / moves_K[0].clamp_min(tiny)) ** (1 / (len(moves) - 1)),
     }
-
-
-def _loss_measures(losses: Metrics, steps: int) -> dict[str, float]:
-    support, query = (losses[part].double().mean(0).tolist() for part in ("support", "query"))
-    measures = {f"support_loss/{k}": v for k, v in enumerate(support)}
-    measures |= {f"query_loss/{k}": v for k, v in enumerate(query)}
-    measures["adaptation_gain"] = query[0] - query[steps]
-    measures["support_query_gap"] = query[steps] - support[steps]
-    measures["inner_rises"] = float((losses["support"].diff(dim=1) > 0).double().mean())
-    return measures
-
-
-def _move_measures(moves: Metrics) -> dict[str, float]:
-    return {name: float(v.double().mean()) for name, v in moves.items()}

@@ -28,14 +28,14 @@ from torch import Tensor
 from metarun.algorithms.inner_loop import is_adapted
 from metarun.compute.linalg import hessian_product
 from metarun.diagnostics.lanczos import Ritz, directions, extremes
-from metarun.diagnostics.task_sample import ProbeTasks, adapted_weights, network_weights
+from metarun.diagnostics.task_sample import TaskSample, adapted_weights, network_weights
 from metarun.types import Batch, GradientLearner, Metrics, Params, ProximalLearner, Task
 
 SEED = 0
 """Of Lanczos' first vector, the same for every task, probe and run."""
 
 
-def curvature_measures(learner: GradientLearner, params: Params, tasks: ProbeTasks, steps: int) -> dict[str, float]:
+def curvature_measures(learner: GradientLearner, params: Params, tasks: TaskSample, steps: int) -> dict[str, float]:
     """The measures by name, each spectrum from `steps` Hessian-vector products."""
     start = directions(network_weights(params), 1, SEED)[0]
 

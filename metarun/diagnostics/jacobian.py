@@ -21,7 +21,7 @@ from torch.func import vjp
 
 from metarun.compute.linalg import norm
 from metarun.diagnostics.lanczos import directions, extremes
-from metarun.diagnostics.task_sample import SMALL_MODEL, ProbeTasks, adapted_weights, network_weights
+from metarun.diagnostics.task_sample import SMALL_MODEL, TaskSample, adapted_weights, network_weights
 from metarun.types import Batch, GradientLearner, Metrics, Params, Task
 
 VECTORS = 4
@@ -29,7 +29,7 @@ SEED = 1
 """Of the random vectors, the same for every task, probe and run."""
 
 
-def jacobian_measures(learner: GradientLearner, params: Params, tasks: ProbeTasks, steps: int) -> dict[str, float]:
+def jacobian_measures(learner: GradientLearner, params: Params, tasks: TaskSample, steps: int) -> dict[str, float]:
     """The measures by name; the norm from `steps` products with J^T J."""
     weights = network_weights(params)
     start, *vectors = directions(weights, 1 + VECTORS, SEED)

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metarun.compute.linalg import flatten, unflatten
 from metarun.types import Params
 
 ROUNDING = 10.0
@@ -44,7 +45,7 @@ class Ritz(NamedTuple):
 
 def extremes(product: Callable[[Params], Params], start: Params, steps: int) -> Ritz:
     """Of v -> A v on dictionaries, from `start` (any vector but 0); min(steps, D) products."""
-    return lanczos(lambda q: flat(product(unflat(q, start))), flat(start), steps)
+    return lanczos(lambda q: flatten(product(unflatten(q, start))), flatten(start), steps)
 
 
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Ritz:
@@ -87,21 +88,12 @@ def orthogonal(w: Tensor, basis: Tensor) -> Tensor:
     return w - (basis @ w) @ basis
 
 
-def flat(x: Params) -> Tensor:
-    return torch.cat([v.reshape(-1) for v in x.values()])
-
-
-def unflat(x: Tensor, like: Params) -> Params:
-    parts = x.split([v.numel() for v in like.values()])
-    return {k: p.reshape(v.shape) for (k, v), p in zip(like.items(), parts, strict=True)}
-
-
 def directions(like: Params, count: int, seed: int) -> list[Params]:
     """Random unit vectors, the same for the same seed wherever they are used."""
     draw = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(count):
         drawn = {k: torch.randn(v.shape, generator=draw, dtype=torch.float64) for k, v in like.items()}
-        length = flat(drawn).norm()
+        length = flatten(drawn).norm()
         found.append({k: (v / length).to(like[k]) for k, v in drawn.items()})
     return found

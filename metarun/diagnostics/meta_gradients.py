@@ -19,6 +19,16 @@ meta_grad_cosine, meta_grad_ratio, meta_grad_error
 sharpness            F(theta + r gbar / |gbar|) - F(theta), r = `radius` (Sharp-MAML, arXiv 2206.03996)
 smoothness           |grad F(theta + r gbar / |gbar|) - gbar| / r, to be read against |gbar|, with which it may grow
                      (arXiv 2409.03682)
+implicit_error       |m_i - u_i| / |u_i|, mean over tasks, of proximal learners: m_i the learner's own meta-gradient,
+                     u_i = d/dtheta L^Q(phi_U(theta)) through U = `unroll_steps` steps of the same inner loop. It holds
+                     all that m_i is wrong by: an inner loop that stopped early, a linear system solved roughly or
+                     damped, negative curvature (Rajeswaran et al. 2019, arXiv 1909.04630)
+implicit_cosine      cos(m_i, u_i), mean over tasks
+unroll_stationarity  |grad objective(phi_U)| / |grad objective(theta)|, mean over tasks: how near a minimiser U steps
+                     came. Where it is not small, u_i is no limit either: raise diagnostics.unroll_steps. Where it
+                     stays, the loop may be bouncing at a kink of a ReLU, which is no stationary point
+
+The last three are for networks of less than 20 000 weights, since the memory of u_i grows with U.
 """
 
 from __future__ import annotations
@@ -29,8 +39,8 @@ from torch.func import grad, grad_and_value
 
 from metarun.algorithms.inner_loop import last
 from metarun.compute.linalg import axpy, dot, norm, scale, sub
-from metarun.diagnostics.task_sample import ProbeTasks, adapted_weights, network_weights
-from metarun.types import Algorithm, GradientLearner, Metrics, Params, Task
+from metarun.diagnostics.task_sample import SMALL_MODEL, TaskSample, adapted_weights, mean_gradient, network_weights
+from metarun.types import Algorithm, Batch, GradientLearner, Metrics, Params, ProximalLearner, Task
 
 
 def unrolled_gradient(learner: GradientLearner, theta: Params, task: Task, steps: int) -> tuple[Params, Tensor]:
@@ -54,7 +64,7 @@ def first_order_gradient(learner: GradientLearner, theta: Params, task: Task) ->
     return network_weights(grad(outer)(adapted_weights(learner, theta, task.support)))
 
 
-def true_gradients(algorithm: Algorithm, params: Params, tasks: ProbeTasks) -> tuple[Params, Tensor]:
+def true_gradients(algorithm: Algorithm, params: Params, tasks: TaskSample) -> tuple[Params, Tensor]:
     """g_i [T, ...] and the losses [T] whose mean is F."""
 
     def one(theta: Params, task: Task) -> tuple[Params, Metrics]:
@@ -69,22 +79,22 @@ def true_gradients(algorithm: Algorithm, params: Params, tasks: ProbeTasks) -> t
 
 
 def objective_measures(
-    algorithm: Algorithm, params: Params, tasks: ProbeTasks, radius: float
+    algorithm: Algorithm, params: Params, tasks: TaskSample, radius: float
 ) -> tuple[dict[str, float], Params]:
     """F, the norm of its gradient, its sharpness and smoothness; and gbar."""
     grads, losses_T = true_gradients(algorithm, params, tasks)
-    gbar = mean(grads)
+    gbar = mean_gradient(grads)
     uphill = scale(1 / norm(gbar).clamp_min(tiny(gbar)), gbar)
     beyond, risen_T = true_gradients(algorithm, params | axpy(radius, uphill, network_weights(params)), tasks)
     values = {"probe_loss": float(losses_T.mean()), **squared_norms(grads)}
     values["sharpness"] = float((risen_T - losses_T).mean())
-    values["smoothness"] = float(norm(sub(mean(beyond), gbar))) / radius
+    values["smoothness"] = float(norm(sub(mean_gradient(beyond), gbar))) / radius
     return values, gbar
 
 
 def squared_norms(grads: Params) -> dict[str, float]:
     """|gbar|^2, debiased (of two tasks or more) and raw."""
-    gbar = mean(grads)
+    gbar = mean_gradient(grads)
     raw = float(dot(gbar, gbar))
     tasks = len(next(iter(grads.values())))
     if tasks == 1:
@@ -94,14 +104,14 @@ def squared_norms(grads: Params) -> dict[str, float]:
     return {"true_grad_norm2": raw - variance / tasks, "true_grad_norm2_raw": raw}
 
 
-def bias_measures(learner: GradientLearner, params: Params, tasks: ProbeTasks, gbar: Params) -> dict[str, float]:
+def bias_measures(learner: GradientLearner, params: Params, tasks: TaskSample, gbar: Params) -> dict[str, float]:
     """First-order and the learner's own meta-gradients against gbar."""
 
     def first_order(theta: Params, task: Task) -> tuple[Params, Metrics]:
         return first_order_gradient(learner, theta, task), {}
 
-    first = mean(tasks.each(first_order, params)[0])
-    own = network_weights(mean(tasks.each(learner.meta_grad, params)[0]))
+    first = mean_gradient(tasks.each(first_order, params)[0])
+    own = network_weights(mean_gradient(tasks.each(learner.meta_grad, params)[0]))
     return {
         "first_order_cosine": float(cosine(first, gbar)),
         "first_order_ratio": float(relative(first, gbar)),
@@ -111,8 +121,32 @@ def bias_measures(learner: GradientLearner, params: Params, tasks: ProbeTasks, g
     }
 
 
-def mean(grads: Params) -> Params:
-    return {k: g.mean(0) for k, g in grads.items()}
+def implicit_measures(learner: ProximalLearner, params: Params, tasks: TaskSample, steps: int) -> dict[str, float]:
+    """The measures by name; none for a network that is not small."""
+    if sum(p.numel() for p in network_weights(params).values()) >= SMALL_MODEL:
+        return {}
+
+    def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+        own = network_weights(learner.meta_grad(theta, task)[0])
+        unrolled, _ = unrolled_gradient(learner, theta, task, steps)
+        return {
+            "implicit_error": relative(sub(own, unrolled), unrolled),
+            "implicit_cosine": cosine(own, unrolled),
+            "unroll_stationarity": stationarity(learner, theta, task.support, steps),
+        }, {}
+
+    return tasks.mean(one, params)
+
+
+def stationarity(learner: GradientLearner, theta: Params, support: Batch, steps: int) -> Tensor:
+    """|grad objective(phi_steps)| / |grad objective(theta)| of one task."""
+    objective = learner.inner_objective(theta, support)
+
+    def gradient(at: Params) -> Params:
+        return network_weights(grad(objective)(at, 0))
+
+    phi = last(learner.adaptations(theta, support, steps)).params
+    return relative(gradient(phi), gradient(theta))
 
 
 def cosine(x: Params, y: Params) -> Tensor:

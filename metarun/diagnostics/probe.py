@@ -3,8 +3,8 @@
 The tasks are those of step 2^40 of the training split with seed 0, sized and augmented as in training: tasks that no
 run trains on, of classes that it does train on, and the same for all seeds. So curves show progress and not which
 tasks were drawn; validation, not this, measures generalisation. A probe is a function of theta alone, hence the same
-after an interruption. What does not exist for a learner, a network or a kind of data is left out; what is not finite
-stays so.
+after an interruption. Measures that do not exist for a learner, a network or a kind of data are left out; values that
+are not finite stay so.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from metarun.compute.device import Placement
 from metarun.config.schema import DiagnosticsConfig
 from metarun.diagnostics.curvature import curvature_measures
-from metarun.diagnostics.implicit import implicit_measures
 from metarun.diagnostics.jacobian import jacobian_measures
-from metarun.diagnostics.meta_gradients import bias_measures, objective_measures
-from metarun.diagnostics.representation import class_measures, similarity_measures
-from metarun.diagnostics.task_sample import ProbeTasks
-from metarun.diagnostics.variants import head_only_measures
+from metarun.diagnostics.meta_gradients import bias_measures, implicit_measures, objective_measures
+from metarun.diagnostics.representation import class_measures, head_only_measures, similarity_measures
+from metarun.diagnostics.task_sample import TaskSample
 from metarun.types import Algorithm, Dataset, EpisodeSpec, GradientLearner, Params, ProximalLearner
 
 SEED = 0
@@ -39,28 +37,25 @@ class Probe:
     settings: DiagnosticsConfig
 
     def __call__(self, params: Params) -> dict[str, float]:
-        values, gbar = objective_measures(self.algorithm, params, self.tasks, self.settings.radius)
-        if isinstance(self.algorithm, GradientLearner):
-            values |= self._of_adaptation(self.algorithm, params, gbar)
+        learner, settings, tasks = self.algorithm, self.settings, self.tasks
+        values, gbar = objective_measures(learner, params, tasks, settings.radius)
+        if isinstance(learner, GradientLearner):
+            values |= bias_measures(learner, params, tasks, gbar)
+            if isinstance(learner, ProximalLearner):
+                values |= implicit_measures(learner, params, tasks, settings.unroll_steps)
+            values |= curvature_measures(learner, params, tasks, settings.lanczos_steps)
+            values |= jacobian_measures(learner, params, tasks, settings.lanczos_steps)
+            values |= similarity_measures(learner, params, tasks)
+            values |= head_only_measures(learner, params, tasks)
         if self.dataset.kind == "classification":
-            values |= class_measures(self.algorithm, params, self.tasks, self.spec.ways)
+            values |= class_measures(self.algorithm, params, tasks, self.spec.ways)
         return values
 
     @functools.cached_property
-    def tasks(self) -> ProbeTasks:
-        """Drawn at the first probe."""
+    def tasks(self) -> TaskSample:
+        """The probe tasks, drawn at the first probe."""
         drawn = self.dataset.episodes("train", SEED, STEP, range(self.settings.probe_tasks), self.spec)
         chunk = self.placement.evaluation_chunk(self.spec, self.dataset.input_shape())
         if self.placement.chunk_size == "auto" and chunk is not None:
             chunk = 1  # Hessian products of images on a CPU: convolutions that vmap batched take 3.5 times as long
-        return ProbeTasks(self.placement.move_task(drawn), chunk, self.placement.processes)
-
-    def _of_adaptation(self, learner: GradientLearner, params: Params, gbar: Params) -> dict[str, float]:
-        settings, tasks = self.settings, self.tasks
-        values = bias_measures(learner, params, tasks, gbar)
-        if isinstance(learner, ProximalLearner):
-            values |= implicit_measures(learner, params, tasks, settings.unroll_steps)
-        values |= curvature_measures(learner, params, tasks, settings.lanczos_steps)
-        values |= jacobian_measures(learner, params, tasks, settings.lanczos_steps)
-        values |= similarity_measures(learner, params, tasks)
-        return values | head_only_measures(learner, params, tasks)
+        return TaskSample(self.placement.move_task(drawn), chunk, self.placement.processes)

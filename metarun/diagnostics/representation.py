@@ -10,8 +10,14 @@ class_separation  s_within / s_between of the features of all R images of a task
                   and far apart (Goldblum et al. 2020, arXiv 2002.06753, up to a factor):
                   s_within = (1/(R-N)) sum_r |z_r - mu_(y_r)|^2,  s_between = (1/(N-1)) sum_n |mu_n - mean of the mu|^2
 
-The last two are for classification. Queries are normalised as in prediction, the images of `class_separation` in one
-batch. The network is the one that is trained: with `norm=population` its statistics are those of the batch.
+full_METRIC       the metric of the queries after `inner_steps`, mean over tasks
+head_only_METRIC  the same where the inner loop, its rule and objective unchanged, moves only the tensors `head.*`: what
+                  adapting the body adds (ANIL, arXiv 1909.09157)
+gain_from_body    by how much the full one is better: full - head-only of an accuracy, head-only - full of an error
+
+`nil_accuracy` and `class_separation` are for classification. Queries are normalised as in prediction, the images of
+`class_separation` in one batch. The network is the one that is trained: with `norm=population` its statistics are those
+of the batch.
 """
 
 from __future__ import annotations
@@ -20,11 +26,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from metarun.diagnostics.task_sample import ProbeTasks, adapted_weights
-from metarun.types import Algorithm, GradientLearner, Metrics, Model, Params, Task
+from metarun.algorithms.inner_loop import descend, is_adapted, last
+from metarun.diagnostics.adaptation import HEAD
+from metarun.diagnostics.task_sample import TaskSample, adapted_weights, network_weights
+from metarun.types import Algorithm, Batch, GradientLearner, Metrics, Model, Params, Task
 
 
-def similarity_measures(learner: GradientLearner, params: Params, tasks: ProbeTasks) -> dict[str, float]:
+def similarity_measures(learner: GradientLearner, params: Params, tasks: TaskSample) -> dict[str, float]:
     """CKA of each layer before and after adaptation."""
 
     def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
@@ -35,7 +43,7 @@ def similarity_measures(learner: GradientLearner, params: Params, tasks: ProbeTa
     return tasks.mean(one, params)
 
 
-def class_measures(algorithm: Algorithm, params: Params, tasks: ProbeTasks, ways: int) -> dict[str, float]:
+def class_measures(algorithm: Algorithm, params: Params, tasks: TaskSample, ways: int) -> dict[str, float]:
     """Class separation, and for learners with an inner loop the accuracy without it."""
 
     def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
@@ -90,3 +98,36 @@ def class_means(z_RD: Tensor, y_R: Tensor, ways: int) -> Tensor:
 def membership(y_R: Tensor, ways: int, like: Tensor) -> Tensor:
     """Labels -> [R, N] of ones and zeros; by comparison, which `vmap` can batch."""
     return (y_R[:, None] == torch.arange(ways, device=y_R.device)).to(like.dtype)
+
+
+def head_only_measures(learner: GradientLearner, params: Params, tasks: TaskSample) -> dict[str, float]:
+    """The measures by name; none for a network that has no head, or nothing else."""
+    heads = [name.startswith(HEAD) for name in network_weights(params)]
+    if all(heads) or not any(heads):
+        return {}
+    metric, sign = learner.loss.metric, 1 if learner.loss.higher_is_better else -1
+
+    def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+        full = score(learner, adapted_weights(learner, theta, task.support), task)
+        head_only = score(learner, head_adapted(learner, theta, task.support), task)
+        gain = sign * (full - head_only)
+        return {f"full_{metric}": full, f"head_only_{metric}": head_only, "gain_from_body": gain}, {}
+
+    return tasks.mean(one, params)
+
+
+def head_adapted(learner: GradientLearner, theta: Params, support: Batch) -> Params:
+    """theta, its head after `inner_steps` of the learner's rule on the learner's objective."""
+    rule = learner.inner_rule
+    head = tuple(name for name in theta if name.startswith(HEAD) and is_adapted(name, rule))
+    if not head:
+        return theta
+    return last(
+        descend(learner.inner_objective(theta, support), theta, rule._replace(adapted=head), learner.inner_steps)
+    )
+
+
+def score(learner: GradientLearner, phi: Params, task: Task) -> Tensor:
+    """The reported metric of the queries, normalised as in prediction."""
+    stats = learner.model.query_stats(phi, task.support.x)
+    return learner.loss.score(learner.model.apply(phi, task.query.x, stats), task.query.y)

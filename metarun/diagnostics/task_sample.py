@@ -1,4 +1,4 @@
-"""The fixed tasks that probes are taken on, and what every probe does with them."""
+"""The tasks that measures are taken on, and what every measure does with them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,36 @@ SMALL_MODEL = 20_000
 """Weights below which a probe may cost some hundred meta-gradients (MLP 40-40 has 1761)."""
 
 
-class ProbeTasks(NamedTuple):
-    drawn: Task  # with a leading T axis
-    chunk: int | None  # of these that vmap handles at once
+class TaskSample(NamedTuple):
+    tasks: Task  # with a leading T axis
+    chunk: int | None = None  # tasks that vmap handles at once; None: all
     processes: ProcessGroup = SINGLE_PROCESS  # the processes that share them
 
-    def each(self, one: PerTask, params: Params) -> tuple[Metrics, Metrics]:
-        """Both results of (theta, task), with a leading T axis; no gradient flows."""
+    def each(self, function: PerTask, params: Params) -> tuple[Metrics, Metrics]:
+        """Both results of function(theta, task) with a leading T axis; no gradient flows."""
         with torch.no_grad():
-            return map_tasks(one, len(self.drawn.support.x), self.chunk, processes=self.processes)(params, self.drawn)
+            return map_tasks(function, len(self.tasks.support.x), self.chunk, processes=self.processes)(
+                params, self.tasks
+            )
 
-    def mean(self, one: PerTask, params: Params) -> dict[str, float]:
-        """Mean over tasks of the scalars that come first."""
-        return {name: float(v.double().mean()) for name, v in self.each(one, params)[0].items()}
+    def mean(self, function: PerTask, params: Params) -> dict[str, float]:
+        """The mean over tasks of the scalars in the first result."""
+        return mean_metrics(self.each(function, params)[0])
+
+
+def mean_metrics(metrics: Metrics) -> dict[str, float]:
+    """The mean of each metric [T], or the metric itself where it is a scalar."""
+    return {name: float(values.double().mean()) for name, values in metrics.items()}
 
 
 def network_weights(params: Params) -> Params:
     """The weights of the network, without the other meta-parameters (a penalty's own, learned rates, moments)."""
     return {name: p for name, p in params.items() if not name.startswith(NOT_WEIGHTS)}
+
+
+def mean_gradient(gradients: Params) -> Params:
+    """The mean of per-task gradients [T, ...]."""
+    return {name: g.mean(0) for name, g in gradients.items()}
 
 
 def adapted_weights(learner: GradientLearner, theta: Params, support: Batch) -> Params:

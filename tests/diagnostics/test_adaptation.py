@@ -25,6 +25,7 @@ from metarun.algorithms.protonet import ProtoNet
 from metarun.algorithms.reptile import Reptile
 from metarun.diagnostics.adaptation import adaptation_measures
 from metarun.diagnostics.step import StepMeasures, update_measures
+from metarun.diagnostics.task_sample import TaskSample
 from metarun.types import EpisodeSpec, GradientLearner, ProximalLearner, Task
 
 MODEL = LinearModel(3, 2)
@@ -48,7 +49,7 @@ def path(task: Task, theta: Tensor, steps: int, rate: float = RATE) -> list[Tens
 def test_losses_gain_gap_and_distances_are_those_of_the_known_path(steps: int, chunk: int | None) -> None:
     tasks = [random_task(MODEL, seed) for seed in range(4)]
     params = MODEL.init(0)
-    found = adaptation_measures(learner(steps), params, stack_tasks(tasks), chunk)
+    found = adaptation_measures(learner(steps), params, TaskSample(stack_tasks(tasks), chunk))
     paths = [path(t, matrix(params), steps) for t in tasks]
 
     def mean(values: list[Tensor]) -> float:
@@ -77,7 +78,7 @@ def test_contraction_is_the_mean_ratio_of_successive_moves(steps: int) -> None:
     """For one inner step a second is taken, so that there is a ratio."""
     task = random_task(MODEL, 7)
     params = MODEL.init(1)
-    found = adaptation_measures(learner(steps), params, stack_tasks([task]), None)
+    found = adaptation_measures(learner(steps), params, TaskSample(stack_tasks([task]), None))
     p = path(task, matrix(params), max(steps, 2))
     moves = [(b - a).norm() for a, b in pairwise(p)]
     ratios = torch.stack([b / a for a, b in pairwise(moves)])
@@ -93,7 +94,7 @@ def test_contraction_is_at_most_the_spectral_radius_of_the_inner_map_and_tends_t
     rate = factor / float(h.max())
     radius = float((1 - rate * h).abs().max())
     steps = 100
-    found = adaptation_measures(learner(steps, rate), MODEL.init(2), stack_tasks([task]), None)
+    found = adaptation_measures(learner(steps, rate), MODEL.init(2), TaskSample(stack_tasks([task]), None))
     assert found["contraction"] <= radius * (1 + EXACT)
     assert found["contraction"] == pytest.approx(radius, rel=0.1)  # the first moves weigh 1/99 each
     assert (found["contraction"] > 1) == (factor > 2)
@@ -113,7 +114,7 @@ def test_the_head_is_told_from_the_body_by_its_name() -> None:
     model = Named(3, 2, bias=True)
     task = random_task(model, 0)
     params = model.init(0)
-    found = adaptation_measures(learner(1, model=model), params, stack_tasks([task]), None)
+    found = adaptation_measures(learner(1, model=model), params, TaskSample(stack_tasks([task]), None))
     move = RATE * gradient(task.support, torch.cat([params["w"], params["head.bias"][None]]), bias=True)
     assert found["distance_body"] == pytest.approx(float(move[:-1].norm()), rel=EXACT)
     assert found["distance_head"] == pytest.approx(float(move[-1].norm()), rel=EXACT)
@@ -124,10 +125,10 @@ def test_vmapped_equals_one_by_one_equals_single_precision() -> None:
     spec = EpisodeSpec(1, 9, 7)
     tasks = QuadraticTasks(MODEL).episodes("train", 0, 0, range(5), spec)
     params = MODEL.init(0)
-    together = adaptation_measures(learner(3), params, tasks, None)
-    assert together == pytest.approx(adaptation_measures(learner(3), params, tasks, 1), rel=EXACT)
+    together = adaptation_measures(learner(3), params, TaskSample(tasks, None))
+    assert together == pytest.approx(adaptation_measures(learner(3), params, TaskSample(tasks, 1)), rel=EXACT)
     single = Task(*(b._replace(x=b.x.float(), y=b.y.float()) for b in tasks))
-    narrow = adaptation_measures(learner(3), {k: v.float() for k, v in params.items()}, single, None)
+    narrow = adaptation_measures(learner(3), {k: v.float() for k, v in params.items()}, TaskSample(single, None))
     assert together == pytest.approx(narrow, rel=1e-4)
 
 
@@ -136,7 +137,7 @@ def test_only_so_many_tasks_are_followed() -> None:
     grads = {"w": torch.randn(6, 3, 2, dtype=torch.float64)}
     few = Task(*(b._replace(x=b.x[:2], y=b.y[:2]) for b in tasks))
     found = StepMeasures(learner(1), 2, None)(MODEL.init(0), grads, tasks)
-    expected = adaptation_measures(learner(1), MODEL.init(0), few, None)
+    expected = adaptation_measures(learner(1), MODEL.init(0), TaskSample(few, None))
     assert {k: found[k] for k in expected} == expected
     assert "grad_cosine" in found
 

@@ -16,10 +16,10 @@ from metarun.algorithms.inner_loop import sgd
 from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.reptile import Reptile
-from metarun.compute.linalg import hessian_product
+from metarun.compute.linalg import flatten, hessian_product, unflatten
 from metarun.diagnostics.curvature import curvature_measures, descends_gradient
-from metarun.diagnostics.lanczos import Ritz, directions, extremes, flat, lanczos, unflat
-from metarun.diagnostics.task_sample import ProbeTasks
+from metarun.diagnostics.lanczos import Ritz, directions, extremes, lanczos
+from metarun.diagnostics.task_sample import TaskSample
 from metarun.models.mlp import mlp
 from metarun.types import Batch, GradientLearner, Params, Task, UpdateRule
 
@@ -131,9 +131,9 @@ def test_flat_vectors_and_dictionaries_are_the_same_and_directions_are_unit_and_
     like = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
     first, second = directions(like, 2, seed=3)
     assert {k: (v.shape, v.dtype) for k, v in first.items()} == {k: (v.shape, v.dtype) for k, v in like.items()}
-    assert float(flat(first).norm()) == pytest.approx(1, abs=1e-6)
-    assert abs(float(flat(first) @ flat(second))) < 0.9
-    assert all(torch.equal(v, first[k]) for k, v in unflat(flat(first), like).items())
+    assert float(flatten(first).norm()) == pytest.approx(1, abs=1e-6)
+    assert abs(float(flatten(first) @ flatten(second))) < 0.9
+    assert all(torch.equal(v, first[k]) for k, v in unflatten(flatten(first), like).items())
     again = directions(like, 1, seed=3)[0]
     assert all(torch.equal(first[k], again[k]) for k in like)
 
@@ -151,7 +151,7 @@ def reptile(rule: str, rate: float = 0.1, batch: int | None = None) -> Reptile:
 
 
 def measured(learner: GradientLearner, chunk: int | None = None, steps: int = 8) -> dict[str, float]:
-    return curvature_measures(learner, MODEL.init(0), ProbeTasks(stack_tasks(TASKS), chunk), steps)
+    return curvature_measures(learner, MODEL.init(0), TaskSample(stack_tasks(TASKS), chunk), steps)
 
 
 def spectra(tasks: list[Task]) -> Tensor:
@@ -230,9 +230,9 @@ def support_hessian(params: Params, task: Task) -> Tensor:
     """Dense, [D, D], by differentiating the loss as a function of the flat vector twice."""
 
     def loss(vector: Tensor) -> Tensor:
-        return CLASSIFIER.loss(NETWORK.apply(unflat(vector, params), task.support.x), task.support.y)
+        return CLASSIFIER.loss(NETWORK.apply(unflatten(vector, params), task.support.x), task.support.y)
 
-    return dense_hessian(loss)(flat(params))
+    return dense_hessian(loss)(flatten(params))
 
 
 def networks_params(dtype: torch.dtype) -> Params:
@@ -241,7 +241,7 @@ def networks_params(dtype: torch.dtype) -> Params:
 
 def test_curvature_of_a_network_is_that_of_its_dense_hessian_at_theta_and_at_phi() -> None:
     tasks, theta = [labelled(seed) for seed in range(2)], networks_params(torch.float64)
-    found = curvature_measures(CLASSIFIER, theta, ProbeTasks(stack_tasks(tasks), None), steps=33)
+    found = curvature_measures(CLASSIFIER, theta, TaskSample(stack_tasks(tasks), None), steps=33)
     ends: dict[str, list[Tensor]] = {"theta": [], "phi": []}
     for task in tasks:
         phi = CLASSIFIER.adapt(theta, task.support).params
@@ -271,7 +271,7 @@ def test_float32_agrees_with_float64_to_a_hundred_thousandth_of_the_largest_eige
     double = [labelled(seed) for seed in range(2)]
     single = [Task(*(Batch(b.x.float(), b.y) for b in task)) for task in double]
     wide, narrow = (
-        curvature_measures(CLASSIFIER, networks_params(dtype), ProbeTasks(stack_tasks(tasks), None), steps=20)
+        curvature_measures(CLASSIFIER, networks_params(dtype), TaskSample(stack_tasks(tasks), None), steps=20)
         for dtype, tasks in ((torch.float64, double), (torch.float32, single))
     )
     size = wide["hessian_max_theta"]

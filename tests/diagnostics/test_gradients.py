@@ -10,7 +10,7 @@ import torch
 from helpers.quadratic import EXACT
 from torch import Tensor
 
-from metarun.diagnostics.gradients import gradient_measures as measures
+from metarun.diagnostics.step import gradient_measures as measures
 from metarun.types import Params
 
 

@@ -34,28 +34,27 @@ from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.protonet import ProtoNet
 from metarun.algorithms.reptile import Reptile
-from metarun.compute.linalg import axpy
-from metarun.diagnostics import implicit, jacobian
-from metarun.diagnostics.implicit import implicit_measures
+from metarun.compute.linalg import axpy, flatten
+from metarun.diagnostics import jacobian, meta_gradients
 from metarun.diagnostics.jacobian import SEED, VECTORS, growth, jacobian_measures, spectral_norm
-from metarun.diagnostics.lanczos import directions, flat
+from metarun.diagnostics.lanczos import directions
 from metarun.diagnostics.meta_gradients import (
     bias_measures,
     first_order_gradient,
-    mean,
+    implicit_measures,
     objective_measures,
     squared_norms,
     true_gradients,
     unrolled_gradient,
 )
-from metarun.diagnostics.task_sample import ProbeTasks
+from metarun.diagnostics.task_sample import TaskSample, mean_gradient
 from metarun.models.mlp import mlp
 from metarun.types import Algorithm, Batch, GradientLearner, Params, Task
 
 ALPHA = 0.15
 MODEL = LinearModel(3, 2)
 TASKS = [random_task(MODEL, seed) for seed in range(4)]
-PROBES = ProbeTasks(stack_tasks(TASKS), None)
+PROBES = TaskSample(stack_tasks(TASKS), None)
 THETA = MODEL.init(0)
 EYE = torch.eye(3, dtype=torch.float64)
 
@@ -160,7 +159,7 @@ def test_an_unrolled_gradient_goes_through_mini_batches_and_adam(rule: str) -> N
     found = unrolled_gradient(learner, THETA, task, 3)[0]
     for v in directions(THETA, 3, seed=5):
         slope = (objective(axpy(h, v, THETA)) - objective(axpy(-h, v, THETA))) / (2 * h)
-        assert float(flat(found) @ flat(v)) == pytest.approx(slope, rel=1e-6)
+        assert float(flatten(found) @ flatten(v)) == pytest.approx(slope, rel=1e-6)
 
 
 def test_a_weight_without_a_gradient_leaves_adams_derivative_finite() -> None:
@@ -181,8 +180,8 @@ def test_first_order_bias_is_that_of_the_closed_form(steps: int, chunk: int | No
     start = matrix(THETA)
     first = average([k.query_gradient(start) for k in known])
     full = average([k.meta_gradient(start) for k in known])
-    tasks = ProbeTasks(PROBES.drawn, chunk)
-    gbar = mean(true_gradients(learner, THETA, tasks)[0])
+    tasks = TaskSample(PROBES.tasks, chunk)
+    gbar = mean_gradient(true_gradients(learner, THETA, tasks)[0])
     assert_same(matrix(gbar), full)
     found = bias_measures(learner, THETA, tasks, gbar)
     assert found["first_order_cosine"] == pytest.approx(cosine(first, full), rel=EXACT)
@@ -199,7 +198,7 @@ def test_the_bias_of_fomaml_and_the_direction_of_reptile_are_those_of_their_own_
     own = {"fomaml": average([k.query_gradient(start) for k in known])}
     own["reptile"] = average([start - k.phi(start) for k in known])
     for name, learner in (("fomaml", maml(4, first_order=True)), ("reptile", reptile(4))):
-        gbar = mean(true_gradients(learner, THETA, PROBES)[0])
+        gbar = mean_gradient(true_gradients(learner, THETA, PROBES)[0])
         found = bias_measures(learner, THETA, PROBES, gbar)
         assert_same(matrix(gbar), full)
         assert found["meta_grad_cosine"] == pytest.approx(cosine(own[name], full), rel=EXACT)
@@ -233,7 +232,7 @@ def test_the_debiased_squared_norm_is_unbiased() -> None:
     """Its mean over all ways to draw two tasks of four, with replacement, is the squared norm of all tasks' mean."""
     grads = true_gradients(maml(2), THETA, PROBES)[0]
     pairs = [squared_norms({k: g[list(pair)] for k, g in grads.items()}) for pair in product(range(4), repeat=2)]
-    target = float(flat(mean(grads)) @ flat(mean(grads)))
+    target = float(flatten(mean_gradient(grads)) @ flatten(mean_gradient(grads)))
     assert sum(p["true_grad_norm2"] for p in pairs) / len(pairs) == pytest.approx(target, rel=EXACT)
     assert sum(p["true_grad_norm2_raw"] for p in pairs) / len(pairs) > 1.05 * target
 
@@ -243,7 +242,7 @@ def test_an_objective_at_its_minimum_is_flat_and_has_no_direction_to_climb() -> 
     draw = torch.Generator().manual_seed(0)
     w = torch.randn(3, 2, generator=draw, dtype=torch.float64)
     batch = Batch(TASKS[0].support.x, TASKS[0].support.x @ w)
-    found, _ = objective_measures(maml(1), {"w": w}, ProbeTasks(stack_tasks([Task(batch, batch)]), None), 0.1)
+    found, _ = objective_measures(maml(1), {"w": w}, TaskSample(stack_tasks([Task(batch, batch)]), None), 0.1)
     assert found["sharpness"] == found["smoothness"] == found["true_grad_norm2_raw"] == 0
     assert "true_grad_norm2" not in found
 
@@ -256,7 +255,7 @@ def test_learners_without_an_inner_loop_are_measured_by_their_own_meta_gradient(
     x = torch.randn(2, 12, 2, generator=draw, dtype=torch.float64)
     y = (torch.arange(12) % 3).expand(2, -1)
     drawn = Task(Batch(x[:, :6], y[:, :6]), Batch(x[:, 6:], y[:, 6:]))
-    found, gbar = objective_measures(learner, theta, ProbeTasks(drawn, None), 0.1)
+    found, gbar = objective_measures(learner, theta, TaskSample(drawn, None), 0.1)
     single = [learner.meta_grad(theta, Task(*(Batch(b.x[i], b.y[i]) for b in drawn))) for i in range(2)]
     assert found["probe_loss"] == pytest.approx(sum(float(m["loss"]) for _, m in single) / 2, rel=EXACT)
     assert_same(gbar, {k: (single[0][0][k] + single[1][0][k]) / 2 for k in theta})
@@ -305,7 +304,7 @@ def test_the_jacobian_is_the_product_of_the_inner_steps(learner: GradientLearner
     known = [Known(task, learner.inner_steps, getattr(learner, "prox", 0.0)).jacobian for task in TASKS]
     vectors = [matrix(v) for v in directions(THETA, 1 + VECTORS, SEED)[1:]]
     grown = [(j.T @ v).norm().log() for j in known for v in vectors]
-    found = jacobian_measures(learner, THETA, ProbeTasks(PROBES.drawn, chunk), steps=6)
+    found = jacobian_measures(learner, THETA, TaskSample(PROBES.tasks, chunk), steps=6)
     assert found["jacobian_growth"] == pytest.approx(float(average(grown)), rel=EXACT)
     norms = [torch.linalg.matrix_norm(j, 2) for j in known]
     assert found["jacobian_norm"] == pytest.approx(float(average(norms)), rel=EXACT)
@@ -331,23 +330,25 @@ def test_the_jacobian_of_a_network_is_the_dense_one() -> None:
     rows = [torch.cat([dense[a][b].reshape(theta[a].numel(), -1) for b in theta], 1) for a in theta]
     j = torch.cat(rows)
     v, start = directions(theta, 2, 7)
-    assert float(growth(learner, theta, support, [v])) == pytest.approx(float((j.T @ flat(v)).norm().log()), rel=EXACT)
+    assert float(growth(learner, theta, support, [v])) == pytest.approx(
+        float((j.T @ flatten(v)).norm().log()), rel=EXACT
+    )
     found = float(spectral_norm(learner, theta, support, start, len(j)))
     assert found == pytest.approx(float(torch.linalg.matrix_norm(j, 2)), rel=EXACT)
 
 
 def test_what_grows_with_the_steps_is_left_out_for_networks_that_are_not_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (implicit, jacobian):
+    for module in (meta_gradients, jacobian):
         monkeypatch.setattr(module, "SMALL_MODEL", 6)  # the weights of the model: 6 is not below
     assert implicit_measures(imaml(2), THETA, PROBES, 2) == {}
     assert list(jacobian_measures(maml(2), THETA, PROBES, 3)) == ["jacobian_growth"]
 
 
 def test_gradients_of_float32_agree_with_float64_to_a_hundred_thousandth() -> None:
-    single = Task(*(Batch(b.x.float(), b.y.float()) for b in PROBES.drawn))
+    single = Task(*(Batch(b.x.float(), b.y.float()) for b in PROBES.tasks))
     theta = {k: v.float() for k, v in THETA.items()}
     wide, gbar = objective_measures(maml(3), THETA, PROBES, 0.05)
-    narrow, rough = objective_measures(maml(3), theta, ProbeTasks(single, None), 0.05)
+    narrow, rough = objective_measures(maml(3), theta, TaskSample(single, None), 0.05)
     for name in ("probe_loss", "true_grad_norm2", "true_grad_norm2_raw"):
         assert narrow[name] == pytest.approx(wide[name], rel=1e-5)
     for name in ("sharpness", "smoothness"):  # differences over a short way: rounding is divided by the radius

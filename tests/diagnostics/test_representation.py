@@ -14,14 +14,15 @@ from metarun.algorithms.protonet import ProtoNet
 from metarun.diagnostics.representation import (
     class_means,
     class_measures,
+    head_adapted,
+    head_only_measures,
     linear_cka,
     nil_accuracy,
     query_activations,
     separation,
     similarity_measures,
 )
-from metarun.diagnostics.task_sample import ProbeTasks
-from metarun.diagnostics.variants import head_adapted, head_only_measures
+from metarun.diagnostics.task_sample import TaskSample
 from metarun.models.mlp import mlp
 from metarun.models.network import Network
 from metarun.types import Batch, Loss, Params, Task
@@ -96,7 +97,7 @@ def maml(model: Network, loss: Loss | None = None, steps: int = 3, rate: float =
 
 
 TASKS = [classes(seed) for seed in range(3)]
-PROBES = ProbeTasks(stack_tasks(TASKS), None)
+PROBES = TaskSample(stack_tasks(TASKS), None)
 
 
 @pytest.mark.parametrize("chunk", [None, 1])
@@ -104,7 +105,7 @@ PROBES = ProbeTasks(stack_tasks(TASKS), None)
 def test_cka_is_between_the_layers_that_predict_before_and_after_adaptation(norm: str, chunk: int | None) -> None:
     model = network(norm)
     learner, theta = maml(model), params_of(model)
-    found = similarity_measures(learner, theta, ProbeTasks(PROBES.drawn, chunk))
+    found = similarity_measures(learner, theta, TaskSample(PROBES.tasks, chunk))
     assert list(found) == ["cka/block0", "cka/block1", "cka/features"]
     expected = []
     for task in TASKS:
@@ -202,12 +203,12 @@ def test_the_gain_from_the_body_is_positive_where_adapting_it_helps(chunk: int |
     theta = params_of(model)
     tasks = [targets(seed) for seed in range(3)]
     fitted = [Task(t.support, t.support) for t in tasks]  # more weights fit the support set better
-    found = head_only_measures(maml(model, MeanSquaredError(), 5, 0.05), theta, ProbeTasks(stack_tasks(fitted), chunk))
+    found = head_only_measures(maml(model, MeanSquaredError(), 5, 0.05), theta, TaskSample(stack_tasks(fitted), chunk))
     assert found["gain_from_body"] == pytest.approx(found["head_only_mse"] - found["full_mse"], rel=1e-9)
     assert found["gain_from_body"] > 0
     learner = maml(model, steps=30)
     fitted = [Task(t.support, t.support) for t in TASKS]
-    found = head_only_measures(learner, theta, ProbeTasks(stack_tasks(fitted), chunk))
+    found = head_only_measures(learner, theta, TaskSample(stack_tasks(fitted), chunk))
     assert found["gain_from_body"] == pytest.approx(found["full_accuracy"] - found["head_only_accuracy"], abs=1e-12)
     assert found["gain_from_body"] > 0
     adapted = [learner.adapt(theta, t.support) for t in fitted]
@@ -221,4 +222,4 @@ def test_the_gain_from_the_body_is_positive_where_adapting_it_helps(chunk: int |
 def test_a_network_without_a_head_has_no_head_to_adapt() -> None:
     task = random_task(LINEAR, 0)
     learner = MAML(LINEAR, MeanSquaredError(), 0.1, 2, 2, first_order=False)
-    assert head_only_measures(learner, LINEAR.init(0), ProbeTasks(stack_tasks([task]), None)) == {}
+    assert head_only_measures(learner, LINEAR.init(0), TaskSample(stack_tasks([task]), None)) == {}
