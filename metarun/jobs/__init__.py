@@ -6,9 +6,10 @@ Each job is imported when it is run: training needs nothing of what draws and ex
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metarun.config.schema import Config, check
 from metarun.errors import SettingError
@@ -19,31 +20,28 @@ from metarun.storage.run_folder import RunFolder
 if TYPE_CHECKING:
     from metarun.jobs.result import Result
 
-JOBS = {
-    "train": "metarun.jobs.train.train_job",
-    "evaluate": "metarun.jobs.train.evaluate_job",
-    "predict": "metarun.jobs.predict.predict_job",
-    "data": "metarun.jobs.data.data_job",
-    "analyze": "metarun.jobs.analyze.analyze_job",
-    "export": "metarun.jobs.export.job.export_job",
-    "profile": "metarun.jobs.profile.job.profile_job",
-}
+MODULES = {"evaluate": "train", "export": "export.job", "profile": "profile.job"}
+"""Where the function JOB_job of a job is, if not in jobs/JOB.py."""
 
 SHARED = ("train", "evaluate")
-"""Those that several processes can work on together."""
-
+"""Jobs that several processes can work on together."""
 
 OF_LEARNERS = ("analyze", "predict", "export", "profile")
-"""Those that need a learner which is a function of meta-parameters and tasks alone."""
+"""Jobs that need a learner which is a function of meta-parameters and tasks alone."""
+
+
+def load_job(job: str) -> Callable[[Config, RunFolder], Result]:
+    """Import the function of a job."""
+    module: Any = import_module(f"metarun.jobs.{MODULES.get(job, job)}")
+    return getattr(module, f"{job}_job")
 
 
 def run(config: Config, folder: str | Path) -> Result:
-    """Do `config.job`, leaving its record in `folder`."""
+    """Do `config.job`, with `folder` as its run folder."""
     check(config)
     if ranks.size() > 1 and config.job not in SHARED:
         raise SettingError("job", config.job, f"runs in one process, not in {ranks.size()}; start it without torchrun")
     if config.job in OF_LEARNERS:
         import_module("metarun.training.experiment").check_job(config)
-    module, _, name = JOBS[config.job].rpartition(".")
     with lock_run_folder(Path(folder)) if ranks.rank() == 0 else contextlib.nullcontext():
-        return getattr(import_module(module), name)(config, RunFolder(Path(folder)))
+        return load_job(config.job)(config, RunFolder(Path(folder)))
