@@ -1,4 +1,4 @@
-"""Files become one array of bytes on disk: decoded in parallel, class after class."""
+"""Decode image files, in parallel, into one array of bytes on disk, class by class."""
 
 from __future__ import annotations
 
@@ -18,26 +18,32 @@ from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import UserError
 from metarun.storage.progress import print_notice, track
 
-TOGETHER = 64  # images that a thread decodes before it hands them over
-AHEAD = 8  # such groups that may be read before they are decoded
+GROUP = 64  # images that a thread decodes at a time
+AHEAD = 8  # groups that are read and decoded in advance
 
 Read = Callable[[Iterable[Entry]], Iterator[Any]]
+"""Entries -> the bytes of their files, or arrays [H, W, C]."""
 
 
 class Unreadable(UserError):
-    """One of the files is no image."""
+    """A file that is not an image; the message names it."""
 
 
 def write_images(file: BinaryIO, entries: Sequence[Entry], read: Read, pixels: Pixels, skip: bool = False) -> Decoded:
-    """Decode the entries (sorted by class) into `file`; notes name those that are no images, if allowed."""
+    """Decode the entries, sorted by class, into `file`. With `skip`, images that cannot be decoded are left out and
+    noted; without, the first raises `Unreadable`."""
     skipped: list[str] = []
     counts: dict[str, int] = {}
-    with closing(_decoded_groups(read(entries), pixels)) as groups:  # its threads end here, also after an error
+    with closing(_decoded_groups(read(entries), pixels)) as groups:  # ends its threads, also after an error
         images = zip(entries, chain.from_iterable(groups), strict=True)
         for entry, image in track(images, len(entries), "decoding images"):
             counts.setdefault(entry.label, 0)
             if isinstance(image, CorruptImage):
-                _skip(entry.name, image, skip, skipped)
+                message = f"{entry.name} is not a readable image ({image})"
+                if not skip:
+                    raise Unreadable(message)
+                print_notice(f"skipped: {message}")
+                skipped.append(entry.name)
             else:
                 file.write(image.tobytes())
                 counts[entry.label] += 1
@@ -52,9 +58,9 @@ def write_images(file: BinaryIO, entries: Sequence[Entry], read: Read, pixels: P
 def _decoded_groups(
     contents: Iterator[Any], pixels: Pixels
 ) -> Generator[list[NDArray[np.uint8] | CorruptImage], None, None]:
-    """The images in order; a few groups are read and decoded ahead of the one that is handed out."""
+    """The images in order, in groups; a few groups are read and decoded in advance."""
     with ThreadPoolExecutor() as pool:
-        groups = iter(lambda: list(islice(contents, TOGETHER)), [])
+        groups = iter(lambda: list(islice(contents, GROUP)), [])
         pending = deque(pool.submit(_decode_group, group, pixels) for group in islice(groups, AHEAD))
         while pending:
             yield pending.popleft().result()
@@ -69,11 +75,3 @@ def _decode_group(group: Sequence[Any], pixels: Pixels) -> list[NDArray[np.uint8
         except CorruptImage as error:
             decoded.append(error)
     return decoded
-
-
-def _skip(name: str, error: CorruptImage, allowed: bool, skipped: list[str]) -> None:
-    message = f"{name} is not a readable image ({error})"
-    if not allowed:
-        raise Unreadable(message)
-    print_notice(f"skipped: {message}")
-    skipped.append(name)

@@ -1,7 +1,7 @@
-"""Where files lie: a folder, a zip or a tar archive, read in place.
+"""The files of a folder, a zip or a tar archive, read without extracting any.
 
-Nothing is ever extracted: members with an absolute name or with `..`, links and devices are left out, so that no name
-in an archive can reach another folder. Hidden files and what macOS adds to archives are left out as well.
+Members of an archive with an absolute name or with `..`, links and devices are left out, so that no name in an archive
+can reach another folder. Hidden files and what macOS adds to archives are left out as well.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from metarun.errors import UserError, one_line
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LARGEST = 1 << 26  # bytes of one image file; more is a mistake or an attack
-SUSPECT = 1 << 28  # bytes of what an archive holds, from which on its compression is looked at
-MOST_TIMES = 100
+SUSPECT = 1 << 28  # bytes; the compression ratio of archives with more content is limited
+MOST_TIMES = 100  # that ratio
 DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -42,22 +42,22 @@ DAMAGED = (
 
 class Read(Protocol):
     def __call__(self, names: Iterable[str], largest: int = LARGEST) -> Iterator[bytes]:
-        """`UserError` at a file that cannot be read, or that has more than `largest` bytes."""
+        """Raise `UserError` at a file that cannot be read, or that has more than `largest` bytes."""
 
 
 class Files(NamedTuple):
-    """Names relative to `place`, sorted, and how to read them."""
+    """The files of a folder or an archive: names relative to `path`, sorted, and a function that reads them."""
 
-    place: Path
+    path: Path
     names: tuple[str, ...]
-    read: Read  # the contents, in the order asked for
+    read: Read  # names -> contents, in the same order
 
 
 def user_path(text: str) -> Path:
-    """A path as it is typed, with ~ for the home folder."""
+    """A path from the settings, with ~ for the home folder."""
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # nobody's home
+    except RuntimeError:  # an unknown user
         return Path(text)
 
 
@@ -65,42 +65,51 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(ARCHIVES)
 
 
-def open_files(place: Path) -> Files:
-    """The files of a folder (with all below it) or of an archive; `UserError` where it cannot be read."""
-    if place.is_dir():
-        return _from_folder(place)
+def open_files(path: Path) -> Files:
+    """The files below a folder, or in an archive. Raise `UserError` if it cannot be read."""
+    if path.is_dir():
+        return _open_folder(path)
     try:
-        return _from_zip(place) if zipfile.is_zipfile(place) else _from_tar(place)
+        return _open_zip(path) if zipfile.is_zipfile(path) else _open_tar(path)
     except DAMAGED as error:
-        raise UserError(f"{place}: not a readable zip or tar archive ({one_line(error)})") from error
+        raise UserError(f"{path}: is not a readable zip or tar archive ({one_line(error)})") from error
 
 
-def fingerprint(place: Path) -> str:
-    """Changes when a file of the folder (or the archive itself) is added, removed, renamed or written."""
-    stats = [("", place.stat())] if place.is_file() else list(_walk(place))
+def fingerprint(path: Path) -> str:
+    """A hash that changes when a file of the folder (or the archive itself) is added, removed, renamed or written."""
+    stats = [("", path.stat())] if path.is_file() else list(_walk(path))
     lines = (f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in sorted(stats))
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _from_folder(place: Path) -> Files:
+def file_checksum(path: Path, kind: str) -> str:
+    """The hexadecimal checksum of a file; `kind` is a name of hashlib."""
+    digest = hashlib.new(kind, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _open_folder(path: Path) -> Files:
     def read(names: Iterable[str], largest: int = LARGEST) -> Iterator[bytes]:
         for name in names:
             try:
-                _refuse_huge(place, name, (place / name).stat().st_size, largest)
-                yield (place / name).read_bytes()
+                _check_size(path, name, (path / name).stat().st_size, largest)
+                yield (path / name).read_bytes()
             except OSError as error:
-                raise UserError(f"{place / name}: cannot be read ({error.strerror})") from error
+                raise UserError(f"{path / name}: cannot be read ({error.strerror})") from error
 
-    return Files(place, tuple(sorted(name for name, _ in _walk(place))), read)
+    return Files(path, tuple(sorted(name for name, _ in _walk(path))), read)
 
 
-def _walk(place: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Every regular file below the folder with its stat; links to folders are followed once."""
+def _walk(path: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Each regular file below the folder and its stat; links to folders are followed once."""
     seen: set[str] = set()
     pending = [""]
     while pending:
         below = pending.pop()
-        folder = place / below
+        folder = path / below
         if os.path.realpath(folder) in seen:
             continue
         seen.add(os.path.realpath(folder))
@@ -116,107 +125,107 @@ def _walk(place: Path) -> Iterator[tuple[str, os.stat_result]]:
                     pending.append(below + entry.name + "/")
                 elif entry.is_file():
                     yield below + entry.name, entry.stat()
-            except OSError:  # a link that leads nowhere
+            except OSError:  # a broken link
                 continue
 
 
-def _from_zip(place: Path) -> Files:
-    with zipfile.ZipFile(place) as archive:
+def _open_zip(path: Path) -> Files:
+    with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         members = [(i.filename, i.file_size) for i in infos if not i.is_dir() and not _is_zipped_link(i)]
-    refuse_bomb(place, sum(size for _, size in members))
+    check_expansion(path, sum(size for _, size in members))
 
     @contextlib.contextmanager
     def reader() -> Iterator[Callable[[str], bytes]]:
-        with zipfile.ZipFile(place) as archive:
+        with zipfile.ZipFile(path) as archive:
             yield archive.read
 
-    return _from_members(place, members, reader)
+    return _open_members(path, members, reader)
 
 
-def _from_tar(place: Path) -> Files:
-    plain = _uncompressed(place)
+def _open_tar(path: Path) -> Files:
+    plain = _decompress(path)
 
-    def opened() -> tarfile.TarFile:
+    def open_tar() -> tarfile.TarFile:
         if plain is None:
-            return tarfile.open(place, "r:")
+            return tarfile.open(path, "r:")
         plain.seek(0)
         return tarfile.open(fileobj=plain, mode="r:")
 
     @contextlib.contextmanager
     def reader() -> Iterator[Callable[[str], bytes]]:
-        with opened() as archive:
-            infos = {m.name: m for m in archive.getmembers() if m.isreg()}  # tarfile's own search reads all names
+        with open_tar() as archive:
+            infos = {m.name: m for m in archive.getmembers() if m.isreg()}  # getmember() would search all names
             yield lambda raw: archive.extractfile(infos[raw]).read()  # type: ignore[union-attr]
 
     if plain is not None:
         weakref.finalize(reader, plain.close)
-    with opened() as archive:
+    with open_tar() as archive:
         members = [(m.name, m.size) for m in archive.getmembers() if m.isreg()]
-        _refuse_open_end(archive)
-    return _from_members(place, members, reader)
+        _check_end(archive)
+    return _open_members(path, members, reader)
 
 
-def _uncompressed(place: Path) -> IO[bytes] | None:
-    """A compressed tar without its compression, in which reading here and there is quick; None for a plain one."""
+def _decompress(path: Path) -> IO[bytes] | None:
+    """A compressed tar as a temporary plain file, in which random access is fast; None if it is not compressed."""
     openers: dict[str, Any] = {"": None, "gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
     reasons = []
     for compression, opener in openers.items():
         try:
-            tarfile.open(place, f"r:{compression}").close()  # type: ignore[call-overload]
+            tarfile.open(path, f"r:{compression}").close()  # type: ignore[call-overload]
         except tarfile.ReadError as error:
             reasons.append(error)
             continue
         if opener is None:
             return None
-        with opener(place) as source, contextlib.ExitStack() as on_failure:
+        with opener(path) as source, contextlib.ExitStack() as on_failure:
             plain = on_failure.enter_context(tempfile.TemporaryFile())
             while block := source.read(1 << 20):
                 plain.write(block)
-                refuse_bomb(place, plain.tell())
+                check_expansion(path, plain.tell())
             on_failure.pop_all()
             return plain
     raise reasons[0]
 
 
-def refuse_bomb(place: Path, size: int) -> None:
-    """Images hardly get smaller in an archive; one that becomes hundreds of times larger was made to fill the disk."""
-    if size > SUSPECT and size > MOST_TIMES * place.stat().st_size:
-        raise ValueError(f"unpacked it has more than {MOST_TIMES} times its size")
+def check_expansion(path: Path, size: int) -> None:
+    """Raise `ValueError` at an archive bomb: images hardly compress, so a huge ratio is an attempt to fill the disk."""
+    if size > SUSPECT and size > MOST_TIMES * path.stat().st_size:
+        raise ValueError(f"its contents have more than {MOST_TIMES} times its size")
 
 
-def _refuse_open_end(archive: tarfile.TarFile) -> None:
-    """tarfile takes a damaged header, and the end of a file that was cut short, for the archive's end."""
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Raise unless the archive ends as it must: tarfile takes a damaged header, or a file cut short, for the end."""
     file: Any = archive.fileobj
     file.seek(archive.offset)
     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"it breaks off after {len(archive.getmembers())} members")
 
 
-def _from_members(
-    place: Path,
+def _open_members(
+    path: Path,
     members: Iterable[tuple[str, int]],
     reader: Callable[[], AbstractContextManager[Callable[[str], bytes]]],
 ) -> Files:
-    """An archive's files, given the names and sizes of its members as they are stored."""
+    """The files of an archive, given the stored names and the sizes of its members."""
     stored = {str(PurePosixPath(raw)): (raw, size) for raw, size in members if is_safe(raw)}
 
     def read(names: Iterable[str], largest: int = LARGEST) -> Iterator[bytes]:
-        at = "its beginning"
+        name = "its beginning"
         try:
             with reader() as content:
-                for at in names:
-                    raw, size = stored[at]
-                    _refuse_huge(place, at, size, largest)
+                for name in names:
+                    raw, size = stored[name]
+                    _check_size(path, name, size, largest)
                     yield content(raw)
         except DAMAGED as error:
-            raise UserError(f"{place}: damaged at {at} ({one_line(error)})") from error
+            raise UserError(f"{path}: the archive is damaged at {name} ({one_line(error)}); copy it again") from error
 
-    return Files(place, tuple(sorted(stored)), read)
+    return Files(path, tuple(sorted(stored)), read)
 
 
 def is_safe(name: str) -> bool:
-    """Whether a member's name stays below its archive, and is a file that a person put there."""
+    """Whether a member's name is relative, without `..`, and not one of a hidden file."""
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or "\\" in name or ":" in path.parts[0] or ".." in path.parts:
         return False
@@ -231,6 +240,6 @@ def _is_zipped_link(info: zipfile.ZipInfo) -> bool:
     return (info.external_attr >> 16) & 0o170000 == 0o120000
 
 
-def _refuse_huge(place: Path, name: str, size: int, largest: int) -> None:
+def _check_size(path: Path, name: str, size: int, largest: int) -> None:
     if size > largest:
-        raise UserError(f"{place}: {name} has {size} bytes, more than {largest} that such a file may have")
+        raise UserError(f"{path}: {name} has {size} bytes; at most {largest} are read")

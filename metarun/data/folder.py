@@ -26,9 +26,9 @@ from metarun.data.fetch import Download, as_downloads, fetch
 from metarun.data.files import Files, fingerprint, is_archive, open_files, user_path
 from metarun.data.images import ImageData, Source
 from metarun.data.layouts import IMAGES, Layout, recognise
-from metarun.data.miniimagenet import RAVI, pickled
+from metarun.data.miniimagenet import RAVI, read_pickles
 from metarun.data.pixels import CorruptImage, Pixels
-from metarun.data.splits import SplitSettings, automatic, check_split, fewer_training_classes, split_classes
+from metarun.data.splits import SplitSettings, check_split, choose_split, limit_training_classes, split_classes
 from metarun.errors import SettingError, UserError, require
 from metarun.storage.cache_folder import cache_folder
 
@@ -102,11 +102,11 @@ class ImageFiles:
         key = f"{fingerprint(place)} {decoding}"
         cached = cached_images(self.benchmark or "folder", key, lambda file: self._decode(place, file), verify)
         names, given = cached.table.names, cached.notes["given"]
-        known = not (self.benchmark and self.split.split == "auto" and automatic(names, given) == "ratio")
+        known = not (self.benchmark and self.split.split == "auto" and choose_split(names, given) == "ratio")
         others = f"has no split, and its classes are not those of {self.benchmark}; data=folder takes any"
         require(known, "root", place, others)
         split, splits = split_classes(names, given, self.split)
-        splits = fewer_training_classes(splits, self.train_classes, self.split.split_seed)
+        splits = limit_training_classes(splits, self.train_classes, self.split.split_seed)
         notes = {"layout": cached.notes["layout"], "images": int(cached.table.counts.sum())}
         notes |= {"skipped": len(cached.notes["skipped"])} | self._caveat(names, split)
         notes |= {} if self.train_classes is None else {"train_classes": self.train_classes}
@@ -153,7 +153,7 @@ class ImageFiles:
         return found
 
     def _recognise(self, files: Files) -> Found | None:
-        arrays = pickled(files)
+        arrays = read_pickles(files)
         if arrays is not None:
             return Found(*arrays)
         layout = recognise(files, self.csv)
@@ -238,5 +238,5 @@ def _inputs(names: Sequence[str], files: Files, pixels: Pixels) -> Tensor:
         try:
             images.append(pixels.decode(content))
         except CorruptImage as error:
-            raise UserError(f"{files.place / name}: is not a readable image ({error})") from error
+            raise UserError(f"{files.path / name}: is not a readable image ({error})") from error
     return pixels.to_inputs(torch.from_numpy(np.stack(images)))

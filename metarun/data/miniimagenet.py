@@ -1,10 +1,10 @@
-"""miniImageNet's pickles, read without executing anything in them.
+"""miniImageNet (Vinyals et al. 2016): its published split, and its pickles, read without executing anything in them.
 
-mini-imagenet-cache-{train,val,test}.pkl hold `image_data`, uint8 [n, H, W, 3], and `class_dict`, class -> row numbers.
-A pickle may name any function to be called; the reader here admits those that make NumPy arrays and plain containers,
-and refuses the file at the first other name.
+mini-imagenet-cache-{train,val,test}.pkl hold `image_data`, uint8 [n, H, W, 3], and `class_dict`, class -> row indices.
+A pickle may name any function to be called; the reader allows only those that make NumPy arrays and plain containers,
+and raises at the first other name.
 
-The ImageNet ids of miniImageNet (Vinyals et al. 2016) in the split of Ravi and Larochelle 2017: 64 / 16 / 20.
+RAVI has the ImageNet ids of its classes in the split of Ravi and Larochelle 2017: 64 / 16 / 20.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import numpy as np
 
 from metarun.compute.random import SPLITS
 from metarun.data.files import Files
-from metarun.data.layouts import Entry, Layout, as_layout
+from metarun.data.layouts import Entry, Layout, make_layout
 from metarun.errors import UserError, one_line
 from metarun.types import Split
 
 NAME = "mini-imagenet-cache-{}.pkl"
-LARGEST = 1 << 34  # bytes; miniImageNet's largest has 8e8
-CODES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8", "b1")  # of numbers that an array may have
+LARGEST = 1 << 34  # bytes; the largest of miniImageNet has 8e8
+DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8", "b1")
 
 
-def pickled(files: Files) -> tuple[Layout, Callable[[Iterable[Entry]], Iterator[np.ndarray]]] | None:
-    """The three pickles as a layout and a reader of its entries, or None where they are not there."""
+def read_pickles(files: Files) -> tuple[Layout, Callable[[Iterable[Entry]], Iterator[np.ndarray]]] | None:
+    """The three pickles as a layout, and a function that reads its entries; None if the files include no pickles."""
     names = {split: next((n for n in files.names if n.endswith(NAME.format(split))), None) for split in SPLITS}
     if None in names.values():
         return None
@@ -47,12 +47,12 @@ def pickled(files: Files) -> tuple[Layout, Callable[[Iterable[Entry]], Iterator[
             split, row = entry.name.split("/")
             yield parts[cast(Split, split)][0][int(row)]
 
-    return as_layout("pickles", entries), read
+    return make_layout("pickles", entries), read
 
 
 def _load(files: Files, name: str) -> tuple[np.ndarray, dict[str, list[int]]]:
-    """`image_data` and `class_dict` of one pickle, checked."""
-    where = files.place / name
+    """Return `image_data` and `class_dict` of one pickle. Raise `UserError` if they are not as described above."""
+    where = files.path / name
     try:
         stored = HarmlessUnpickler(io.BytesIO(next(files.read([name], LARGEST))), encoding="latin1").load()
         images = _as_array(stored["image_data"])
@@ -61,29 +61,29 @@ def _load(files: Files, name: str) -> tuple[np.ndarray, dict[str, list[int]]]:
         }
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(
-            f"{where}: not a readable pickle of images ({type(error).__name__}: {one_line(error)})"
+            f"{where}: is not a readable pickle of images ({type(error).__name__}: {one_line(error)})"
         ) from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise UserError(f"{where}: image_data is {images.dtype} {list(images.shape)}, not uint8 [n, H, W, 3]")
     beyond = [row for rows in rows_of.values() for row in rows if not 0 <= row < len(images)]
     if beyond:
-        raise UserError(f"{where}: class_dict names row {beyond[0]}, image_data has {len(images)}")
+        raise UserError(f"{where}: class_dict names row {beyond[0]}, but image_data has {len(images)} rows")
     return images, rows_of
 
 
 class HarmlessUnpickler(pickle.Unpickler):
-    """Builds plain containers and records of arrays, and nothing else.
+    """Builds plain containers and stand-ins for arrays, and nothing else.
 
-    NumPy's own unpickling believes what a pickle says of types and sizes, down to addresses; the stand-ins below only
-    note it, and `Array.value` makes an array of the bytes that are there.
+    NumPy's own unpickling trusts the types, sizes and even addresses in a pickle. The stand-ins below only record them,
+    and `Array.value` is made from the bytes that are present.
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        found = STAND_INS.get((module.replace("._core.", ".core."), name))
-        if found is None:
+        stand_in = STAND_INS.get((module.replace("._core.", ".core."), name))
+        if stand_in is None:
             named = one_line(f"{module}.{name}")
-            raise pickle.UnpicklingError(f"it names {named}, and only arrays and plain containers are admitted")
-        return found
+            raise pickle.UnpicklingError(f"it names {named}; only arrays and plain containers are allowed")
+        return stand_in
 
 
 class Type:
@@ -95,9 +95,10 @@ class Type:
     def __setstate__(self, state: Any) -> None:
         self.order = state[1]
 
-    def checked(self) -> np.dtype:
-        if self.code not in CODES or self.order not in ("|", "<", ">", "="):
-            raise pickle.UnpicklingError(f"its numbers are of type {self.code!r}, not {', '.join(CODES)}")
+    def to_numpy(self) -> np.dtype:
+        """The data type. Raise if it is not one of numbers."""
+        if self.code not in DTYPES or self.order not in ("|", "<", ">", "="):
+            raise pickle.UnpicklingError(f"its numbers have type {self.code!r}; allowed: {', '.join(DTYPES)}")
         return np.dtype(self.code).newbyteorder("<" if self.order == "|" else self.order)
 
 
@@ -108,7 +109,7 @@ class Array:
 
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, by_columns, raw = state
-        self.value = _numbers_in(raw, kind).reshape(shape, order="F" if by_columns else "C")
+        self.value = _from_bytes(raw, kind).reshape(shape, order="F" if by_columns else "C")
 
 
 def _reconstruct(*_: Any) -> Array:
@@ -117,24 +118,24 @@ def _reconstruct(*_: Any) -> Array:
 
 def _frombuffer(raw: Any, kind: Type, shape: Any, order: Any) -> Array:
     array = Array()
-    array.value = _numbers_in(raw, kind).reshape(shape, order=order)
+    array.value = _from_bytes(raw, kind).reshape(shape, order=order)
     return array
 
 
 def _scalar(kind: Type, raw: Any) -> int:
-    return int(_numbers_in(raw, kind)[0])
+    return int(_from_bytes(raw, kind)[0])
 
 
-def _numbers_in(raw: Any, kind: Type) -> np.ndarray:
-    """Python 2 wrote bytes as text."""
+def _from_bytes(raw: Any, kind: Type) -> np.ndarray:
+    """The array [n] of raw bytes, which Python 2 wrote as text."""
     content = raw.encode("latin1") if isinstance(raw, str) else raw
     if not isinstance(content, (bytes, bytearray)):
         raise pickle.UnpicklingError("its arrays are not of numbers")
-    return np.frombuffer(content, kind.checked())
+    return np.frombuffer(content, kind.to_numpy())
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """How protocols 0 to 2 store bytes."""
+    """Stands for _codecs.encode, with which protocols 0 to 2 store bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
     return text.encode("latin1")
@@ -149,7 +150,7 @@ def _as_array(stored: Any) -> np.ndarray:
     if isinstance(stored, Array):
         return stored.value
     items = list(stored)
-    if not all(isinstance(item, (Array, int)) for item in items):  # lists of a list of a list ... have no end in memory
+    if not all(isinstance(item, (Array, int)) for item in items):  # nested lists could fill the memory
         raise pickle.UnpicklingError("its lists are not of arrays or whole numbers")
     values = [item.value if isinstance(item, Array) else item for item in items]
     if sum(value.nbytes for value in values if isinstance(value, np.ndarray)) > LARGEST:

@@ -7,10 +7,11 @@ Splits:
 Rotations by 90 degrees: `classes` makes four classes of every character, in all splits (ProtoNet); `task` turns each
 class of an episode at random, so that two rotations of a character never meet (MAML); `train` makes four classes of
 every training character and leaves the others upright (Reptile); `none`.
-The drawings are 105x105 pixels of one bit. `resize=lanczos` and `area` give greys, `nearest` does not (what most
-published code does).
+The drawings are 105x105 pixels of one bit. `resize=lanczos` and `area` give greys, `nearest` (in most published code)
+does not.
 
-Omniglot on disk: two parts as extracted folders or as archives, looked for where people keep them, or downloaded.
+On disk Omniglot has two parts, as extracted folders or as archives. They are searched in the usual subfolders of the
+root, or downloaded.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,18 +29,22 @@ import numpy as np
 from metarun.compute.random import SPLITS, choose, random_bits
 from metarun.data.augment import Augmentation
 from metarun.data.cache import Decoded, cached_images
-from metarun.data.decoding import Unreadable, write_images
+from metarun.data.decoding import Read, Unreadable, write_images
 from metarun.data.fetch import Download, as_downloads, fetch
-from metarun.data.files import Files, fingerprint, open_files, user_path
+from metarun.data.files import fingerprint, open_files, user_path
 from metarun.data.images import ImageData, Index, Source
 from metarun.data.layouts import Entry
 from metarun.data.pixels import Pixels
-from metarun.data.splits import fewer_training_classes
+from metarun.data.splits import limit_training_classes
 from metarun.errors import UserError, require
 from metarun.storage.cache_folder import cache_folder
 from metarun.types import Split
 
-KINDS = ("vinyals", "random1200", "background")
+SPLIT_NAMES = ("vinyals", "random1200", "background")
+PARTS = ("images_background", "images_evaluation")
+SUBFOLDERS = ("", "omniglot", "omniglot-py")  # where people keep the parts; the last is torchvision's
+DRAWING = re.compile(r"(?:^|/)(images_(?:background|evaluation)/[^/]+/character\d+)/\d+_\d+\.png$")
+COUNT = 1623 * 20
 
 VAL_ALPHABETS = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 TEST_ALPHABETS = (
@@ -59,8 +65,8 @@ def omniglot(
     resize: str,
     train_classes: int | None = None,
 ) -> ImageData:
-    """The data set of these settings; conf/data/omniglot.yaml says what each means."""
-    require(split in KINDS, "split", split, "choices: " + ", ".join(KINDS))
+    """The data set of these settings, which conf/data/omniglot.yaml explains."""
+    require(split in SPLIT_NAMES, "split", split, "choices: " + ", ".join(SPLIT_NAMES))
     require(0 <= split_seed < 2**63, "split_seed", split_seed, "must be at least 0")
     require(8 <= image_size <= 105, "image_size", image_size, "must be 8 to 105")
     pixels = Pixels(image_size, 1, resize, ink=True)
@@ -71,120 +77,90 @@ def omniglot(
         key = f"{' '.join(fingerprint(p) for p in parts)} {image_size} {resize}"
 
         def decode(file: BinaryIO) -> Decoded:
-            drawings = open_drawings(parts)
+            entries, read = open_drawings(parts)
             try:
-                return write_images(file, drawings.entries, drawings.read, pixels)
+                return write_images(file, entries, read, pixels)
             except Unreadable as error:
                 raise UserError(f"data.root={parts[0].parent}: {error}") from error
 
         cached = cached_images("omniglot", key, decode, verify)
-        splits = fewer_training_classes(characters(cached.table.names, split, split_seed), train_classes, split_seed)
+        splits = limit_training_classes(
+            split_characters(cached.table.names, split, split_seed), train_classes, split_seed
+        )
         notes = {} if train_classes is None else {"train_classes": train_classes}
         return Source(cached.table, splits, split, notes, cached.path)
 
     return ImageData(pixels, rotations, Augmentation(), load)
 
 
-def characters(names: tuple[str, ...], split: str, seed: int) -> dict[Split, Index]:
-    """The characters of each part of the split, as numbers."""
+def split_characters(names: tuple[str, ...], split: str, seed: int) -> dict[Split, Index]:
+    """Names PART/ALPHABET/CHARACTER of all characters -> the indices of those of each split."""
     if split == "random1200":
         order = choose(random_bits("train", seed, 0, range(1), len(names))[0], len(names))
         return {"train": order[:1100], "val": order[1100:1200], "test": order[1200:]}
-    part = _vinyals if split == "vinyals" else _lake(names)
-    parts = np.array([part(name) for name in names])
-    return {s: np.flatnonzero(parts == s) for s in SPLITS}
+    background = sorted({name.split("/")[1] for name in names if name.startswith("images_background/")})
 
-
-def _vinyals(name: str) -> str:
-    alphabet = _alphabet(name)
-    if alphabet in TEST_ALPHABETS or _character(name) in TEST_CHARACTERS:
-        return "test"
-    return "val" if alphabet in VAL_ALPHABETS else "train"
-
-
-def _lake(names: tuple[str, ...]) -> Any:
-    background = sorted({_alphabet(n) for n in names if n.startswith("images_background/")})
-    held_out = background[-5:]
-
-    def part(name: str) -> str:
-        if name.startswith("images_evaluation/"):
+    def assign(name: str) -> str:
+        part, alphabet, character = name.split("/")
+        if split == "background":
+            if part == "images_evaluation":
+                return "test"
+            return "val" if alphabet in background[-5:] else "train"
+        if alphabet in TEST_ALPHABETS or f"{alphabet}/{character}" in TEST_CHARACTERS:
             return "test"
-        return "val" if _alphabet(name) in held_out else "train"
+        return "val" if alphabet in VAL_ALPHABETS else "train"
 
-    return part
-
-
-def _alphabet(name: str) -> str:
-    return name.split("/")[1]
-
-
-def _character(name: str) -> str:
-    return name.split("/", 1)[1]
-
-
-PARTS = ("images_background", "images_evaluation")
-PLACES = ("", "omniglot", "omniglot-py")  # the last is torchvision's
-DRAWING = re.compile(r"(?:^|/)(images_(?:background|evaluation)/[^/]+/character\d+)/\d+_\d+\.png$")
-COUNT = 1623 * 20
+    assigned = np.array([assign(name) for name in names])
+    return {s: np.flatnonzero(assigned == s) for s in SPLITS}
 
 
 def find_parts(root: str | None, download: bool, downloads: Sequence[Download]) -> list[Path]:
-    """Both parts, below data.root, METARUN_DATA or metarun's own data folder; fetched there if that is allowed."""
+    """Find both parts below data.root, METARUN_DATA or metarun's own data folder, or download them to it."""
     folder = user_path(str(root or os.environ.get("METARUN_DATA") or cache_folder() / "data"))
-    found = _look(folder)
+    found = _search(folder)
     if found is None and download:
         try:
             fetch(downloads, folder / "omniglot")
         except UserError as error:
             raise UserError(_missing(folder, f"downloading failed: {error}")) from error
-        found = _look(folder)
+        found = _search(folder)
     if found is None:
-        why = "data.urls has not both archives" if download else "downloading is off"
+        why = "data.urls does not list both archives" if download else "downloading is off"
         raise UserError(_missing(folder, why))
     return found
 
 
-def open_drawings(parts: Sequence[Path]) -> Drawings:
-    drawings = Drawings([open_files(part) for part in parts])
-    if len(drawings.entries) != COUNT:
-        held = f"holds {len(drawings.entries)} Omniglot drawings, not {COUNT}; the copy is incomplete"
+def open_drawings(parts: Sequence[Path]) -> tuple[list[Entry], Read]:
+    """The drawings of both parts by character and file name, and a function that reads their files."""
+    opened = {path.name.removesuffix(".zip"): open_files(path) for path in parts}
+    found = [
+        Entry(match[1], f"{part}/{name}", None)
+        for part, files in opened.items()
+        for name in files.names
+        if (match := DRAWING.search(f"{part}/{name}"))
+    ]
+    if len(found) != COUNT:
+        held = f"holds {len(found)} Omniglot drawings, not {COUNT}; the copy is incomplete"
         raise UserError(f"data.root={parts[0].parent}: {held}")
-    return drawings
+
+    def read(entries: Iterable[Entry]) -> Iterator[bytes]:
+        for part, group in groupby(entries, lambda entry: entry.name.partition("/")[0]):
+            yield from opened[part].read([entry.name.partition("/")[2] for entry in group])
+
+    return sorted(found, key=lambda entry: (entry.label, entry.name)), read
 
 
-class Drawings:
-    """The drawings of both parts: entries by character and file name, and how to read them."""
-
-    def __init__(self, parts: Sequence[Files]) -> None:
-        self.parts = {files.place.name.removesuffix(".zip"): files for files in parts}
-        found = [
-            Entry(match[1], f"{part}/{name}", None)
-            for part, files in self.parts.items()
-            for name in files.names
-            if (match := DRAWING.search(f"{part}/{name}"))
-        ]
-        self.entries = sorted(found, key=lambda e: (e.label, e.name))
-
-    def read(self, entries: Iterable[Entry]) -> Iterator[bytes]:
-        """The drawings' files, the entries being in their order: one part after the other."""
-        names: dict[str, list[str]] = {}
-        for entry in entries:
-            part, _, name = entry.name.partition("/")
-            names.setdefault(part, []).append(name)
-        for part, wanted in names.items():
-            yield from self.parts[part].read(wanted)
-
-
-def _look(folder: Path) -> list[Path] | None:
-    """Both parts as sound archives or as folders, in the folder itself or in the places where people keep them."""
-    for place in (folder / below for below in PLACES):
-        for ending in (".zip", ""):
-            parts = [place / f"{part}{ending}" for part in PARTS]
-            if all(zipfile.is_zipfile(p) if ending else p.is_dir() for p in parts):
-                return parts
-        archives = [place / f"{part}.zip" for part in PARTS]
-        if all(p.is_file() for p in archives):
-            return archives  # reading them says what is wrong with them
+def _search(folder: Path) -> list[Path] | None:
+    """Both parts as sound archives or as folders, in the folder or in one of its usual subfolders."""
+    for subfolder in (folder / name for name in SUBFOLDERS):
+        folders = [subfolder / part for part in PARTS]
+        archives = [subfolder / f"{part}.zip" for part in PARTS]
+        if all(zipfile.is_zipfile(path) for path in archives):
+            return archives
+        if all(path.is_dir() for path in folders):
+            return folders
+        if all(path.is_file() for path in archives):
+            return archives  # damaged: reading them raises the error
     return None
 
 

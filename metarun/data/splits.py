@@ -1,10 +1,10 @@
-"""Which classes are for training, validation and test.
+"""The split of classes into training, validation and test.
 
-given   what the layout says: its csv files, a csv's column `split`, or its folders train, val, test
+given   the split of the layout: its csv files, a csv's column `split`, or its folders train, val, test
 ravi    miniImageNet's 64 / 16 / 20 classes (Ravi and Larochelle 2017), by their ImageNet ids
 ratio   a seeded shuffle of the class names, cut at data.ratios
-auto    given where the layout says so, else ravi for those hundred classes, else ratio
-PATH    split.json as in a run folder, or a folder with train.txt, val.txt, test.txt: a class name a line
+auto    given if the layout has a split, else ravi for those hundred classes, else ratio
+PATH    a split.json as in a run folder, or a folder with train.txt, val.txt, test.txt: one class name per line
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class SplitSettings(NamedTuple):
 
 
 def check_split(settings: SplitSettings) -> None:
+    """Raise `SettingError` if the settings cannot work, whatever the classes."""
     require(
         settings.split in NAMED or _exists(settings.split),
         "split",
@@ -52,20 +53,25 @@ def check_split(settings: SplitSettings) -> None:
 def split_classes(
     names: Sequence[str], given: Mapping[str, Split | None], settings: SplitSettings
 ) -> tuple[str, dict[Split, Index]]:
-    """The split's name, and the numbers of the classes of each part; no part may be empty."""
-    kind = settings.split if settings.split != "auto" else automatic(names, given)
+    """Return the name of the split, and the indices of the classes of each part. Raise if a part is empty.
+
+    `names` are all classes, `given` the split of each in the layout.
+    """
+    kind = settings.split if settings.split != "auto" else choose_split(names, given)
     members = _members(kind, names, given, settings)
-    numbers = {name: i for i, name in enumerate(names)}
-    _refuse_wrong(kind, members, numbers)
-    parts = {s: np.array(sorted({numbers[n] for n in members[s]}), dtype=np.intp) for s in SPLITS}
+    index = {name: i for i, name in enumerate(names)}
+    _check_members(kind, members, index)
+    parts = {s: np.array(sorted({index[n] for n in members[s]}), dtype=np.intp) for s in SPLITS}
     for split, classes in parts.items():
         require(len(classes) > 0, "split", settings.split, f"leaves no class for {split} ({len(names)} classes in all)")
-    return _label(kind, members), parts
+    if all(set(members[s]) == set(RAVI[s]) for s in SPLITS):
+        return "ravi", parts  # wherever the split came from
+    return kind if kind in NAMED else Path(kind).name, parts
 
 
-def fewer_training_classes(splits: dict[Split, Index], count: int | None, seed: int) -> dict[Split, Index]:
-    """The same splits with the first `count` training classes of a seeded order; None for all. A larger count has
-    the classes of a smaller one, and more."""
+def limit_training_classes(splits: dict[Split, Index], count: int | None, seed: int) -> dict[Split, Index]:
+    """The same splits with only the first `count` training classes of a seeded order; None: all. A larger count
+    includes the classes of a smaller one."""
     if count is None:
         return splits
     classes = splits["train"]
@@ -74,7 +80,8 @@ def fewer_training_classes(splits: dict[Split, Index], count: int | None, seed: 
     return splits | {"train": np.sort(classes[order[:count]])}
 
 
-def automatic(names: Sequence[str], given: Mapping[str, Split | None]) -> str:
+def choose_split(names: Sequence[str], given: Mapping[str, Split | None]) -> str:
+    """The split that `auto` stands for."""
     if all(given.values()):
         return "given"
     return "ravi" if set(names) == {n for part in RAVI.values() for n in part} else "ratio"
@@ -82,7 +89,7 @@ def automatic(names: Sequence[str], given: Mapping[str, Split | None]) -> str:
 
 def _members(kind: str, names: Sequence[str], given: Mapping[str, Split | None], settings: SplitSettings) -> Members:
     if kind == "given":
-        require(all(given.values()), "split", "given", "these files say nothing of a split; choices: ratio, ravi, PATH")
+        require(all(given.values()), "split", "given", "these files have no split; choices: ratio, ravi, PATH")
         return {s: [n for n in names if given[n] == s] for s in SPLITS}
     if kind == "ravi":
         return RAVI
@@ -91,10 +98,10 @@ def _members(kind: str, names: Sequence[str], given: Mapping[str, Split | None],
         order = choose(random_bits("train", settings.split_seed, 0, range(1), len(names))[0], len(names))
         cuts = np.rint(np.cumsum(settings.ratios[:2]) * len(names)).astype(int)
         return {s: [names[i] for i in part] for s, part in zip(SPLITS, np.split(order, cuts), strict=True)}
-    return _from_path(user_path(kind))
+    return _read_members(user_path(kind))
 
 
-def _from_path(path: Path) -> Members:
+def _read_members(path: Path) -> Members:
     try:
         if path.is_dir():
             lines = {s: (path / f"{s}.txt").read_text(encoding="utf-8-sig").splitlines() for s in SPLITS}
@@ -106,16 +113,18 @@ def _from_path(path: Path) -> Members:
         raise SettingError("split", path, expected) from error
 
 
-def _refuse_wrong(kind: str, members: Members, numbers: Mapping[str, int]) -> None:
-    """Every class that the split names must be there, in one part; classes that it does not name are left out."""
+def _check_members(kind: str, members: Members, index: Mapping[str, int]) -> None:
+    """Raise unless each class of the split exists and is in one part. Other classes may exist."""
     for one, other in combinations(SPLITS, 2):
         both = sorted({*members[one]} & {*members[other]})
         if both:
-            raise UserError(f"data.split={kind}: class {both[0]} is in both {one} and {other}")
-    missing = [n for s in SPLITS for n in members[s] if n not in numbers]
+            raise UserError(
+                f"data.split={kind}: class {both[0]} is in both {one} and {other}; a class belongs to one split"
+            )
+    missing = [n for s in SPLITS for n in members[s] if n not in index]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"data.split={kind}: names class {missing[0]}{more}, which the images do not have")
+        raise UserError(f"data.split={kind}: lists class {missing[0]}{more} without any image")
 
 
 def _exists(path: str) -> bool:
@@ -123,10 +132,3 @@ def _exists(path: str) -> bool:
         return bool(path) and user_path(path).exists()
     except OSError:  # too long for a name
         return False
-
-
-def _label(kind: str, members: Members) -> str:
-    """Results say `ravi` for that split wherever it came from."""
-    if all(set(members[s]) == set(RAVI[s]) for s in SPLITS):
-        return "ravi"
-    return kind if kind in NAMED else Path(kind).name

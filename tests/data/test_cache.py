@@ -599,7 +599,7 @@ def test_pages_are_given_back_after_so_many_bytes_and_come_back_from_the_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What this process had written into its own copy of a page is gone with it: so the page was given back."""
-    monkeypatch.setattr(cache, "KEPT", 100)
+    monkeypatch.setattr(cache, "RESIDENT", 100)
     found = cached_images("toy", "print", Builder())
     found.table.images[0, 0, 0, 0] = 99
     found.table.forget(60)

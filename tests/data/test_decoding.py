@@ -15,7 +15,7 @@ import pytest
 from helpers.pictures import file
 
 from metarun.data.cache import Decoded
-from metarun.data.decoding import AHEAD, TOGETHER, Read, Unreadable, write_images
+from metarun.data.decoding import AHEAD, GROUP, Read, Unreadable, write_images
 from metarun.data.layouts import Entry
 from metarun.data.pixels import Pixels
 from metarun.errors import UserError
@@ -90,21 +90,21 @@ class Uneven(Pixels):
 
     def decode(self, content: Any) -> Any:
         number = int(content[0, 0, 0]) * 256 + int(content[0, 1, 0])
-        if number % TOGETHER == 0:
-            time.sleep(0.03 * (4 - number // TOGETHER % 4))
+        if number % GROUP == 0:
+            time.sleep(0.03 * (4 - number // GROUP % 4))
         self.done.append(number)
         return super().decode(content)
 
 
 def test_pictures_are_written_in_the_order_of_the_entries_whichever_thread_is_first() -> None:
     Uneven.done.clear()
-    count = TOGETHER * 12 + 5
+    count = GROUP * 12 + 5
     _, written = write(classes(count), pixels=Uneven(8, 1, "nearest"))
     assert Uneven.done != sorted(Uneven.done)  # threads did overtake each other
     assert sorted(Uneven.done) == written == list(range(count))
 
 
-@pytest.mark.parametrize("count", [1, TOGETHER - 1, TOGETHER, TOGETHER + 1, TOGETHER * AHEAD, TOGETHER * AHEAD + 1])
+@pytest.mark.parametrize("count", [1, GROUP - 1, GROUP, GROUP + 1, GROUP * AHEAD, GROUP * AHEAD + 1])
 def test_no_picture_is_lost_where_groups_end(count: int) -> None:
     decoded, written = write(classes(count))
     assert written == list(range(count))
@@ -112,13 +112,13 @@ def test_no_picture_is_lost_where_groups_end(count: int) -> None:
 
 
 def test_counts_and_starts_are_those_of_unequal_classes() -> None:
-    sizes = [1, 70, 3, TOGETHER, 2 * TOGETHER, 2]
+    sizes = [1, 70, 3, GROUP, 2 * GROUP, 2]
     decoded, written = write(classes(*sizes))
     assert written == list(range(sum(sizes)))
     assert decoded.shape == (sum(sizes), 1, 8, 8)
     assert decoded.names == tuple("abcdef")
     assert decoded.counts == sizes
-    assert decoded.starts == [0, 1, 71, 74, 74 + TOGETHER, 74 + 3 * TOGETHER]
+    assert decoded.starts == [0, 1, 71, 74, 74 + GROUP, 74 + 3 * GROUP]
 
 
 def test_files_and_arrays_are_decoded_as_pixels_says() -> None:
@@ -171,7 +171,7 @@ def test_progress_is_one_line_and_a_bar_on_a_terminal(
         pytest.param((0,), id="the first"),
         pytest.param((209,), id="the last"),
         pytest.param((4, 5), id="the last of a class and the first of the next"),
-        pytest.param((TOGETHER - 1, TOGETHER), id="where a group ends"),
+        pytest.param((GROUP - 1, GROUP), id="where a group ends"),
         pytest.param((1, 2, 3, 4), id="all of a class but its first"),
         pytest.param(tuple(range(5, 204)), id="groups of nothing else"),
     ],
@@ -218,7 +218,7 @@ def test_nothing_more_is_read_once_an_image_is_broken() -> None:
             yield content
 
     refusal(lambda: write_images(io.BytesIO(), classes(3000), counting, PIXELS))
-    assert len(read) <= (AHEAD + 1) * TOGETHER
+    assert len(read) <= (AHEAD + 1) * GROUP
 
 
 # Memory
@@ -242,10 +242,10 @@ def test_the_reader_is_a_few_groups_ahead_of_the_writer(pixels: Pixels) -> None:
             ahead.append(number - output.images)
             yield content
 
-    count = 20 * TOGETHER
+    count = 20 * GROUP
     write_images(output, classes(count), counting, pixels)
     assert len(ahead) == output.images == count
-    assert 2 * TOGETHER < max(ahead) <= AHEAD * TOGETHER
+    assert 2 * GROUP < max(ahead) <= AHEAD * GROUP
 
 
 # Errors of others
@@ -258,7 +258,7 @@ class Boom(Exception):
 BOOM = Boom("two\nlines")
 
 
-@pytest.mark.parametrize("number", [0, 1, TOGETHER, 100, AHEAD * TOGETHER, AHEAD * TOGETHER + 1, 11 * TOGETHER - 1])
+@pytest.mark.parametrize("number", [0, 1, GROUP, 100, AHEAD * GROUP, AHEAD * GROUP + 1, 11 * GROUP - 1])
 @pytest.mark.parametrize("error", [BOOM, UserError("damaged at a/7.png"), KeyboardInterrupt()], ids=repr)
 def test_an_error_of_the_reader_comes_out_unchanged(number: int, error: BaseException) -> None:
     def failing(entries: Iterable[Entry]) -> Iterator[Any]:
@@ -269,12 +269,12 @@ def test_an_error_of_the_reader_comes_out_unchanged(number: int, error: BaseExce
 
     before = threading.active_count()
     with pytest.raises(type(error)) as caught:
-        write_images(io.BytesIO(), classes(11 * TOGETHER), failing, PIXELS)
+        write_images(io.BytesIO(), classes(11 * GROUP), failing, PIXELS)
     assert caught.value is error
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("number", [0, TOGETHER - 1, 500])
+@pytest.mark.parametrize("number", [0, GROUP - 1, 500])
 def test_an_error_of_the_writer_comes_out_unchanged(number: int) -> None:
     """A full disk: whoever gave the file knows what to say."""
 
@@ -286,7 +286,7 @@ def test_an_error_of_the_writer_comes_out_unchanged(number: int) -> None:
 
     error = OSError(28, "No space left on device")
     with pytest.raises(OSError, match="No space") as caught:
-        write_images(Full(), classes(11 * TOGETHER), reader(), PIXELS)
+        write_images(Full(), classes(11 * GROUP), reader(), PIXELS)
     assert caught.value is error
 
 
@@ -302,7 +302,7 @@ def test_an_error_while_decoding_that_is_no_fault_of_the_image_comes_out_unchang
 
     before = threading.active_count()
     with pytest.raises(type(error)) as caught:
-        write_images(io.BytesIO(), classes(11 * TOGETHER), reader(), Failing(8, 1, "nearest"), skip=True)
+        write_images(io.BytesIO(), classes(11 * GROUP), reader(), Failing(8, 1, "nearest"), skip=True)
     assert caught.value is error
     assert threading.active_count() == before
 

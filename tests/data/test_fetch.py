@@ -221,13 +221,13 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "broken": ({"status": 500}, "failed (HTTP Error 500: Internal Server Error)"),
     "no such range": ({"status": 416}, "failed (HTTP Error 416: "),
     "cut": ({"most": 1000, "ranges": False}, "failed (broke off after 1000 of 300000 bytes)"),
-    "cut, of unknown length": ({"most": 1000, "length": False}, "sent something else: the sha256 is wrong"),
+    "cut, of unknown length": ({"most": 1000, "length": False}, "sent another file: its sha256 checksum is wrong"),
     "reset": ({"most": 0, "breaks": "reset"}, "failed ("),
     "hangs": ({"most": 0, "breaks": "hang"}, "failed (timed out)"),
-    "another file": ({"content": OTHER}, "sent something else: the sha256 is wrong"),
-    "a byte changed": ({"content": CONTENT[:-1] + b"x"}, "sent something else: the sha256 is wrong"),
-    "a page": ({"content": PAGE}, "sent something else: the sha256 is wrong"),
-    "a page of unknown length": ({"content": PAGE, "length": False}, "sent something else: the sha256 is wrong"),
+    "another file": ({"content": OTHER}, "sent another file: its sha256 checksum is wrong"),
+    "a byte changed": ({"content": CONTENT[:-1] + b"x"}, "sent another file: its sha256 checksum is wrong"),
+    "a page": ({"content": PAGE}, "sent another file: its sha256 checksum is wrong"),
+    "a page of unknown length": ({"content": PAGE, "length": False}, "sent another file: its sha256 checksum is wrong"),
 }
 
 

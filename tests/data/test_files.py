@@ -67,7 +67,7 @@ def test_every_kind_of_place_gives_the_same_names_and_contents(tmp_path: Path, k
     """Sorted names, whatever order they were stored in, and contents in any order asked for, also more than once."""
     place = KINDS[kind](tmp_path / "place", CONTENTS)
     files = open_files(place)
-    assert files.place == place
+    assert files.path == place
     assert files.names == tuple(sorted(CONTENTS))
     for seed in range(3):
         wanted = random.Random(seed).choices(files.names, k=20)
@@ -244,7 +244,7 @@ def test_files_that_are_too_large_are_refused_before_they_are_read(
     for reader, method in ((zipfile.ZipFile, "read"), (tarfile.TarFile, "extractfile"), (Path, "read_bytes")):
         monkeypatch.setattr(reader, method, lambda *_: pytest.fail("it was read"))
     message = refusal(lambda: list(files.read(["a/big.png"], 5000)))
-    assert message == f"{place}: a/big.png has 5001 bytes, more than 5000 that such a file may have"
+    assert message == f"{place}: a/big.png has 5001 bytes; at most 5000 are read"
 
 
 def claim(path: Path, size: int, claimed: int) -> Path:
@@ -262,7 +262,7 @@ def test_no_image_may_have_more_than_64_mebibytes(tmp_path: Path) -> None:
     zipped = as_zip(tmp_path / "x.zip", {"a/1.png": bytes(100_000)}, zipfile.ZIP_DEFLATED)
     for place in (claim(zipped, 100_000, LARGEST + 1), tmp_path / "folder"):
         message = refusal(lambda place=place: contents(place))  # type: ignore[misc]
-        assert message.startswith(f"{place}: a/1.png has {2**26 + 1} bytes, more than {2**26} ")
+        assert message.startswith(f"{place}: a/1.png has {2**26 + 1} bytes; at most {2**26} ")
 
 
 def test_a_zip_that_lies_about_a_size_gives_no_more_than_it_claims(tmp_path: Path) -> None:
@@ -350,7 +350,9 @@ def test_a_member_that_cannot_be_read_is_named_with_its_archive(tmp_path: Path, 
     path = as_zip(tmp_path / "x.zip", CONTENTS)
     damage(path)
     assert next(open_files(path).read(["a/one.png"])) == CONTENTS["a/one.png"]
-    assert f"{path}: damaged at b/2.png (" in refusal(lambda: list(open_files(path).read(["a/one.png", "b/2.png"])))
+    assert f"{path}: the archive is damaged at b/2.png (" in refusal(
+        lambda: list(open_files(path).read(["a/one.png", "b/2.png"]))
+    )
 
 
 def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:

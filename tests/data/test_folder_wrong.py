@@ -174,7 +174,7 @@ def test_a_split_that_is_not_all_there_is_one_line(place: Path, tmp_path: Path) 
     path = listed(tmp_path)
     path.write_text(path.read_text().replace('"ox"', '"ocelot"'))
     message = refusal(lambda: draw(dataset(place, split=str(path))))
-    assert message == f"data.split={path}: names class ocelot, which the images do not have"
+    assert message == f"data.split={path}: lists class ocelot without any image"
 
 
 def test_a_class_in_two_splits_is_one_line_with_the_root(place: Path) -> None:

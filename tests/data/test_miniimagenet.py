@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from helpers.image_files import attempt, in_memory, refusal
 
-from metarun.data.miniimagenet import pickled
+from metarun.data.miniimagenet import read_pickles
 
 NAME = "mini-imagenet-cache-{}.pkl"
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
@@ -46,7 +46,7 @@ def three(dump: Dump = pickle.dumps, folder: str = "") -> dict[str, bytes]:
 
 def assert_read(contents: dict[str, bytes], change: Callable[[Any], Any] = lambda value: value) -> None:
     """The layout, and rows of the right pickle in the order asked for."""
-    found = pickled(in_memory(contents))
+    found = read_pickles(in_memory(contents))
     assert found is not None
     layout, read = found
     assert layout.name == "pickles"
@@ -58,7 +58,7 @@ def assert_read(contents: dict[str, bytes], change: Callable[[Any], Any] = lambd
 
 
 def with_train(content: bytes) -> Callable[[], object]:
-    return lambda: pickled(in_memory({**three(), NAME.format("train"): content}))
+    return lambda: read_pickles(in_memory({**three(), NAME.format("train"): content}))
 
 
 def spoiled(**changes: Any) -> bytes:
@@ -143,19 +143,19 @@ def test_they_are_found_below_other_folders() -> None:
 
 @pytest.mark.parametrize("missing", CLASSES)
 def test_without_all_three_it_is_another_layout(missing: str) -> None:
-    assert pickled(in_memory({name: c for name, c in three().items() if missing not in name})) is None
+    assert read_pickles(in_memory({name: c for name, c in three().items() if missing not in name})) is None
 
 
 # Pickles that are wrong
 
 WRONG: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "EOFError"),
-    "text": (b"<html>Sign in to the network</html>\n\n", "not a readable pickle of images"),
-    "cut short": (pickle.dumps(stored("train"))[:-40], "not a readable pickle of images"),
-    "a list": (pickle.dumps([1, 2]), "not a readable pickle of images"),
+    "text": (b"<html>Sign in to the network</html>\n\n", "is not a readable pickle of images"),
+    "cut short": (pickle.dumps(stored("train"))[:-40], "is not a readable pickle of images"),
+    "a list": (pickle.dumps([1, 2]), "is not a readable pickle of images"),
     "no images": (spoiled(image_data=None), "image_data"),
     "no classes": (spoiled(class_dict=None), "class_dict"),
-    "a list of classes": (spoiled(class_dict=[0, 1]), "not a readable pickle of images"),
+    "a list of classes": (spoiled(class_dict=[0, 1]), "is not a readable pickle of images"),
     "floats": (spoiled(image_data=IMAGES / 255), "image_data is float64 [6, 4, 4, 3], not uint8 [n, H, W, 3]"),
     "signed": (spoiled(image_data=IMAGES.astype(np.int8)), "image_data is int8 [6, 4, 4, 3]"),
     "objects": (spoiled(image_data=IMAGES.astype(object)), "mini-imagenet-cache-train.pkl: "),
@@ -166,8 +166,8 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "one image": (spoiled(image_data=IMAGES[0]), "image_data is uint8 [4, 4, 3], not uint8 [n, H, W, 3]"),
     "channels first": (spoiled(image_data=IMAGES.transpose(0, 3, 1, 2)), "image_data is uint8 [6, 3, 4, 4]"),
     "four channels": (spoiled(image_data=np.zeros((6, 4, 4, 4), np.uint8)), "image_data is uint8 [6, 4, 4, 4]"),
-    "a row beyond": (spoiled(class_dict={"n01": [0, 6]}), "class_dict names row 6, image_data has 6"),
-    "a row below": (spoiled(class_dict={"n01": [-1, 1]}), "class_dict names row -1, image_data has 6"),
+    "a row beyond": (spoiled(class_dict={"n01": [0, 6]}), "class_dict names row 6, but image_data has 6 rows"),
+    "a row below": (spoiled(class_dict={"n01": [-1, 1]}), "class_dict names row -1, but image_data has 6 rows"),
     "rows of text": (spoiled(class_dict={"n01": ["one"]}), "mini-imagenet-cache-train.pkl: "),
     "rows between": (spoiled(class_dict={"n01": [0.5]}), "mini-imagenet-cache-train.pkl: "),
     "one row": (spoiled(class_dict={"n01": 3}), "mini-imagenet-cache-train.pkl: "),
@@ -263,7 +263,7 @@ def harmful(path: Path) -> dict[str, bytes]:
 def test_a_pickle_that_would_do_something_is_refused_and_not_obeyed(tmp_path: Path, kind: str) -> None:
     made = tmp_path / "made"
     message = refusal(with_train(harmful(made)[kind]))
-    assert message.startswith("/data/mini-imagenet-cache-train.pkl: not a readable pickle of images (")
+    assert message.startswith("/data/mini-imagenet-cache-train.pkl: is not a readable pickle of images (")
     assert "(UnpicklingError: it " in message
     assert not made.exists()
 
@@ -292,7 +292,7 @@ def test_what_a_pickle_names_cannot_forge_lines() -> None:
 
 def test_extensions_and_persistent_ids_are_refused() -> None:
     for content in (b"\x80\x02\x82\x01.", b"Pabc\n.", b"\x80\x02K\x01Q."):
-        assert "not a readable pickle of images" in refusal(with_train(content))
+        assert "is not a readable pickle of images" in refusal(with_train(content))
 
 
 # Memory that is not an array's
@@ -321,7 +321,7 @@ def forged_type() -> bytes:
 
 
 def refuse(content: bytes) -> None:
-    assert "not a readable pickle of images" in refusal(with_train(content))
+    assert "is not a readable pickle of images" in refusal(with_train(content))
 
 
 def test_a_forged_type_of_array_does_not_reach_into_memory() -> None:

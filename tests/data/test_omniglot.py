@@ -785,7 +785,12 @@ def not_http(shop: Shop) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(wrong_sum, "md5 is wrong"), (not_found, "404"), (refused, "refused"), (not_http, "welcome to the mail server")],
+    [
+        (wrong_sum, "md5 checksum is wrong"),
+        (not_found, "404"),
+        (refused, "refused"),
+        (not_http, "welcome to the mail server"),
+    ],
 )
 def test_a_failed_download_is_one_line_with_the_reason_and_three_ways(
     tmp_path: Path, shop: Shop, spoil: Callable[[Shop], None], reason: str

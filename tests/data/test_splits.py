@@ -15,7 +15,7 @@ from helpers.image_files import attempt, refusal
 from metarun.compute.random import SPLITS
 from metarun.data.images import Index, members_sha256
 from metarun.data.miniimagenet import RAVI
-from metarun.data.splits import SplitSettings, check_split, fewer_training_classes, split_classes
+from metarun.data.splits import SplitSettings, check_split, limit_training_classes, split_classes
 from metarun.errors import SettingError
 from metarun.types import Split
 
@@ -111,10 +111,10 @@ def test_given_is_refused_where_the_files_say_nothing() -> None:
 
 
 def test_ravi_names_a_class_that_is_missing_and_how_many_more() -> None:
-    assert "n01532829, which the images do not have" in refusal(
+    assert "n01532829 without any image" in refusal(
         lambda: divide([n for n in PUBLISHED if n != "n01532829"], how=settings("ravi"))
     )
-    assert "n01532829 and 99 more, which" in refusal(lambda: divide(how=settings("ravi")))
+    assert "n01532829 and 99 more without" in refusal(lambda: divide(how=settings("ravi")))
 
 
 def test_ravi_leaves_out_what_it_does_not_name() -> None:
@@ -239,7 +239,7 @@ def test_a_split_that_is_nearly_ravis_is_not_called_so(tmp_path: Path) -> None:
 def test_listed_classes_that_are_not_there_are_named(tmp_path: Path, make: Callable[..., Path]) -> None:
     path = make(tmp_path, {**LISTED, "test": ["class 02", "class 77", "class 78", "class 79"]})
     message = refusal(lambda: divide(how=settings(path)))
-    assert message == f"data.split={path}: names class class 77 and 2 more, which the images do not have"
+    assert message == f"data.split={path}: lists class class 77 and 2 more without any image"
 
 
 @pytest.mark.parametrize("make", [as_json, as_lists])
@@ -349,16 +349,16 @@ def test_settings_that_can_work_are_taken(sound: SplitSettings) -> None:
     check_split(sound)
 
 
-def test_fewer_training_classes_are_nested_seeded_and_leave_the_other_parts_alone() -> None:
+def test_limit_training_classes_are_nested_seeded_and_leave_the_other_parts_alone() -> None:
     whole: dict[Split, Index] = {"train": np.arange(10, 30), "val": np.arange(5), "test": np.arange(5, 10)}
-    few, more = (fewer_training_classes(whole, n, 3)["train"] for n in (4, 9))
+    few, more = (limit_training_classes(whole, n, 3)["train"] for n in (4, 9))
     assert len(few) == 4
     assert set(few) < set(more) < set(whole["train"])
     assert list(few) == sorted(few)
-    assert set(few) != set(fewer_training_classes(whole, 4, 4)["train"])
-    kept = fewer_training_classes(whole, 20, 3)
+    assert set(few) != set(limit_training_classes(whole, 4, 4)["train"])
+    kept = limit_training_classes(whole, 20, 3)
     assert all(np.array_equal(kept[split], whole[split]) for split in whole)
-    assert fewer_training_classes(whole, None, 3) is whole
+    assert limit_training_classes(whole, None, 3) is whole
     for wrong in (0, 21):
         with pytest.raises(SettingError, match=rf"train_classes={wrong}: must be 1 to 20"):
-            fewer_training_classes(whole, wrong, 3)
+            limit_training_classes(whole, wrong, 3)

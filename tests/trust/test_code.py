@@ -24,7 +24,7 @@ from metarun.config import catalogue, components
 from metarun.config.from_run import reuse_settings
 from metarun.data.cache import Decoded, cached_images
 from metarun.data.files import open_files
-from metarun.data.miniimagenet import HarmlessUnpickler, pickled
+from metarun.data.miniimagenet import HarmlessUnpickler, read_pickles
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import SettingError, UserError
 from metarun.report.read.runs import read_run
@@ -126,7 +126,7 @@ def test_a_cache_is_numbers_and_json(tmp_path: Path, elsewhere: None) -> None:
 def test_a_cache_with_rows_that_are_not_there_is_built_again(
     tmp_path: Path, elsewhere: None, changes: dict[str, Any]
 ) -> None:
-    from metarun.data.cache import _sum_of
+    from metarun.data.cache import _json_checksum
 
     def decoded(file: Any) -> Decoded:
         file.write(bytes(4))
@@ -135,7 +135,7 @@ def test_a_cache_with_rows_that_are_not_there_is_built_again(
     path = cached_images("x", "key", decoded).path.with_suffix(".json")
     stored = json.loads(path.read_text()) | changes
     stored.pop("sum")
-    path.write_text(json.dumps(stored | {"sum": _sum_of(stored)}))
+    path.write_text(json.dumps(stored | {"sum": _json_checksum(stored)}))
     table = cached_images("x", "key", decoded).table
     assert (table.names, list(table.starts), list(table.counts)) == (("a",), [0], [1])
 
@@ -340,7 +340,7 @@ def test_lists_of_lists_in_a_pickle_are_not_multiplied(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         (tmp_path / f"mini-imagenet-cache-{split}.pkl").write_bytes(pickle.dumps(stored))
     with pytest.raises(UserError, match="its lists are not of arrays or whole numbers"):
-        pickled(open_files(tmp_path))
+        read_pickles(open_files(tmp_path))
 
 
 def test_a_checkpoint_with_a_changed_byte_is_damaged(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_an_archive_that_would_fill_the_disk_is_refused(
             member = tarfile.TarInfo("a/1.png")
             member.size = len(zeros)
             tar.addfile(member, io.BytesIO(zeros))
-    with pytest.raises(UserError, match="unpacked it has more than 100 times its size"):
+    with pytest.raises(UserError, match="its contents have more than 100 times its size"):
         open_files(path)
     monkeypatch.setattr(files, "SUSPECT", 1 << 23)
     assert open_files(path).names == ("a/1.png",)

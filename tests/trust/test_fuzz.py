@@ -38,7 +38,7 @@ from metarun.config.from_run import reuse_settings
 from metarun.config.schema import check
 from metarun.data.files import open_files
 from metarun.data.layouts import recognise
-from metarun.data.miniimagenet import pickled
+from metarun.data.miniimagenet import read_pickles
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import UserError
 from metarun.regularizers.build import build_regularization
@@ -253,7 +253,7 @@ def test_pickles(here: Path, damage: Any, protocol: int, value: Any) -> None:
         stored = pickle.dumps(whole if value is None else {**whole, "class_dict": value}, protocol)
         (here / f"mini-imagenet-cache-{split}.pkl").write_bytes(damaged(stored, *damage))
     try:
-        found = pickled(open_files(here))
+        found = read_pickles(open_files(here))
         assert found is not None
         list(found[1](found[0].entries))
     except UserError as error:
