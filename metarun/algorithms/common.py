@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.inner_loop import descend, last
-from metarun.algorithms.objective import Regularization
+from metarun.algorithms.objective import Entry, Regularization
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import gradients, norm, sub
 from metarun.errors import require
@@ -44,19 +44,19 @@ def adaptations(learner: GradientLearner, theta: Params, support: Batch, steps: 
 
 def add_inner_penalties(learner: GradientLearner, theta: Params, support: Batch, objective: Objective) -> Objective:
     """The objective, and the inner penalties on the whole support set if there are any."""
-    if not learner.regularization.inner_terms:
+    if not learner.regularization.select(Entry.INNER_LOSS):
         return objective
 
     def total(phi: Params, step: int) -> Tensor:
         at = Adaptation(theta, phi, support, None, learner.model, learner.loss, {})
-        return objective(phi, step) + learner.regularization.inner(at)
+        return objective(phi, step) + learner.regularization.inner_penalty(at)
 
     return total
 
 
 def add_proximal_step(rule: UpdateRule, regularization: Regularization) -> UpdateRule:
     """The rule, followed by the inner proximal steps if there are any."""
-    return rule._replace(proximal_step=regularization.shrink_inner) if regularization.inner_proximal else rule
+    return rule._replace(proximal_step=regularization.shrink_inner) if regularization.select(Entry.INNER_STEP) else rule
 
 
 def bind_loss(model: Model, loss: Loss, batch: Batch) -> Objective:
@@ -84,7 +84,7 @@ def outer_objective(learner: GradientLearner, theta: Params, phi: Params, task: 
     """L^Q(phi) plus the task's outer penalties Omega(theta, phi), and the metrics that go with it."""
     adapted = fast_weights(learner.model, phi, task.support)
     loss, metrics = score_prediction(learner, learner.predict(adapted, task.query.x), task.query.y)
-    if not learner.regularization.outer_terms:
+    if not learner.regularization.select(Entry.TASK_LOSS):
         return loss, metrics
     penalty = outer_penalty(learner, theta, phi, task)
     return loss + penalty, metrics | {"penalty": penalty}
@@ -92,7 +92,7 @@ def outer_objective(learner: GradientLearner, theta: Params, phi: Params, task: 
 
 def outer_penalty(learner: GradientLearner, theta: Params, phi: Params, task: Task) -> Tensor:
     """The weighted penalties on one task's adaptation in the outer objective."""
-    return learner.regularization.outer(Adaptation(theta, phi, *task, learner.model, learner.loss, {}))
+    return learner.regularization.task_penalty(Adaptation(theta, phi, *task, learner.model, learner.loss, {}))
 
 
 def outer_gradients(learner: GradientLearner, theta: Params, phi: Params, task: Task) -> tuple[Params, Params, Metrics]:

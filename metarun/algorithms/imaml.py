@@ -41,7 +41,7 @@ from torch import Tensor
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
 from metarun.algorithms.inner_loop import descend, last, sgd, split_adapted
-from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
+from metarun.algorithms.objective import NO_REGULARIZATION, Entry, Regularization
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import (
     Solution,
@@ -116,7 +116,7 @@ class IMAML:
 
     def __post_init__(self) -> None:
         common.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps, self.adapted)
-        alone = not self.regularization.acts_inside
+        alone = not self.regularization.select("inner")
         needed = "must be above 0 (lambda of the proximal term), or 0 where reg has an inner penalty in its place"
         require(self.prox > 0 or (self.prox == 0 and not alone), "prox", self.prox, needed)
         require(self.cg_steps >= 1, "cg_steps", self.cg_steps, "must be at least 1")
@@ -173,7 +173,7 @@ class IMAML:
         """grad_m (L^S + Omega) at phi, and the system there for the right-hand side b."""
         start, support_loss = split_adapted(phi, self.inner_rule)[0], common.bind_loss(self.model, self.loss, support)
         slope, hessian = self._support_hessian(phi, start, support)
-        if self.adapted is None and not self.regularization.acts_inside:
+        if self.adapted is None and not self.regularization.select("inner"):
             # The proximal term's derivatives in closed form: by a graph they cost a tenth of a small network's step.
             slope = axpy(self.prox, sub(start, theta), slope)
             by_prox, mixed_by_prox = (partial(scale, factor) for factor in (self.prox, -self.prox))
@@ -182,7 +182,7 @@ class IMAML:
         def omega(theta: Params, phi: Params) -> Tensor:
             """All that the inner problem adds to L^S, also what the inner loop takes as proximal steps."""
             at = Adaptation(theta, phi, support, None, self.model, self.loss, {})
-            return self._proximal_term(theta, phi) + self.regularization.whole_inner(at)
+            return self._proximal_term(theta, phi) + self.regularization.inner_penalty(at, proximal=True)
 
         def inner_problem(theta: Params, part: Params) -> Tensor:
             value = omega(theta, theta | part)
@@ -192,7 +192,7 @@ class IMAML:
             return gradient(lambda at: dot(gradient(lambda part: inner_problem(at, part), start), v), theta)
 
         push, penalty_hessian = gradient_and_hvp(lambda part: omega(theta, phi | part), start)
-        fixed = self.regularization.held_inner(phi)
+        fixed = self.regularization.mask_zeros(phi)
         system = ImplicitSystem(b, hessian, penalty_hessian, mixed_vjp, self.cg_damping, fixed)
         return axpy(1.0, push, slope), system._replace(rhs=system.restrict(b))
 
@@ -214,7 +214,7 @@ class IMAML:
         mapping (phi - phi') / inner_lr, phi' after one more step."""
         support_loss = common.bind_loss(self.model, self.loss, support)
         at_start = norm(split_adapted(gradient(lambda at: support_loss(at, 0), theta), self.inner_rule)[0])
-        if self.regularization.inner_proximal:
+        if self.regularization.select(Entry.INNER_STEP):
             onwards = last(descend(self.inner_objective(theta, support), phi, self.inner_rule, 1))
             slope = scale(1 / self.inner_lr, sub(phi, onwards))
         return norm(slope) / at_start.clamp_min(torch.finfo(at_start.dtype).tiny)

@@ -3,9 +3,10 @@ r"""The penalties of a run together: what each weighs at a step, and where it en
     inner objective   L^S(phi) + sum_j w_j Omega_j           over the terms with where=inner or both
     outer objective   mean_i [ L^Q_i(phi_i) + sum_j w_j Omega_j(theta, phi_i) ] + sum_j w_j Omega_j(theta)
 
-A penalty itself (`regularizers/`) is an unweighted Omega; this file weighs it. What it looks at decides how it enters:
-weights alone (`of`), one task's adaptation (`between`) or the tasks of a step together (`across`). A term with
-method=prox adds nothing to an objective: its proximal operator follows each step of the inner loop or of the optimizer.
+A penalty itself (`regularizers/`) is an unweighted Omega; this file weighs it. What it looks at decides how it enters
+(`Entry`): weights alone (`of`), one task's adaptation (`between`) or the tasks of a step together (`across`). A term
+with method=prox adds nothing to an objective: its proximal operator follows each step of the inner loop or of the
+optimizer.
 
 A weight that is scheduled is an entry `reg.NAME.weight` of the meta-parameters, set before each step and never trained,
 so that adaptation at test and a resumed run meet the same number.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -23,11 +25,11 @@ from torch import Tensor
 from metarun.algorithms.penalty_protocols import Adaptation, AdaptationPenalty, ProximalPenalty, TaskPenalty
 from metarun.compute.linalg import scale, sum_scalars
 from metarun.errors import SettingError
-from metarun.types import CARRIED, REG, Algorithm, Model, Params, Rates, Task
+from metarun.types import CARRIED, REG, Algorithm, Model, Params, PenaltyOptions, Rates, Task, optional
 
-PLACES = ("inner", "outer", "both")
-FURTHEST = 10
-"""Of the learning rate, how far a proximal step may reach where Adam's rates say more. Adam's own steps are about 1."""
+WHERE = ("inner", "outer", "both")
+LONGEST_STEP = 10
+"""In learning rates, the limit of a proximal step where Adam's rates are longer. Adam's own steps are about 1."""
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -55,17 +57,42 @@ class Schedule:
         return self.shape != "constant" or self.warmup > 0
 
 
+class Entry(Enum):
+    """How a term enters training."""
+
+    INNER_LOSS = "added to the inner objective"
+    INNER_STEP = "a proximal step after each step of the inner loop"
+    TASK_LOSS = "added to the outer objective of each task"
+    SHARED_LOSS = "added to the outer objective once: on theta, or on all tasks together"
+    OUTER_STEP = "a proximal step after each step of the optimizer"
+
+    @property
+    def where(self) -> str:
+        """inner or outer."""
+        return "inner" if self in (Entry.INNER_LOSS, Entry.INNER_STEP) else "outer"
+
+
 @dataclass(frozen=True)
 class Term:
-    """One penalty, its weight and its place."""
+    """One penalty, its weight, and the loops that it is in."""
 
     name: str
     penalty: Any
     schedule: Schedule
     where: str = "outer"
 
-    def acts(self, place: str) -> bool:
-        return self.where in (place, "both")
+    def enters(self, where: str | Entry) -> bool:
+        """Whether the term is in a loop (inner or outer), or enters it in this way."""
+        if isinstance(where, Entry):
+            return self.enters(where.where) and self._entry(where.where) is where
+        return self.where in (where, "both")
+
+    def _entry(self, where: str) -> Entry:
+        if self.proximal:
+            return Entry.INNER_STEP if where == "inner" else Entry.OUTER_STEP
+        if where == "inner":
+            return Entry.INNER_LOSS
+        return Entry.TASK_LOSS if isinstance(self.penalty, AdaptationPenalty) else Entry.SHARED_LOSS
 
     @property
     def proximal(self) -> bool:
@@ -79,18 +106,37 @@ class Term:
     def weight(self, theta: Params) -> Tensor | float:
         return theta[f"{self.prefix}weight"] if self.schedule.changes else self.schedule.weight
 
-    def own(self, theta: Params) -> Params:
+    def parameters(self, theta: Params) -> Params:
+        """The penalty's own meta-parameters, by their short names."""
         return {k.removeprefix(self.prefix): v for k, v in theta.items() if k.startswith(self.prefix)}
 
-    def of_adaptation(self, at: Adaptation) -> Tensor:
-        """w Omega of one task; weights alone are those of phi."""
-        omega = self.unweighted(at)
+    def evaluate(self, at: Adaptation) -> Tensor:
+        """w Omega of one task's adaptation; a penalty on weights alone is that of phi."""
+        if isinstance(self.penalty, AdaptationPenalty):
+            omega = self.penalty.between(at._replace(own=self.parameters(at.theta)))
+        else:
+            omega = self.penalty.of(at.phi)
         return self.weight(at.theta) * omega
 
-    def unweighted(self, at: Adaptation) -> Tensor:
-        if isinstance(self.penalty, AdaptationPenalty):
-            return self.penalty.between(at._replace(own=self.own(at.theta)))
-        return self.penalty.of(at.phi)
+    def evaluate_shared(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
+        """w Omega of theta, or of theta on all tasks together."""
+        together = isinstance(self.penalty, TaskPenalty)
+        omega = self.penalty.across(learner, params, tasks) if together else self.penalty.of(params)
+        return self.weight(params) * omega
+
+    def shrink(self, weights: Params, rates: Rates, lr: float, weight: Tensor | float) -> Params:
+        """The proximal operator, by each weight's own rate or by lr.
+
+        Where rates differ from weight to weight, as Adam's lr / (sqrt(v) + eps) do, a threshold ends at
+        LONGEST_STEP * lr: a unit without gradients yet, whose rate has no bound, would be gone after a step. At a
+        minimum the limit is not met, since there |gradient| = weight <= sqrt(v) wherever w is not 0. Learned rates have
+        none, in either metric: lr = inf.
+        """
+        if self.penalty.metric == "plain" and lr < math.inf:
+            rates = lr
+        thresholds = scale(weight, rates) if isinstance(rates, dict) else weight * rates
+        limit = LONGEST_STEP * lr if isinstance(rates, dict) else math.inf
+        return self.penalty.shrink(weights, thresholds, limit)
 
 
 @runtime_checkable
@@ -109,61 +155,36 @@ class Regularization:
 
     terms: tuple[Term, ...] = ()
 
-    @property
-    def inner_terms(self) -> list[Term]:
-        """Added to the inner objective."""
-        return [t for t in self.terms if t.acts("inner") and not t.proximal]
+    def select(self, where: str | Entry) -> list[Term]:
+        """The terms in a loop (inner or outer), or those that enter it in this way."""
+        return [t for t in self.terms if t.enters(where)]
 
     @property
-    def inner_proximal(self) -> list[Term]:
-        """Taken as proximal steps of the inner loop."""
-        return [t for t in self.terms if t.acts("inner") and t.proximal]
-
-    @property
-    def acts_inside(self) -> bool:
-        return any(t.acts("inner") for t in self.terms)
-
-    @property
-    def outer_terms(self) -> list[Term]:
-        """Added to each task's outer objective."""
-        return [t for t in self.terms if t.acts("outer") and isinstance(t.penalty, AdaptationPenalty)]
-
-    @property
-    def shared_terms(self) -> list[Term]:
-        """Added to the outer objective once: on theta, or on all tasks together."""
-        return [t for t in self.terms if t.acts("outer") and not t.proximal and t not in self.outer_terms]
-
-    @property
-    def joins_tasks(self) -> bool:
+    def needs_all_tasks(self) -> bool:
         """Whether a term needs all tasks of a step at once."""
-        return any(isinstance(t.penalty, TaskPenalty) for t in self.shared_terms)
-
-    @property
-    def outer_proximal(self) -> list[Term]:
-        """Taken as proximal steps after those of the optimizer."""
-        return [t for t in self.terms if t.acts("outer") and t.proximal]
+        return any(isinstance(t.penalty, TaskPenalty) for t in self.select(Entry.SHARED_LOSS))
 
     def init(self, weights: Params) -> Params:
         """The network's weights and, beside them, the penalties' own meta-parameters and scheduled weights."""
         own: Params = {}
         for term in self.terms:
-            parameters = term.penalty.init(weights) if hasattr(term.penalty, "init") else {}
-            own |= {term.prefix + k: v for k, v in parameters.items()}
+            init = optional(term.penalty, PenaltyOptions, "init")
+            own |= {term.prefix + k: v for k, v in init(weights).items()} if init else {}
             if term.schedule.changes:
                 own[f"{term.prefix}weight"] = torch.tensor(term.schedule(0))
         return weights | own
 
     def wrap(self, model: Model, input_shape: tuple[int, ...]) -> Model:
-        """The network, with what the penalties make of it: noise."""
+        """The network, with the noise that penalties add to it."""
         for term in self.terms:
-            if hasattr(term.penalty, "wrap"):
-                try:
-                    model = term.penalty.wrap(model, term.prefix, input_shape)
-                except SettingError as error:
-                    raise error.under(f"reg.{term.name}") from error
+            wrap = optional(term.penalty, PenaltyOptions, "wrap")
+            try:
+                model = wrap(model, term.prefix, input_shape) if wrap else model
+            except SettingError as error:
+                raise error.under(f"reg.{term.name}") from error
         return model
 
-    def trained(self, params: Params) -> list[str]:
+    def trained_names(self, params: Params) -> list[str]:
         """The names of what the optimizer moves: all but scheduled weights, a network's noise and what is carried."""
         scheduled = {f"{t.prefix}weight" for t in self.terms if t.schedule.changes}
         fixed = (CARRIED, *(f"{t.prefix}noise." for t in self.terms))
@@ -175,37 +196,36 @@ class Regularization:
             if term.schedule.changes:
                 params[f"{term.prefix}weight"].fill_(term.schedule(step))
 
-    def inner(self, at: Adaptation) -> Tensor:
-        return sum_scalars([t.of_adaptation(at) for t in self.inner_terms])
+    def inner_penalty(self, at: Adaptation, proximal: bool = False) -> Tensor:
+        """sum_j w_j Omega_j of the inner objective; with `proximal` also of the terms that are proximal steps, as an
+        implicit derivative needs it."""
+        return sum_scalars([t.evaluate(at) for t in self.select("inner" if proximal else Entry.INNER_LOSS)])
 
-    def whole_inner(self, at: Adaptation) -> Tensor:
-        """With the terms that are taken as proximal steps, as an implicit derivative needs it."""
-        return sum_scalars([t.of_adaptation(at) for t in self.terms if t.acts("inner")])
+    def task_penalty(self, at: Adaptation) -> Tensor:
+        """sum_j w_j Omega_j(theta, phi) of one task's outer objective."""
+        return sum_scalars([t.evaluate(at) for t in self.select(Entry.TASK_LOSS)])
 
-    def held_inner(self, phi: Params) -> Params:
-        """True where inner proximal steps hold a weight at zero."""
-        held: Params = {}
-        for term in self.inner_proximal:
-            held |= {k: v | held[k] if k in held else v for k, v in term.penalty.held(phi).items()}
-        return held
-
-    def outer(self, at: Adaptation) -> Tensor:
-        return sum_scalars([t.of_adaptation(at) for t in self.outer_terms])
-
-    def shared(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
+    def shared_penalty(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
         """What is added once to the outer objective of theta; 0 without such a term."""
-        return sum_scalars([t.weight(params) * shared_value(t, learner, params, tasks) for t in self.shared_terms])
+        return sum_scalars([t.evaluate_shared(learner, params, tasks) for t in self.select(Entry.SHARED_LOSS)])
+
+    def mask_zeros(self, phi: Params) -> Params:
+        """True where inner proximal steps hold a weight at zero, for the tensors that have such steps."""
+        mask: Params = {}
+        for term in self.select(Entry.INNER_STEP):
+            mask |= {k: v | mask[k] if k in mask else v for k, v in term.penalty.mask_zeros(phi).items()}
+        return mask
 
     def shrink_inner(self, phi: Params, rates: Rates, lr: float) -> Params:
         """The proximal steps after one of the inner loop; their weights are constants."""
-        for term in self.inner_proximal:
-            phi = shrunk(term, phi, rates, lr, term.schedule.weight)
+        for term in self.select(Entry.INNER_STEP):
+            phi = term.shrink(phi, rates, lr, term.schedule.weight)
         return phi
 
-    def shrink(self, params: Params, rates: Rates, lr: float) -> Params:
+    def shrink_outer(self, params: Params, rates: Rates, lr: float) -> Params:
         """The proximal steps after one of the optimizer."""
-        for term in self.outer_proximal:
-            params = shrunk(term, params, rates, lr, term.weight(params))
+        for term in self.select(Entry.OUTER_STEP):
+            params = term.shrink(params, rates, lr, term.weight(params))
         return params
 
 
@@ -215,38 +235,13 @@ NO_REGULARIZATION = Regularization()
 def add_model_noise(
     model: Model, params: Params, tasks: Task, seed: int, step: int, first: int = 0
 ) -> tuple[Params, Task]:
-    """What the meta-gradient of an outer step is taken at: with noise, if the network has any."""
+    """Meta-parameters and tasks with the network's noise for the meta-gradient of an outer step, if it has any."""
     return model.noisy(params, tasks, seed, step, first) if isinstance(model, NoisyModel) else (params, tasks)
 
 
 def add_noise(
     learner: Algorithm, params: Params, tasks: Task, seed: int, step: int, first: int = 0
 ) -> tuple[Params, Task]:
-    """The network's, and what the learner itself draws for a step."""
+    """The same, also with what the learner itself draws for a step."""
     params, tasks = add_model_noise(learner.model, params, tasks, seed, step, first)
     return learner.noisy(params, tasks, seed, step, first) if isinstance(learner, NoisyModel) else (params, tasks)
-
-
-def shared_value(term: Term, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
-    """Omega of theta, or of theta on all tasks together."""
-    if isinstance(term.penalty, TaskPenalty):
-        return term.penalty.across(learner, params, tasks)
-    return term.penalty.of(params)
-
-
-def shrunk(term: Term, weights: Params, rates: Rates, lr: float, weight: Tensor | float) -> Params:
-    """The term's proximal operator, by each weight's own rate or by lr.
-
-    Where rates differ from weight to weight, as Adam's lr / (sqrt(v) + eps) do, a threshold ends at FURTHEST * lr: a
-    unit without gradients yet, whose rate has no bound, would be gone after a step. At a minimum the limit is not met,
-    since there |gradient| = weight <= sqrt(v) wherever w is not 0. Learned rates have none, in either metric: lr = inf.
-    """
-    if term.penalty.metric == "plain" and lr < math.inf:
-        rates = lr
-    limit = FURTHEST * lr if isinstance(rates, dict) else math.inf
-    return term.penalty.shrink(weights, thresholds(rates, weight), limit)
-
-
-def thresholds(rates: Rates, weight: Tensor | float) -> Rates:
-    """How far a proximal step reaches: weight times rate."""
-    return scale(weight, rates) if isinstance(rates, dict) else weight * rates

@@ -11,7 +11,7 @@ from metarun.types import Algorithm, Batch, Loss, Model, Params, Rates, Task
 
 
 class Adaptation(NamedTuple):
-    """One task's way from theta to phi, as a penalty sees it."""
+    """One task's adaptation from theta to phi."""
 
     theta: Params
     phi: Params
@@ -41,11 +41,11 @@ class ProximalPenalty(WeightPenalty, Protocol):
     def metric(self) -> str:
         """adaptive: each weight's threshold is its own step size times the weight of the penalty; plain: the rate's."""
 
-    def targeted(self, weights: Params) -> list[str]:
-        """The names of the tensors it looks at."""
+    def target_names(self, weights: Params) -> list[str]:
+        """The names of the penalised tensors."""
 
-    def held(self, weights: Params) -> Params:
-        """True where it holds a weight at zero, for the tensors it looks at."""
+    def mask_zeros(self, weights: Params) -> Params:
+        """True where the proximal operator holds a weight at zero, for the penalised tensors."""
 
     def shrink(self, weights: Params, thresholds: Rates, limit: float = math.inf) -> Params:
         """argmin_w Omega(w) + sum_j (w_j - weights_j)^2 / (2 thresholds_j), by at most about `limit` in each weight."""

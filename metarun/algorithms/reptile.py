@@ -29,7 +29,7 @@ from torch.func import grad
 from metarun.algorithms import common
 from metarun.algorithms.common import FastWeights
 from metarun.algorithms.inner_loop import adam, descend_with_state, initial_moments, last, moments_of, sgd
-from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
+from metarun.algorithms.objective import NO_REGULARIZATION, Entry, Regularization
 from metarun.compute.linalg import axpy, sub
 from metarun.errors import require
 from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
@@ -82,7 +82,7 @@ class Reptile:
         phi, state = self._inner_loop(params, task.support)
         _, metrics = common.outer_objective(self, params, phi, task)
         found = sub(params, phi | moments_of(state, phi) if self.moments == "carried" else phi)
-        if self.regularization.outer_terms:
+        if self.regularization.select(Entry.TASK_LOSS):
             penalty = functools.partial(common.outer_penalty, self, task=task)
             by_theta, by_phi = grad(penalty, argnums=(0, 1))(params, phi)
             found = axpy(1.0, by_phi, axpy(1.0, by_theta, found))

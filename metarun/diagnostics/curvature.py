@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.inner_loop import is_adapted
+from metarun.algorithms.objective import Entry
 from metarun.compute.linalg import hessian_product
 from metarun.diagnostics.lanczos import Ritz, directions, extremes
 from metarun.diagnostics.task_sample import TaskSample, adapted_weights, network_weights
@@ -68,7 +69,7 @@ def spectra(learner: GradientLearner, theta: Params, support: Batch, start: Para
     phi = adapted_weights(learner, theta, support)
     at_theta, at_phi, of_objective = ends(support_loss, theta), ends(support_loss, phi), ends(objective, theta)
     found = _named(at_theta, "theta") | _named(at_phi, "phi") | {"max_objective": of_objective.largest}
-    if learner.regularization.inner_terms:
+    if learner.regularization.select(Entry.INNER_LOSS):
         found["min_objective_phi"] = ends(objective, phi).smallest
     return found
 

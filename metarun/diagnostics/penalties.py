@@ -42,7 +42,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value
 
 from metarun.algorithms.inner_loop import is_adapted
-from metarun.algorithms.objective import Regularization, Term, shared_value
+from metarun.algorithms.objective import Entry, Regularization, Term
 from metarun.algorithms.penalty_protocols import Adaptation, ProximalPenalty
 from metarun.compute.linalg import norm, sub, sum_scalars
 from metarun.diagnostics.task_sample import TaskSample, adapted_weights, mean_gradient, mean_metrics, network_weights
@@ -71,7 +71,7 @@ def penalty_measures(
     measures |= outer_measures(learner, regularization, params, grads, sample)
     zeros = zero_shares("sparsity", params, targets(regularization, "outer", params))
     measures |= mean_metrics(zeros)
-    if regularization.acts_inside and isinstance(learner, GradientLearner):
+    if regularization.select("inner") and isinstance(learner, GradientLearner):
         measures |= inner_measures(learner, regularization, params, sample)
     return measures
 
@@ -85,7 +85,7 @@ def factor_measures(regularization: Regularization, params: Params) -> Values:
     """Summarise each term's learned factors."""
     measures: Values = {}
     for term in regularization.terms:
-        learned = [v.flatten() for name, v in term.own(params).items() if name.startswith(LOGARITHM)]
+        learned = [v.flatten() for name, v in term.parameters(params).items() if name.startswith(LOGARITHM)]
         if learned:
             factors, key = torch.cat(learned).double().exp(), f"penalty_factor/{term.name}"
             measures[key] = float(factors.mean())
@@ -98,12 +98,12 @@ def outer_measures(
     learner: Algorithm, regularization: Regularization, params: Params, grads: Params, sample: TaskSample
 ) -> Values:
     """Values and shares of the terms in the outer objective."""
-    terms = [t for t in regularization.terms if t.acts("outer")]
+    terms = regularization.select("outer")
     if not terms:
         return {}
     data = mean_gradient(network_weights(grads))
     parts: dict[str, Part] = {}
-    if regularization.outer_terms:
+    if regularization.select(Entry.TASK_LOSS):
         data, parts = adaptation_parts(learner, regularization, params, sample)
     parts |= {t.name: shared_part(t, learner, params, sample.tasks) for t in terms if t.name not in parts}
     values = {f"penalty/{label(t, 'outer')}": float(parts[t.name].value) for t in terms}
@@ -116,7 +116,7 @@ def shared_part(term: Term, learner: Algorithm, params: Params, tasks: Task) -> 
     """w Omega and its gradient by theta, of a term on theta or on the tasks together."""
 
     def weighted(weights: Params) -> Tensor:
-        return term.weight(params) * shared_value(term, learner, params | weights, tasks)
+        return term.evaluate_shared(learner, params | weights, tasks)
 
     gradient, value = grad_and_value(weighted)(network_weights(params))
     return Part(value, gradient)
@@ -126,7 +126,7 @@ def adaptation_parts(
     learner: Any, regularization: Regularization, params: Params, sample: TaskSample
 ) -> tuple[Params, dict[str, Part]]:
     """The mean meta-gradient without outer penalties; and what each term on a task's adaptation adds, by its name."""
-    inner = tuple(dataclasses.replace(t, where="inner") for t in regularization.terms if t.acts("inner"))
+    inner = tuple(dataclasses.replace(t, where="inner") for t in regularization.select("inner"))
 
     def meta_gradient(theta: Params, task: Task, outer: tuple[Term, ...] = ()) -> tuple[Params, Metrics]:
         penalised = dataclasses.replace(learner, regularization=Regularization((*inner, *outer)))
@@ -135,7 +135,7 @@ def adaptation_parts(
 
     gradient = mean_gradient(sample.each(meta_gradient, params)[0])
     parts = {}
-    for term in regularization.outer_terms:
+    for term in regularization.select(Entry.TASK_LOSS):
         outer = (dataclasses.replace(term, where="outer"),)
         gradients, metrics = sample.each(functools.partial(meta_gradient, outer=outer), params)
         parts[term.name] = Part(metrics["penalty"].double().mean(), sub(mean_gradient(gradients), gradient))
@@ -146,12 +146,12 @@ def inner_measures(
     learner: GradientLearner, regularization: Regularization, params: Params, sample: TaskSample
 ) -> Values:
     """Values, shares and zeros at the end of the tasks' inner loops."""
-    terms = [t for t in regularization.terms if t.acts("inner")]
+    terms = regularization.select("inner")
 
     def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
         phi = adapted_weights(learner, theta, task.support)
         at = Adaptation(theta, phi, task.support, None, learner.model, learner.loss, {})
-        values = {f"penalty/{label(t, 'inner')}": t.of_adaptation(at) for t in terms}
+        values = {f"penalty/{label(t, 'inner')}": t.evaluate(at) for t in terms}
         zeros = zero_shares("sparsity_adapted", phi, targets(regularization, "inner", phi))
         return values | inner_shares(learner, terms, at) | zeros, {}
 
@@ -168,7 +168,7 @@ def inner_shares(learner: GradientLearner, terms: list[Term], at: Adaptation) ->
     def support_loss(at: Adaptation) -> Tensor:
         return learner.loss(learner.model.apply(at.phi, at.support.x), at.support.y)
 
-    lengths = {t.name: length(t.of_adaptation) for t in terms}
+    lengths = {t.name: length(t.evaluate) for t in terms}
     whole = length(support_loss) + sum_scalars(lengths.values())
     if isinstance(learner, ProximalLearner):
         whole = whole + learner.prox * norm(sub(adapted, at.theta))
@@ -183,8 +183,8 @@ def share(part: Tensor, whole: Tensor) -> Tensor:
 
 def targets(regularization: Regularization, where: str, weights: Params) -> list[str]:
     """The names of the tensors that terms with a proximal operator penalise there, whichever method they use."""
-    penalties = [t.penalty for t in regularization.terms if t.acts(where)]
-    names = {name for p in penalties if isinstance(p, ProximalPenalty) for name in p.targeted(weights)}
+    penalties = [t.penalty for t in regularization.select(where)]
+    names = {name for p in penalties if isinstance(p, ProximalPenalty) for name in p.target_names(weights)}
     return [name for name in weights if name in names]
 
 

@@ -63,7 +63,7 @@ def describe_penalties(regularization: Regularization, records: Sequence[Mapping
 
 
 def _describe_term(term: Term, last: Mapping[str, Any]) -> dict[str, Any]:
-    places = [place for place in ("inner", "outer") if term.acts(place)]
+    places = [place for place in ("inner", "outer") if term.enters(place)]
     schedule = term.schedule
     return {
         "name": term.name,

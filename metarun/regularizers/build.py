@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from metarun.algorithms.objective import PLACES, SCHEDULES, NoisyModel, Regularization, Schedule, Term
+from metarun.algorithms.objective import SCHEDULES, WHERE, Entry, NoisyModel, Regularization, Schedule, Term
 from metarun.algorithms.penalty_protocols import TaskPenalty
 from metarun.config import catalogue
 from metarun.config.components import build, construct, locate
@@ -32,7 +32,7 @@ class TermSettings:
 
     def __post_init__(self) -> None:
         require(0 <= self.weight < float("inf"), "weight", self.weight, "must be at least 0 and finite")
-        require(self.where in PLACES, "where", self.where, "choices: " + ", ".join(PLACES))
+        require(self.where in WHERE, "where", self.where, "choices: " + ", ".join(WHERE))
         require(self.schedule in SCHEDULES, "schedule", self.schedule, "choices: " + ", ".join(SCHEDULES))
         require(0 <= self.final_weight < float("inf"), "final_weight", self.final_weight, "must be at least 0")
         require(self.warmup >= 0, "warmup", self.warmup, "must be at least 0 (outer steps)")
@@ -72,12 +72,12 @@ def _term(name: str, group: str, node: dict[str, Any], config: Config, kind: Kin
     weighing = {k: v for k, v in node.items() if k in SHARED}
     settings: TermSettings = construct(group, TermSettings, weighing)
     penalty = _penalty(group, own, config, kind)
-    places = getattr(penalty, "places", PLACES)
+    places = getattr(penalty, "places", WHERE)
     if settings.where not in places:
         raise SettingError(f"{group}.where", settings.where, f"this one has choices: {', '.join(places)}")
     schedule = Schedule(settings.weight, settings.schedule, settings.final_weight, settings.warmup, config.train.steps)
     term = Term(name, penalty, schedule, settings.where)
-    if term.proximal and term.acts("inner") and schedule.changes:
+    if term.proximal and term.enters("inner") and schedule.changes:
         raise SettingError(f"{group}.schedule", settings.schedule, "an inner proximal step takes a constant weight")
     return term
 
@@ -120,7 +120,7 @@ def _objection(term: Term, regularization: Regularization, algorithm: Algorithm)
         )
     if not isinstance(algorithm, GradientLearner):
         compares = isinstance(term.penalty, TaskPenalty) and isinstance(algorithm, StatefulLearner)
-        if term.acts("inner") or term in regularization.outer_terms or compares:
+        if term.enters("inner") or term.enters(Entry.TASK_LOSS) or compares:
             return (
                 "this algorithm has no inner loop to penalise; "
                 "choose a penalty on the weights (l1, l2, elastic, group) with where=outer, or another algorithm"

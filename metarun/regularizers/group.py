@@ -67,10 +67,10 @@ class Group:
             layers = [layer for layer in layers if not layer.startswith(NO_FILTERS)]
         return [_members(layer, names) for layer in layers]
 
-    def targeted(self, weights: Params) -> list[str]:
+    def target_names(self, weights: Params) -> list[str]:
         return [name for names in self.layers(weights) for name in names]
 
-    def held(self, weights: Params) -> Params:
+    def mask_zeros(self, weights: Params) -> Params:
         masks: Params = {}
         for names in self.layers(weights):
             rows = joined(weights, names)

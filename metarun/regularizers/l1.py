@@ -44,14 +44,14 @@ class L1:
     def of(self, weights: Params) -> Tensor:
         return sum_scalars([w.abs().sum() for w in chosen(weights, self.targets, linear_map).values()])
 
-    def targeted(self, weights: Params) -> list[str]:
+    def target_names(self, weights: Params) -> list[str]:
         return list(chosen(weights, self.targets, linear_map))
 
-    def held(self, weights: Params) -> Params:
-        return {name: weights[name] == 0 for name in self.targeted(weights)}
+    def mask_zeros(self, weights: Params) -> Params:
+        return {name: weights[name] == 0 for name in self.target_names(weights)}
 
     def shrink(self, weights: Params, thresholds: Rates, limit: float = math.inf) -> Params:
-        names = self.targeted(weights)
+        names = self.target_names(weights)
         return weights | {k: soft_threshold(weights[k], threshold_of(k, thresholds, limit)) for k in names}
 
 

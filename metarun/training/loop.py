@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from metarun.algorithms.objective import add_noise
+from metarun.algorithms.objective import Entry, add_noise
 from metarun.diagnostics.step import Values, update_measures
 from metarun.training.meta_gradient import MetaGradient, MetaGradients, StepGradient, join_ranks, mean_metrics
 from metarun.training.nonfinite import handle_nonfinite, locate_nonfinite, start_rewinding, update_rewind_point
@@ -98,9 +98,9 @@ def update(trainer: Trainer, state: State, gradient: Params) -> float:
     """Move the meta-parameters along the gradient; return the learning rate of the step."""
     lr = learning_rate(trainer.optim, state.step, trainer.settings.steps)
     apply_update(state.optimizer, state.params, clipped(gradient, trainer.optim.clip), lr)
-    if trainer.regularization.outer_proximal:
+    if trainer.regularization.select(Entry.OUTER_STEP):
         rates = step_rates(state.optimizer, state.params, lr)
-        for name, value in trainer.regularization.shrink(state.params, rates, lr).items():
+        for name, value in trainer.regularization.shrink_outer(state.params, rates, lr).items():
             state.params[name].copy_(value)
     if state.carry:
         learner: Any = trainer.algorithm

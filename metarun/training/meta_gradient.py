@@ -84,7 +84,7 @@ def build_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGradie
 
     def meta_gradient(params: Params, tasks: Task) -> MetaGradient:
         grads, metrics = per_task(params, tasks)
-        trained = trainer.regularization.trained(params)
+        trained = trainer.regularization.trained_names(params)
         extra, penalty = grad_and_value(shared)(params, tasks)
         total = {k: grads[k].mean(0) + extra[k] for k in trained}
         return _assemble(total, {k: grads[k] for k in trained}, metrics, penalty)
@@ -101,7 +101,7 @@ def build_rank_share(trainer: Trainer) -> Callable[[Params, Task], RankShare]:
 
     def rank_share(params: Params, tasks: Task) -> RankShare:
         grads, metrics = per_task(params, select_tasks(tasks, range(len(todo))))
-        trained = trainer.regularization.trained(params)
+        trained = trainer.regularization.trained_names(params)
         total = {k: grads[k][:own].sum(0) / count for k in trained}
         penalty = next(iter(total.values())).new_zeros(())
         if processes.is_first:
@@ -119,7 +119,7 @@ def _build_parts(trainer: Trainer, count: int) -> tuple[Callable, Callable]:
     per_task = map_tasks(trainer.algorithm.meta_grad, count, chunk, place.memory_format)
 
     def shared(params: Params, tasks: Task) -> Tensor:
-        return trainer.regularization.shared(trainer.algorithm, params, tasks)
+        return trainer.regularization.shared_penalty(trainer.algorithm, params, tasks)
 
     return per_task, shared
 

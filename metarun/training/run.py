@@ -97,7 +97,7 @@ class Trainer:
     def start(self) -> State:
         """The state before the first step."""
         params = self.placement.move_params(self.regularization.init(self.algorithm.init(self.seed)))
-        trained = {name: params[name] for name in self.regularization.trained(params)}
+        trained = {name: params[name] for name in self.regularization.trained_names(params)}
         state = State(params, build_optimizer(self.optim, trained))
         if isinstance(self.algorithm, StatefulLearner):
             state.carry = self.placement.move_params(self.algorithm.init_state(params))
@@ -113,6 +113,5 @@ class Trainer:
         """The indices of all tasks; of several ranks, those of this rank's share. The first rank has all of them where
         a penalty needs the tasks of a step together."""
         processes, count = self.placement.processes, self.settings.tasks
-        return (
-            range(count) if processes.is_first and self.regularization.joins_tasks else processes.nonempty_share(count)
-        )
+        whole = processes.is_first and self.regularization.needs_all_tasks
+        return range(count) if whole else processes.nonempty_share(count)

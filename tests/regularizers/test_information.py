@@ -98,7 +98,7 @@ def test_omega_of_weights_is_that_of_the_encoders_linear_maps(reduce: str | None
     ]
     assert {k for k in theta if k.startswith(PREFIX)} == {f"{PREFIX}log_std.block{i}.weight" for i in (0, 1)}
     expected = torch.cat(each).mean() if reduce == "mean" else torch.cat(each).sum()
-    found = learner.regularization.shared(learner, theta, tasks())
+    found = learner.regularization.shared_penalty(learner, theta, tasks())
     torch.testing.assert_close(found, 0.3 * expected, rtol=1e-12, atol=0)
 
 
@@ -117,7 +117,7 @@ def test_omega_of_activations_is_that_of_the_query_rows(reduce: str | None) -> N
     )  # [T, M, D]
     expected = each.sum(2).mean() if reduce == "sum" else each.mean()
     for at in (tasks(), add_model_noise(learner.model, theta, tasks(), 0, 0)[1]):
-        found = learner.regularization.shared(learner, theta, at)
+        found = learner.regularization.shared_penalty(learner, theta, at)
         torch.testing.assert_close(found, 0.3 * expected, rtol=1e-12, atol=0)
 
 
@@ -219,7 +219,7 @@ def objective(learner: MAML, theta: Params, at: Task) -> Tensor:
         return (learner.model.apply(phi, query.x) - query.y).square().mean().detach()
 
     each = [one(*(Batch(b.x[i], b.y[i]) for b in at)) for i in range(TASKS)]
-    return torch.stack(each).mean() + learner.regularization.shared(learner, theta, at)
+    return torch.stack(each).mean() + learner.regularization.shared_penalty(learner, theta, at)
 
 
 def experiment_of(form: str, *more: str) -> Experiment:
@@ -343,7 +343,7 @@ def test_metric_learners_on_images_train_with_it(form: str, algo: str, norm: str
     assert all(g.isfinite().all() for g in grads.values())
     assert float((metrics["loss"] - clean["loss"]).abs().min()) > 1e-9
     assert any(grads[k].abs().sum() > 0 for k in params if k.startswith(PREFIX))
-    assert regularization.shared(learner, params, at).isfinite()
+    assert regularization.shared_penalty(learner, params, at).isfinite()
     one = learner.meta_grad(noisy, Task(*(Batch(b.x[1], b.y[1]) for b in at)))[0]
     for name, g in one.items():
         torch.testing.assert_close(grads[name][1], g, rtol=1e-9, atol=1e-10)

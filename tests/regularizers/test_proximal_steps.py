@@ -336,7 +336,7 @@ def test_a_unit_without_gradients_is_not_gone_at_once_under_adam(penalty: Any) -
     params = {"block0.weight": torch.ones(2, 3).double()}
     optimizer = build_optimizer(OptimConfig(name="adam"), params)
     apply_update(optimizer, params, {"block0.weight": torch.zeros(2, 3).double()}, 1e-3)
-    found = regularization_of(penalty, 0.1).shrink(params, step_rates(optimizer, params, 1e-3), 1e-3)
+    found = regularization_of(penalty, 0.1).shrink_outer(params, step_rates(optimizer, params, 1e-3), 1e-3)
     moved = 1 - found["block0.weight"]
     assert float(moved.min()) > 0
     assert float(moved.max()) < 0.03

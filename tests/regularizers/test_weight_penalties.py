@@ -134,7 +134,7 @@ def test_groups_are_the_filters_of_blocks_with_shift_and_gain() -> None:
     network = mlp((4,), 3, (5, 6), "batch")
     blocks = [[f"block{i}.weight", f"block{i}.shift", f"block{i}.gain"] for i in range(2)]
     assert Group().layers(network.init(0)) == blocks
-    assert Group().targeted(network.init(0)) == blocks[0] + blocks[1]
+    assert Group().target_names(network.init(0)) == blocks[0] + blocks[1]
     assert Group(targets=("block1", "head")).layers(network.init(0)) == [blocks[1], ["head.weight", "head.bias"]]
 
 
@@ -167,7 +167,7 @@ NETWORKS = {
 def with_dead_unit(network: Network, unit: int) -> Params:
     """Random weights, away from their initial values, with one filter of the second block set to zero."""
     params = {k: v.double() + 0.1 * random(*v.shape, seed=i) for i, (k, v) in enumerate(network.init(0).items())}
-    for k in Group(targets=("block1",)).targeted(params):
+    for k in Group(targets=("block1",)).target_names(params):
         params[k][unit] = 0
     return params
 
@@ -185,7 +185,7 @@ def test_a_group_of_zeros_is_dead_and_no_inner_loop_wakes_it(network: Network) -
     assert not bool((out == 0).all())
     learner = MAML(network, MeanSquaredError(), 0.05, 3, 3, False)
     phi = learner.adapt(params, batch).params
-    for k in Group(targets=("block1",)).targeted(params):
+    for k in Group(targets=("block1",)).target_names(params):
         assert bool((phi[k][2] == 0).all())
         assert not torch.equal(phi[k], params[k])
 
@@ -237,7 +237,7 @@ def test_a_soft_threshold_leaves_exact_zeros_and_everything_else_as_it_is(penalt
     params = example(seed=30)
     found = penalty.shrink(params, 0.5)
     for k, v in params.items():
-        if k in penalty.targeted(params):
+        if k in penalty.target_names(params):
             assert torch.equal(found[k] == 0, v.abs() <= 0.5)
             assert bool((found[k].sign() * v.sign() >= 0).all())
         else:
