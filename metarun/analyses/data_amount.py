@@ -1,6 +1,6 @@
-r"""How the figure on new tasks, and its gap to the tasks of training, depend on how many tasks or classes there were.
+r"""How the metric on new tasks, and its gap to the training tasks, depend on the number of training tasks or classes.
 
-`amounts` are sizes of the pool of training tasks (train.pool), each a beginning of the next; figures are those of the
+`amounts` are sizes of the pool of training tasks (train.pool), each a beginning of the next; metrics are those of the
 last weights after `test_inner_steps`, on the pool's own tasks and on new ones. With `of: classes` they are numbers of
 training classes of an image set (data.train_classes), and the own tasks are `tasks` episodes of these classes.
 
@@ -19,16 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from metarun.analyses.context import Context, TrainedRun
-from metarun.analyses.data_amount_figure import draw_amounts
-from metarun.analyses.frame import Cell, Row
-from metarun.analyses.stability import Learned, comparable, learned
+from metarun.analyses.analysis import Cell, Context, Row, require_at_least
+from metarun.analyses.figures import finish_sizes, plot_known
+from metarun.analyses.stability import evaluate_last_weights, same_episode_size
 from metarun.errors import SettingError, UserError, require
-from metarun.report.figures.drawing import Drawing
+from metarun.report.figures.drawing import COLOURS, GREY, Drawing, panels
 from metarun.statistics.intervals import t_interval
 from metarun.statistics.rate import fit_line
+from metarun.storage.text import axis_label, display_scale, format_metric
 from metarun.training.evaluation import mean_and_interval
-from metarun.training.experiment import Experiment
 
 KEYS = {"tasks": "train.pool", "classes": "data.train_classes"}
 
@@ -42,70 +41,99 @@ class DataAmount:
 
     def __post_init__(self) -> None:
         require(self.of in KEYS, "of", self.of, "choices: " + ", ".join(KEYS))
-        sound = bool(self.amounts) and min(self.amounts) >= 1 and len(set(self.amounts)) == len(self.amounts)
-        require(sound, "amounts", list(self.amounts), "must be different whole numbers of at least 1")
-        require(self.seeds >= 1, "seeds", self.seeds, "must be at least 1")
-        require(self.tasks >= 2, "tasks", self.tasks, "must be at least 2")
+        valid = bool(self.amounts) and min(self.amounts) >= 1 and len(set(self.amounts)) == len(self.amounts)
+        require(valid, "amounts", list(self.amounts), "must be different whole numbers of at least 1")
+        require_at_least(self, seeds=1, tasks=2)
 
     def cells(self, context: Context) -> Sequence[Cell]:
-        kind = context.experiment().dataset.kind
+        kind = context.assemble().dataset.kind
         if self.of == "classes" and kind != "classification":
             raise SettingError("analysis.of", self.of, f"these data are {kind}, which has no classes; choices: tasks")
         for amount in self.amounts:
-            experiment = context.experiment(self._changes(context, amount, 0))
-            if self.of == "tasks" and not comparable(experiment):
+            experiment = context.assemble(self._changes(context, amount, 0))
+            if self.of == "tasks" and not same_episode_size(experiment):
                 train, test = experiment.train_spec, experiment.test_spec
                 raise UserError(f"analysis=data_amount: training tasks are {train}, test tasks {test}: no gap to take")
         return [{"amount": n, "seed": s} for n in self.amounts for s in range(self.seeds)]
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
         changes = self._changes(context, cell["amount"], cell["seed"])
-        experiment = context.experiment(changes)
+        experiment = context.assemble(changes)
         run = context.train(f"{self.of}-{cell['amount']}-seed-{cell['seed']}", changes)
-        state = learned(experiment, run, self.tasks)
-        return {"diverged": run.diverged} | (self._figures(experiment, run, state) if state else {})
-
-    def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
-        loss = context.experiment().algorithm.loss
-        told = [_of_amount(n, [r for r in rows if r["amount"] == n]) for n in self.amounts]
-        known = [(t["amount"], t["gap"]) for t in told if t["gap"] is not None]
-        fitted = fit_gap(known)
-        said = "no gap was measured" if not known else f"gap from {known[0][1]:.3g} to {known[-1][1]:.3g}"
-        message = f"{said} as training {self.of} go from {self.amounts[0]} to {self.amounts[-1]}"
-        return {"metric": loss.metric, "of": self.of, "amounts": told, **fitted, "message": message}
-
-    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
-        return draw_amounts(rows, summary)
+        outcome = evaluate_last_weights(experiment, run, self.tasks)
+        if outcome is None:
+            return {"diverged": True}
+        own = outcome.own_scores
+        if self.of == "classes" or own is None:
+            evaluator = experiment.evaluator("train", self.tasks, (experiment.tested.test_inner_steps,))
+            own = evaluator(experiment.tested, outcome.params).scores[-1].double()
+        new, half = mean_and_interval(outcome.new_scores)
+        train = float(own.mean())
+        gap = train - new if experiment.algorithm.loss.higher_is_better else new - train
+        return {"diverged": False, "train": train, "test": new, "half_test": half, "gap": gap}
 
     def _changes(self, context: Context, amount: int, seed: int) -> dict[str, Any]:
         """Each seed has a pool of its own; the first is the run's."""
         changes = {KEYS[self.of]: amount, "seed": context.config.seed + seed}
         return changes | ({"train.pool_seed": context.config.train.pool_seed + seed} if self.of == "tasks" else {})
 
-    def _figures(self, experiment: Experiment, run: TrainedRun, state: Learned) -> dict[str, float]:
-        own = state.own_scores
-        if self.of == "classes" or own is None:
-            steps = (experiment.tested.test_inner_steps,)
-            own = experiment.evaluator("train", self.tasks, steps)(experiment.tested, state.params).scores[-1].double()
-        new, half = mean_and_interval(state.new_scores)
-        train = float(own.mean())
-        better = train - new if experiment.algorithm.loss.higher_is_better else new - train
-        return {"train": train, "test": new, "half_test": half, "gap": better}
+    def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
+        metric = context.assemble().algorithm.loss.metric
+        amounts = [_summarise_amount(n, [r for r in rows if r["amount"] == n]) for n in self.amounts]
+        gaps = [(a["amount"], a["gap"]) for a in amounts if a["gap"] is not None]
+        change = f"gap from {gaps[0][1]:.3g} to {gaps[-1][1]:.3g}" if gaps else "no gap was measured"
+        message = f"{change} as training {self.of} go from {self.amounts[0]} to {self.amounts[-1]}"
+        return {"metric": metric, "of": self.of, "amounts": amounts, **fit_gap(gaps), "message": message}
+
+    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
+        """Small dots are seeds, bars Student's 95 % intervals over them."""
+        metric, amounts = summary["metric"], sorted(summary["amounts"], key=lambda a: a["amount"])
+        sizes, scale = [a["amount"] for a in amounts], display_scale(metric)
+        drawn, (left, right) = panels(2, columns=2, height=3.0)
+        for axes, key, colour, marker, label in (
+            (left, "train", COLOURS[0], "o", f"the training {summary['of']}"),
+            (left, "test", COLOURS[1], "s", "new tasks"),
+            (right, "gap", COLOURS[2], "D", "gap"),
+        ):
+            known = [r for r in rows if r.get(key) is not None]
+            seeds = [r["amount"] for r in known], [scale * r[key] for r in known]
+            plot_known(axes, *seeds, marker=".", color=colour, markersize=4, alpha=0.5, zorder=1)
+            means = [(a["amount"], a[key], a[f"{key}_half"] or 0) for a in amounts if a[key] is not None]
+            if means:
+                n, mean, half = np.array(means, dtype=float).T * [[1], [scale], [scale]]
+                half = np.where(np.isfinite(half), half, 0)
+                axes.errorbar(n, mean, yerr=half, fmt=f"{marker}-", color=colour, capsize=3, label=label)
+        right.axhline(0, color=GREY, linewidth=0.8)
+        if summary["c"] is not None:
+            n = np.geomspace(sizes[0], sizes[-1], 50)
+            line = scale * summary["c"] * n**-0.5
+            label = "c / √n, fitted, for reference"
+            right.plot(n, line, color="black", linestyle=(0, (5, 1.5)), linewidth=1, label=label)
+        for axes, keys, title, y in (
+            (left, ("train", "test"), "After adaptation", axis_label(metric)),
+            (right, ("gap",), "How much better on the tasks of training", f"gap in {axis_label(metric)}"),
+        ):
+            axes.legend()
+            shown = np.array([scale * a[k] for a in amounts for k in keys if a[k] is not None], dtype=float)
+            finish_sizes(axes, title, f"training {summary['of']} n", y, sizes, shown)
+        values = " ".join(f"{a['amount']}: {format_metric(metric, a['test'])}." for a in amounts)
+        return [Drawing("data_amount", f"Test {metric} by training {summary['of']}. {values}", drawn)]
 
 
-def fit_gap(known: Sequence[tuple[float, float]]) -> dict[str, float | None]:
-    """c of gap = c n^(-1/2), and the exponent of a free power law where all gaps are above 0."""
-    if not known:
+def fit_gap(gaps: Sequence[tuple[float, float]]) -> dict[str, float | None]:
+    """c of gap = c n^(-1/2), and the exponent of a free power law if all gaps are above 0, from pairs (n, gap)."""
+    if not gaps:
         return {"c": None, "exponent": None, "exponent_half": None}
-    n, y = (np.array(v, dtype=float) for v in zip(*known, strict=True))
+    n, y = np.array(gaps, dtype=float).T
     c = float((y * n**-0.5).sum() / (1 / n).sum())
     line = fit_line(np.log(n), np.log(y)) if (y > 0).all() else None
     return {"c": c, "exponent": line.slope if line else None, "exponent_half": line.half if line else None}
 
 
-def _of_amount(amount: int, rows: Sequence[Row]) -> dict[str, Any]:
-    told: dict[str, Any] = {"amount": amount, "diverged": sum(r["diverged"] for r in rows)}
+def _summarise_amount(amount: int, rows: Sequence[Row]) -> dict[str, Any]:
+    """Means over the seeds and Student's intervals; diverged runs have no numbers and are counted."""
+    summary: dict[str, Any] = {"amount": amount, "diverged": sum(r["diverged"] for r in rows)}
     for key in ("train", "test", "gap"):
         mean, half = t_interval([r[key] for r in rows if r.get(key) is not None])
-        told |= {key: mean if np.isfinite(mean) else None, f"{key}_half": half}
-    return told
+        summary |= {key: mean if np.isfinite(mean) else None, f"{key}_half": half}
+    return summary

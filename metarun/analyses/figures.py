@@ -1,20 +1,21 @@
-"""Figures that several analyses share."""
+"""Drawing that several analyses share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from metarun.report.figures.drawing import Drawing, spans_much
+from metarun.report.figures.drawing import COLOURS, Drawing, finish, spans_much
 
 Map = tuple[str, Sequence[float], Sequence[Sequence[float | None]]]
-"""What the rows are, their values, and the numbers [rows, columns]."""
-
+"""The axis of the rows, its values, and the numbers [rows, columns]."""
 
 FAR = 50
 """Times the median size, beyond which a value takes a linear axis for itself."""
@@ -31,26 +32,45 @@ def heat_map(
     values: Sequence[float],
     marked: Sequence[tuple[int, int]] = (),
 ) -> Drawing:
-    """One panel a map, with the numbers in the cells and a frame around the `marked` (row, column) of each map; what is
-    not finite says so."""
+    """One panel per map, with the numbers in the cells and a frame around the `marked` (row, column) of each map."""
     figure = Figure(figsize=(1.4 + 0.62 * len(values) * len(maps), 1.3 + 0.34 * max(len(m[1]) for m in maps)))
     figure.set_layout_engine("constrained")
-    grids = [np.array([[np.nan if v is None else v for v in row] for row in m[2]], dtype=float) for m in maps]
-    norm = _norm(np.concatenate([g.ravel() for g in grids]))
+    grids = [np.array(m[2], dtype=float) for m in maps]  # None becomes NaN
+    everything = np.concatenate([g.ravel() for g in grids])
+    norm = _norm(everything)
     panels = figure.subplots(1, len(maps), squeeze=False)[0]
     for axes, (label, ticks, _), grid in zip(panels, maps, grids, strict=True):
-        shown = axes.imshow(grid, aspect="auto", origin="lower", cmap="cividis", norm=norm)
+        shown = draw_grid(axes, grid, norm, _short)
         axes.set_facecolor("white")
-        axes.grid(False)
         axes.set(xlabel=columns, ylabel=label, title=f"{what} by {label}")
         axes.set_xticks(range(len(values)), [f"{v:g}" for v in values])
         axes.set_yticks(range(len(ticks)), [f"{t:.3g}" for t in ticks])
-        for (y, x), value in np.ndenumerate(grid):
-            _number(axes, x, y, value, norm)
+        for y, x in np.argwhere(~np.isfinite(grid)):
+            axes.text(x, y, "not\nfinite", ha="center", va="center", fontsize=6, color=COLOURS[1])
     for axes, (row, column) in zip(panels, marked, strict=False):
-        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2.2))
-    figure.colorbar(shown, ax=figure.axes, label=what, extend=_extend(np.concatenate([g.ravel() for g in grids]), norm))
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=2.2))
+    below, above = bool((everything < norm.vmin).any()), bool((everything > norm.vmax).any())
+    beyond = {(False, False): "neither", (False, True): "max", (True, False): "min", (True, True): "both"}
+    figure.colorbar(shown, ax=figure.axes, label=what, extend=beyond[below, above])
     return Drawing(name, f"{what} for each {' and '.join(m[0] for m in maps)} by {columns}.", figure)
+
+
+def draw_grid(axes: Axes, grid: np.ndarray, norm: Normalize, text: Callable[[float], str]) -> AxesImage:
+    """Draw a grid [rows, columns] in colours, with the text of each finite number in its cell."""
+    image = axes.imshow(grid, aspect="auto", origin="lower", cmap="cividis", norm=norm)
+    axes.grid(False)
+    for (y, x), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            colour = "white" if float(norm(value)) < 0.5 else "black"
+            axes.text(x, y, text(float(value)), ha="center", va="center", fontsize=7, color=colour)
+    return image
+
+
+def plot_known(axes: Axes, x: Iterable[float | None], y: Iterable[float | None], **look: Any) -> None:
+    """Plot the points of which both numbers are known, if there are any; without a line, unless `look` has a style."""
+    known = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
+    if known:
+        axes.plot(*zip(*known, strict=True), **({"linestyle": "none"} | look))
 
 
 def _norm(values: Any) -> Normalize:
@@ -63,24 +83,24 @@ def _norm(values: Any) -> Normalize:
     return Normalize(low, high if high > low else low + 1)
 
 
-def _extend(values: Any, norm: Normalize) -> str:
-    """On which sides of the colour bar there is more."""
-    below, above = bool((values < norm.vmin).any()), bool((values > norm.vmax).any())
-    return {(False, False): "neither", (False, True): "max", (True, False): "min", (True, True): "both"}[below, above]
-
-
-def _number(axes: Any, x: int, y: int, value: float, norm: Normalize) -> None:
-    if not np.isfinite(value):
-        axes.text(x, y, "not\nfinite", ha="center", va="center", fontsize=6, color="#D55E00")
-        return
-    colour = "white" if float(norm(value)) < 0.5 else "black"
-    axes.text(x, y, _short(value), ha="center", va="center", fontsize=7, color=colour)
-
-
 def _short(value: float) -> str:
     """Three digits; one and a power of ten where these would not fit a cell."""
     fits = value == 0 or 1e-3 <= abs(value) < 1000
     return f"{value:.3g}" if fits else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+
+
+def finish_sizes(axes: Axes, title: str, x: str, y: str, sizes: Sequence[int], shown: np.ndarray) -> None:
+    """Title, labels and scales of a panel whose horizontal axis is a size of the training data, with a tick at each."""
+    axes.set_xscale("log")
+    finish(axes, title, x, y, [shown])
+    limit(axes, shown)
+    axes.set_xticks(sizes, [str(n) for n in sizes])
+    axes.minorticks_off()
+
+
+def format_number(value: float | None) -> str:
+    """Three digits, or "none"."""
+    return "none" if value is None else f"{value:.3g}"
 
 
 def limit(axes: Any, shown: np.ndarray) -> None:

@@ -1,8 +1,8 @@
 r"""How much of a task its representation and its latent variable keep: mutual information in nats, by bounds.
 
-A test task is looked at twice, through k support rows and k other rows of it (its queries). r and r' are what the
-learner makes of each: the encoded context of a neural process or autoencoder, and for labelled images the mean feature
-of the rows. Given the task they are independent, so that
+A test task has two views: k support rows and k other rows of it (its queries). r and r' are the representations of the
+two: the encoded context of a neural process or autoencoder, and for labelled images the mean feature of the rows. Given
+the task they are independent, so that
 
     representation           InfoNCE(r, r') <= I(r; r') <= I(r; task)                at most log N, N half of the tasks
     latent_lower             <= I(z; data)                                           at most log of the tasks
@@ -25,26 +25,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
-from metarun.analyses.context import Context
-from metarun.analyses.frame import Cell, Row
-from metarun.analyses.information_figure import draw_information
+from metarun.analyses.analysis import Cell, Context, Row, SourceRun, require_at_least
 from metarun.compute.task_axis import map_tasks
 from metarun.diagnostics.information import (
-    Bound,
     aggregate_divergence,
     code_information,
     mean_divergence,
     views_information,
 )
 from metarun.errors import UserError, require
-from metarun.report.figures.drawing import Drawing
+from metarun.report.figures.drawing import COLOURS, GREY, MARKERS, Drawing, finish, panels
 from metarun.training.evaluation import EPISODE_SEED, TASKS_PER_DRAW
 from metarun.training.experiment import Experiment, option_name
 from metarun.types import Algorithm, Batch, ContextLearner, EpisodeSpec, LatentLearner, Metrics, Params, Task
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+REPRESENTATION = {"representation": "InfoNCE, from below"}
+LATENT = {
+    "latent_lower": "latent and data, from below",
+    "latent_upper": "the same, from above",
+    "latent_given_context": "beyond the context, from above",
+}
+NEAR = 2
+"""The line of the largest possible bound is drawn if a bound is above this part of it."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +61,17 @@ class Information:
     components: int  # principal components of a representation
 
     def __post_init__(self) -> None:
-        require(self.tasks >= 8, "tasks", self.tasks, "must be at least 8")
-        require(self.components >= 1, "components", self.components, "must be at least 1")
-        sound = self.shots is None or (bool(self.shots) and min(self.shots) >= 1)
-        require(sound, "shots", self.shots, "must be whole numbers of at least 1, or null")
+        require_at_least(self, tasks=8, components=1)
+        valid = self.shots is None or (bool(self.shots) and min(self.shots) >= 1)
+        require(valid, "shots", self.shots, "must be whole numbers of at least 1, or null")
 
     def cells(self, context: Context) -> Sequence[Cell]:
-        """A size of the context each."""
-        experiment, _ = context.own
-        if not (isinstance(context.learner, ContextLearner) or experiment.dataset.kind == "classification"):
+        """One cell per size of the context."""
+        experiment = context.run.experiment
+        if not (isinstance(context.run.learner, ContextLearner) or experiment.dataset.kind == "classification"):
             pair = f"algo={option_name('algo', experiment.config)} data={option_name('data', experiment.config)}"
-            told = "this learner keeps nothing of a context but its weights; choose algo=cnp, np, anp, cvae"
-            raise UserError(f"analysis=information: {pair}: {told}, or labelled images")
+            reason = "this learner has no representation of a context; choose algo=cnp, np, anp, cvae"
+            raise UserError(f"analysis=information: {pair}: {reason}, or labelled images")
         most = experiment.test_spec.shots
         shots = self.shots or tuple(sorted({*(k for k in SIZES if k < most), most}))
         for k in shots:
@@ -73,53 +79,68 @@ class Information:
         return [{"shots": k} for k in shots]
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
-        experiment, params = context.own
-        spec = _spec(experiment, cell["shots"])
-        found = summaries(context.learner, experiment, params, spec, self.tasks)
-        told = {"most": math.log(self.tasks - self.tasks // 2), "latent_most": math.log(self.tasks)}
-        bounds = {"representation": views_information(found["r"], found["r_other"], self.components)}
-        if "mu" in found:
-            mu, sigma = found["mu"], found["sigma"]
+        views = encode_tasks(context.run, _spec(context.run.experiment, cell["shots"]), self.tasks)
+        bounds = {"representation": views_information(views["r"], views["r_other"], self.components)}
+        largest = {"most": math.log(self.tasks - self.tasks // 2)}
+        if "mu" in views:
+            mu, sigma = views["mu"], views["sigma"]
             z = mu + sigma * torch.randn(mu.shape, generator=torch.Generator().manual_seed(0)).to(mu)
-            bounds |= {
-                "latent_lower": code_information(mu, sigma, z),
-                "latent_upper": aggregate_divergence(mu, sigma),
-                "latent_given_context": mean_divergence(mu, sigma, found["prior_mu"], found["prior_sigma"]),
-            }
-        return _flat(bounds) | {k: v for k, v in told.items() if k == "most" or "mu" in found}
+            bounds["latent_lower"] = code_information(mu, sigma, z)
+            bounds["latent_upper"] = aggregate_divergence(mu, sigma)
+            bounds["latent_given_context"] = mean_divergence(mu, sigma, views["prior_mu"], views["prior_sigma"])
+            largest["latent_most"] = math.log(self.tasks)
+        row: dict[str, float] = {}
+        for name, bound in bounds.items():
+            row |= {name: bound.value, f"half_{name}": bound.half}
+        return row | largest
 
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
-        said = [_said(row) for row in rows]
-        return {"tasks": self.tasks, "components": self.components, "message": "\n".join(said)}
+        lines = []
+        for row in rows:
+            line = f"{row['shots']} shots: representation and task share at least {row['representation']:.3g} nats "
+            line += f"(largest possible bound {row['most']:.3g})"
+            if "latent_lower" in row:
+                lower = f"{row['latent_lower']:.3g} (largest possible bound {row['latent_most']:.3g})"
+                line += f"; latent and data {lower} to {row['latent_upper']:.3g}"
+                line += f", beyond the context at most {row['latent_given_context']:.3g}"
+            lines.append(line)
+        return {"tasks": self.tasks, "components": self.components, "message": "\n".join(lines)}
 
-    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
-        return draw_information(rows, summary)
+    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
+        """Left the representation, right the latent variable of learners that have one."""
+        latent = "latent_lower" in rows[0]
+        drawn, axes = panels(2 if latent else 1, columns=2, height=2.9)
+        _draw_bounds(axes[0], rows, REPRESENTATION, "most", "Representation and task")
+        if latent:
+            _draw_bounds(axes[1], rows, LATENT, "latent_most", "Latent variable")
+        return [Drawing("information", f"Bounds of mutual information over {summary['tasks']} test tasks.", drawn)]
 
 
-def summaries(
-    learner: Algorithm, experiment: Experiment, params: Params, spec: EpisodeSpec, tasks: int
-) -> dict[str, Tensor]:
-    """Of each test task: r and r_other [T, R]; mu, sigma, prior_mu, prior_sigma [T, D] where something is latent."""
+def encode_tasks(run: SourceRun, spec: EpisodeSpec, tasks: int) -> dict[str, Tensor]:
+    """r and r_other [T, R] of each test task; mu, sigma, prior_mu, prior_sigma [T, D] if there are latent variables."""
+    experiment, learner = run.experiment, run.learner
 
-    def one(params: Params, task: Task) -> tuple[Metrics, Metrics]:
-        found = {"r": represented(learner, params, task.support), "r_other": represented(learner, params, task.query)}
+    def encode_task(params: Params, task: Task) -> tuple[Metrics, Metrics]:
+        views = {"r": encode(learner, params, task.support), "r_other": encode(learner, params, task.query)}
         if isinstance(learner, LatentLearner):
             posterior, prior = learner.latents(params, task)
-            found |= {"mu": posterior[0], "sigma": posterior[1], "prior_mu": prior[0], "prior_sigma": prior[1]}
-        return found, {}
+            views |= {"mu": posterior[0], "sigma": posterior[1], "prior_mu": prior[0], "prior_sigma": prior[1]}
+        return views, {}
 
-    place, parts = experiment.placement, []
-    chunk = place.evaluation_chunk(spec, experiment.dataset.input_shape())
+    placement, parts = experiment.placement, []
+    chunk = placement.evaluation_chunk(spec, experiment.dataset.input_shape())
     with torch.no_grad():
         for start in range(0, tasks, TASKS_PER_DRAW):
             numbers = range(start, min(start + TASKS_PER_DRAW, tasks))
-            drawn = place.move_task(experiment.dataset.episodes("test", EPISODE_SEED, 0, numbers, spec))
-            parts.append(map_tasks(one, len(numbers), chunk, processes=place.processes)(params, drawn)[0])
+            drawn = placement.move_task(experiment.dataset.episodes("test", EPISODE_SEED, 0, numbers, spec))
+            parts.append(
+                map_tasks(encode_task, len(numbers), chunk, processes=placement.processes)(run.params, drawn)[0]
+            )
     return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
 
 
-def represented(learner: Algorithm, params: Params, rows: Batch) -> Tensor:
-    """What a learner makes of a set of rows, [R]."""
+def encode(learner: Algorithm, params: Params, rows: Batch) -> Tensor:
+    """The representation of a set of rows, [R]."""
     if isinstance(learner, ContextLearner):
         return learner.encode(params, rows)
     return learner.model.activations(params, rows.x)["features"].mean(0)
@@ -130,18 +151,19 @@ def _spec(experiment: Experiment, shots: int) -> EpisodeSpec:
     return experiment.test_spec._replace(shots=shots, queries=shots)
 
 
-def _flat(bounds: dict[str, Bound]) -> dict[str, float]:
-    return {
-        f"{end}{name}": getattr(b, part)
-        for name, b in bounds.items()
-        for end, part in (("", "value"), ("half_", "half"))
-    }
-
-
-def _said(row: Row) -> str:
-    told = f"{row['shots']} shots: representation and task share at least {row['representation']:.3g} nats "
-    told += f"(at most {row['most']:.3g} can be told)"
-    if "latent_lower" not in row:
-        return told
-    between = f"{row['latent_lower']:.3g} (at most {row['latent_most']:.3g}) to {row['latent_upper']:.3g}"
-    return f"{told}; latent and data {between}, beyond the context at most {row['latent_given_context']:.3g}"
+def _draw_bounds(axes: Axes, rows: Sequence[Row], labels: dict[str, str], most: str, title: str) -> None:
+    """The bounds by the size of the context; the first is the one that is at most `most`."""
+    shots = [row["shots"] for row in rows]
+    for i, (name, label) in enumerate(labels.items()):
+        values, halves = ([row[key] for row in rows] for key in (name, f"half_{name}"))
+        axes.errorbar(shots, values, yerr=halves, color=COLOURS[i], marker=MARKERS[i], capsize=2, label=label)
+    if max(row[next(iter(labels))] for row in rows) > rows[0][most] / NEAR:  # else it would press the lines down
+        label = "largest possible bound from below"
+        axes.axhline(rows[0][most], color=GREY, linewidth=0.8, linestyle="--", label=label)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    finish(axes, title, "shots of the context", "nats")
+    if len(shots) > 1:
+        axes.set_xscale("log")
+        axes.set_xticks(shots, [str(k) for k in shots])
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.legend()

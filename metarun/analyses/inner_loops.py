@@ -1,12 +1,11 @@
 r"""Inner loops against one another: gradient descent (MAML) against a proximal objective (iMAML), on the same tasks.
 
 A cell is a variant of the inner loop and a seed, which draws the n tasks of the pool, the initial weights and the
-order of the tasks. It trains on the pool S, on S with one task exchanged (for each of a few tasks, the seed as before),
-and on S with another seed: the floor that says how much the outcome depends on what is not the tasks.
-metarun/analyses/stability.py defines what is taken of these runs; `change_mean` is the mean over the exchanged tasks i
-of the mean over test tasks, `change_median` of the median, which a few test tasks whose adaptation blows up leave
-alone, and `change_sup` the supremum over tasks and i. `rate_curvature` is that of the run on S, at its last good
-weights where it diverged. Cost per task of an outer step:
+order of the tasks. It trains on the pool S, on S with one task replaced (for each of a few tasks, the seed as before),
+and on S with another seed: the floor, which does not depend on the tasks. metarun/analyses/stability.py has the
+formulas; `change_mean` is the mean over the replaced tasks i of the mean over test tasks, `change_median` of the
+median, which a few test tasks whose adaptation blows up do not move, and `change_sup` the supremum over tasks and i.
+`rate_curvature` is that of the run on S, at its last good weights if it diverged. Cost per task of an outer step:
 
     inner gradients      K
     Hessian products     K for gradients through the inner loop, 0 for first-order ones; the steps of conjugate gradient
@@ -27,16 +26,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from metarun.analyses.context import Context, TrainedRun
-from metarun.analyses.frame import Cell, Row
-from metarun.analyses.inner_loops_figure import draw_scatter, draw_variants
-from metarun.analyses.stability import change, curvature, gap, indices, last_record, learned
+from metarun.analyses.analysis import Cell, Context, Row, TrainedRun, require_at_least
+from metarun.analyses.figures import format_number, plot_known
+from metarun.analyses.stability import (
+    choose_replaced,
+    compare_outcomes,
+    evaluate_last_weights,
+    generalisation_gap,
+    measure_rate_curvature,
+    read_last_record,
+)
 from metarun.errors import UserError, nearest, require
-from metarun.report.figures.drawing import Drawing
+from metarun.report.figures.drawing import COLOURS, GREY, Drawing, look, plain, spans_much
 from metarun.statistics.intervals import t_interval
+from metarun.storage.text import axis_label, display_scale
+from metarun.types import Algorithm, AlgorithmOptions, optional
 
-ANOTHER = 1000
+FLOOR_SEED = 1000
 """Added to the seed of a run for the floor."""
 
 RECORDED = ("contraction", "stationarity", "cg_residual", "cg_negative")
@@ -44,6 +54,8 @@ AVERAGED = (
     *("test", "test_median", "gap", "change_mean", "change_median", "floor_mean", "floor_median"),
     *("relative", "floor_relative", "contraction", "rate_curvature"),
 )
+CAP = 1000.0
+"""The largest change of loss that is drawn; adaptation to some test tasks blows up, and its loss has no bound."""
 
 
 @dataclass(frozen=True)
@@ -53,113 +65,236 @@ class InnerLoops:
     shared: dict[str, Any]  # settings of every variant's learner
     pool: int  # training tasks
     seeds: int
-    replaced: int  # tasks of the pool that are exchanged, one at a time
+    replaced: int  # tasks of the pool that are replaced, one at a time
     tasks: int  # test episodes
 
     def __post_init__(self) -> None:
         names = [v.get("name") for v in self.variants]
-        require(
-            bool(names) and len(set(map(_slug, names))) == len(names), "variants", names, "must have names of their own"
-        )
-        for variant in self.variants:
-            known = variant.get("learner") in self.learners
-            require(known, "variants", variant.get("learner"), nearest(str(variant.get("learner")), self.learners))
-        require(
-            1 <= self.replaced <= self.pool, "replaced", self.replaced, f"must be 1 to {self.pool}, the pool's size"
-        )
-        require(self.seeds >= 1, "seeds", self.seeds, "must be at least 1")
+        different = bool(names) and len(set(map(_folder_name, names))) == len(names)
+        require(different, "variants", names, "must have names of their own")
+        for learner in (v.get("learner") for v in self.variants):
+            require(learner in self.learners, "variants", learner, nearest(str(learner), self.learners))
+        within = 1 <= self.replaced <= self.pool
+        require(within, "replaced", self.replaced, f"must be 1 to {self.pool}, the pool's size")
+        require_at_least(self, seeds=1)
 
     def cells(self, context: Context) -> Sequence[Cell]:
         """Wrong settings of any variant are refused before the first training."""
         for variant in self.variants:
-            context.experiment(self._changes(variant, 0))
+            context.assemble(self.changes(variant, 0))
         return [{"variant": v["name"], "seed": s} for v in self.variants for s in range(self.seeds)]
 
-    def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
-        variant = next(v for v in self.variants if v["name"] == cell["variant"])
-        if cell["seed"] == 0:
-            torch.compiler.reset()  # it keeps eight compiled functions of one source, then gives up compiling
-        changes = self._changes(variant, cell["seed"])
-        experiment = context.experiment(changes)
-        exchanged = {f"replaced-{i}": {"train.pool_replaced": i} for i in indices(self.replaced, self.pool)}
-        floor = {"floor": {"seed": cell["seed"] + ANOTHER}}
-        stem = f"{_slug(variant['name'])}-seed-{cell['seed']}"
-        kinds: dict[str, dict[str, Any]] = {"base": {}} | exchanged | floor
-        runs = {k: context.train(f"{stem}-{k}", changes | more) for k, more in kinds.items()}
-        states = {k: learned(experiment, run, self.tasks) for k, run in runs.items()}
-        base = states["base"]
-        told: dict[str, Any] = {"runs": len(runs), "diverged": sum(r.diverged for r in runs.values())}
-        if base is not None:
-            told |= {"test": float(base.new_scores.mean()), "test_median": float(base.new_scores.median())}
-            told["not_finite"] = int((~base.new.isfinite()).sum())
-            told |= gap(experiment, base)
-        told |= _changes_of([change(base, states[k]) for k in exchanged], change(base, states["floor"]))
-        told |= last_record(runs["base"], RECORDED) | curvature(experiment, runs["base"])
-        return told | _cost(experiment.algorithm, list(runs.values()))
-
-    def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
-        loss = context.experiment(self._changes(self.variants[0], 0)).algorithm.loss
-        told = [_of_variant(v["name"], [r for r in rows if r["variant"] == v["name"]]) for v in self.variants]
-        sound = [t for t in told if t["test"]["mean"] is not None and t["change_median"]["mean"] is not None]
-        summary = {"metric": loss.metric, "higher_is_better": loss.higher_is_better, "pool": self.pool}
-        return summary | {"variants": told, "message": _message(sound, loss.metric, loss.higher_is_better)}
-
-    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
-        return [draw_variants(rows, summary), draw_scatter(rows, summary)]
-
-    def _changes(self, variant: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    def changes(self, variant: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """The learner as a whole, then one setting at a time, so that an unknown one is refused by name."""
         algo = dict(self.learners[variant["learner"]]["algo"])
         settings = {**self.shared, **variant.get("settings", {})}
         pool = {"train.pool": self.pool, "train.pool_seed": seed, "seed": seed}
         return {"algo": algo, **{f"algo.{k}": v for k, v in settings.items()}, **pool}
 
+    def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
+        variant = next(v for v in self.variants if v["name"] == cell["variant"])
+        if cell["seed"] == 0:
+            torch.compiler.reset()  # it keeps eight compiled functions of one source, then gives up compiling
+        changes = self.changes(variant, cell["seed"])
+        experiment = context.assemble(changes)
+        replaced = {f"replaced-{i}": {"train.pool_replaced": i} for i in choose_replaced(self.replaced, self.pool)}
+        kinds: dict[str, dict[str, Any]] = {"base": {}, **replaced, "floor": {"seed": cell["seed"] + FLOOR_SEED}}
+        stem = f"{_folder_name(variant['name'])}-seed-{cell['seed']}"
+        runs = {kind: context.train(f"{stem}-{kind}", changes | more) for kind, more in kinds.items()}
+        outcomes = {kind: evaluate_last_weights(experiment, run, self.tasks) for kind, run in runs.items()}
+        base = outcomes["base"]
+        row: dict[str, Any] = {"runs": len(runs), "diverged": sum(r.diverged for r in runs.values())}
+        if base is not None:
+            row |= {"test": float(base.new_scores.mean()), "test_median": float(base.new_scores.median())}
+            row["not_finite"] = int((~base.new.isfinite()).sum())
+            row |= generalisation_gap(experiment, base)
+        changed = [compare_outcomes(base, outcomes[kind]) for kind in replaced]
+        changed = [c for c in changed if not math.isnan(c["distance"])]  # NaN: one of the two diverged
+        for name, key in (
+            ("distance", "distance"), ("relative", "relative"), ("change_mean", "mean"), ("change_median", "median"),
+        ):  # fmt: skip
+            row[name] = float(np.mean([c[key] for c in changed])) if changed else math.nan
+        row["change_sup"] = max((c["sup"] for c in changed), default=math.nan)
+        row |= {f"floor_{k}": v for k, v in compare_outcomes(base, outcomes["floor"]).items()}
+        row |= read_last_record(runs["base"], RECORDED) | measure_rate_curvature(experiment, runs["base"])
+        return row | _count_cost(experiment.algorithm, list(runs.values()))
 
-def _changes_of(exchanged: Sequence[Mapping[str, float]], floor: Mapping[str, float]) -> dict[str, float]:
-    """Over the exchanged tasks whose training did not diverge, and of the floor."""
-    sound = [c for c in exchanged if not math.isnan(c["distance"])]
-    told = {k: float(np.mean([c[k] for c in sound])) if sound else math.nan for k in ("distance", "relative")}
-    told |= {f"change_{k}": float(np.mean([c[k] for c in sound])) if sound else math.nan for k in ("mean", "median")}
-    told["change_sup"] = max((c["sup"] for c in sound), default=math.nan)
-    return told | {f"floor_{k}": v for k, v in floor.items()}
+    def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
+        loss = context.assemble(self.changes(self.variants[0], 0)).algorithm.loss
+        names = [v["name"] for v in self.variants]
+        variants = [_summarise_variant(name, [r for r in rows if r["variant"] == name]) for name in names]
+        finished = [v for v in variants if v["test"]["mean"] is not None and v["change_median"]["mean"] is not None]
+        message = "every variant diverged"
+        if finished:
+            best = (max if loss.higher_is_better else min)(finished, key=lambda v: v["test"]["mean"])
+            stable = min(finished, key=lambda v: v["change_median"]["mean"])
+            message = (
+                f"best test {loss.metric}: {best['name']} ({best['test']['mean']:.3g}); least changed by another "
+                f"training task: {stable['name']} (median change of loss {stable['change_median']['mean']:.3g})"
+            )
+        summary = {"metric": loss.metric, "higher_is_better": loss.higher_is_better, "pool": self.pool}
+        return summary | {"variants": variants, "message": message}
+
+    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
+        return [draw_variants(rows, summary), draw_scatter(rows, summary)]
 
 
-def _cost(learner: Any, runs: Sequence[TrainedRun]) -> dict[str, Any]:
-    """Per task of an outer step, and of a training."""
-    steps = learner.inner_steps
-    through = 0 if getattr(learner, "first_order", False) else steps
-    seconds = [r.cpu_seconds for r in runs if r.cpu_seconds is not None and not r.diverged]
-    cost = {"inner_gradients": steps, "hessian_products": getattr(learner, "cg_steps", through)}
-    return cost | {"cpu_seconds": float(np.median(seconds)) if seconds else None}
-
-
-def _of_variant(name: str, rows: Sequence[Row]) -> dict[str, Any]:
-    told: dict[str, Any] = {"name": name, "seeds": len(rows)}
-    for key in AVERAGED:
-        values = [r[key] for r in rows if r.get(key) is not None]
-        mean, half = t_interval(values)
-        told[key] = {"mean": None if math.isnan(mean) else mean, "half": half, "seeds": len(values)}
-    sups = [r["change_sup"] for r in rows if r.get("change_sup") is not None]
-    seconds = [r["cpu_seconds"] for r in rows if r.get("cpu_seconds") is not None]
-    told["change_sup"] = max(sups) if sups else None
-    told["diverged"] = sum(r["diverged"] for r in rows) / sum(r["runs"] for r in rows)
-    told["cpu_seconds"] = float(np.median(seconds)) if seconds else None
-    return told | {k: rows[0][k] for k in ("inner_gradients", "hessian_products")}
-
-
-def _message(told: Sequence[Mapping[str, Any]], metric: str, higher: bool) -> str:
-    if not told:
-        return "every variant diverged"
-    best = (max if higher else min)(told, key=lambda t: t["test"]["mean"])
-    still = min(told, key=lambda t: t["change_median"]["mean"])
-    return (
-        f"best test {metric}: {best['name']} ({best['test']['mean']:.3g}); least changed by another training task: "
-        f"{still['name']} (median change of loss {still['change_median']['mean']:.3g})"
-    )
-
-
-def _slug(name: Any) -> str:
-    """A folder's name."""
+def _folder_name(name: Any) -> str:
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"analysis.variants: {name!r} is no name of a variant")
     return re.sub(r"[^\w.=-]+", "_", name, flags=re.UNICODE)
+
+
+def _count_cost(learner: Algorithm, runs: Sequence[TrainedRun]) -> dict[str, Any]:
+    """Evaluations per task of an outer step, and seconds per training."""
+    steps = optional(learner, AlgorithmOptions, "inner_steps")
+    products = optional(learner, AlgorithmOptions, "cg_steps")
+    if products is None:
+        products = 0 if optional(learner, AlgorithmOptions, "first_order") else steps
+    seconds = [r.cpu_seconds for r in runs if r.cpu_seconds is not None and not r.diverged]
+    cost = {"inner_gradients": steps, "hessian_products": products}
+    return cost | {"cpu_seconds": float(np.median(seconds)) if seconds else None}
+
+
+def _summarise_variant(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+    summary: dict[str, Any] = {"name": name, "seeds": len(rows)}
+    for key in AVERAGED:
+        values = [r[key] for r in rows if _has(r, key)]
+        mean, half = t_interval(values)
+        summary[key] = {"mean": None if math.isnan(mean) else mean, "half": half, "seeds": len(values)}
+    seconds = [r["cpu_seconds"] for r in rows if _has(r, "cpu_seconds")]
+    summary["change_sup"] = max((r["change_sup"] for r in rows if _has(r, "change_sup")), default=None)
+    summary["diverged"] = sum(r["diverged"] for r in rows) / sum(r["runs"] for r in rows)
+    summary["cpu_seconds"] = float(np.median(seconds)) if seconds else None
+    return summary | {k: rows[0][k] for k in ("inner_gradients", "hessian_products")}
+
+
+def _has(row: Row, *keys: str) -> bool:
+    return all(row.get(k) is not None for k in keys)
+
+
+def draw_variants(rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
+    """A line a variant, the first one on top; dots are seeds, bars Student's 95 % intervals over them."""
+    variants, metric = summary["variants"], summary["metric"]
+    scale, name, lines = display_scale(metric), axis_label(metric), range(len(variants))
+    figure = Figure(figsize=(10.4, 2.0 + 0.76 * len(variants)))
+    figure.set_layout_engine("constrained")
+    score, gap, change, distance, curvature, cost = figure.subplots(2, 3, sharey=True).ravel()
+    for axes, key, title, label in (
+        (score, "test", f"Test {name}", f"{name} of new tasks, last weights"),
+        (gap, "gap", "Generalisation gap", "loss on new tasks - on training tasks"),
+        (change, "change_median", "Change of test losses", "change of the median task's query loss"),
+        (distance, "relative", "Distance of the weights", "distance / norm of weights"),
+        (curvature, "rate_curvature", "Inner rate x largest eigenvalue", "after training"),
+    ):
+        _draw_intervals(axes, rows, variants, key, scale if axes is score else 1.0)
+        axes.set(title=title, xlabel=label)
+    medians = [None if v["test_median"]["mean"] is None else scale * v["test_median"]["mean"] for v in variants]
+    diamond = {"markersize": 4.5, "color": COLOURS[3], "markerfacecolor": "white"}
+    plot_known(score, medians, lines, marker="D", **diamond, label="median task")
+    sups = [v["change_sup"] for v in variants]
+    label = "supremum over test tasks (>: beyond the axis)"
+    plot_known(change, sups, lines, marker="^", markersize=4.5, color=COLOURS[1], label=label)
+    floor: dict[str, Any] = {"markersize": 9, "color": GREY}
+    medians = [v["floor_median"]["mean"] for v in variants]
+    plot_known(change, medians, lines, marker="|", **floor, label="where only the seed changed")
+    plot_known(distance, [v["floor_relative"]["mean"] for v in variants], lines, marker="|", **floor)
+    _draw_cost(cost, variants)
+    gap.axvline(0, color=GREY, linewidth=0.8)
+    label = "stability limit of a quadratic"
+    curvature.axvline(2, color=COLOURS[3], linewidth=0.9, linestyle=(0, (5, 1.5)), label=label)
+    score.set_ylim(len(variants) - 0.5, -0.5)
+    for left in (score, distance):
+        left.set_yticks(lines, [_label(v) for v in variants])
+    for axes in (score, change, distance, curvature):
+        _set_log_scale(axes)
+    _limit_to_seeds(gap, [r["gap"] for r in rows if _has(r, "gap")])
+    _limit_to_seeds(score, [scale * r[key] for key in ("test", "test_median") for r in rows if _has(r, key)])
+    low, high = change.get_xlim()
+    change.set_xlim(max(low, CAP * 1e-7), min(high, CAP))
+    for y, value in enumerate(sups):
+        if value is not None and value > CAP:  # an arrow at the end of the axis
+            change.plot(0.97, y, ">", color=COLOURS[1], transform=change.get_yaxis_transform())
+    handles: dict[str, Any] = {}
+    for axes in (score, change, curvature, cost):
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3)
+    values = " ".join(f"{v['name']}: {format_number(v['test']['mean'])}." for v in variants)
+    return Drawing("variants", f"Test {metric} of each inner loop. {values}", figure)
+
+
+def draw_scatter(rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
+    """A point a variant and seed."""
+    figure = Figure(figsize=(7.2, 3.6))
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots()
+    known = [r for r in rows if _has(r, "gap", "change_median")]
+    for i, variant in enumerate(summary["variants"]):
+        found = [r for r in known if r["variant"] == variant["name"]]
+        shown = look(i)
+        x, y = ([r[key] for r in found] for key in ("change_median", "gap"))
+        axes.plot(x, y, shown.marker, color=shown.colour, markersize=6, label=plain(variant["name"]) if found else None)
+    changes = [r["change_median"] for r in known]
+    if spans_much([np.array(changes)]) or (len(changes) > 1 and max(changes) > 5 * min(changes) > 0):
+        _set_log_scale(axes)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set(xlabel="change of the median test task's query loss, one training task replaced")
+    axes.set_ylabel("loss on new tasks - on training tasks")
+    axes.set_title("Stability and generalisation gap, a point a seed")
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, loc="outside right upper")
+    return Drawing("gap", "Generalisation gap against the change of test losses on replacing a task.", figure)
+
+
+def _draw_intervals(axes: Axes, rows: Sequence[Row], variants: Sequence[Row], key: str, scale: float) -> None:
+    """The seeds of each variant, their mean and its interval."""
+    for y, variant in enumerate(variants):
+        seeds = [scale * r[key] for r in rows if r["variant"] == variant["name"] and _has(r, key)]
+        label = {"seed": None, "mean": None} if y else {"seed": "one seed", "mean": "mean over seeds, 95 % interval"}
+        axes.plot(seeds, [y] * len(seeds), ".", color=COLOURS[5], markersize=5, zorder=1, label=label["seed"])
+        mean, half = variant[key]["mean"], variant[key]["half"]
+        if mean is not None:
+            half = scale * half if half is not None and np.isfinite(half) else 0
+            axes.errorbar(scale * mean, y, xerr=half, fmt="o", color=COLOURS[0], capsize=3, label=label["mean"])
+
+
+def _draw_cost(axes: Axes, variants: Sequence[Row]) -> None:
+    """Evaluations per task of an outer step, and the seconds of a training beside them."""
+    gradients, products = (np.array([v[k] for v in variants]) for k in ("inner_gradients", "hessian_products"))
+    axes.barh(range(len(variants)), gradients, color=COLOURS[0], height=0.6, label="inner gradients")
+    hatched: dict[str, Any] = {"color": COLOURS[4], "hatch": "//", "edgecolor": "white"}
+    axes.barh(range(len(variants)), products, left=gradients, height=0.6, label="Hessian products", **hatched)
+    for y, variant in enumerate(variants):
+        if variant["cpu_seconds"] is not None:
+            axes.text(gradients[y] + products[y], y, f" {variant['cpu_seconds']:.1f} s", va="center", fontsize=7)
+    axes.set_xlim(0, 1.25 * max(gradients + products))
+    axes.set_title("Cost")
+    axes.set_xlabel("evaluations per task and outer step; CPU s of a run")
+
+
+def _set_log_scale(axes: Axes) -> None:
+    low, high = axes.dataLim.intervalx
+    if not 0 < high < np.inf:  # nothing was drawn
+        return
+    axes.set_xscale("log", nonpositive="clip")
+    subs = (1.0, 2.0, 5.0) if high < 300 * max(low, 1e-30) else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _limit_to_seeds(axes: Axes, seeds: Sequence[float]) -> None:
+    """Limits that the seeds need; an interval over few seeds may be many times as wide, and goes on outside."""
+    values = np.array(seeds)
+    if axes.get_xscale() == "log":
+        values = np.log(values[values > 0])
+    if len(values):
+        room = 0.3 * max(float(np.ptp(values)), 1e-9 + 0.1 * float(np.abs(values).max()))
+        ends = np.array([values.min() - room, values.max() + room])
+        axes.set_xlim(*(np.exp(ends) if axes.get_xscale() == "log" else ends))
+
+
+def _label(variant: Row) -> str:
+    lost = f"\n{variant['diverged']:.0%} of runs diverged" if variant["diverged"] else ""
+    return plain(variant["name"]) + lost

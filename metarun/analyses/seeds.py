@@ -1,14 +1,14 @@
-r"""The same settings trained with several seeds: how sure the figure is, and what its spread comes from.
+r"""The same settings trained with several seeds: how certain the metric is, and what its spread comes from.
 
     mean      over seeds, with Student's interval: for a new seed on these test tasks
-    IQM       interquartile mean of the seeds' figures, with a bootstrap over seeds (metarun/statistics/intervals.py)
+    IQM       interquartile mean of the seeds' metrics, with a bootstrap over seeds (metarun/statistics/intervals.py)
     variance  of one score = seed + task + residual (metarun/statistics/components.py); every seed is scored on the same
               fixed test tasks, so that the mean has a standard error for new seeds and new tasks alike
-    steps     until the validation figure reached the threshold: 90 % of the way from its first to its best value, of
+    steps     until the validation metric reached the threshold: 90 % of the way from its first to its best value, of
               the first seed that improved; runs that never did are counted, not averaged
 
-The run in question counts as its own seed where it was trained and tested with these settings. A diverged run has no
-figure: it is counted, and left out of all else. Agarwal et al. 2021, arXiv 2108.13264, on few seeds.
+The run to analyse counts as its own seed if it was trained and tested with these settings. A diverged run has no
+metric: it is counted, and left out of all else. Agarwal et al. 2021, arXiv 2108.13264, on few seeds.
 """
 
 from __future__ import annotations
@@ -20,121 +20,158 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from metarun.analyses.context import Context, TrainedRun
-from metarun.analyses.frame import Cell, Row
-from metarun.analyses.seeds_figure import draw_seeds
-from metarun.errors import UserError, require
-from metarun.report.figures.drawing import Drawing
+from metarun.analyses.analysis import Cell, Context, Row, TrainedRun, require_at_least
+from metarun.errors import UserError
+from metarun.report.figures.drawing import COLOURS, GREY, Drawing, finish, look, panels
 from metarun.statistics.components import variance_components
 from metarun.statistics.convergence import Curve, default_thresholds, to_threshold, validation_curve
 from metarun.statistics.intervals import iqm, stratified_bootstrap, t_interval
 from metarun.storage.json_values import replace_nonfinite
-from metarun.storage.run_folder import RunFolder
 from metarun.storage.status import FINAL
-from metarun.storage.text import format_metric
+from metarun.storage.text import axis_label, display_scale, format_metric
 
-DECIDE = ("seed", "algo", "data", "model", "reg", "train", "val", "test", "optim")
-"""Settings that decide what a run comes to."""
+RESULT_SETTINGS = ("seed", "algo", "data", "model", "reg", "train", "val", "test", "optim")
+"""Settings that decide the result of a run."""
 
 BOOTSTRAP_SEED = 0
+PARTS = (("seed", COLOURS[1]), ("task", COLOURS[0]), ("residual", COLOURS[4]))
 
 
 @dataclass(frozen=True)
 class Seeds:
-    seeds: int  # of runs, the run in question among them
+    seeds: int  # of runs, the run to analyse among them
 
     def __post_init__(self) -> None:
-        require(self.seeds >= 2, "seeds", self.seeds, "must be at least 2")
+        require_at_least(self, seeds=2)
 
     def cells(self, context: Context) -> Sequence[Cell]:
         """The run's own seed first, then 0, 1, ... without it."""
-        context.experiment()
+        context.assemble()
         own = context.config.seed
         others = [s for s in range(self.seeds) if s != own]
         return [{"seed": s} for s in [own, *others][: self.seeds]]
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
-        run = own_run(context, cell["seed"]) or context.train(f"seed-{cell['seed']}", {"seed": cell["seed"]})
+        run = find_source_run(context, cell["seed"]) or context.train(f"seed-{cell['seed']}", {"seed": cell["seed"]})
         if run.diverged:
             return {"diverged": True}
         curve = validation_curve(run.folder.read_records(), [], context.config.train.tasks)
-        keys = ("mean", "ci95", "best_step", "episodes_sha256")
-        row = {"diverged": False, **{k: run.summary[k] for k in keys}, "scores": _scores(run)}
+        row = {"diverged": False, **{k: run.summary[k] for k in ("mean", "ci95", "best_step", "episodes_sha256")}}
+        row["scores"] = _read_scores(run)
         return row | {"validations": {"steps": curve.steps.tolist(), "values": curve.values.tolist()}}
 
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
-        loss = context.experiment().algorithm.loss
-        sound = [r for r in rows if not r["diverged"]]
-        summary = {"metric": loss.metric, "seeds": len(rows), "diverged": len(rows) - len(sound)}
-        if not sound:
+        loss = context.assemble().algorithm.loss
+        finished = [r for r in rows if not r["diverged"]]
+        summary = {"metric": loss.metric, "seeds": len(rows), "diverged": len(rows) - len(finished)}
+        if not finished:
             return replace_nonfinite(summary | {"message": "every seed diverged"})
-        means = [r["mean"] for r in sound]
+        means = [r["mean"] for r in finished]
         mean, half = t_interval(means)
         middle = stratified_bootstrap(means, iqm, BOOTSTRAP_SEED)
         summary |= {"mean": mean, "half": half, "iqm": middle.estimate, "iqm_low": middle.low, "iqm_high": middle.high}
-        summary |= {"components": _components(sound), "convergence": _convergence(sound, loss.higher_is_better)}
+        same_episodes = len({r["episodes_sha256"] for r in finished}) == 1
+        summary["components"] = None
+        if len(finished) >= 2 and same_episodes and len(finished[0]["scores"]) >= 2:
+            scores = np.array([r["scores"] for r in finished], dtype=float)
+            summary["components"] = variance_components(scores)._asdict()
+        summary["convergence"] = _summarise_convergence(finished, loss.higher_is_better)
         lost = f"; {summary['diverged']} diverged" if summary["diverged"] else ""
-        reached = format_metric(loss.metric, mean, half)
-        told = f"test {loss.metric} over {len(sound)} seeds: {reached} (95 % t interval){lost}"
-        return replace_nonfinite(summary | {"message": told})
+        value = f"{format_metric(loss.metric, mean, half)} (95 % t interval)"
+        message = f"test {loss.metric} over {len(finished)} seeds: {value}{lost}"
+        return replace_nonfinite(summary | {"message": message})
 
-    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
-        return draw_seeds(rows, summary)
+    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
+        """Each seed's metric, the parts of the variance of a score, and the learning curves."""
+        metric = summary["metric"]
+        finished = [r for r in rows if not r["diverged"]]
+        drawn, (left, middle, right) = panels(3, height=2.9)
+        if finished:
+            _draw_means(left, finished, summary, display_scale(metric))
+            _draw_learning_curves(right, finished, summary, display_scale(metric))
+        if summary.get("components"):
+            _draw_components(middle, summary["components"])
+        finish(left, "Test, 95 % intervals", "seed", axis_label(metric))
+        left.set_xticks(range(len(finished)), [str(r["seed"]) for r in finished])
+        middle.set_title("Where one score's variance is from", y=1.03)
+        middle.set_xlabel("share of the variance, %")
+        shown = np.array([v for r in finished for v in r["validations"]["values"] if v is not None], dtype=float)
+        finish(right, "Validation, a line a seed", "outer steps", axis_label(metric), [display_scale(metric) * shown])
+        value = format_metric(metric, summary.get("mean"), summary.get("half"))
+        alt = f"Test {metric} of {len(finished)} seeds: {value}; {summary['diverged']} diverged."
+        return [Drawing("seeds", alt, drawn)]
 
 
-def own_run(context: Context, seed: int) -> TrainedRun | None:
-    """The run in question, if it has this seed, was trained to its end, and has the settings that are asked about."""
+def find_source_run(context: Context, seed: int) -> TrainedRun | None:
+    """The run to analyse, if it was trained to its end with the settings in question and this seed."""
     if context.source is None:
         return None
     summary = context.source.read_summary()
-    asked, stored = dataclasses.asdict(context.changed({"seed": seed})), context.source.config()
-    same = all(_plain(asked[k]) == _plain(stored.get(k)) for k in DECIDE)
+    settings = json.loads(json.dumps(dataclasses.asdict(context.change_settings({"seed": seed}))))
+    stored = json.loads(json.dumps(context.source.config()))  # as JSON has it, where tuples are lists
+    same = all(settings[k] == stored.get(k) for k in RESULT_SETTINGS)
     tested = summary.get("status") == "diverged" or (context.source.path / "test.json").exists()
     return TrainedRun(summary, context.source) if same and tested and summary.get("status") in FINAL else None
 
 
-def _plain(value: Any) -> Any:
-    """As JSON has it: tuples are lists."""
-    return json.loads(json.dumps(value))
-
-
-def _scores(run: TrainedRun) -> list[float]:
-    """Each test task's figure at the adaptation step that is the result."""
-    found = _test(run.folder)
-    return found["scores"][found["steps"].index(run.summary["headline_step"])]
-
-
-def _test(run: RunFolder) -> Any:
+def _read_scores(run: TrainedRun) -> list[float]:
+    """The score of each test task at the adaptation step of the result."""
+    path = run.folder.path / "test.json"
     try:
-        return json.loads((run.path / "test.json").read_text(encoding="utf-8"))
+        test = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{run.path / 'test.json'}: cannot be read; test the run again with job=evaluate") from error
+        raise UserError(f"{path}: cannot be read; test the run again with job=evaluate") from error
+    return test["scores"][test["steps"].index(run.summary["headline_step"])]
 
 
-def _components(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """None for a single seed, or where the seeds were scored on different episodes."""
-    if len(rows) < 2 or len({r["episodes_sha256"] for r in rows}) > 1 or len(rows[0]["scores"]) < 2:
-        return None
-    found = variance_components(np.array([r["scores"] for r in rows], dtype=float))
-    return found._asdict()
-
-
-def _convergence(rows: Sequence[Row], higher: bool) -> dict[str, Any] | None:
-    """Steps to the first seed's threshold; None where no seed ever improved."""
-    curves = [_curve(r) for r in rows]
-    levels = (default_thresholds(c, higher).get("90_percent_first_best") for c in curves)
+def _summarise_convergence(rows: Sequence[Row], higher_is_better: bool) -> dict[str, Any] | None:
+    """Steps to the threshold of the first seed that improved; None if none did."""
+    curves = []
+    for row in rows:
+        steps, values = (np.array(row["validations"][k], dtype=float) for k in ("steps", "values"))  # None becomes NaN
+        curves.append(Curve(values, steps, steps, steps, steps))
+    levels = (default_thresholds(c, higher_is_better).get("90_percent_first_best") for c in curves)
     threshold = next((level for level in levels if level is not None), None)
     if threshold is None:
         return None
-    crossings = [to_threshold(c, threshold, higher).at for c in curves]
-    steps = [None if c is None else c.steps for c in crossings]
-    reached = [s for s in steps if s is not None]
-    told = {"threshold": threshold, "steps": steps, "never": steps.count(None)}
-    return told | {"fewest": min(reached, default=None), "most": max(reached, default=None)}
+    crossings = [to_threshold(c, threshold, higher_is_better).at for c in curves]
+    counts = [None if c is None else c.steps for c in crossings]
+    reached = [n for n in counts if n is not None]
+    summary = {"threshold": threshold, "steps": counts, "never": counts.count(None)}
+    return summary | {"fewest": min(reached, default=None), "most": max(reached, default=None)}
 
 
-def _curve(row: Row) -> Curve:
-    steps = np.array(row["validations"]["steps"], dtype=float)
-    values = np.array(row["validations"]["values"], dtype=float)  # null becomes NaN
-    return Curve(values, steps, steps, steps, steps)
+def _draw_means(axes: Axes, rows: Sequence[Row], summary: dict[str, Any], scale: float) -> None:
+    """Bars of single seeds are over test tasks, the band is over seeds."""
+    means, halves = ([scale * (r[k] or 0) for r in rows] for k in ("mean", "ci95"))
+    bars: dict[str, Any] = {"color": COLOURS[0], "capsize": 3}
+    axes.errorbar(range(len(rows)), means, yerr=halves, fmt="o", label="a seed, over tasks", **bars)
+    mean, half = (scale * (summary[k] or 0) for k in ("mean", "half"))
+    axes.axhline(mean, color=COLOURS[1], linewidth=1)
+    axes.axhspan(mean - half, mean + half, color=COLOURS[1], alpha=0.18, linewidth=0, label="mean, over seeds")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+    axes.legend(loc="upper left", ncols=2)
+
+
+def _draw_components(axes: Axes, components: dict[str, Any]) -> None:
+    total = sum(components[name] for name, _ in PARTS) or 1.0
+    for y, (name, colour) in enumerate(PARTS):
+        share = 100 * components[name] / total
+        axes.barh(y, share, color=colour, height=0.6)
+        axes.text(share, y, f" {share:.3g} %", va="center")
+    axes.set_yticks(range(len(PARTS)), [name for name, _ in PARTS])
+    axes.set_ylim(len(PARTS) - 0.5, -0.5)
+    axes.set_xlim(0, 118)
+
+
+def _draw_learning_curves(axes: Axes, rows: Sequence[Row], summary: dict[str, Any], scale: float) -> None:
+    for i, row in enumerate(rows):
+        values = scale * np.array(row["validations"]["values"], dtype=float)
+        shown = look(i)
+        axes.plot(row["validations"]["steps"], values, color=shown.colour, linestyle=shown.dash, marker=shown.marker)
+    if summary["convergence"]:
+        axes.axhline(scale * summary["convergence"]["threshold"], color=GREY, linewidth=0.8, label="threshold")
+        axes.legend()

@@ -1,4 +1,4 @@
-r"""What replacing one training task changes, and by how much a learner does better on its own training tasks.
+r"""Measures of trained runs: the change when one training task is replaced, the generalisation gap, the curvature.
 
     S, S^(i)       a pool of n tasks, and the same with task i exchanged (train.pool, train.pool_replaced)
     A(S)           the weights after the last outer step; not the best validated ones, for choosing is a step of its own
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.analyses.context import TrainedRun
+from metarun.analyses.analysis import TrainedRun
 from metarun.compute.linalg import norm, sub
 from metarun.data.pool import TaskPool
 from metarun.diagnostics.curvature import curvature_measures
@@ -34,69 +34,69 @@ from metarun.training.experiment import Experiment
 from metarun.types import GradientLearner, Params
 
 
-class Learned(NamedTuple):
-    """What a run came to: weights, and losses and figures of tasks after adaptation."""
+class Outcome(NamedTuple):
+    """The last weights of a run, and the losses and scores of tasks after adaptation from them."""
 
     params: Params
     new: Tensor  # losses of the fixed test tasks [M]
     new_scores: Tensor  # [M]
-    own: Tensor | None  # losses of the pool's tasks [n]; None where the run has no pool
-    own_scores: Tensor | None
+    own: Tensor | None  # losses of the pool's tasks [n]; None if the run has no pool
+    own_scores: Tensor | None  # [n]
 
 
-def learned(experiment: Experiment, run: TrainedRun, tasks: int) -> Learned | None:
-    """Scores of the last weights of a run; None of one that diverged."""
+def evaluate_last_weights(experiment: Experiment, run: TrainedRun, tasks: int) -> Outcome | None:
+    """The outcome of a run on `tasks` test tasks; None if it diverged."""
     if run.diverged:
         return None
     params = experiment.initial_params()
     checkpoint.restore_params(run.folder.last, params)
     steps = (experiment.tested.test_inner_steps,)
     found = experiment.evaluator("test", tasks, steps)(experiment.tested, params)
-    own = own_tasks(experiment, params)
-    return Learned(params, found.losses[-1].double(), found.scores[-1].double(), *(own or (None, None)))
+    own = evaluate_pool(experiment, params) or (None, None)
+    return Outcome(params, found.losses[-1].double(), found.scores[-1].double(), *own)
 
 
-def own_tasks(experiment: Experiment, params: Params) -> tuple[Tensor, Tensor] | None:
+def evaluate_pool(experiment: Experiment, params: Params) -> tuple[Tensor, Tensor] | None:
     """Losses and scores [n] of the pool's tasks after adaptation as at test; None without a pool."""
-    pool, place, spec = experiment.dataset, experiment.placement, experiment.train_spec
+    pool, placement, spec = experiment.dataset, experiment.placement, experiment.train_spec
     if not isinstance(pool, TaskPool):
         return None
-    reference = place.move(pool.reference_inputs(REFERENCE_INPUTS))
+    reference = placement.move(pool.reference_inputs(REFERENCE_INPUTS))
     learner = replace_model(experiment.algorithm, experiment.algorithm.model.calibrate(params, reference))
-    chunk = place.evaluation_chunk(spec, pool.input_shape())
+    chunk = placement.evaluation_chunk(spec, pool.input_shape())
     steps = (learner.test_inner_steps,)
-    losses, scores = adaptation_curves(learner, params, place.move_task(pool.tasks(spec)), steps, chunk)
+    losses, scores = adaptation_curves(learner, params, placement.move_task(pool.tasks(spec)), steps, chunk)
     return losses[:, -1].double(), scores[:, -1].double()
 
 
-def comparable(experiment: Experiment) -> bool:
-    """Whether training and test episodes are of one size, so that losses on them can be held against one another."""
+def same_episode_size(experiment: Experiment) -> bool:
+    """Whether training and test episodes have the same ways and shots, so that their losses can be compared."""
     train, test = experiment.train_spec, experiment.test_spec
     return (train.ways, train.shots) == (test.ways, test.shots)
 
 
-def gap(experiment: Experiment, of: Learned) -> dict[str, float | None]:
+def generalisation_gap(experiment: Experiment, outcome: Outcome) -> dict[str, float | None]:
     """Mean loss on new tasks, on the pool's own, and their difference with its half-width."""
-    new, half = mean_and_interval(of.new)
-    if of.own is None or not comparable(experiment):
+    new, half = mean_and_interval(outcome.new)
+    if outcome.own is None or not same_episode_size(experiment):
         return {"new_loss": new, "own_loss": None, "gap": None, "gap_half": None}
-    own = float(of.own.mean())
+    own = float(outcome.own.mean())
     return {"new_loss": new, "own_loss": own, "gap": new - own, "gap_half": half}
 
 
-def change(a: Learned | None, b: Learned | None) -> dict[str, float]:
-    """How far two runs are apart, in weights and in the losses of the same test tasks; NaN where one diverged."""
+def compare_outcomes(a: Outcome | None, b: Outcome | None) -> dict[str, float]:
+    """The distance of two runs, in weights and in the losses of the same test tasks; NaN if one diverged."""
     if a is None or b is None:
         return dict.fromkeys(("distance", "relative", "mean", "sup", "median"), math.nan)
     distance = float(norm(sub(a.params, b.params)))
     losses = (a.new - b.new).abs()
-    found = {"mean": float(losses.mean()), "sup": float(losses.max()), "median": float(torch.median(losses))}
-    return {"distance": distance, "relative": distance / max(float(norm(a.params)), 1e-30), **found}
+    changes = {"mean": float(losses.mean()), "sup": float(losses.max()), "median": float(torch.median(losses))}
+    return {"distance": distance, "relative": distance / max(float(norm(a.params)), 1e-30), **changes}
 
 
-def curvature(experiment: Experiment, run: TrainedRun) -> dict[str, float | None]:
+def measure_rate_curvature(experiment: Experiment, run: TrainedRun) -> dict[str, float | None]:
     """inner_lr times the largest eigenvalue of the inner objective at the last good weights, on the probe tasks: mean
-    and worst (metarun/diagnostics/curvature.py); None without such weights, or where steps are no plain descent."""
+    and worst (metarun/diagnostics/curvature.py); None without such weights, or if steps are no plain descent."""
     learner, found = experiment.algorithm, {}
     if run.folder.last.exists() and isinstance(learner, GradientLearner):
         params = experiment.initial_params()
@@ -106,12 +106,12 @@ def curvature(experiment: Experiment, run: TrainedRun) -> dict[str, float | None
     return {name: found.get(name) for name in ("rate_curvature", "rate_curvature_max")}
 
 
-def last_record(run: TrainedRun, names: tuple[str, ...]) -> dict[str, Any]:
-    """Numbers of the run's last training record, None where it has no such one."""
+def read_last_record(run: TrainedRun, names: tuple[str, ...]) -> dict[str, Any]:
+    """These metrics of the run's last training record; None for those that it does not have."""
     records = [r for r in run.folder.read_records() if r["kind"] == "train"]
     return {name: records[-1].get(name) if records else None for name in names}
 
 
-def indices(count: int, size: int) -> list[int]:
-    """`count` tasks of a pool of `size`, evenly through it."""
-    return sorted({at * size // count for at in range(count)})
+def choose_replaced(count: int, size: int) -> list[int]:
+    """The numbers of `count` tasks, evenly spread through a pool of `size`."""
+    return sorted({i * size // count for i in range(count)})

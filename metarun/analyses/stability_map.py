@@ -1,9 +1,9 @@
-r"""Where training is stable: trained anew at each inner rate and number of inner steps.
+r"""Where training is stable: train again at each inner rate and number of inner steps.
 
 A cell is a factor of the run's `inner_lr` by a number of inner steps K (in training and, for learners that test with as
 many, at test), trained for `train_steps` outer steps with each of a few seeds:
 
-    figure          test figure of the last weights, mean over the seeds that did not diverge
+    figure          test metric of the last weights, mean over the seeds that did not diverge
     diverged        share of the seeds whose training met a loss or meta-gradient that is not finite
     rate_curvature  inner_lr * (largest eigenvalue of the inner objective's Hessian at theta), on probe tasks after
                     training, mean over seeds (metarun/diagnostics/curvature.py). Beyond 2 gradient descent on a
@@ -20,17 +20,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from metarun.analyses.context import Context
-from metarun.analyses.frame import Cell, Row
-from metarun.analyses.stability import curvature, last_record, learned
-from metarun.analyses.stability_map_figure import draw_maps
+from metarun.analyses.analysis import Cell, Context, Row, require_at_least
+from metarun.analyses.figures import draw_grid
+from metarun.analyses.stability import evaluate_last_weights, measure_rate_curvature, read_last_record
 from metarun.errors import UserError, require
-from metarun.report.figures.drawing import Drawing
-from metarun.storage.text import format_metric
+from metarun.report.figures.drawing import COLOURS, Drawing, spans_much
+from metarun.storage.text import NOTHING, axis_label, display_scale, format_metric
 from metarun.types import GradientLearner
 
-Found = dict[str, float | None]
+MEASURES = ("figure", "rate_curvature", "rate_curvature_max", "contraction")
+LIMIT = 2.0
+"""Of rate times curvature: beyond it gradient descent on a quadratic diverges."""
 
 
 @dataclass(frozen=True)
@@ -44,53 +49,79 @@ class StabilityMap:
     def __post_init__(self) -> None:
         require(bool(self.rates) and min(self.rates) > 0, "rates", list(self.rates), "must be above 0")
         require(bool(self.steps) and min(self.steps) >= 1, "steps", list(self.steps), "must be at least 1")
-        require(self.seeds >= 1, "seeds", self.seeds, "must be at least 1")
-        require(self.train_steps >= 1, "train_steps", self.train_steps, "must be at least 1")
-        require(self.tasks >= 2, "tasks", self.tasks, "must be at least 2")
+        require_at_least(self, seeds=1, train_steps=1, tasks=2)
 
     def cells(self, context: Context) -> Sequence[Cell]:
-        learner = context.experiment().algorithm
+        learner = context.assemble().algorithm
         if not isinstance(learner, GradientLearner):
-            raise UserError(
-                "analysis=stability_map: this run's algorithm has no inner loop whose rate could be changed"
-            )
+            raise UserError("analysis=stability_map: this run's algorithm has no inner loop with a rate to change")
         return [{"inner_lr": learner.inner_lr * f, "inner_steps": k} for f in self.rates for k in self.steps]
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
-        found = [self._trained(context, cell, context.config.seed + s) for s in range(self.seeds)]
-        keys = ("figure", "rate_curvature", "rate_curvature_max", "contraction")
-        means = {k: _mean([f[k] for f in found]) for k in keys}
-        return {"diverged": sum(f["diverged"] or 0.0 for f in found) / self.seeds, **means}
+        runs = [self._train(context, cell, context.config.seed + s) for s in range(self.seeds)]
+        row: dict[str, Any] = {"diverged": sum(r["diverged"] for r in runs) / self.seeds}
+        for name in MEASURES:
+            finite = [r[name] for r in runs if r[name] is not None and np.isfinite(r[name])]
+            row[name] = float(np.mean(finite)) if finite else None
+        return row
 
-    def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
-        learner: Any = context.experiment().algorithm
-        loss = learner.loss
-        sound = [r for r in rows if r["figure"] is not None and not r["diverged"]]
-        summary = {"metric": loss.metric, "sound": len(sound), "cells": len(rows), "best": None}
-        said = f"{len(sound)} of {len(rows)} cells trained with no seed diverging"
-        if sound:
-            best = (max if loss.higher_is_better else min)(sound, key=lambda r: r["figure"])
-            summary["best"] = {k: best[k] for k in ("inner_lr", "inner_steps", "figure")}
-            at = f"inner_lr={best['inner_lr']:g}, inner_steps={best['inner_steps']}"
-            said += f"; best test {loss.metric} {format_metric(loss.metric, best['figure'])} at {at}"
-        return summary | {"message": said}
-
-    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
-        return draw_maps(rows, summary)
-
-    def _trained(self, context: Context, cell: Cell, seed: int) -> Found:
+    def _train(self, context: Context, cell: Cell, seed: int) -> dict[str, Any]:
         changes = {"seed": seed, "algo.inner_lr": cell["inner_lr"], "algo.inner_steps": cell["inner_steps"]}
         algo = context.config.algo
         if algo.get("test_inner_steps") == algo.get("inner_steps"):
             changes["algo.test_inner_steps"] = cell["inner_steps"]
         changes["train.steps"] = self.train_steps
         run = context.train(f"rate-{cell['inner_lr']:g}-steps-{cell['inner_steps']}-seed-{seed}", changes)
-        experiment = context.experiment(changes)
-        state = learned(experiment, run, self.tasks)
-        found: Found = {"diverged": float(run.diverged), "figure": float(state.new_scores.mean()) if state else None}
-        return found | last_record(run, ("contraction",)) | curvature(experiment, run)
+        experiment = context.assemble(changes)
+        outcome = evaluate_last_weights(experiment, run, self.tasks)
+        found = {"diverged": float(run.diverged), "figure": float(outcome.new_scores.mean()) if outcome else None}
+        return found | read_last_record(run, ("contraction",)) | measure_rate_curvature(experiment, run)
+
+    def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
+        loss = context.assemble().algorithm.loss
+        sound = [r for r in rows if r["figure"] is not None and not r["diverged"]]
+        summary = {"metric": loss.metric, "sound": len(sound), "cells": len(rows), "best": None}
+        message = f"no seed diverged in {len(sound)} of {len(rows)} cells"
+        if sound:
+            best = (max if loss.higher_is_better else min)(sound, key=lambda r: r["figure"])
+            summary["best"] = {k: best[k] for k in ("inner_lr", "inner_steps", "figure")}
+            where = f"inner_lr={best['inner_lr']:g}, inner_steps={best['inner_steps']}"
+            message += f"; best test {loss.metric} {format_metric(loss.metric, best['figure'])} at {where}"
+        return summary | {"message": message}
+
+    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
+        """Four maps. Rows are inner rates, the smallest at the bottom, columns numbers of inner steps."""
+        rates, steps = (sorted({r[key] for r in rows}) for key in ("inner_lr", "inner_steps"))
+        at = {(r["inner_lr"], r["inner_steps"]): r for r in rows}
+        metric = summary["metric"]
+        titles = {
+            "figure": (f"test {axis_label(metric)}", display_scale(metric)),
+            "diverged": ("diverged trainings, %", 100.0),
+            "rate_curvature": ("inner rate x largest eigenvalue", 1.0),
+            "contraction": ("contraction of the inner loop", 1.0),
+        }
+        grids = {key: np.array([[at[r, k][key] for k in steps] for r in rates], dtype=float) for key in titles}
+        drawn = Figure(figsize=(1.0 + 4 * (0.75 + 0.42 * len(steps)), 1.25 + 0.38 * len(rates)))
+        drawn.set_layout_engine("constrained")
+        for axes, (key, (title, scale)) in zip(drawn.subplots(1, 4, sharey=True), titles.items(), strict=True):
+            _draw_map(axes, scale * grids[key], title)
+            axes.set_xticks(range(len(steps)), [str(k) for k in steps])
+            axes.set_yticks(range(len(rates)), [f"{r:.3g}" for r in rates])
+            axes.set_xlabel("inner steps")
+            for y, x in np.argwhere(grids["rate_curvature"] > LIMIT):
+                corner = (x - 0.46, y - 0.46)
+                axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=COLOURS[1], linewidth=1.6))
+            axes.set_ylabel("inner rate" if key == "figure" else "")
+        drawn.supxlabel(f"framed: inner rate x largest eigenvalue above {LIMIT:g};  {NOTHING}: no number", fontsize=7.5)
+        alt = f"Test {metric}, share of diverged runs, rate times curvature and contraction by inner rate and steps."
+        return [Drawing("stability_map", alt, drawn)]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None and np.isfinite(v)]
-    return float(np.mean(known)) if known else None
+def _draw_map(axes: Axes, grid: np.ndarray, title: str) -> None:
+    known = grid[np.isfinite(grid)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    norm: Normalize = LogNorm(low, high) if spans_much([known]) else Normalize(low, max(high, low + 1e-12))
+    draw_grid(axes, grid, norm, "{:.3g}".format)
+    axes.set_title(title, fontsize=8)
+    for y, x in np.argwhere(~np.isfinite(grid)):
+        axes.text(x, y, NOTHING, ha="center", va="center", fontsize=7, color="black")

@@ -1,4 +1,4 @@
-r"""Support resampling: the same test tasks with other support sets, their classes and their queries staying.
+r"""Support resampling: the same test tasks, classes and queries with other support sets.
 
 An episode is drawn with R K shots, and its support set is cut into R disjoint sets of K shots; the learner adapts to
 each and is scored on the same queries. In x_tr = mu + b_t + e_tr the spread between the draws of a task, var e, is what
@@ -14,19 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from metarun.analyses.context import Context, sound
-from metarun.analyses.frame import Cell, Row
-from metarun.analyses.resampling_figure import draw_resampling
+from metarun.analyses.analysis import Cell, Context, Row, mask_diverged, require_at_least
 from metarun.errors import SettingError, UserError, require
-from metarun.report.figures.drawing import Drawing
+from metarun.report.figures.drawing import COLOURS, GREY, Drawing, finish
 from metarun.statistics.nested import nested_components
-from metarun.storage.text import format_metric
+from metarun.storage.text import axis_label, display_scale, format_metric, higher_is_better
 from metarun.training.evaluation import EPISODE_SEED, adaptation_curves
 from metarun.training.experiment import Experiment
 from metarun.types import Batch, Dataset, EpisodeSpec, Task
 
-FEW = 5  # queries of a class: where classes are small, fewer draws come before fewer queries than these
+FEW = 5
+"""Queries of a class: if classes are small, draws are reduced before queries are reduced below this number."""
 
 
 @dataclass(frozen=True)
@@ -36,36 +37,55 @@ class SupportResampling:
     queries: int | None
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "draws"):
-            require(getattr(self, name) >= 2, name, getattr(self, name), "must be at least 2")
+        require_at_least(self, tasks=2, draws=2)
         require(self.queries is None or self.queries >= 1, "queries", self.queries, "must be at least 1, or null")
 
     def cells(self, context: Context) -> Sequence[Cell]:
-        """A task each."""
-        draws, queries = self._sizes(context.own[0])
+        """One cell per task."""
+        draws, queries = self.choose_sizes(context.run.experiment)
         return [{"task": i, "draws": draws, "queries": queries} for i in range(self.tasks)]
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
-        experiment, params = context.own
-        learner, place = context.learner, experiment.placement
+        experiment, learner = context.run.experiment, context.run.learner
         spec = experiment.test_spec._replace(queries=cell["queries"])
-        task = place.move_task(resampled(experiment.dataset, cell["task"], spec, cell["draws"]))
-        chunk = place.evaluation_chunk(spec, experiment.dataset.input_shape())
-        found = adaptation_curves(learner, params, task, (learner.test_inner_steps,), chunk)
-        scores = sound(*found)[:, -1].double()
+        task = experiment.placement.move_task(resample_support(experiment.dataset, cell["task"], spec, cell["draws"]))
+        chunk = experiment.placement.evaluation_chunk(spec, experiment.dataset.input_shape())
+        curves = adaptation_curves(learner, context.run.params, task, (learner.test_inner_steps,), chunk)
+        scores = mask_diverged(*curves)[:, -1].double()
         ends = {"lowest": float(scores.min()), "highest": float(scores.max())}
         return {"mean": float(scores.mean()), "sd": float(scores.std()), **ends, "scores": scores.tolist()}
 
+    def choose_sizes(self, experiment: Experiment) -> tuple[int, int]:
+        """The draws and the queries of a class: as set, or the most that the test classes hold."""
+        dataset, spec = experiment.dataset, experiment.test_spec
+        reason = ""
+        for draws, queries in self._possible_sizes(spec.queries):
+            try:
+                dataset.check("test", _with_draws(spec._replace(queries=queries), draws))
+                return draws, queries
+            except SettingError as error:
+                reason = reason or error.expected
+        setting = f"analysis.draws={self.draws}: not even two support sets of {spec.shots} shots fit beside the queries"
+        raise UserError(f"{setting} ({reason}); choose fewer data.shots or analysis.queries")
+
+    def _possible_sizes(self, queries: int) -> Iterator[tuple[int, int]]:
+        """All draws with as many queries as possible, then fewer draws, then fewer queries than `FEW`."""
+        few = self.queries or min(queries, FEW)
+        yield from ((self.draws, q) for q in range(self.queries or queries, few, -1))
+        yield from ((draws, few) for draws in range(self.draws, 1, -1))
+        if self.queries is None:
+            yield from ((2, q) for q in range(few - 1, 0, -1))
+
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
-        loss, cell = context.own[0].tested.loss, rows[0]
+        loss, cell = context.run.experiment.tested.loss, rows[0]
         finite = [r for r in rows if r["sd"] is not None]
-        facts = {"metric": loss.metric, "draws": cell["draws"], "queries": cell["queries"], "tasks": len(finite)}
-        facts["not_finite"] = len(rows) - len(finite)
+        summary = {"metric": loss.metric, "draws": cell["draws"], "queries": cell["queries"], "tasks": len(finite)}
+        summary["not_finite"] = len(rows) - len(finite)
         if len(finite) < 2:
-            return facts | {"message": f"adaptation diverged on {facts['not_finite']} of {len(rows)} tasks"}
+            return summary | {"message": f"adaptation diverged on {summary['not_finite']} of {len(rows)} tasks"}
         found = nested_components([r["scores"] for r in finite])
         worst = np.mean([r["lowest" if loss.higher_is_better else "highest"] for r in finite])
-        values = {
+        summary |= {
             "mean": found.mean,
             "sd_tasks": found.between**0.5,
             "sd_support": found.within**0.5,
@@ -73,56 +93,66 @@ class SupportResampling:
             "share_interval": [found.low, found.high],
             "worst_draw": float(worst),
         }
-        return facts | values | {"message": _said(facts, values)}
+        return summary | {"message": _describe(summary)}
 
-    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
-        return draw_resampling(rows, summary)
-
-    def _sizes(self, experiment: Experiment) -> tuple[int, int]:
-        """Draws and queries of a class: what is asked for, or the most that the test classes hold."""
-        dataset, spec = experiment.dataset, experiment.test_spec
-        refusal = ""
-        for draws, queries in self._wishes(spec.queries):
-            try:
-                dataset.check("test", _joined(spec._replace(queries=queries), draws))
-                return draws, queries
-            except SettingError as error:
-                refusal = refusal or error.expected
-        asked = f"analysis.draws={self.draws}: not even two support sets of {spec.shots} shots fit beside the queries"
-        raise UserError(f"{asked} ({refusal}); choose fewer data.shots or analysis.queries")
-
-    def _wishes(self, queries: int) -> Iterator[tuple[int, int]]:
-        """All draws with as many queries as may be, then fewer draws, then fewer queries than `FEW`."""
-        few = self.queries or min(queries, FEW)
-        yield from ((self.draws, q) for q in range(self.queries or queries, few, -1))
-        yield from ((draws, few) for draws in range(self.draws, 1, -1))
-        if self.queries is None:
-            yield from ((2, q) for q in range(few - 1, 0, -1))
+    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
+        """Left each task's scores over its support sets, sorted by their mean; right the two standard deviations."""
+        metric, drawn = summary["metric"], Figure(figsize=(9.2, 2.9))
+        scale = display_scale(metric)
+        left, right = (drawn.add_axes((x, 0.17, w, 0.7)) for x, w in ((0.075, 0.6), (0.8, 0.18)))
+        finite = sorted((r for r in rows if r["sd"] is not None), key=lambda r: r["mean"])
+        scores = scale * np.array([r["scores"] for r in finite]).reshape(len(finite), -1)
+        if len(scores):
+            tasks, ends = np.arange(len(scores)), (scores.min(1), scores.max(1))
+            left.vlines(tasks, *ends, color=COLOURS[5], linewidth=1.4, label="worst to best support set")
+            left.plot(tasks, scores.mean(1), "o", color=COLOURS[0], markersize=2.6, label="mean of the task")
+            left.legend(loc="lower right" if higher_is_better(metric) else "upper left")
+        title = f"{summary['draws']} support sets of each task, the same queries"
+        finish(left, title, "test tasks, sorted by their mean", axis_label(metric), [scores])
+        if "sd_support" in summary:
+            _draw_deviations(right, summary)
+        alt = f"Test {metric} of {len(finite)} tasks over {summary['draws']} support sets each. {summary['message']}"
+        return [Drawing("support_resampling", alt, drawn)]
 
 
-def resampled(dataset: Dataset, index: int, spec: EpisodeSpec, draws: int) -> Task:
+def resample_support(dataset: Dataset, index: int, spec: EpisodeSpec, draws: int) -> Task:
     """Test task `index` with R disjoint support sets and the same queries, as R tasks [R, ...]."""
-    drawn = dataset.episodes("test", EPISODE_SEED, 0, range(index, index + 1), _joined(spec, draws))
+    drawn = dataset.episodes("test", EPISODE_SEED, 0, range(index, index + 1), _with_draws(spec, draws))
     # Rows are ordered shot by shot, so that consecutive rows are a support set with as many of every class.
     support = (part[0].reshape(draws, -1, *part.shape[2:]) for part in drawn.support)
     query = (part.expand(draws, *part.shape[1:]) for part in drawn.query)
     return Task(Batch(*support), Batch(*query))
 
 
-def _joined(spec: EpisodeSpec, draws: int) -> EpisodeSpec:
+def _with_draws(spec: EpisodeSpec, draws: int) -> EpisodeSpec:
     return spec._replace(shots=spec.shots * draws)
 
 
-def _said(facts: dict[str, Any], values: dict[str, Any]) -> str:
-    metric, (low, high) = facts["metric"], values["share_interval"]
+def _describe(summary: dict[str, Any]) -> str:
+    low, high = summary["share_interval"]
+    names = ("mean", "worst_draw", "sd_tasks", "sd_support")
+    mean, worst, sd_tasks, sd_support = (format_metric(summary["metric"], summary[name]) for name in names)
     lines = [
-        f"{facts['draws']} support sets for each of {facts['tasks']} tasks, {facts['queries']} queries: "
-        f"{format_metric(metric, values['mean'])}, with the worst of each task's "
-        f"{format_metric(metric, values['worst_draw'])}",
-        f"standard deviation between tasks {format_metric(metric, values['sd_tasks'])}, between support sets of a task "
-        f"{format_metric(metric, values['sd_support'])}: {values['share_support']:.0%} of the variance "
-        f"({low:.0%} to {high:.0%}) is the choice of support",
+        f"{summary['draws']} support sets for each of {summary['tasks']} tasks, {summary['queries']} queries: "
+        f"{mean}; mean over the worst support sets {worst}",
+        f"standard deviation between tasks {sd_tasks}, between support sets of a task {sd_support}: "
+        f"{summary['share_support']:.0%} of the variance ({low:.0%} to {high:.0%}) is the choice of support",
     ]
-    if facts["not_finite"]:
-        lines.append(f"left out: {facts['not_finite']} tasks on which adaptation diverged after some draw")
+    if summary["not_finite"]:
+        lines.append(f"left out: {summary['not_finite']} tasks on which adaptation diverged after some draw")
     return "\n".join(lines)
+
+
+def _draw_deviations(axes: Axes, summary: dict[str, Any]) -> None:
+    metric = summary["metric"]
+    scale = display_scale(metric)
+    parts = {"tasks": summary["sd_tasks"], "support\nsets": summary["sd_support"]}
+    axes.bar(list(parts), [scale * v for v in parts.values()], color=[COLOURS[0], COLOURS[5]], width=0.6)
+    for x, value in enumerate(parts.values()):
+        above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(format_metric(metric, value, unit=False), (x, scale * value), fontsize=7, color=GREY, **above)
+    axes.set_title("standard deviation")
+    axes.set_ylabel(axis_label(metric))
+    axes.grid(False, axis="x")
+    axes.set_axisbelow(True)
+    axes.set_ylim(0, 1.15 * scale * max(parts.values()) or 1)

@@ -1,41 +1,69 @@
-r"""Task shift: the run's weights on test tasks that training did not have, each shift a row beside the unshifted one.
+r"""Task shift: the run's weights on test tasks unlike those of training, each shift a row beside the unshifted one.
 
     difference = mean over tasks of (a_i - b_i), a_i the score of task i under the shift, b_i without
 
-Where the shift leaves the episodes as they are (their images turned, a sine of other amplitude at the same points),
-the interval is that of the pairs; else that of two independent samples (metarun/statistics/paired.py). How a task is
-adapted to is that of the run: a shift changes tasks, never the learner. Setlur et al. 2021, arXiv 2102.11503: rankings
-in and out of the distribution of training need not agree.
+If the shift leaves the episodes as they are (their images rotated, a sine of other amplitude at the same points), the
+interval is that of the pairs; else that of two independent samples (metarun/statistics/paired.py). Adaptation is that
+of the run: a shift changes tasks, never the learner. Setlur et al. 2021, arXiv 2102.11503: rankings in and out of the
+distribution of training need not agree.
 
-`classes: train` tests on the classes of training, of which every image may have been seen: what is lost from there to
-the unshifted row is over-fitting to classes and images together. A row that this run cannot have (other ways with a
-network that has one output per class, groups where names tell none) says why. Where a task's adaptation diverged there
-is no mean: the median over tasks is told beside it, and how many diverged.
+A shift is given by a few keys:
+
+    shots, ways                     the size of test episodes
+    rotate, blur, contrast, noise   of all test images (metarun/data/shifts.py)
+    classes                         of test episodes: train, val; within_groups (all of an episode of one group);
+                                    new_groups, seen_groups (those of groups that training has none of, or some of)
+    any other                       a setting data.*, with which the test episodes are drawn
+
+`classes: train` tests on the classes of training, of which every image may have been seen: the difference to the
+unshifted row is over-fitting to classes and images together. A row that this run cannot have (other ways with a network
+that has one output per class, groups if the class names have none) gives the reason. If adaptation to a task diverged
+there is no mean: the row has the median over tasks and the number of diverged ones.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from metarun.analyses.context import Context, sound
-from metarun.analyses.frame import Cell, Row, measured
-from metarun.analyses.shift_figure import draw_shifts
-from metarun.analyses.shifted import Impossible, Shift, same_size, shifted
-from metarun.errors import require
-from metarun.report.figures.drawing import Drawing
+from metarun.analyses.analysis import Cell, Context, Row, mask_diverged, require_at_least
+from metarun.analyses.figures import plot_known
+from metarun.config.components import construct
+from metarun.data.images import ImageData, Index
+from metarun.data.pool import TaskPool
+from metarun.data.shifts import ChangedImages, Episodes, ImageChange, Shifted, WithinGroups, by_group, with_test_classes
+from metarun.errors import SettingError, UserError, nearest, require
+from metarun.report.figures.drawing import COLOURS, GREY, Drawing, plain, spans_much
 from metarun.statistics.paired import compare
-from metarun.storage.text import format_metric
+from metarun.storage.text import axis_label, display_scale, format_metric
 from metarun.training.evaluation import mean_and_interval
-from metarun.training.experiment import Experiment, option_name
+from metarun.training.experiment import EPISODE_SIZE, Experiment, build_dataset, build_learner, option_name
+from metarun.types import Dataset
 
-OWN = "none"
-"""The name of the tasks without a shift."""
+UNSHIFTED = "none"
+"""The name of the row without a shift."""
+
+SIZES = ("shots", "ways")
+CHANGES = tuple(f.name for f in dataclasses.fields(ImageChange))
+CLASSES = ("train", "val", "within_groups", "new_groups", "seen_groups")
+ROW, LEGEND = 0.24, 0.3
+"""Heights in the figure, in inches."""
+
+
+class Impossible(Exception):
+    """This run cannot be tested under the shift; the message is the reason."""
+
+
+class Shift(NamedTuple):
+    experiment: Experiment
+    paired: bool  # task i is the unshifted task i, changed
 
 
 @dataclass(frozen=True)
@@ -46,88 +74,225 @@ class TaskShift:
     by_data: dict[str, Any] = field(default_factory=dict)  # name of a data set -> shifts in place of its kind's
 
     def __post_init__(self) -> None:
-        require(self.tasks >= 2, "tasks", self.tasks, "must be at least 2")
+        require_at_least(self, tasks=2)
         for kind in ("regression", "classification"):
-            require(OWN not in getattr(self, kind), kind, OWN, "is the name of the tasks without a shift")
+            require(UNSHIFTED not in getattr(self, kind), kind, UNSHIFTED, "is the name of the tasks without a shift")
 
     def cells(self, context: Context) -> Sequence[Cell]:
-        """The tasks without a shift first: the others are told as differences to them. Wrong settings are refused
-        before anything is measured, and shifts that leave this run's tasks as they are do not come."""
-        experiment, _ = context.own
-        _, shifts = self._shifts(experiment)
-        told = [name for name, changes in shifts.items() if not same_size(experiment, changes)]
-        for name in told:
-            self._shift(experiment, name)
-        return [{"shift": name} for name in (OWN, *told)]
+        """The row without a shift first, as the differences are to it; without shifts that change nothing here. Wrong
+        settings are refused before anything is measured."""
+        experiment = context.run.experiment
+        _, shifts = self._find_shifts(experiment)
+        names = [name for name, changes in shifts.items() if not changes_nothing(experiment, changes)]
+        for name in names:
+            self._apply(experiment, name)
+        return [{"shift": name} for name in (UNSHIFTED, *names)]
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
-        experiment, params = context.own
-        shift = self._shift(experiment, cell["shift"])
+        shift = self._apply(context.run.experiment, cell["shift"])
         if isinstance(shift, Impossible):
             return {"left_out": str(shift)}
-        tested = shift.experiment
-        steps = tuple(sorted({0, tested.tested.test_inner_steps}))
-        found = tested.evaluator("test", self.tasks, steps)(tested.tested, params)
-        scores = sound(found.losses, found.scores)[found.headline].double()
+        experiment = shift.experiment
+        steps = tuple(sorted({0, experiment.tested.test_inner_steps}))
+        found = experiment.evaluator("test", self.tasks, steps)(experiment.tested, context.run.params)
+        scores = mask_diverged(found.losses, found.scores)[found.headline].double()
         mean, half = mean_and_interval(scores)
-        row: dict[str, Any] = {"mean": mean, "half": half, "median": _median(scores, found.higher_is_better)}
+        # A diverged task is as bad as can be, so that half of the tasks must diverge to make the median infinite.
+        worst = -math.inf if found.higher_is_better else math.inf
+        median = float(np.median(np.where(scores.isfinite(), scores, worst)))
+        row: dict[str, Any] = {"mean": mean, "half": half, "median": median}
         row["not_finite"] = int((~scores.isfinite()).sum())
         if found.headline:
             row["before"] = mean_and_interval(found.scores[0])[0]
-        if tested.dataset.kind == "classification":
-            row["chance"] = 1 / tested.test_spec.ways
+        if experiment.dataset.kind == "classification":
+            row["chance"] = 1 / experiment.test_spec.ways
         row["scores"] = scores.tolist()
-        return row if cell["shift"] == OWN else row | _against(row, measured(context, {"shift": OWN}), shift)
+        if cell["shift"] == UNSHIFTED:
+            return row
+        unshifted = context.find_row({"shift": UNSHIFTED})
+        pairs = compare(row["scores"], unshifted["scores"], experiment.tested.loss.higher_is_better)
+        row |= {"difference": pairs.difference, "half_difference": pairs.half if shift.paired else pairs.unpaired_half}
+        return row | {"paired": shift.paired} | ({"better_on": pairs.wins} if shift.paired else {})
 
-    def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
-        loss = context.own[0].tested.loss
-        told = [r for r in rows if r.get("difference") is not None]
-        worst = (min if loss.higher_is_better else max)(told, key=lambda r: r["difference"], default=None)
-        said = [f"without a shift: {format_metric(loss.metric, rows[0]['mean'], rows[0]['half'])}"]
-        if worst:
-            change = format_metric(loss.metric, worst["difference"], worst["half_difference"])
-            said.append(f"largest change for the worse, {worst['shift']}: {change}")
-        broken = [r for r in rows if r.get("not_finite")]
-        said += [f"no mean: {r['shift']} (diverged: {r['not_finite']} of {self.tasks} tasks)" for r in broken]
-        said += [f"left out: {r['shift']} ({r['left_out']})" for r in rows if "left_out" in r]
-        shifts = {r["shift"]: {k: v for k, v in r.items() if k not in ("shift", "scores")} for r in rows}
-        return {
-            "metric": loss.metric,
-            "tasks": self.tasks,
-            "shifts": shifts,
-            "worst": worst["shift"] if worst else None,
-            "message": "\n".join(said),
-        }
-
-    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
-        return draw_shifts(rows, summary["metric"])
-
-    def _shifts(self, experiment: Experiment) -> tuple[str, Mapping[str, Any]]:
-        """Those for the run's data, and the key that they stand under."""
+    def _find_shifts(self, experiment: Experiment) -> tuple[str, Mapping[str, Any]]:
+        """The shifts for the run's data, and the key of their setting."""
         data, kind = option_name("data", experiment.config), experiment.dataset.kind
         if data in self.by_data:
             return f"analysis.by_data.{data}", self.by_data[data]
         return f"analysis.{kind}", getattr(self, kind)
 
-    def _shift(self, experiment: Experiment, name: str) -> Shift | Impossible:
-        key, shifts = self._shifts(experiment)
-        changes: Mapping[str, Any] = {} if name == OWN else shifts[name]
+    def _apply(self, experiment: Experiment, name: str) -> Shift | Impossible:
+        key, shifts = self._find_shifts(experiment)
+        changes: Mapping[str, Any] = {} if name == UNSHIFTED else shifts[name]
         try:
-            return shifted(experiment, changes, f"{key}.{name}")
+            return apply_shift(experiment, changes, f"{key}.{name}")
         except Impossible as error:
             return error
 
+    def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
+        loss = context.run.experiment.tested.loss
+        compared = [r for r in rows if r.get("difference") is not None]
+        worst = (min if loss.higher_is_better else max)(compared, key=lambda r: r["difference"], default=None)
+        lines = [f"without a shift: {format_metric(loss.metric, rows[0]['mean'], rows[0]['half'])}"]
+        if worst:
+            change = format_metric(loss.metric, worst["difference"], worst["half_difference"])
+            lines.append(f"largest change for the worse, {worst['shift']}: {change}")
+        diverged = [r for r in rows if r.get("not_finite")]
+        lines += [f"no mean: {r['shift']} (diverged: {r['not_finite']} of {self.tasks} tasks)" for r in diverged]
+        lines += [f"left out: {r['shift']} ({r['left_out']})" for r in rows if "left_out" in r]
+        return {
+            "metric": loss.metric,
+            "tasks": self.tasks,
+            "shifts": {r["shift"]: {k: v for k, v in r.items() if k not in ("shift", "scores")} for r in rows},
+            "worst": worst["shift"] if worst else None,
+            "message": "\n".join(lines),
+        }
 
-def _median(scores: Tensor, higher_is_better: bool) -> float:
-    """Over tasks; what is not finite is as bad as can be, so that half of the tasks must diverge to take it away."""
-    worst = -math.inf if higher_is_better else math.inf
-    return float(np.median(np.where(scores.isfinite(), scores, worst)))
+    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
+        """One line a shift, the unshifted one first; a row that was left out has its reason in its line."""
+        metric, height = summary["metric"], 0.95 + LEGEND + ROW * len(rows)
+        drawn = Figure(figsize=(9.2, height))
+        foot, top = (0.5 + LEGEND) / height, 1 - 0.3 / height
+        left, right = (drawn.add_axes((x, foot, w, top - foot)) for x, w in ((0.19, 0.42), (0.64, 0.345)))
+        _draw_scores(left, rows, display_scale(metric))
+        _draw_differences(right, rows, display_scale(metric))
+        names = ["no shift" if r["shift"] == UNSHIFTED else r["shift"].replace("_", " ") for r in rows]
+        for axes in (left, right):
+            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.set_yticks(range(len(rows)))
+        left.set_yticklabels([plain(name, 30) for name in names])
+        right.set_yticklabels([])
+        left.set(title=f"test {plain(metric)}, 95 % intervals", xlabel=axis_label(metric))
+        right.set(title="difference to the tasks without a shift")
+        right.set(xlabel=f"difference in {axis_label(metric)}; hollow: other episodes")
+        drawn.legend(*left.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.18, 0.0), ncols=4)
+        measured = [(name, r) for name, r in zip(names, rows, strict=True) if "mean" in r]
+        values = " ".join(f"{name}: {format_metric(metric, r['mean'], r['half'])}." for name, r in measured)
+        alt = f"Test {metric} under {len(rows) - 1} shifts of the tasks. {values}"
+        return [Drawing("task_shift", alt, drawn)]
 
 
-def _against(row: Row, own: Row, shift: Shift) -> Row:
-    """The difference to the row without a shift."""
-    higher = shift.experiment.tested.loss.higher_is_better
-    found = compare(row["scores"], own["scores"], higher)
-    half = found.half if shift.paired else found.unpaired_half
-    told = {"difference": found.difference, "half_difference": half, "paired": shift.paired}
-    return told | ({"better_on": found.wins} if shift.paired else {})
+def apply_shift(experiment: Experiment, changes: Mapping[str, Any], name: str) -> Shift:
+    """The experiment with other test tasks. Raise `UserError`, with the shift's key `name`, for a change that no run
+    could have, and `Impossible` for one that this run cannot have."""
+    sizes = {k: v for k, v in changes.items() if k in SIZES}
+    for key, value in sizes.items():
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        require(whole, f"{name}.{key}", value, "must be a whole number of at least 1")
+    others = {k: v for k, v in changes.items() if k not in sizes}
+    dataset = experiment.dataset
+    if others:
+        dataset = Shifted(dataset, _shift_episodes(experiment, others, name))
+    spec, learner = experiment.test_spec._replace(**sizes), experiment.tested
+    if spec.ways != experiment.test_spec.ways:
+        ways = experiment.test_spec.ways
+        if learner.head and dataset.outputs(spec.ways) != dataset.outputs(ways):
+            raise Impossible(f"the network has one output per class, so it keeps to {ways} ways")
+        learner = build_learner(experiment.config, dataset, spec.ways)
+    try:
+        dataset.check("test", spec)
+    except SettingError as error:
+        raise Impossible(str(error)) from error
+    shifted = dataclasses.replace(experiment, dataset=dataset, test_spec=spec, tested=learner)
+    return Shift(shifted, paired=not sizes and "classes" not in changes)
+
+
+def _shift_episodes(experiment: Experiment, changes: Mapping[str, Any], name: str) -> Episodes:
+    """Apply settings first, then classes, then changes of images."""
+    data = without_pool(experiment.dataset)
+    of_images = (*CHANGES, "classes") if isinstance(data, ImageData) else ()
+    settings = {k: v for k, v in changes.items() if k not in of_images}
+    tested: Any = _change_settings(experiment, settings, name) if settings else data
+    classes = changes.get("classes")
+    if classes is not None and "classes" not in settings:
+        require(classes in CLASSES, f"{name}.classes", classes, "choices: " + ", ".join(CLASSES))
+        tested = _change_classes(tested, classes, pooled=data is not experiment.dataset)
+    images = {k: v for k, v in changes.items() if k in CHANGES and k in of_images}
+    if isinstance(data, ImageData) and images:
+        tested = ChangedImages(tested, data.pixels, construct(name, ImageChange, images))
+    return tested
+
+
+def without_pool(dataset: Dataset) -> Dataset:
+    """The data set itself, without the pool of training tasks around it, which leaves test tasks as they are."""
+    return dataset.dataset if isinstance(dataset, TaskPool) else dataset
+
+
+def changes_nothing(experiment: Experiment, changes: Mapping[str, Any]) -> bool:
+    """Whether the changes are of sizes only, and to the sizes of the run."""
+    return all(k in SIZES and getattr(experiment.test_spec, k) == v for k, v in changes.items())
+
+
+def _change_settings(experiment: Experiment, settings: Mapping[str, Any], name: str) -> Dataset:
+    config = experiment.config
+    valid = [k for k in config.data if k not in (*EPISODE_SIZE, "_target_")]
+    also = (*SIZES, *CHANGES, "classes") if isinstance(without_pool(experiment.dataset), ImageData) else SIZES
+    for key in settings:
+        if key not in valid:
+            raise UserError(f"{name}.{key}: no such shift of these data, {nearest(key, (*valid, *also))}")
+    return build_dataset(dataclasses.replace(config, data=config.data | dict(settings)))
+
+
+def _change_classes(data: Any, classes: str, pooled: bool) -> Episodes:
+    splits = data.source.splits
+    if classes == "within_groups":
+        _require_groups(by_group(data, splits["test"]))
+        return WithinGroups(data)
+    if classes == "train" and pooled:
+        raise Impossible("training saw the tasks of its pool, not all of these classes")
+    return with_test_classes(data, splits[classes] if classes in splits else select_groups(data, classes))
+
+
+def select_groups(data: ImageData, classes: str) -> Index:
+    """The test classes of groups that training has some of (`seen_groups`) or none of (`new_groups`)."""
+    test = data.source.splits["test"]
+    groups = by_group(data, test)
+    _require_groups(groups)
+    seen = by_group(data, data.source.splits["train"])
+    chosen = sorted(i for g, ids in groups.items() if (g in seen) == (classes == "seen_groups") for i in ids)
+    if not chosen:
+        raise Impossible("no test class is of such a group")
+    if len(chosen) == len(test):
+        raise Impossible("all test classes are of such groups: it is the row without a shift")
+    return np.array(chosen, dtype=np.intp)
+
+
+def _require_groups(groups: Mapping[str, Index]) -> None:
+    if not groups:
+        raise Impossible("the names of the classes tell no groups, as GROUP/CLASS would")
+
+
+def _draw_scores(axes: Axes, rows: Sequence[Row], scale: float) -> None:
+    for kind, marker, colour, label in (
+        ("chance", "|", GREY, "chance"),
+        ("before", "x", COLOURS[1], "before adaptation"),
+    ):
+        values = [None if r.get(kind) is None else scale * r[kind] for r in rows]
+        plot_known(axes, values, range(len(rows)), marker=marker, color=colour, label=label, markersize=6)
+    shown = [(y, r) for y, r in enumerate(rows) if r.get("mean") is not None]
+    x, half = (np.array([scale * (r[key] or 0) for _, r in shown]) for key in ("mean", "half"))
+    broken = [(scale * r["median"], y) for y, r in enumerate(rows) if r.get("not_finite") and r["median"] is not None]
+    if spans_much([x, np.array([m for m, _ in broken])]):
+        axes.set_xscale("log")
+    if shown:
+        axes.errorbar(x, [y for y, _ in shown], xerr=half, fmt="o", color=COLOURS[0], capsize=3, label="mean of tasks")
+    if broken:
+        axes.plot(*zip(*broken, strict=True), "D", color=COLOURS[0], mfc="white", label="median, some tasks diverged")
+    if rows[0].get("mean") is not None:
+        axes.axvline(scale * rows[0]["mean"], color=COLOURS[0], linewidth=0.8, linestyle=(0, (3, 2)))
+    for at, row in enumerate(rows):
+        if "left_out" in row:
+            text = plain(f"left out: {row['left_out']}", 76)
+            axes.text(0.01, at, text, transform=axes.get_yaxis_transform(), va="center", fontsize=6.5, color=GREY)
+
+
+def _draw_differences(axes: Axes, rows: Sequence[Row], scale: float) -> None:
+    axes.axvline(0, color=GREY, linewidth=0.9)
+    for y, row in enumerate(rows):
+        if row.get("not_finite"):
+            text = f"diverged: {row['not_finite']} of {len(row['scores'])} tasks"
+            shown = axes.text(0.99, y, text, transform=axes.get_yaxis_transform(), ha="right", va="center")
+            shown.set(fontsize=6.5, color=COLOURS[1])
+        if row.get("difference") is not None:
+            half, face = scale * (row["half_difference"] or 0), COLOURS[0] if row["paired"] else "white"
+            axes.errorbar([scale * row["difference"]], [y], xerr=[half], fmt="o", color=COLOURS[0], mfc=face, capsize=3)

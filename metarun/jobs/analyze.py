@@ -6,10 +6,8 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
-from metarun.analyses.context import Context
-from metarun.analyses.frame import Analysis, run_analysis
+from metarun.analyses.analysis import Analysis, Context, run_analysis
 from metarun.config import catalogue
 from metarun.config.components import build
 from metarun.config.schema import Config
@@ -20,26 +18,27 @@ from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder
 from metarun.training.experiment import option_name
 
-ELSEWHERE = ("job", "run", "resume", "choices", "device", "logger", "predict", "trusted_modules", "report")
-"""Settings that do not change what an analysis finds."""
+UNRELATED = ("job", "run", "resume", "choices", "device", "logger", "predict", "trusted_modules", "report")
+"""Settings that do not change the results of an analysis."""
 
 
 def analyze_job(config: Config, record: RunFolder) -> Result:
-    """Leaves results.csv, results.json and a figure in RUN/analyses/NAME, or in the folder of the job without a run."""
+    """Write results.csv, results.json and figures to RUN/analyses/NAME, or to the job's own folder without a run."""
     if not config.analysis:
         names = ", ".join(catalogue.list_options("analysis"))
         raise SettingError("analysis", None, f"job=analyze needs one; choices: {names}")
     source = RunFolder(Path(config.run)) if config.run else None
     if source:
-        source.config()
+        source.config()  # raise UserError if it is no run folder
     analysis: Analysis = build("analysis", config.analysis, config.trusted_modules)
     name = option_name("analysis", config)
-    folder = folder_for(config, source, name) if source else own_folder(config, record)
-    context = Context(config, source, folder, train_job)
+    folder = choose_folder(config, source, name) if source else record.path
+    if not source and not claim_folder(config, record):
+        raise UserError(f"hydra.run.dir={folder}: holds results for other settings; name another folder")
     what = source.path if source else f"algo={option_name('algo', config)} data={option_name('data', config)}"
     print(f"metarun: {name} of {what}")
     try:
-        results = run_analysis(analysis, context, print)
+        results = run_analysis(analysis, Context(config, source, folder, train_run=train_job), print)
     except KeyboardInterrupt:
         print_notice("stopped; the same command continues from here")
         raise
@@ -50,35 +49,26 @@ def analyze_job(config: Config, record: RunFolder) -> Result:
     return Result("completed", results["summary"], folder)
 
 
-def folder_for(config: Config, source: RunFolder, name: str) -> Path:
-    """RUN/analyses/NAME, or NAME-2, ... where that holds results for other settings."""
+def choose_folder(config: Config, source: RunFolder, name: str) -> Path:
+    """RUN/analyses/NAME, or NAME-2, ... if that holds results for other settings."""
     for count in range(1, 1000):
         folder = RunFolder(source.path / "analyses" / (name if count == 1 else f"{name}-{count}"))
-        if taken(config, folder):
+        if claim_folder(config, folder):
             return folder.path
     raise SettingError("analysis", name, f"{source.path / 'analyses'} has too many folders")
 
 
-def own_folder(config: Config, record: RunFolder) -> Path:
-    """The folder of the job; refused where it holds results for other settings, which would be taken for these."""
-    if not taken(config, record):
-        raise UserError(f"hydra.run.dir={record.path}: holds results for other settings; name another folder")
-    return record.path
-
-
-def taken(config: Config, folder: RunFolder) -> bool:
-    """Whether the folder is for these settings: it is new, and now says that it is, or has said so before."""
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ELSEWHERE}
+def claim_folder(config: Config, folder: RunFolder) -> bool:
+    """Write the settings and their checksum to settings.json. Return False, and write nothing, if the folder holds
+    results for other settings, whose rows would be read as rows of these."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in UNRELATED}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-    if _digest(folder.path / "settings.json") not in (None, digest):
+    try:
+        stored = json.loads((folder.path / "settings.json").read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        stored = None
+    if stored not in (None, digest):
         return False
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_json("settings.json", {"sha256": digest, "settings": settings})
     return True
-
-
-def _digest(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from metarun.analyses.context import Context
-from metarun.analyses.frame import Cell, Row, run_analysis
+from metarun.analyses.analysis import Cell, Context, Row, run_analysis
 from metarun.cli.main import compose
 from metarun.errors import UserError
 from metarun.jobs.analyze import analyze_job
@@ -158,12 +157,12 @@ def test_an_unknown_analysis_is_refused_by_name() -> None:
 
 
 def test_changed_settings_leave_the_original_alone_and_unknown_ones_are_refused(context: Context) -> None:
-    changed = context.changed({"algo.inner_lr": 0.5, "train.pool": 7, "data.shots": 3})
+    changed = context.change_settings({"algo.inner_lr": 0.5, "train.pool": 7, "data.shots": 3})
     assert (changed.algo["inner_lr"], changed.train.pool, changed.data["shots"]) == (0.5, 7, 3)
     assert (context.config.algo["inner_lr"], context.config.train.pool) == (0.01, None)
     for key in ("algo.proxx", "train.nothing", "nothing.at.all"):
         with pytest.raises(UserError, match=f"{key}=1: this run has no such setting"):
-            context.changed({key: 1})
+            context.change_settings({key: 1})
 
 
 def test_a_run_that_is_done_is_not_trained_again_and_keeps_what_it_cost(tmp_path: Path) -> None:
@@ -180,7 +179,7 @@ def test_a_run_that_is_done_is_not_trained_again_and_keeps_what_it_cost(tmp_path
 def test_a_run_that_was_stopped_inside_an_analysis_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     context = Context(compose([*TINY, "train.steps=6", "train.checkpoint_every=2"]), None, tmp_path, train_job)
     whole = context.train("whole", {})
-    stopped = context.changed({"train.max_minutes": 1e-9})
+    stopped = context.change_settings({"train.max_minutes": 1e-9})
     train_job(stopped, RunFolder(tmp_path / "runs" / "cut"), quiet=True)
     summary = json.loads((tmp_path / "runs/cut/summary.json").read_text())
     (tmp_path / "runs/cut/summary.json").write_text(json.dumps(summary | {"status": "running"}))  # as after a kill

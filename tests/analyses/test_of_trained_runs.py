@@ -15,10 +15,10 @@ import yaml
 from helpers.colours import class_folders
 
 import metarun
-from metarun.analyses.context import restored, sound
+from metarun.analyses.analysis import Context, mask_diverged
 from metarun.analyses.sensitivity import robustness
-from metarun.analyses.shifted import of_groups, shifted
-from metarun.analyses.support_resampling import SupportResampling, resampled
+from metarun.analyses.support_resampling import SupportResampling, resample_support
+from metarun.analyses.task_shift import apply_shift, select_groups
 from metarun.config.catalogue import conf_folder
 from metarun.config.components import build
 from metarun.data.augment import Augmentation
@@ -36,6 +36,7 @@ from metarun.data.shifts import (
 )
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import SettingError, UserError
+from metarun.jobs.train import train_job
 from metarun.statistics.nested import nested_components
 from metarun.storage.run_folder import RunFolder
 from metarun.training.experiment import assemble
@@ -192,7 +193,7 @@ def test_a_data_set_with_other_test_classes_keeps_all_else() -> None:
 @pytest.mark.parametrize("data", [alphabets(), SINUSOID], ids=["images", "points"])
 def test_support_sets_are_disjoint_and_the_queries_the_same(data: Any) -> None:
     draws = 4
-    task = resampled(data, 7, SPEC, draws)
+    task = resample_support(data, 7, SPEC, draws)
     whole = draw(data, range(7, 8), SPEC._replace(shots=SPEC.shots * draws))
     assert torch.equal(task.support.x.flatten(0, 1), whole.support.x[0])
     rows = [x.numpy().tobytes() for x in torch.cat([task.support.x.flatten(0, 1), task.query.x[0]])]
@@ -229,13 +230,13 @@ def test_as_many_draws_are_made_as_the_classes_hold(
     images: int, shots: int, queries: int, asked: int | None, expected: tuple[int, int]
 ) -> None:
     own: Any = Own(alphabets(each=images), EpisodeSpec(3, shots, queries))
-    assert SupportResampling(5, 10, asked)._sizes(own) == expected
+    assert SupportResampling(5, 10, asked).choose_sizes(own) == expected
 
 
 def test_too_few_images_for_two_support_sets_are_refused_in_one_line() -> None:
     own: Any = Own(alphabets(each=12), EpisodeSpec(3, 6, 5))
     with pytest.raises(UserError, match=r"^analysis.draws=10: not even two support sets of 6 shots .* images of class"):
-        SupportResampling(5, 10, None)._sizes(own)
+        SupportResampling(5, 10, None).choose_sizes(own)
 
 
 def test_components_within_and_between_are_those_of_the_analysis_of_variance() -> None:
@@ -411,7 +412,7 @@ def test_classes_without_groups_and_pools_of_tasks_leave_rows_out_with_the_reaso
 @pytest.mark.parametrize(("classes", "groups"), [("new_groups", {"new/D", "new/E"}), ("seen_groups", {"old/B"})])
 def test_test_classes_are_told_apart_by_whether_training_had_of_their_group(classes: str, groups: set[str]) -> None:
     data = alphabets()
-    found = of_groups(data, classes)
+    found = select_groups(data, classes)
     assert {data.source.table.names[i].rpartition("/")[0] for i in found} == groups
     assert len(found) == sum(ALPHABETS["test"][g] for g in groups)
 
@@ -428,7 +429,7 @@ def test_shifts_that_no_run_could_have_are_refused_in_one_line(points: Run) -> N
     experiment = assemble(metarun.compose(points[0]))
 
     def told(changes: dict[str, Any]) -> str:
-        return refusal(lambda: shifted(experiment, changes, "mine"))
+        return refusal(lambda: apply_shift(experiment, changes, "mine"))
 
     assert told({"amplitud": [1, 2]}) == "mine.amplitud: no such shift of these data, did you mean amplitude?"
     assert told({"amplitude": [2, 1]}).startswith("data.amplitude=[2.0, 1.0]: must be [low, high]")
@@ -443,7 +444,7 @@ def test_wrong_changes_of_images_are_refused_in_one_line(protonet: Run) -> None:
     experiment = assemble(metarun.compose(protonet[0]))
 
     def told(changes: dict[str, Any]) -> str:
-        return refusal(lambda: shifted(experiment, changes, "mine"))
+        return refusal(lambda: apply_shift(experiment, changes, "mine"))
 
     assert told({"blur": -1}) == "mine.blur=-1.0: must be at least 0 and finite"
     assert told({"rotate": "left"}) == "mine.rotate=left: must be of type float"
@@ -492,9 +493,10 @@ def test_support_sets_are_resampled_and_the_table_resumes(points: Run) -> None:
 def test_each_draw_is_scored_as_if_it_were_the_only_one(points: Run) -> None:
     _, rows, _ = analyse(points, "support_resampling", "analysis.tasks=2", "analysis.draws=2")
     experiment = assemble(metarun.compose(points[0]))
-    learner, params = experiment.tested, restored(RunFolder(points[1]), experiment)
+    context = Context(experiment.config, RunFolder(points[1]), points[1], train_job)
+    learner, params = experiment.tested, context.run.params
     for index, row in enumerate(rows):
-        support, query = resampled(experiment.dataset, index, experiment.test_spec, 2)
+        support, query = resample_support(experiment.dataset, index, experiment.test_spec, 2)
         for r in range(2):
             *_, phi = learner.adaptations(params, Batch(support.x[r], support.y[r]), 3)
             score = learner.loss.score(learner.predict(phi, query.x[r]), query.y[r])
@@ -547,4 +549,4 @@ def test_a_proximal_learner_has_its_meta_gradient_over_lambda_and_solver_steps(f
 
 def test_an_accuracy_of_outputs_that_are_no_numbers_is_none() -> None:
     losses, scores = torch.tensor([0.1, torch.inf, torch.nan]), torch.tensor([0.9, 0.2, 0.2])
-    assert sound(losses, scores).isnan().tolist() == [False, True, True]
+    assert mask_diverged(losses, scores).isnan().tolist() == [False, True, True]

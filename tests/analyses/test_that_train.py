@@ -12,13 +12,18 @@ import pytest
 import torch
 import yaml
 
-from metarun.analyses.context import Context
+from metarun.analyses.analysis import Context, run_analysis
 from metarun.analyses.data_amount import DataAmount, fit_gap
-from metarun.analyses.frame import run_analysis
 from metarun.analyses.inner_loops import InnerLoops
 from metarun.analyses.replace_one import ReplaceOne
-from metarun.analyses.seeds import Seeds, own_run
-from metarun.analyses.stability import Learned, change, gap, indices, learned
+from metarun.analyses.seeds import Seeds, find_source_run
+from metarun.analyses.stability import (
+    Outcome,
+    choose_replaced,
+    compare_outcomes,
+    evaluate_last_weights,
+    generalisation_gap,
+)
 from metarun.analyses.stability_map import StabilityMap
 from metarun.cli.main import compose
 from metarun.config.components import build
@@ -50,36 +55,36 @@ def rows_of(context: Context, analysis: Any) -> tuple[list[dict[str, Any]], dict
 # What is measured of two runs
 
 
-def some(new: list[float], own: list[float] | None = None, weight: float = 0.0) -> Learned:
+def some(new: list[float], own: list[float] | None = None, weight: float = 0.0) -> Outcome:
     losses = torch.tensor(new, dtype=torch.float64)
     owned = None if own is None else torch.tensor(own, dtype=torch.float64)
-    return Learned({"w": torch.tensor([3.0, 4.0 + weight])}, losses, losses, owned, owned)
+    return Outcome({"w": torch.tensor([3.0, 4.0 + weight])}, losses, losses, owned, owned)
 
 
 def test_the_change_between_two_runs_is_that_of_weights_and_of_each_tasks_loss() -> None:
-    found = change(some([1.0, 2.0, 5.0, 4.0, 0.0]), some([1.5, 2.0, 2.0, 5.0, 0.0], weight=2.0))
+    found = compare_outcomes(some([1.0, 2.0, 5.0, 4.0, 0.0]), some([1.5, 2.0, 2.0, 5.0, 0.0], weight=2.0))
     assert found["distance"] == pytest.approx(2.0)
     assert found["relative"] == pytest.approx(2.0 / 5.0)
     assert found["mean"] == pytest.approx((0.5 + 0 + 3 + 1 + 0) / 5)
     assert (found["sup"], found["median"]) == (3.0, 0.5)
-    assert all(math.isnan(v) for v in change(None, some([1.0])).values())
+    assert all(math.isnan(v) for v in compare_outcomes(None, some([1.0])).values())
 
 
 def test_the_gap_is_new_tasks_less_own_ones_with_the_interval_of_the_new_ones(tmp_path: Path) -> None:
-    experiment = context_of(tmp_path).experiment({"train.pool": 2})
-    found = gap(experiment, some([1.0, 2.0, 6.0], own=[0.5, 1.5]))
+    experiment = context_of(tmp_path).assemble({"train.pool": 2})
+    found = generalisation_gap(experiment, some([1.0, 2.0, 6.0], own=[0.5, 1.5]))
     assert found["gap"] == pytest.approx(3.0 - 1.0)
     assert found["gap_half"] == pytest.approx(1.96 * np.std([1, 2, 6], ddof=1) / math.sqrt(3))
-    assert gap(experiment, some([1.0, 2.0]))["gap"] is None
-    other = context_of(tmp_path, "algo.train_shots=3").experiment({"train.pool": 2})
-    assert gap(other, some([1.0], own=[1.0]))["gap"] is None  # losses on 3 and on 10 shots are no pair
+    assert generalisation_gap(experiment, some([1.0, 2.0]))["gap"] is None
+    other = context_of(tmp_path, "algo.train_shots=3").assemble({"train.pool": 2})
+    assert generalisation_gap(other, some([1.0], own=[1.0]))["gap"] is None  # losses on 3 and on 10 shots are no pair
 
 
 def test_losses_are_those_of_the_last_weights_on_the_test_tasks_and_on_the_pool(tmp_path: Path) -> None:
     context = context_of(tmp_path)
     changes = {"train.pool": 3}
-    run, experiment = context.train("one", changes), context.experiment(changes)
-    found = learned(experiment, run, 5)
+    run, experiment = context.train("one", changes), context.assemble(changes)
+    found = evaluate_last_weights(experiment, run, 5)
     assert found is not None
     stored = torch.load(run.folder.last, weights_only=True)["params"]
     assert all(torch.equal(found.params[k], stored[k]) for k in stored)
@@ -92,9 +97,9 @@ def test_losses_are_those_of_the_last_weights_on_the_test_tasks_and_on_the_pool(
 
 
 def test_exchanged_tasks_are_spread_through_the_pool() -> None:
-    assert indices(3, 30) == [0, 10, 20]
-    assert indices(2, 2) == [0, 1]
-    assert indices(1, 7) == [0]
+    assert choose_replaced(3, 30) == [0, 10, 20]
+    assert choose_replaced(2, 2) == [0, 1]
+    assert choose_replaced(1, 7) == [0]
 
 
 # replace_one
@@ -195,7 +200,7 @@ def test_a_run_with_other_settings_or_without_an_end_is_not_taken_for_the_seed(t
     train_job(compose(TINY), source, quiet=True)
 
     def found(*more: str, seed: int = 0) -> bool:
-        return own_run(Context(compose([*TINY, *more]), source, tmp_path, train_job), seed) is not None
+        return find_source_run(Context(compose([*TINY, *more]), source, tmp_path, train_job), seed) is not None
 
     assert found()
     assert not found("optim.lr=0.5")
@@ -243,7 +248,7 @@ def test_learners_without_inner_loop_have_no_map_but_fewer_classes(tmp_path: Pat
     small = ["algo=protonet", "data=folder", f"data.root={place}", "data.ways=2", "data.image_size=16"]
     small += ["data.queries=1", "data.test_queries=1", "train.steps=1", "train.tasks=1", "val.tasks=2", "test.tasks=2"]
     context = Context(compose([*small, "device.threads=1", "report=false"]), None, tmp_path / "analysis", train_job)
-    with pytest.raises(UserError, match="has no inner loop whose rate could be changed"):
+    with pytest.raises(UserError, match="has no inner loop with a rate to change"):
         StabilityMap((1.0,), (1,), 1, 1, 2).cells(context)
     rows, _ = rows_of(context, DataAmount(of="classes", amounts=(2, 3), seeds=1, tasks=4))
     for row in rows:
@@ -298,14 +303,14 @@ def test_inner_loops_are_measured_on_the_same_tasks_with_their_cost(tmp_path: Pa
 def test_a_change_is_the_mean_over_exchanged_tasks_and_its_supremum_the_largest(tmp_path: Path) -> None:
     context, analysis = inner_loops(tmp_path, seeds=1, variants=TWO[:1])
     (row,), _ = rows_of(context, analysis)
-    changes = analysis._changes(TWO[0], 0)
-    experiment = context.experiment(changes)
-    state = {k: learned(experiment, context.train(f"descent-seed-0-{k}", changes), 5)
+    changes = analysis.changes(TWO[0], 0)
+    experiment = context.assemble(changes)
+    state = {k: evaluate_last_weights(experiment, context.train(f"descent-seed-0-{k}", changes), 5)
              for k in ("base", "replaced-0", "replaced-1", "floor")}  # fmt: skip
-    both = [change(state["base"], state[k]) for k in ("replaced-0", "replaced-1")]
+    both = [compare_outcomes(state["base"], state[k]) for k in ("replaced-0", "replaced-1")]
     assert row["change_mean"] == pytest.approx(np.mean([c["mean"] for c in both]))
     assert row["change_sup"] == max(c["sup"] for c in both)
-    assert row["floor_mean"] == change(state["base"], state["floor"])["mean"]
+    assert row["floor_mean"] == compare_outcomes(state["base"], state["floor"])["mean"]
 
 
 def test_variants_that_diverge_are_told_and_drawn(tmp_path: Path) -> None:

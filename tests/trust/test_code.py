@@ -197,7 +197,7 @@ TARGETS = {
     ),
     "model": ("builtins.eval", "metarun.training.checkpoint.load", "metarun.models.norm.check_norm"),
     "reg": ("evil.Penalty", "metarun.config.components.build", "metarun.jobs.export.job.export_job"),
-    "analysis": ("pty.spawn", "metarun.cli.main.main", "metarun.analyses.frame.write_csv"),
+    "analysis": ("pty.spawn", "metarun.cli.main.main", "metarun.analyses.analysis.write_csv"),
 }  # fmt: skip
 
 

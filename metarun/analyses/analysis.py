@@ -1,0 +1,268 @@
+"""The protocol of an analysis, the context that it works in, and the loop that fills its table.
+
+An analysis is a list of cells and a way to measure one. Its table is written cell by cell, so that it resumes. The
+folder of an analysis has results.jsonl (a line a cell, as they are done), and at the end results.csv, results.json
+(settings, rows, summary), figure.png and figure.svg; further figures have names of their own.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from metarun.config.schema import Config, check
+from metarun.errors import SettingError, UserError, require
+from metarun.report.figures.drawing import Drawing, style
+from metarun.storage.json_values import replace_nonfinite
+from metarun.storage.run_folder import RunFolder
+from metarun.storage.status import FINAL
+from metarun.training import checkpoint
+from metarun.training.evaluation import REFERENCE_INPUTS, replace_model
+from metarun.training.experiment import Experiment, assemble
+from metarun.types import Algorithm, Params
+
+Cell = dict[str, Any]
+"""Where a measurement is taken: axis -> value, plain and hashable as JSON."""
+
+Row = dict[str, Any]
+"""A cell and what was measured there."""
+
+
+class Analysis(Protocol):
+    """A frozen dataclass; its fields are the settings below `analysis.`"""
+
+    def cells(self, context: Context) -> Sequence[Cell]:
+        """The cells to measure, in this order. Raise `UserError` for settings that this run cannot have."""
+
+    def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
+        """The numbers of one cell."""
+
+    def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
+        """The summary of the whole table; its `message` is printed in the terminal."""
+
+    def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
+        """The figures of the table; the first is saved as figure.png, the others by their names."""
+
+
+class TrainResult(Protocol):
+    """What `TrainRun` returns, as far as an analysis reads it."""
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def summary(self) -> dict[str, Any]: ...
+
+
+class TrainRun(Protocol):
+    """job=train as a function: train a run in a folder, from the start or from where it stopped, and test it.
+
+    Analyses are below jobs and do not import them, so job=analyze passes this function in.
+    """
+
+    def __call__(self, config: Config, folder: RunFolder, /, quiet: bool = False) -> TrainResult: ...
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that an analysis has trained."""
+
+    summary: dict[str, Any]
+    folder: RunFolder
+    cpu_seconds: float | None = None  # of training and test; None if the run was stopped and continued
+
+    @property
+    def diverged(self) -> bool:
+        return self.summary["status"] == "diverged"
+
+
+@dataclass(frozen=True)
+class SourceRun:
+    """The run that is analysed: its experiment, under its own settings, and its best checkpoint."""
+
+    experiment: Experiment
+    params: Params
+
+    @functools.cached_property
+    def learner(self) -> Algorithm:
+        """The learner for test episodes, with population statistics if its network has them."""
+        experiment = self.experiment
+        reference = experiment.placement.move(experiment.dataset.reference_inputs(REFERENCE_INPUTS))
+        return replace_model(experiment.tested, experiment.tested.model.calibrate(self.params, reference))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an analysis works with: a run or its settings, the same under other settings, and more runs like it."""
+
+    config: Config
+    source: RunFolder | None  # of the run to analyse; None if there are settings only
+    folder: Path  # of the analysis
+    train_run: TrainRun
+
+    def change_settings(self, changes: Mapping[str, Any]) -> Config:
+        """The settings of a training with `changes`, dotted key -> value."""
+        config = copy.deepcopy(self.config)
+        config.analysis, config.run, config.resume, config.job = {}, None, None, "train"
+        for key, value in changes.items():
+            _set(config, key, value)
+        check(config)
+        return config
+
+    def assemble(self, changes: Mapping[str, Any] | None = None) -> Experiment:
+        """The experiment under changed settings."""
+        return assemble(self.change_settings(changes or {}))
+
+    @functools.cached_property
+    def run(self) -> SourceRun:
+        """The run to analyse, assembled once for all cells. Raise `SettingError` if there is none."""
+        if self.source is None:
+            raise SettingError("run", None, "this analysis needs a trained run, as run=outputs/DATE/TIME-maml-sinusoid")
+        experiment = self.assemble()
+        params = experiment.initial_params()
+        checkpoint.restore_params(checkpoint.best_of(self.source), params)
+        return SourceRun(experiment, params)
+
+    def train(self, name: str, changes: Mapping[str, Any]) -> TrainedRun:
+        """Train a run with changed settings in runs/NAME, or continue it, or read it if it is finished. It starts from
+        new weights, not from those of the run to analyse."""
+        folder = RunFolder(self.folder / "runs" / name)
+        config = self.change_settings(changes)
+        summary = folder.read_summary()
+        if summary.get("status") not in FINAL:
+            config.resume = str(folder.path) if folder.begun() else None
+            start = time.process_time()
+            result = self.train_run(config, folder, quiet=True)
+            if result.status == "interrupted":
+                raise KeyboardInterrupt
+            if not config.resume:
+                folder.write_json("cost.json", {"cpu_seconds": time.process_time() - start})
+            summary = result.summary
+        try:
+            seconds = json.loads((folder.path / "cost.json").read_text(encoding="utf-8"))["cpu_seconds"]
+        except (OSError, ValueError, KeyError, TypeError):
+            seconds = None
+        return TrainedRun(summary, folder, seconds)
+
+    def read_rows(self) -> list[Row]:
+        """The rows of results.jsonl, without lines that were cut off."""
+        try:
+            lines = (self.folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        return [row for row in map(_parse_row, lines) if row is not None]
+
+    def find_row(self, cell: Cell) -> Row:
+        """The row of a cell that was measured before, to take a difference to it."""
+        return next(row for row in reversed(self.read_rows()) if _is_at(cell, row))
+
+
+def require_at_least(analysis: Any, **least: int) -> None:
+    """Raise `SettingError` if a setting of the analysis is below its least value."""
+    for name, bound in least.items():
+        value = getattr(analysis, name)
+        require(value >= bound, name, value, f"must be at least {bound}")
+
+
+def mask_diverged(losses: Tensor, scores: Tensor) -> Tensor:
+    """The scores, NaN where the loss is not finite: the accuracy of outputs that are not finite is that of a guess, and
+    would hide that adaptation diverged."""
+    return scores.where(losses.isfinite(), torch.nan)
+
+
+def run_analysis(analysis: Analysis, context: Context, log: Callable[[str], None]) -> dict[str, Any]:
+    """Measure the missing cells, `log` a line for each, and write the results. Return the content of results.json."""
+    context.folder.mkdir(parents=True, exist_ok=True)
+    cells = list(analysis.cells(context))
+    done = {_key(cell, row): row for row in context.read_rows() for cell in cells if _is_at(cell, row)}
+    start, missing = time.monotonic(), [c for c in cells if _key(c, c) not in done]
+    if len(missing) < len(cells):
+        log(f"{len(cells) - len(missing)} of {len(cells)} cells were measured before")
+    for count, cell in enumerate(missing, 1):
+        row = replace_nonfinite(cell | analysis.measure(context, cell))
+        _append_line(context.folder / "results.jsonl", json.dumps(row))
+        done[_key(cell, cell)] = row
+        left = (time.monotonic() - start) / count * (len(missing) - count)
+        log(describe_progress(len(cells) - len(missing) + count, len(cells), row, left))
+    return write_results(analysis, context, [done[_key(c, c)] for c in cells])
+
+
+def write_results(analysis: Analysis, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
+    """Write results.json, results.csv and the figures. Return the content of results.json."""
+    summary = analysis.summarise(context, rows)
+    results = {"settings": context.config.analysis, "summary": summary, "rows": rows}
+    RunFolder(context.folder).write_json("results.json", results)
+    write_csv(context.folder / "results.csv", rows)
+    with style():
+        for count, drawing in enumerate(analysis.draw(rows, summary)):
+            for ending in ("png", "svg"):
+                stem = drawing.name if count else "figure"
+                drawing.figure.savefig(context.folder / f"{stem}.{ending}", dpi=200)
+    return results
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write numbers and texts; lists and dictionaries stand in results.json only."""
+    flat = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in rows]
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def describe_progress(count: int, total: int, row: Row, seconds_left: float) -> str:
+    """A line for the terminal, without the intervals."""
+    shown = {k: v for k, v in row.items() if not isinstance(v, (list, dict)) and not k.startswith("half")}
+    numbers = "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+    remaining = f"  {seconds_left:.0f} s left" if count < total else ""
+    return f"{count}/{total}  {numbers}{remaining}"
+
+
+def _set(config: Config, key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    node: Any = config
+    for part in path:
+        node = node[part] if isinstance(node, dict) else getattr(node, part, None)
+    if isinstance(node, dict) and (last in node or path == ["data"]):
+        node[last] = value
+    elif dataclasses.is_dataclass(node) and hasattr(node, last):
+        setattr(node, last, value)
+    else:
+        raise UserError(f"{key}={value}: this run has no such setting")
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Append a line. If the last one was cut off, end it first, so that the new one does not join it."""
+    with path.open("ab+") as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - 1, 0))
+        start = b"\n" if file.read(1) not in (b"", b"\n") else b""
+        file.write(start + line.encode() + b"\n")
+
+
+def _parse_row(line: str) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _key(cell: Cell, row: Row) -> str:
+    return json.dumps({axis: row.get(axis) for axis in sorted(cell)})
+
+
+def _is_at(cell: Cell, row: Row) -> bool:
+    return all(axis in row and row[axis] == value for axis, value in cell.items())
