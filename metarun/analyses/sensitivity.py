@@ -20,8 +20,8 @@ The cells of lambda by conjugate-gradient steps measure the implicit meta-gradie
     cg_negative     share of tasks on which the solver found A not to be positive definite (it stops there)
     stationarity    |grad L^S(phi) + lambda (phi - theta)| / |grad L^S(theta)|: how far the inner loop is from the
                     minimiser that the implicit gradient assumes
-    implicit_error  |m_i - u_i| / |u_i| against the gradient through many inner steps (metarun/diagnostics/implicit.py),
-                    for small networks only; if `unroll_stationarity` is not small, it is no measure either
+    implicit_error  |m_i - u_i| / |u_i| against the gradient through many inner steps, for small networks only
+                    (metarun/diagnostics/meta_gradients.py); if `unroll_stationarity` is not small, it is no measure
 
 The weights are the run's, whatever lambda they were trained with. Rajeswaran et al. 2019, arXiv 1909.04630.
 """
@@ -34,8 +34,8 @@ from typing import Any
 
 from metarun.analyses.analysis import Cell, Context, Row, mask_diverged, require_at_least
 from metarun.analyses.figures import Map, heat_map
-from metarun.diagnostics.implicit import implicit_measures
-from metarun.diagnostics.probe_tasks import ProbeTasks
+from metarun.diagnostics.meta_gradients import implicit_measures
+from metarun.diagnostics.task_sample import TaskSample
 from metarun.errors import UserError, require
 from metarun.report.figures.drawing import Drawing
 from metarun.storage.text import axis_label, display_scale, format_metric
@@ -166,14 +166,14 @@ def robustness(
     return {"mean_drop": mean_drop, "gain_lost": gain_lost, **scores}
 
 
-def _implicit_tasks(experiment: Experiment, count: int) -> ProbeTasks:
+def _implicit_tasks(experiment: Experiment, count: int) -> TaskSample:
     """The first test tasks, on the device."""
     placement, spec = experiment.placement, experiment.test_spec
     drawn = experiment.dataset.episodes("test", EPISODE_SEED, 0, range(count), spec)
     chunk = placement.chunk(spec, experiment.dataset.input_shape())
     if placement.chunk_size == "auto" and chunk is not None:
         chunk = 1  # Hessian products of images on a CPU: without vmap its convolutions are faster
-    return ProbeTasks(placement.move_task(drawn), chunk)
+    return TaskSample(placement.move_task(drawn), chunk)
 
 
 def _describe(summary: dict[str, Any]) -> str:
