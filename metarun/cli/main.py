@@ -30,6 +30,7 @@ from metarun.config.catalogue import GROUPS, PACKAGED, conf_folder
 from metarun.config.from_run import add_run_choices, reuse_settings
 from metarun.config.schema import Config, refuse_values_for_groups
 from metarun.errors import UserError
+from metarun.jobs.sweep.child import end_with_parent
 from metarun.storage import ranks
 from metarun.storage.locks import owner
 from metarun.storage.run_folder import RunFolder, new_folder
@@ -85,7 +86,7 @@ def job(composed: DictConfig) -> float:
     """Run one job; the number is for a sweeper to minimise."""
     runtime = HydraConfig.get()
     if runtime.mode == RunMode.MULTIRUN:
-        return sweep.job_of_sweep(composed)
+        return sweep.run_job(composed)
     try:
         typed = _typed(composed, runtime.runtime.choices)
         config = of_first_rank(lambda: reuse_settings(typed, list(runtime.overrides.task), compose))
@@ -180,7 +181,7 @@ def _run() -> NoReturn:
         os.environ.pop(TRACEBACK, None)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits itself
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a page of traceback each time
-    sweep.end_with_parent()
+    end_with_parent()
     torchrun.be_quiet()
     try:
         sys.argv[1:] = add_run_choices(sys.argv[1:])

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from metarun.jobs.sweep import child, identity, overview, sitting, slots
+from metarun.cli.sweep import jobs_at_once
+from metarun.jobs.sweep import child, identity, overview, sitting
 from metarun.jobs.sweep.job import Job, run_job
+from metarun.storage.locks import lock_slot
 from metarun.storage.status import WORST, objective
 from metarun.storage.sweep_records import JobRecord, SweepRecord, jobs_of, read_job, read_sweep, write_job, write_sweep
 
@@ -90,15 +92,15 @@ def test_jobs_of_another_sitting_are_not_counted(tmp_path: Path) -> None:
         ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", -2, 7),
         ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", 3, 3),
         ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher", None, 8),
-        ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", None, slots.UNLIMITED),
+        ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", None, 0),
     ],
 )
 def test_jobs_at_once_follow_the_launcher(launcher: str, jobs: int | None, width: int) -> None:
-    assert slots.width_of(launcher, jobs, cores=8) == width
+    assert jobs_at_once(launcher, jobs, cores=8) == width
 
 
 def hold(folder: Path, count: int, log: Path) -> None:
-    with slots.slot(folder, count):
+    with lock_slot(folder, count):
         with open(log, "a") as file:
             file.write("+\n")
         time.sleep(0.3)
@@ -122,9 +124,9 @@ def test_no_more_jobs_than_slots_run_at_once(tmp_path: Path) -> None:
 
 def test_a_command_is_what_a_user_would_type(tmp_path: Path) -> None:
     folder = tmp_path / "it's a=b"
-    fresh = child.command(["algo=maml"], ["--config-dir", "mine"], folder, resumes=False)
+    fresh = child.build_command(["algo=maml"], ["--config-dir", "mine"], folder, resumes=False)
     assert fresh[1:6] == ["-m", "metarun", "--config-dir", "mine", "algo=maml"]
-    assert child.command(["algo=maml"], [], folder, resumes=True)[3:] == [f"resume={child.quoted(folder)}"]
+    assert child.build_command(["algo=maml"], [], folder, resumes=True)[3:] == [f"resume={child.quote(folder)}"]
 
 
 def python(code: str) -> list[str]:
@@ -141,20 +143,20 @@ def python(code: str) -> list[str]:
     ],
 )
 def test_the_reason_of_a_failed_process_is_told_in_a_line(tmp_path: Path, code: str, why: str) -> None:
-    assert child.explained(child.run_child(python(code), tmp_path, dict(os.environ))) == why
+    assert child.explain(child.run_child(python(code), tmp_path, dict(os.environ))) == why
 
 
 def test_a_child_is_given_its_share_of_the_cores_and_the_name_of_its_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    variables = child.environment(3, "mine")
+    variables = child.build_environment(3, "mine")
     assert variables["OMP_NUM_THREADS"] == variables["MKL_NUM_THREADS"] == "3"
     assert variables["WANDB_RUN_GROUP"] == "mine"
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    assert "HYDRA_FULL_ERROR" not in child.environment(3, "mine")
+    assert "HYDRA_FULL_ERROR" not in child.build_environment(3, "mine")
     monkeypatch.setenv("METARUN_TRACEBACK", "1")
-    assert child.environment(3, "mine")["HYDRA_FULL_ERROR"] == "1"
+    assert child.build_environment(3, "mine")["HYDRA_FULL_ERROR"] == "1"
     monkeypatch.setenv("WANDB_RUN_GROUP", "theirs")
-    assert child.environment(3, "mine")["WANDB_RUN_GROUP"] == "theirs"
+    assert child.build_environment(3, "mine")["WANDB_RUN_GROUP"] == "theirs"
 
 
 def orphan(marks: Path) -> None:
@@ -165,7 +167,7 @@ def orphan(marks: Path) -> None:
         "signal.signal(signal.SIGTERM, told)\nend_with_parent()\n"
         f"open({str(marks / 'ready')!r}, 'w').close()\ntime.sleep(30)"
     )
-    child.run_child(python(code), marks, child.environment(1, "x"))
+    child.run_child(python(code), marks, child.build_environment(1, "x"))
 
 
 def test_a_job_whose_sweep_was_killed_is_told_to_stop(tmp_path: Path) -> None:
@@ -297,30 +299,32 @@ def test_the_same_command_finds_its_sweep_and_another_one_does_not(
     assert sitting.sweep_folder(sitting.command_key(["seed=0,1,2"], None)) != first
 
 
-def records(*given: tuple[str, float | None, float]) -> list[overview.Job]:
+def records(*given: tuple[str, float | None, float]) -> list[overview.JobState]:
     return [
-        overview.Job(Path(f"job{n}"), JobRecord(number=n, status=status, objective=number, seconds=seconds), False)
+        overview.JobState(Path(f"job{n}"), JobRecord(number=n, status=status, objective=number, seconds=seconds), False)
         for n, (status, number, seconds) in enumerate(given)
     ]
 
 
-def test_what_stands_where() -> None:
+def test_the_overview_counts_jobs_and_names_the_best() -> None:
     jobs = records(("completed", 0.5, 10.0), ("completed", 0.25, 20.0), ("failed", WORST, 1.0), ("running", None, 0.0))
     sweep = SweepRecord(total=10, width=2)
-    counts = overview.counted(jobs, sweep)
+    counts = overview.count_jobs(jobs, sweep)
     assert counts == overview.Counts(succeeded=2, skipped=0, lost=1, running=1, waiting=6)
     assert overview.seconds_left(jobs, counts, 2, time.time()) == pytest.approx(6 * 15 / 2)
-    assert overview.standing(jobs, sweep)[0].startswith("6 waiting, 1 running, 2 done, 1 failed, best 0.25 (job1)")
+    assert overview.describe_progress(jobs, sweep)[0].startswith(
+        "6 waiting, 1 running, 2 done, 1 failed, best 0.25 (job1)"
+    )
 
 
 def test_the_last_lines_say_how_many_succeeded_and_why_others_did_not() -> None:
     jobs = records(("completed", 0.5, 10.0), ("failed", WORST, 1.0))
     jobs[1] = jobs[1]._replace(record=replace(jobs[1].record, reason="no disk"))
-    lines = sitting.last_lines(jobs, overview.counted(jobs, SweepRecord(total=3)))
+    lines = sitting.last_lines(jobs, overview.count_jobs(jobs, SweepRecord(total=3)))
     assert lines == ["failed: job1: no disk", "1 of 3 jobs succeeded"]
 
 
 def test_the_step_of_a_running_job_is_that_of_its_last_whole_record(tmp_path: Path) -> None:
-    assert overview.progress_of(tmp_path) == "starting"
+    assert overview.last_step(tmp_path) == "starting"
     (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n{"st')
-    assert overview.progress_of(tmp_path) == "step 20"
+    assert overview.last_step(tmp_path) == "step 20"

@@ -22,7 +22,7 @@ from metarun.cli import main
 from metarun.data import files
 from metarun.data.files import open_files
 from metarun.errors import UserError
-from metarun.jobs.sweep.child import command as child_command
+from metarun.jobs.sweep.child import build_command
 from metarun.report import write_report
 from metarun.report.read.jobs import command, found_in, jobs_of
 from metarun.report.read.runs import read_run
@@ -268,7 +268,7 @@ def test_a_record_shows_no_control_characters(tmp_path: Path) -> None:
 
 
 def test_a_resumed_job_is_given_its_trust_again(tmp_path: Path) -> None:
-    typed = child_command(["algo=maml", "trusted_modules=[mine]"], [], tmp_path, resumes=True)
+    typed = build_command(["algo=maml", "trusted_modules=[mine]"], [], tmp_path, resumes=True)
     assert typed[3:] == [f"resume='{tmp_path}'", "trusted_modules=[mine]"]
 
 

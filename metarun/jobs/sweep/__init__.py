@@ -2,7 +2,6 @@
 
 identity    which run a job is: its settings and the code
 child       the process of a job
-slots       how many of them at once
 job         one job, from "is it done already?" to its number for the sweeper
 overview    what a user sees while the sweep goes on
 sitting     from the first job to the last lines and the exit code

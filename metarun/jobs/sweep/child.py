@@ -1,4 +1,4 @@
-"""The process of a job: the command that a user would type, its output in a file, its end in words."""
+"""The process of a job: the command that a user would type, its output in a file, how it ended."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ OUTPUT = "output.txt"
 PARENT = "METARUN_PARENT"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 TRUST = ("trusted_modules=", "data.urls=")
-"""Overrides that a run folder does not answer for: a run that is resumed is given them again."""
+"""Overrides that are not in a run folder, for it may come from somebody else: a resumed run is given them again."""
 FULL_ERROR, TRACEBACK = "HYDRA_FULL_ERROR", "METARUN_TRACEBACK"
-"""metarun sets the first for itself; whoever asked for it has the second as well."""
+"""metarun sets the first for itself; a user who asked for it has the second as well."""
 
 PATIENCE = 60.0
 """Seconds that an interrupted job has for the step at hand and its checkpoint."""
@@ -30,25 +30,25 @@ class Ended(NamedTuple):
     """How the process ended."""
 
     code: int  # negative: by this signal
-    last_words: str
+    last_line: str  # of its output
 
 
-def command(overrides: Sequence[str], flags: Sequence[str], folder: Path, resumes: bool) -> list[str]:
-    """What runs the job in this folder, from the start or from its checkpoint."""
+def build_command(overrides: Sequence[str], flags: Sequence[str], folder: Path, resumes: bool) -> list[str]:
+    """The command that runs the job in this folder, from the start or from its checkpoint."""
     trust = [o for o in overrides if o.lstrip("+").startswith(TRUST)]
-    begun = [f"resume={quoted(folder)}", *trust]
-    typed = begun if resumes else [*overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
-    return [sys.executable, "-m", "metarun", *flags, *typed]
+    begun = [f"resume={quote(folder)}", *trust]
+    settings = begun if resumes else [*overrides, "hydra.mode=RUN", f"hydra.run.dir={quote(folder)}"]
+    return [sys.executable, "-m", "metarun", *flags, *settings]
 
 
-def quoted(path: Path) -> str:
+def quote(path: Path) -> str:
     """As Hydra's grammar reads it back, whatever is in it."""
     text = str(path).replace("'", "\\'")
     return f"'{text}'"
 
 
-def environment(threads: int, group: str) -> dict[str, str]:
-    """The parent's, with the job's share of the cores, and the sweep's name for loggers that group runs."""
+def build_environment(threads: int, group: str) -> dict[str, str]:
+    """The parent's variables, with the job's share of the cores, and the sweep's name for loggers that group runs."""
     shared = {name: str(threads) for name in THREADS}
     given = {k: v for k, v in os.environ.items() if k != FULL_ERROR or TRACEBACK in os.environ}
     return {"WANDB_RUN_GROUP": group, **given, **shared, PARENT: str(os.getpid())}
@@ -66,34 +66,30 @@ def run_child(arguments: Sequence[str], folder: Path, variables: dict[str, str],
         try:
             code = process.wait()
         except BaseException:
-            _stop(process)
+            try:  # it has time for a checkpoint
+                process.wait(PATIENCE)
+            except BaseException:  # too long, or a second interrupt
+                process.kill()
+                process.wait()
             raise
-    return Ended(code, _last_words(folder / OUTPUT))
+    lines = [line for line in read_tail(folder / OUTPUT).decode(errors="replace").splitlines() if line.strip()]
+    return Ended(code, one_line(lines[-1]) if lines else "")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Give it time for a checkpoint, then end it."""
-    try:
-        process.wait(PATIENCE)
-    except BaseException:  # too long, or a second interrupt
-        process.kill()
-        process.wait()
+def read_tail(path: Path, most: int = 4096) -> bytes:
+    """The last bytes of a file, `most` at most."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - most))
+        return file.read()
 
 
-def explained(ended: Ended) -> str:
+def explain(ended: Ended) -> str:
     """Why a process failed."""
     if ended.code < 0:
         name = signal.Signals(-ended.code).name
         memory = " (out of memory?)" if name == "SIGKILL" else ""
         return f"its process was ended by {name}{memory}"
-    return ended.last_words.removeprefix("metarun: ") or f"its process ended with code {ended.code}"
-
-
-def _last_words(path: Path) -> str:
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 4000))
-        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    return one_line(lines[-1]) if lines else ""
+    return ended.last_line.removeprefix("metarun: ") or f"its process ended with code {ended.code}"
 
 
 def end_with_parent() -> None:

@@ -23,8 +23,14 @@ LONGEST_NAME = 80
 
 def run_key(settings: Mapping[str, Any]) -> str:
     """A digest of the settings, all but the harmless ones, and of the code."""
-    told = {k: v for k, v in flatten_keys(settings).items() if not _harmless(k)}
-    text = json.dumps([told, code_version()], sort_keys=True, default=str)
+    harmless = tuple(f"{name}." for name in HARMLESS)
+    relevant = {k: v for k, v in flatten_keys(settings).items() if not f"{k}.".startswith(harmless)}
+    return digest_json([relevant, code_version()])
+
+
+def digest_json(value: object) -> str:
+    """A short digest of values, whatever the order of their keys."""
+    text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
@@ -40,20 +46,20 @@ def code_version() -> str:
 
 
 def folder_name(overrides: Sequence[str], fixed: Sequence[str], key: str) -> str:
-    """`maml-inner_lr0.01-seed1-3f2a9c1b`: to be read by people, and different for different runs. Overrides of the
-    `fixed` keys are the same in all jobs of the sweep and left out."""
+    """Name a job's folder, as `maml-inner_lr0.01-seed1-3f2a9c1b`: readable, and different for different runs.
+    Overrides of the `fixed` keys are the same in all jobs of the sweep and left out."""
     words = "-".join(filter(None, (_word(o) for o in overrides if o.partition("=")[0] not in fixed)))
     return f"{words[:LONGEST_NAME].rstrip('-.')}-{key[:8]}".lstrip("-")
 
 
 def yaml_digests(folders: Iterable[Path]) -> dict[str, str]:
-    """Each settings file below the folders, and what is in it as a digest."""
+    """Path -> digest of each settings file below the folders."""
     files = sorted({path for folder in folders if folder.is_dir() for path in folder.rglob("*.yaml")})
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def changed_files(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """The files that are new, gone or not the same."""
+    """The files that are new, gone or different."""
     return sorted(path for path in {*before, *after} if before.get(path) != after.get(path))
 
 
@@ -65,7 +71,3 @@ def _word(override: str) -> str:
     value = re.sub(r"[^\w.+-]+", "_", value).strip("_")
     own = key.replace("/", ".").rpartition(".")[2].partition("@")[0]
     return value if "." not in key and own != "seed" else f"{own}{value}"
-
-
-def _harmless(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)

@@ -1,5 +1,5 @@
-"""One job of a sweep, from "is it done already?" to its number for the sweeper. Nothing in here raises for what goes
-wrong in the job: it is recorded with its reason, and the sweeper is given the worst number."""
+"""One job of a sweep, from "is it done already?" to its number for the sweeper. Nothing here raises for what goes
+wrong in the job: it is recorded with its reason, and the sweeper gets the worst number."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metarun.jobs.sweep import child
 from metarun.jobs.sweep.identity import changed_files, yaml_digests
-from metarun.jobs.sweep.slots import slot
+from metarun.storage.locks import file_lock, lock_slot
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.status import FINAL, SUCCEEDED, WORST, objective
 from metarun.storage.sweep_records import JobRecord, read_job, read_sweep, write_job
@@ -38,8 +38,9 @@ class Job:
 
 
 def run_job(job: Job) -> float:
-    """Run it unless it is done, resume it if it was begun; the number for the sweeper."""
-    with locked(job.folder) as lock:
+    """Run it unless it is done, resume it if it was begun; return the number for the sweeper."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(job.folder / "job") as lock:
         before, sweep = read_job(job.folder), read_sweep(job.sweep)
         known = before if before.key == job.key else JobRecord(key=job.key)
         visit = os.environ.get(SITTING, sweep.visit)
@@ -51,30 +52,31 @@ def run_job(job: Job) -> float:
         begun = known.attempts > 0 and known.status not in FINAL
         record = replace(record, status="waiting", objective=None, reason="")
         write_job(job.folder, record)
-        with slot(job.sweep / SLOTS, sweep.width):
-            return _attempt(job, record, begun, sweep.threads, lock)
+        # The job's process holds on to the lock as well. Windows cannot hand it over.
+        keep = () if lock is None or os.name == "nt" else (lock,)
+        with lock_slot(job.sweep / SLOTS, sweep.width) if sweep.width else contextlib.nullcontext():
+            changed = changed_files(sweep.files, yaml_digests(job.settings))
+            record = replace(record, status="running", attempts=record.attempts + 1, started=time.time())
+            record = replace(record, changed=changed)
+            write_job(job.folder, record)
+            start = time.monotonic()
+            ended = replace(record, status="interrupted", reason="the sweep was stopped")
+            try:
+                ended = run_process(job, record, begun, sweep.threads, keep)
+            finally:
+                write_job(job.folder, replace(ended, seconds=time.monotonic() - start))
+        return ended.objective if ended.objective is not None else WORST
 
 
-def _attempt(job: Job, record: JobRecord, begun: bool, threads: int, lock: Sequence[int]) -> float:
-    changed = changed_files(read_sweep(job.sweep).files, yaml_digests(job.settings))
-    record = replace(record, status="running", attempts=record.attempts + 1, started=time.time(), changed=changed)
-    write_job(job.folder, record)
-    start = time.monotonic()
-    ended = replace(record, status="interrupted", reason="the sweep was stopped")
-    try:
-        ended = _run(job, record, begun, threads, lock)
-    finally:
-        write_job(job.folder, replace(ended, seconds=time.monotonic() - start))
-    return ended.objective if ended.objective is not None else WORST
-
-
-def _run(job: Job, record: JobRecord, begun: bool, threads: int, lock: Sequence[int]) -> JobRecord:
-    """The job's process, and what it left."""
+def run_process(job: Job, record: JobRecord, begun: bool, threads: int, keep: Sequence[int]) -> JobRecord:
+    """Run the job's process, from its checkpoint if it has one, and record what it left."""
     resumes = begun and RunFolder(job.folder).begun()
-    if not resumes:
-        _forget(job.folder)
-    variables = child.environment(threads, job.sweep.name)
-    ended = child.run_child(child.command(job.overrides, job.flags, job.folder, resumes), job.folder, variables, lock)
+    if not resumes:  # nothing of an attempt that came to nothing stays
+        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
+        for name in ("metrics.jsonl", "timing.jsonl", "test.json", "summary.json", child.OUTPUT):
+            (job.folder / name).unlink(missing_ok=True)
+    arguments = child.build_command(job.overrides, job.flags, job.folder, resumes)
+    ended = child.run_child(arguments, job.folder, child.build_environment(threads, job.sweep.name), keep)
     summary = RunFolder(job.folder).read_summary()
     status = str(summary.get("status", "failed"))
     if ended.code == 0 and status in SUCCEEDED:
@@ -83,25 +85,4 @@ def _run(job: Job, record: JobRecord, begun: bool, threads: int, lock: Sequence[
         return replace(record, status=status, objective=WORST, reason=str(summary.get("reason", "")))
     if status == "interrupted" and ended.code > STOPPED_BY:
         return replace(record, status=status, objective=WORST, reason="stopped by a signal")
-    return replace(record, status="failed", objective=WORST, reason=child.explained(ended))
-
-
-def _forget(folder: Path) -> None:
-    """What an attempt left that came to nothing."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    for name in ("metrics.jsonl", "timing.jsonl", "test.json", "summary.json", child.OUTPUT):
-        (folder / name).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[Sequence[int]]:
-    """One process at a time in a job's folder; gives the lock's file, for the job's process to hold on to as well."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield ()
-        return
-    with open(folder / ".job.lock", "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield (file.fileno(),)
+    return replace(record, status="failed", objective=WORST, reason=child.explain(ended))

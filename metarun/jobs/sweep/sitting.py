@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import uuid
 from collections.abc import Sequence
@@ -11,25 +9,23 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from metarun.jobs.sweep.identity import KEY_LENGTH, changed_files
+from metarun.jobs.sweep.identity import changed_files, digest_json
 from metarun.jobs.sweep.job import SITTING
-from metarun.jobs.sweep.overview import Counts, Job, Overview, counted, jobs_seen
+from metarun.jobs.sweep.overview import Counts, JobState, Overview, count_jobs, read_jobs
 from metarun.storage.run_folder import new_folder
-from metarun.storage.status import SUCCEEDED
 from metarun.storage.sweep_records import SweepRecord, read_sweep, write_sweep
 
 PARENT = Path("multirun")
-MOST_TOLD = 10  # failed jobs at the end
+SHOWN = 10  # failed jobs at the end
 
 
 def command_key(overrides: Sequence[str], sweeper: object) -> str:
-    """The same for the same sweep: what is swept, by which sweeper; the order of what was typed does not matter."""
-    text = json.dumps([sorted(overrides), sweeper], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+    """The same for the same sweep: what is swept, by which sweeper, whatever the order of the overrides."""
+    return digest_json([sorted(overrides), sweeper])
 
 
 def sweep_folder(key: str) -> Path:
-    """Where this sweep was begun: the newest folder of its command, else a new one, multirun/DATE/TIME."""
+    """The folder in which this sweep was begun, the newest one of its command; else a new one, multirun/DATE/TIME."""
     begun = [path.parent for path in PARENT.glob("*/*/sweep.json") if read_sweep(path.parent).key == key]
     if begun:
         return max(begun, key=lambda folder: (folder / "sweep.json").stat().st_mtime)
@@ -38,13 +34,14 @@ def sweep_folder(key: str) -> Path:
 
 
 class Sitting:
-    """Writes sweep.json, shows the overview, says at the end what came of it."""
+    """Writes sweep.json, shows the overview, and reports the result at the end."""
 
     def __init__(self, folder: Path, record: SweepRecord) -> None:
         self.folder = folder
         self.before = read_sweep(folder)
         self.record = replace(record, visit=uuid.uuid4().hex)
         self.overview = Overview(folder, self.record)
+        self.exit_code = 0
 
     def begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -54,34 +51,28 @@ class Sitting:
         at_once = f", {self.record.width} at once" if self.record.width > 1 else ""
         threads = f"{self.record.threads} thread{'s' * (self.record.threads > 1)} each"
         verb = "continued" if self.before.key else "sweep"
-        self.overview.console.print(f"{verb}: {total}{at_once}, {threads}, in {self.folder}")
+        show = self.overview.console.print
+        show(f"{verb}: {total}{at_once}, {threads}, in {self.folder}")
         edited = changed_files(self.before.files, self.record.files) if self.before.key else []
         if edited:
-            self.overview.console.print(
-                f"settings edited since the sweep began: {', '.join(edited)}; jobs that they change run again"
-            )
+            show(f"settings edited since the sweep began: {', '.join(edited)}; jobs that they change run again")
         self.overview.start()
 
-    def stop(self) -> None:
-        """No job runs any more."""
-        self.overview.stop()
-
-    def end(self) -> int:
-        """The last lines; the exit code: 0, or 1 where jobs did not succeed, 2 where none did."""
-        jobs = jobs_seen(self.folder, self.record.visit)
-        counts = counted(jobs, self.record)
+    def end(self) -> None:
+        """Print the last lines, set the exit code: 0, or 1 where jobs did not succeed, 2 where none did."""
+        jobs = read_jobs(self.folder, self.record.visit)
+        counts = count_jobs(jobs, self.record)
         for line in last_lines(jobs, counts):
             self.overview.console.print(line, markup=False)
-        if counts.succeeded == counts.ended and not counts.waiting:
-            return 0
-        return 1 if counts.succeeded else 2
+        if counts.lost or counts.waiting:
+            self.exit_code = 1 if counts.succeeded else 2
 
 
-def last_lines(jobs: Sequence[Job], counts: Counts) -> list[str]:
-    """What failed and why, and how many succeeded. Those that diverged have been told, and are in the table."""
-    lost = [j for j in jobs if j.record.status not in (*SUCCEEDED, "diverged")]
-    lines = [f"{j.record.status}: {j.folder.name}: {j.record.reason}" for j in lost[:MOST_TOLD]]
-    lines += [f"... and {len(lost) - MOST_TOLD} more"] if len(lost) > MOST_TOLD else []
+def last_lines(jobs: Sequence[JobState], counts: Counts) -> list[str]:
+    """Which jobs failed and why, and how many succeeded. Those that diverged have been shown, and are in the table."""
+    lost = [j for j in jobs if not j.succeeded and j.record.status != "diverged"]
+    lines = [f"{j.record.status}: {j.folder.name}: {j.record.reason}" for j in lost[:SHOWN]]
+    lines += [f"... and {len(lost) - SHOWN} more"] if len(lost) > SHOWN else []
     skipped = f", {counts.skipped} of them skipped: done before" if counts.skipped else ""
     of = counts.ended + counts.running + counts.waiting
     return [*lines, f"{counts.succeeded} of {of} jobs succeeded{skipped}"]
