@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from metarun.compute import random
-from metarun.types import Params
+from metarun.types import ModelOptions, Params, optional
 
 STARTS = 12
 """Which of the words of step 0 the initial weights are drawn from; a learner has other uses for those below."""
@@ -27,7 +27,7 @@ class MultiNetwork:
 
     @property
     def matmul_only(self) -> bool:
-        return all(getattr(part, "by_products", False) for _, part in self.parts)
+        return all(optional(part, ModelOptions, "matmul_only") for _, part in self.parts)
 
     def init(self, seed: int) -> Params:
         """Each part with a seed of its own below 2^32, all that torch's generator looks at: parts of equal shape that

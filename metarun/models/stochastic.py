@@ -20,7 +20,7 @@ from torch.nn.init import xavier_uniform_
 from metarun.compute import random
 from metarun.models.bottleneck import shift_of, with_noise
 from metarun.models.network import Network
-from metarun.types import Batch, Model, Params, Task
+from metarun.types import Batch, Model, ModelOptions, Params, Task, optional
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class NoisyWeights:
 
     @property
     def matmul_only(self) -> bool:
-        return getattr(self.model, "by_products", False)
+        return optional(self.model, ModelOptions, "matmul_only")
 
     def init(self, seed: int) -> Params:
         weights = self.model.init(seed)
