@@ -21,7 +21,7 @@ from metarun.algorithms import common
 from metarun.algorithms.contexts import Draws, Rows, mean_of, together
 from metarun.algorithms.predictive import Gaussian, mixture_figures, positive
 from metarun.algorithms.set_learners import check_network, check_sizes
-from metarun.models.several import MultiNetwork, multi_network
+from metarun.models.multi_network import MultiNetwork, multi_network
 from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
 
 

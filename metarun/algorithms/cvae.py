@@ -44,7 +44,7 @@ from metarun.algorithms.predictive import (
 )
 from metarun.algorithms.set_learners import check_network, check_sizes
 from metarun.errors import require
-from metarun.models.several import MultiNetwork, multi_network
+from metarun.models.multi_network import MultiNetwork, multi_network
 from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
 
 OBJECTIVES = ("cvae", "gsnn", "hybrid")

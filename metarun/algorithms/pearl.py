@@ -33,7 +33,7 @@ from metarun.algorithms.predictive import Gaussian, kl, product
 from metarun.algorithms.replay import mixed
 from metarun.algorithms.set_learners import ROW_NORMS
 from metarun.errors import UserError, require
-from metarun.models.several import MultiNetwork, multi_network, own
+from metarun.models.multi_network import MultiNetwork, multi_network, own
 from metarun.types import CARRIED, Batch, Environment, Kind, LearnerState, Loss, Metrics, NetworkFactory, Params, Task
 
 LEAST_VARIANCE = 1e-7

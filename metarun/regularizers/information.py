@@ -35,7 +35,7 @@ from metarun.algorithms.objective import NoisyModel
 from metarun.errors import SettingError, require
 from metarun.models.bottleneck import LEAST, Bottleneck
 from metarun.models.network import Network
-from metarun.models.stochastic import NoisyActivations, NoisyWeights
+from metarun.models.noise import NoisyActivations, NoisyWeights
 from metarun.regularizers.selection import chosen, linear_map
 from metarun.types import Algorithm, GradientLearner, Model, Params, Task
 

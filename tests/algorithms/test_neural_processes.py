@@ -20,7 +20,7 @@ from metarun.algorithms.neural_process import NeuralProcess
 from metarun.algorithms.predictive import Gaussian, kl, mixed, mixture_figures, pointwise
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import UserError
-from metarun.models.several import multi_network
+from metarun.models.multi_network import multi_network
 from metarun.training.experiment import assemble, build_learner
 from metarun.types import Batch, Params, Task
 

@@ -7,8 +7,8 @@ import pytest
 from metarun.models.attention import Attention
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
-from metarun.models.several import multi_network
-from metarun.models.stochastic import NoisyWeights
+from metarun.models.multi_network import multi_network
+from metarun.models.noise import NoisyWeights
 from metarun.types import Model
 
 MLP = mlp((3,), 2, (4,), "none")

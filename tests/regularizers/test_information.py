@@ -25,7 +25,7 @@ from metarun.algorithms.objective import Regularization, Schedule, Term, add_mod
 from metarun.errors import SettingError, UserError
 from metarun.models.bottleneck import LEAST
 from metarun.models.mlp import mlp
-from metarun.models.stochastic import NoisyActivations, NoisyWeights
+from metarun.models.noise import NoisyActivations, NoisyWeights
 from metarun.regularizers.build import build_regularization
 from metarun.regularizers.information import Information, gaussian_kl
 from metarun.training import checkpoint
