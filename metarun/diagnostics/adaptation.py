@@ -1,7 +1,7 @@
-r"""What happens along the inner loop phi_0 = theta, phi_1, ... phi_K of a few tasks of one outer step.
+r"""Measures of the inner loop phi_0 = theta, phi_1, ... phi_K of a few tasks of one outer step.
 
 support_loss/k, query_loss/k   L^S(phi_k), L^Q(phi_k), mean over the followed tasks
-adaptation_gain     L^Q(phi_0) - L^Q(phi_K): none with a good score means that features are reused (arXiv 1909.09157)
+adaptation_gain     L^Q(phi_0) - L^Q(phi_K): 0 with a good score means that features are reused (arXiv 1909.09157)
 support_query_gap   L^Q(phi_K) - L^S(phi_K): inner over-fitting
 contraction         (|phi_last - phi_(last-1)| / |phi_1 - phi_0|)^(1/(last-1)), the geometric mean of the ratios of
                     successive moves; at most max_j |1 - alpha h_j| on a quadratic with eigenvalues h_j, and towards it
@@ -11,7 +11,7 @@ inner_rises         share of inner steps after which L^S was higher than before
 distance_body, distance_head, distance_relative   |phi_K - theta| without the head, of the head, and over |theta|
 path_ratio          path length sum_k |phi_k - phi_(k-1)| over |phi_K - theta|: 1 for a straight path
 
-K is `inner_steps`; where that is 1, a second step is taken for the contraction alone. Means are over tasks.
+K is `inner_steps`; if that is 1, a second step is taken for the contraction alone. Means are over tasks.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ hessian_max_theta, hessian_min_theta, hessian_max_phi, hessian_min_phi
                     extreme eigenvalues of the Hessian of L^S, the mean loss of the whole support set, at theta and at
                     phi after `inner_steps`; mean over tasks. Unit: loss per squared weight
 hessian_residual_*  |H v - h v| of that Ritz pair over the larger modulus of both ends, of the worst task: an
-                    eigenvalue lies within that share. Both ends are found from inside (lanczos.py)
+                    eigenvalue lies within that share. Both ends are estimated from inside (lanczos.py)
 rate_curvature      inner_lr * (largest eigenvalue of the inner objective's Hessian at theta), mean over tasks, and
                     rate_curvature_max of the worst. Beyond 2 gradient descent on a quadratic diverges (Cohen et al.
                     2021, arXiv 2103.00065). The objective is the learner's own at step 0: with its proximal term
@@ -33,28 +33,34 @@ from metarun.diagnostics.task_sample import TaskSample, adapted_weights, network
 from metarun.types import Batch, GradientLearner, Metrics, Params, ProximalLearner, Task
 
 SEED = 0
-"""Of Lanczos' first vector, the same for every task, probe and run."""
+"""Of the first Lanczos vector, the same for every task, probe and run."""
 
 
-def curvature_measures(learner: GradientLearner, params: Params, tasks: TaskSample, steps: int) -> dict[str, float]:
-    """The measures by name, each spectrum from `steps` Hessian-vector products."""
+def curvature_measures(learner: GradientLearner, params: Params, sample: TaskSample, steps: int) -> dict[str, float]:
+    """Measure curvature, each spectrum by `steps` Hessian-vector products."""
     start = directions(network_weights(params), 1, SEED)[0]
 
-    def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+    def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
         return spectra(learner, theta, task.support, start, steps), {}
 
-    found = {name: v.double() for name, v in tasks.each(one, params)[0].items()}
-    values = _ends(found, "theta") | _ends(found, "phi")
-    if descends_gradient(learner, params):
-        rates_T = learner.inner_lr * found["max_objective"]
+    ends = {name: values.double() for name, values in sample.each(measure_one, params)[0].items()}
+    values: dict[str, float] = {}
+    for where in ("theta", "phi"):
+        values |= {f"hessian_{end}_{where}": float(ends[f"{end}_{where}"].mean()) for end in ("max", "min")}
+        residuals = {end: ends[f"residual_{end}_{where}"] for end in ("max", "min")}
+        values |= {f"hessian_residual_{end}_{where}": float(v.max()) for end, v in residuals.items()}
+    if is_gradient_descent(learner, params):
+        rates_T = learner.inner_lr * ends["max_objective"]
         values |= {"rate_curvature": float(rates_T.mean()), "rate_curvature_max": float(rates_T.max())}
     if isinstance(learner, ProximalLearner):
-        values["prox_margin"] = float(found.get("min_objective_phi", learner.prox + found["min_phi"]).min())
+        values["prox_margin"] = float(ends.get("min_objective_phi", learner.prox + ends["min_phi"]).min())
     return values
 
 
 def spectra(learner: GradientLearner, theta: Params, support: Batch, start: Params, steps: int) -> Metrics:
-    """Of one task: both ends of the Hessian of L^S at theta and phi, and the upper end of the inner objective's."""
+    """Of one task: both ends of the Hessian of L^S at theta and at phi; the largest eigenvalue of the inner objective's
+    at theta, and the smallest at phi if there are inner penalties."""
+    inner_objective = learner.inner_objective(theta, support)
 
     def support_loss(weights: Params) -> Tensor:
         return learner.loss(learner.model.apply(theta | weights, support.x), support.y)
@@ -65,16 +71,21 @@ def spectra(learner: GradientLearner, theta: Params, support: Batch, start: Para
     def ends(function: Callable[[Params], Tensor], at: Params) -> Ritz:
         return extremes(hessian_product(function, network_weights(at)), start, steps)
 
-    inner_objective = learner.inner_objective(theta, support)
     phi = adapted_weights(learner, theta, support)
-    at_theta, at_phi, of_objective = ends(support_loss, theta), ends(support_loss, phi), ends(objective, theta)
-    found = _named(at_theta, "theta") | _named(at_phi, "phi") | {"max_objective": of_objective.largest}
+    metrics: Metrics = {}
+    for where, at in (("theta", theta), ("phi", phi)):
+        ritz = ends(support_loss, at)
+        size = ritz.size.clamp_min(torch.finfo(ritz.size.dtype).tiny)
+        metrics |= {f"max_{where}": ritz.largest, f"min_{where}": ritz.smallest}
+        metrics |= {f"residual_max_{where}": ritz.residual_largest / size}
+        metrics |= {f"residual_min_{where}": ritz.residual_smallest / size}
+    metrics["max_objective"] = ends(objective, theta).largest
     if learner.regularization.select(Entry.INNER_LOSS):
-        found["min_objective_phi"] = ends(objective, phi).smallest
-    return found
+        metrics["min_objective_phi"] = ends(objective, phi).smallest
+    return metrics
 
 
-def descends_gradient(learner: GradientLearner, like: Params) -> bool:
+def is_gradient_descent(learner: GradientLearner, like: Params) -> bool:
     """Whether the inner rule's step is inner_lr times the gradient, also the second time: no momentum, no scaling, no
     learned rates."""
     rule = learner.inner_rule
@@ -87,20 +98,3 @@ def descends_gradient(learner: GradientLearner, like: Params) -> bool:
         if not all(torch.allclose(step[k], learner.inner_lr * g[k]) for k in g):
             return False
     return True
-
-
-def _named(ritz: Ritz, where: str) -> Metrics:
-    size = ritz.size.clamp_min(torch.finfo(ritz.size.dtype).tiny)
-    return {
-        f"max_{where}": ritz.largest,
-        f"min_{where}": ritz.smallest,
-        f"residual_max_{where}": ritz.residual_largest / size,
-        f"residual_min_{where}": ritz.residual_smallest / size,
-    }
-
-
-def _ends(found: Metrics, where: str) -> dict[str, float]:
-    values = {f"hessian_{end}_{where}": float(found[f"{end}_{where}"].mean()) for end in ("max", "min")}
-    return values | {
-        f"hessian_residual_{end}_{where}": float(found[f"residual_{end}_{where}"].max()) for end in ("max", "min")
-    }

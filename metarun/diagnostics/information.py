@@ -1,12 +1,12 @@
-r"""Bounds of mutual information, in nats, from samples: of two views of the same thing, and of a code and its source.
+r"""Bounds of mutual information, in nats, from samples: of two views of one thing, and of a code and its source.
 
     InfoNCE    I(X; Y) >= E [ (1/N) sum_i log( e^f(x_i, y_i) / ((1/N) sum_j e^f(x_i, y_j)) ) ]     for every f
     known      I(Z; D) >= the same with f(z, d) = log q(z | d) and z_i ~ q(z | d_i)
     variational  I(Z; D) = E KL(q(z | d) || m) - KL(q(z) || m) <= E KL(q(z | d) || m)    for every m, q(z) = E q(z | d)
 
 InfoNCE: van den Oord et al. 2018, arXiv 1807.03748; all three in Poole et al. 2019, arXiv 1905.06922 (equations 10, 12
-and 2). The first two are at most log N of the N samples, whatever I is: a figure near log N says that more samples
-were needed, not what I is. An f (or m) that was fitted must be fitted on other samples than it is judged on.
+and 2). The first two are at most log N of the N samples, whatever I is: a value near log N means that more samples
+are needed; it is no estimate of I. An f (or m) that was fitted must be fitted on other samples than it is judged on.
 
 Symbols: N samples (here tasks), x_i and y_i two views of sample i, f a critic, z a code of length D that q draws for
 the data d, m a density of z. The critic here is that of jointly Gaussian views, which is the best one if they are:
@@ -70,7 +70,7 @@ def gaussian_critic(x: Tensor, y: Tensor, components: int) -> Critic:
 def info_nce(scores: Tensor) -> Bound:
     """Of f(x_i, y_j) [N, N]; at most log N."""
     each = scores.diagonal() - scores.logsumexp(1) + math.log(len(scores))
-    return _over(each)
+    return _mean_bound(each)
 
 
 def views_information(x: Tensor, y: Tensor, components: int) -> Bound:
@@ -107,8 +107,8 @@ def mean_divergence(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Te
     """E KL(N(mu, sigma^2) || N(prior_mu, prior_sigma^2)), entries independent, codes [N, D]."""
     mu, sigma, prior_mu, prior_sigma = (v.double() for v in (mu, sigma, prior_mu, prior_sigma))
     ratio, away = sigma / prior_sigma, (mu - prior_mu) / prior_sigma
-    return _over((0.5 * (ratio**2 + away**2 - 1) - ratio.log()).sum(1))
+    return _mean_bound((0.5 * (ratio**2 + away**2 - 1) - ratio.log()).sum(1))
 
 
-def _over(each: Tensor) -> Bound:
+def _mean_bound(each: Tensor) -> Bound:
     return Bound(float(each.mean()), 1.96 * float(each.std()) / math.sqrt(len(each)))

@@ -4,8 +4,8 @@ Theta and phi are the network's weights; other meta-parameters are constants.
 
     gradient descent   J = prod_k (I - alpha H(phi_k)), whose transpose every meta-gradient multiplies grad L^Q by
 
-jacobian_growth   mean of log |J^T v| over tasks and a few random unit vectors v, the same every time. 0: lengths are
-                  kept. Growing in proportion to K it means chaos, and meta-gradients that are noise (arXiv 2111.05803)
+jacobian_growth   mean of log |J^T v| over tasks and a few random unit vectors v, the same every time. 0: lengths stay
+                  as they are. Growth in proportion to K means chaos, and noisy meta-gradients (arXiv 2111.05803)
 jacobian_norm     |J|_2, mean over tasks: the root of the largest eigenvalue of J^T J by Lanczos, so from below. A
                   random v has about 1 / sqrt(D) of its length along the worst of the D directions, hence this one
                   too. For networks of less than 20 000 weights: a product costs as much as two meta-gradients
@@ -29,19 +29,19 @@ SEED = 1
 """Of the random vectors, the same for every task, probe and run."""
 
 
-def jacobian_measures(learner: GradientLearner, params: Params, tasks: TaskSample, steps: int) -> dict[str, float]:
-    """The measures by name; the norm from `steps` products with J^T J."""
+def jacobian_measures(learner: GradientLearner, params: Params, sample: TaskSample, steps: int) -> dict[str, float]:
+    """Measure the Jacobian; its norm by `steps` products with J^T J."""
     weights = network_weights(params)
     start, *vectors = directions(weights, 1 + VECTORS, SEED)
     small = sum(w.numel() for w in weights.values()) < SMALL_MODEL
 
-    def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
-        found = {"jacobian_growth": growth(learner, theta, task.support, vectors)}
+    def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+        metrics = {"jacobian_growth": growth(learner, theta, task.support, vectors)}
         if small:
-            found["jacobian_norm"] = spectral_norm(learner, theta, task.support, start, steps)
-        return found, {}
+            metrics["jacobian_norm"] = spectral_norm(learner, theta, task.support, start, steps)
+        return metrics, {}
 
-    return tasks.mean(one, params)
+    return sample.mean(measure_one, params)
 
 
 def growth(learner: GradientLearner, theta: Params, support: Batch, vectors: list[Params]) -> Tensor:
@@ -62,7 +62,7 @@ def spectral_norm(learner: GradientLearner, theta: Params, support: Batch, start
 def transposed_jacobian(
     learner: GradientLearner, theta: Params, support: Batch
 ) -> tuple[Callable[[Params], Params], Params]:
-    """u -> J^T u of one task, and phi; of the network's weights alone."""
+    """u -> J^T u of one task, and phi."""
 
     def adapt(weights: Params) -> Params:
         return network_weights(adapted_weights(learner, theta | weights, support))

@@ -44,12 +44,12 @@ class Ritz(NamedTuple):
 
 
 def extremes(product: Callable[[Params], Params], start: Params, steps: int) -> Ritz:
-    """Of v -> A v on dictionaries, from `start` (any vector but 0); min(steps, D) products."""
+    """Return both ends of the spectrum of v -> A v on dictionaries, from `start` (not 0) and min(steps, D) products."""
     return lanczos(lambda q: flatten(product(unflatten(q, start))), flatten(start), steps)
 
 
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Ritz:
-    """The same for a map of flat vectors [D]."""
+    """Return the same of a map of flat vectors [D]."""
     basis = (start / start.norm())[None]  # rows
     a: list[Tensor] = []
     b: list[Tensor] = []
@@ -61,7 +61,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> R
         w = product(q)
         size = torch.maximum(size, w.norm())
         a.append(torch.where(intact > 0, q @ w, a[0]) if j else q @ w)
-        w = orthogonal(orthogonal(w, basis), basis)  # once leaves rounding errors, twice is enough (Giraud et al. 2005)
+        w = orthogonalize(orthogonalize(w, basis), basis)  # twice, against rounding errors (Giraud et al. 2005)
         length = w.norm()
         kept = intact * (length > ROUNDING * torch.finfo(w.dtype).eps * size) * (j < count - 1)
         dropped.append((intact - kept) * length)
@@ -73,27 +73,27 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> R
 
 
 def ends(a: Tensor, b: Tensor, dropped: Tensor) -> Ritz:
-    """Of T, with diagonal [m] and off-diagonal [m - 1]; NaN where it is not finite. `dropped` [m] is the length of
-    what each A q_j has outside of the basis."""
+    """Return both ends of T, with diagonal a [m] and off-diagonal b [m - 1]; NaN if T is not finite. `dropped` [m] is
+    the length of the part of each A q_j that lies outside the basis."""
     t = torch.diag(a) + torch.diag(b, 1) + torch.diag(b, -1)
-    sound = t.isfinite().all()
-    values, vectors = torch.linalg.eigh(torch.where(sound, t, 0.0))  # raises where it meets a NaN
+    finite = t.isfinite().all()
+    values, vectors = torch.linalg.eigh(torch.where(finite, t, 0.0))  # raises at a NaN
     residuals = (dropped[:, None] * vectors).norm(dim=0)
-    found = (values[-1], values[0], residuals[-1], residuals[0])
-    return Ritz(*(torch.where(sound, v, torch.nan) for v in found))
+    ritz = (values[-1], values[0], residuals[-1], residuals[0])
+    return Ritz(*(torch.where(finite, v, torch.nan) for v in ritz))
 
 
-def orthogonal(w: Tensor, basis: Tensor) -> Tensor:
-    """w without its part in the span of the orthonormal rows of a basis."""
+def orthogonalize(w: Tensor, basis: Tensor) -> Tensor:
+    """Return w without its part in the span of the orthonormal rows of a basis."""
     return w - (basis @ w) @ basis
 
 
 def directions(like: Params, count: int, seed: int) -> list[Params]:
-    """Random unit vectors, the same for the same seed wherever they are used."""
-    draw = torch.Generator().manual_seed(seed)
-    found = []
+    """Draw random unit vectors, the same for the same seed on every device and in every precision."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = []
     for _ in range(count):
-        drawn = {k: torch.randn(v.shape, generator=draw, dtype=torch.float64) for k, v in like.items()}
-        length = flatten(drawn).norm()
-        found.append({k: (v / length).to(like[k]) for k, v in drawn.items()})
-    return found
+        normal = {k: torch.randn(v.shape, generator=generator, dtype=torch.float64) for k, v in like.items()}
+        length = flatten(normal).norm()
+        vectors.append({k: (v / length).to(like[k]) for k, v in normal.items()})
+    return vectors

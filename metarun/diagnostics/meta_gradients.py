@@ -1,4 +1,4 @@
-r"""Meta-gradients on probe tasks: of the true objective, what a cheaper one leaves out, and how rough the objective is.
+r"""Meta-gradients on probe tasks: of the true objective, the error of cheaper ones, and how rough the objective is.
 
     F(theta) = mean over the T probe tasks of L^Q(phi_K(theta)), K = `inner_steps`;   g_i its gradients, gbar their mean
 
@@ -21,7 +21,7 @@ smoothness           |grad F(theta + r gbar / |gbar|) - gbar| / r, to be read ag
                      (arXiv 2409.03682)
 implicit_error       |m_i - u_i| / |u_i|, mean over tasks, of proximal learners: m_i the learner's own meta-gradient,
                      u_i = d/dtheta L^Q(phi_U(theta)) through U = `unroll_steps` steps of the same inner loop. It holds
-                     all that m_i is wrong by: an inner loop that stopped early, a linear system solved roughly or
+                     all errors of m_i: an inner loop that stopped early, a linear system solved roughly or
                      damped, negative curvature (Rajeswaran et al. 2019, arXiv 1909.04630)
 implicit_cosine      cos(m_i, u_i), mean over tasks
 unroll_stationarity  |grad objective(phi_U)| / |grad objective(theta)|, mean over tasks: how near a minimiser U steps
@@ -64,28 +64,28 @@ def first_order_gradient(learner: GradientLearner, theta: Params, task: Task) ->
     return network_weights(grad(outer)(adapted_weights(learner, theta, task.support)))
 
 
-def true_gradients(algorithm: Algorithm, params: Params, tasks: TaskSample) -> tuple[Params, Tensor]:
+def true_gradients(algorithm: Algorithm, params: Params, sample: TaskSample) -> tuple[Params, Tensor]:
     """g_i [T, ...] and the losses [T] whose mean is F."""
 
-    def one(theta: Params, task: Task) -> tuple[Params, Metrics]:
+    def measure_one(theta: Params, task: Task) -> tuple[Params, Metrics]:
         if isinstance(algorithm, GradientLearner):
             g, loss = unrolled_gradient(algorithm, theta, task, algorithm.inner_steps)
             return g, {"loss": loss}
         g, metrics = algorithm.meta_grad(theta, task)
         return network_weights(g), {"loss": metrics["loss"]}
 
-    grads, metrics = tasks.each(one, params)
+    grads, metrics = sample.each(measure_one, params)
     return grads, metrics["loss"].double()
 
 
 def objective_measures(
-    algorithm: Algorithm, params: Params, tasks: TaskSample, radius: float
+    algorithm: Algorithm, params: Params, sample: TaskSample, radius: float
 ) -> tuple[dict[str, float], Params]:
-    """F, the norm of its gradient, its sharpness and smoothness; and gbar."""
-    grads, losses_T = true_gradients(algorithm, params, tasks)
+    """Measure F, the norm of its gradient, its sharpness and smoothness; return gbar as well."""
+    grads, losses_T = true_gradients(algorithm, params, sample)
     gbar = mean_gradient(grads)
     uphill = scale(1 / norm(gbar).clamp_min(tiny(gbar)), gbar)
-    beyond, risen_T = true_gradients(algorithm, params | axpy(radius, uphill, network_weights(params)), tasks)
+    beyond, risen_T = true_gradients(algorithm, params | axpy(radius, uphill, network_weights(params)), sample)
     values = {"probe_loss": float(losses_T.mean()), **squared_norms(grads)}
     values["sharpness"] = float((risen_T - losses_T).mean())
     values["smoothness"] = float(norm(sub(mean_gradient(beyond), gbar))) / radius
@@ -104,14 +104,14 @@ def squared_norms(grads: Params) -> dict[str, float]:
     return {"true_grad_norm2": raw - variance / tasks, "true_grad_norm2_raw": raw}
 
 
-def bias_measures(learner: GradientLearner, params: Params, tasks: TaskSample, gbar: Params) -> dict[str, float]:
-    """First-order and the learner's own meta-gradients against gbar."""
+def bias_measures(learner: GradientLearner, params: Params, sample: TaskSample, gbar: Params) -> dict[str, float]:
+    """Compare first-order and the learner's own meta-gradients with gbar."""
 
     def first_order(theta: Params, task: Task) -> tuple[Params, Metrics]:
         return first_order_gradient(learner, theta, task), {}
 
-    first = mean_gradient(tasks.each(first_order, params)[0])
-    own = network_weights(mean_gradient(tasks.each(learner.meta_grad, params)[0]))
+    first = mean_gradient(sample.each(first_order, params)[0])
+    own = network_weights(mean_gradient(sample.each(learner.meta_grad, params)[0]))
     return {
         "first_order_cosine": float(cosine(first, gbar)),
         "first_order_ratio": float(relative(first, gbar)),
@@ -121,12 +121,12 @@ def bias_measures(learner: GradientLearner, params: Params, tasks: TaskSample, g
     }
 
 
-def implicit_measures(learner: ProximalLearner, params: Params, tasks: TaskSample, steps: int) -> dict[str, float]:
-    """The measures by name; none for a network that is not small."""
+def implicit_measures(learner: ProximalLearner, params: Params, sample: TaskSample, steps: int) -> dict[str, float]:
+    """Compare with unrolled meta-gradients; empty for a network that is not small."""
     if sum(p.numel() for p in network_weights(params).values()) >= SMALL_MODEL:
         return {}
 
-    def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+    def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
         own = network_weights(learner.meta_grad(theta, task)[0])
         unrolled, _ = unrolled_gradient(learner, theta, task, steps)
         return {
@@ -135,7 +135,7 @@ def implicit_measures(learner: ProximalLearner, params: Params, tasks: TaskSampl
             "unroll_stationarity": stationarity(learner, theta, task.support, steps),
         }, {}
 
-    return tasks.mean(one, params)
+    return sample.mean(measure_one, params)
 
 
 def stationarity(learner: GradientLearner, theta: Params, support: Batch, steps: int) -> Tensor:

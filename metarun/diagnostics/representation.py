@@ -10,10 +10,10 @@ class_separation  s_within / s_between of the features of all R images of a task
                   and far apart (Goldblum et al. 2020, arXiv 2002.06753, up to a factor):
                   s_within = (1/(R-N)) sum_r |z_r - mu_(y_r)|^2,  s_between = (1/(N-1)) sum_n |mu_n - mean of the mu|^2
 
-full_METRIC       the metric of the queries after `inner_steps`, mean over tasks
-head_only_METRIC  the same where the inner loop, its rule and objective unchanged, moves only the tensors `head.*`: what
-                  adapting the body adds (ANIL, arXiv 1909.09157)
-gain_from_body    by how much the full one is better: full - head-only of an accuracy, head-only - full of an error
+full_METRIC       the reported metric of the queries after `inner_steps`, mean over tasks
+head_only_METRIC  the same where the inner loop, its rule and objective unchanged, moves only the tensors `head.*`
+                  (ANIL, arXiv 1909.09157)
+gain_from_body    by how much full adaptation is better: full - head-only of an accuracy, head-only - full of an error
 
 `nil_accuracy` and `class_separation` are for classification. Queries are normalised as in prediction, the images of
 `class_separation` in one batch. The network is the one that is trained: with `norm=population` its statistics are those
@@ -26,33 +26,36 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from metarun.algorithms.common import one_hot
 from metarun.algorithms.inner_loop import descend, is_adapted, last
 from metarun.diagnostics.adaptation import HEAD
 from metarun.diagnostics.task_sample import TaskSample, adapted_weights, network_weights
 from metarun.types import Algorithm, Batch, GradientLearner, Metrics, Model, Params, Task
 
 
-def similarity_measures(learner: GradientLearner, params: Params, tasks: TaskSample) -> dict[str, float]:
-    """CKA of each layer before and after adaptation."""
+def similarity_measures(learner: GradientLearner, params: Params, sample: TaskSample) -> dict[str, float]:
+    """Measure the CKA of each layer before and after adaptation."""
 
-    def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+    def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
         phi = adapted_weights(learner, theta, task.support)
         before, after = (query_activations(learner.model, weights, task) for weights in (theta, phi))
         return {f"cka/{layer}": linear_cka(before[layer], after[layer]) for layer in before}, {}
 
-    return tasks.mean(one, params)
+    return sample.mean(measure_one, params)
 
 
-def class_measures(algorithm: Algorithm, params: Params, tasks: TaskSample, ways: int) -> dict[str, float]:
-    """Class separation, and for learners with an inner loop the accuracy without it."""
+def class_measures(algorithm: Algorithm, params: Params, sample: TaskSample, ways: int) -> dict[str, float]:
+    """Measure class separation, and for learners with an inner loop the accuracy without it."""
 
-    def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
-        found = {"class_separation": separation(*episode_features(algorithm.model, theta, task), ways)}
+    def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+        x = torch.cat([task.support.x, task.query.x])  # in one batch
+        z_RD = algorithm.model.activations(theta, x)["features"]
+        metrics = {"class_separation": separation(z_RD, torch.cat([task.support.y, task.query.y]), ways)}
         if isinstance(algorithm, GradientLearner):
-            found["nil_accuracy"] = nil_accuracy(algorithm.model, theta, task, ways)
-        return found, {}
+            metrics["nil_accuracy"] = nil_accuracy(algorithm.model, theta, task, ways)
+        return metrics, {}
 
-    return tasks.mean(one, params)
+    return sample.mean(measure_one, params)
 
 
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:
@@ -63,7 +66,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
 
 
 def nil_accuracy(model: Model, theta: Params, task: Task, ways: int) -> Tensor:
-    """Of one task."""
+    """The share of one task's queries that are nearest in angle to their own class mean."""
     z_SD = model.activations(theta, task.support.x)["features"]
     z_MD = query_activations(model, theta, task)["features"]
     mu_ND = class_means(z_SD, task.support.y, ways)
@@ -74,50 +77,39 @@ def nil_accuracy(model: Model, theta: Params, task: Task, ways: int) -> Tensor:
 def separation(z_RD: Tensor, y_R: Tensor, ways: int) -> Tensor:
     """s_within / s_between."""
     mu_ND = class_means(z_RD, y_R, ways)
-    within = (z_RD - membership(y_R, ways, z_RD) @ mu_ND).square().sum() / (len(z_RD) - ways)
+    within = (z_RD - one_hot(y_R, ways, z_RD) @ mu_ND).square().sum() / (len(z_RD) - ways)
     return within / ((mu_ND - mu_ND.mean(0)).square().sum() / (ways - 1))
 
 
 def query_activations(model: Model, weights: Params, task: Task) -> dict[str, Tensor]:
-    """Of the query inputs, normalised as in prediction."""
+    """The activations of the query inputs, normalised as in prediction."""
     return model.activations(weights, task.query.x, model.query_stats(weights, task.support.x))
 
 
-def episode_features(model: Model, theta: Params, task: Task) -> tuple[Tensor, Tensor]:
-    """Features [S + M, D] and labels of support and query in one batch."""
-    x = torch.cat([task.support.x, task.query.x])
-    return model.activations(theta, x)["features"], torch.cat([task.support.y, task.query.y])
-
-
 def class_means(z_RD: Tensor, y_R: Tensor, ways: int) -> Tensor:
-    """[N, D]."""
-    members_RN = membership(y_R, ways, z_RD)
+    """The mean of each class: [R, D] -> [N, D]."""
+    members_RN = one_hot(y_R, ways, z_RD)
     return members_RN.T @ z_RD / members_RN.sum(0)[:, None]
 
 
-def membership(y_R: Tensor, ways: int, like: Tensor) -> Tensor:
-    """Labels -> [R, N] of ones and zeros; by comparison, which `vmap` can batch."""
-    return (y_R[:, None] == torch.arange(ways, device=y_R.device)).to(like.dtype)
-
-
-def head_only_measures(learner: GradientLearner, params: Params, tasks: TaskSample) -> dict[str, float]:
-    """The measures by name; none for a network that has no head, or nothing else."""
+def head_only_measures(learner: GradientLearner, params: Params, sample: TaskSample) -> dict[str, float]:
+    """Measure adaptation of the head alone; empty for a network that has no head, or nothing else."""
     heads = [name.startswith(HEAD) for name in network_weights(params)]
     if all(heads) or not any(heads):
         return {}
     metric, sign = learner.loss.metric, 1 if learner.loss.higher_is_better else -1
 
-    def one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+    def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
         full = score(learner, adapted_weights(learner, theta, task.support), task)
-        head_only = score(learner, head_adapted(learner, theta, task.support), task)
+        head_only = score(learner, adapt_head(learner, theta, task.support), task)
         gain = sign * (full - head_only)
         return {f"full_{metric}": full, f"head_only_{metric}": head_only, "gain_from_body": gain}, {}
 
-    return tasks.mean(one, params)
+    return sample.mean(measure_one, params)
 
 
-def head_adapted(learner: GradientLearner, theta: Params, support: Batch) -> Params:
-    """theta, its head after `inner_steps` of the learner's rule on the learner's objective."""
+def adapt_head(learner: GradientLearner, theta: Params, support: Batch) -> Params:
+    """Return theta with its head after `inner_steps` of the learner's rule on the learner's objective."""
     rule = learner.inner_rule
     head = tuple(name for name in theta if name.startswith(HEAD) and is_adapted(name, rule))
     if not head:

@@ -1,6 +1,6 @@
-r"""How many of a network's weights are zero, near zero, or count at all.
+r"""How many of a network's weights are zero, near zero, or used.
 
-Of a tensor w with n numbers and a threshold T (in units of the weights, not of their scale):
+Of a tensor w with n entries and a threshold T (in units of the weights, not of their scale):
 
     zeros      #{j : w_j = 0} / n                       exact zeros
     small      #{j : |w_j| <= T} / n                    zeros among them
@@ -18,19 +18,21 @@ all of these are exactly 0.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metarun.types import NOT_WEIGHTS, Params
+from metarun.diagnostics.task_sample import network_weights
+from metarun.types import Params
 
 THRESHOLD = 1e-3
 UNIT_TENSORS = ("weight", "shift", "gain")  # of a block, with one row or number per unit
 
 
 class Counts(NamedTuple):
-    """Of one tensor, of a layer or of the whole network; counts add up."""
+    """Counts of one tensor, of a layer or of the whole network."""
 
     parameters: int = 0
     nonzero: int = 0
@@ -38,16 +40,6 @@ class Counts(NamedTuple):
     effective: float = 0.0
     units: int = 0
     zero_units: int = 0
-
-    def plus(self, other: Counts) -> Counts:
-        return Counts(
-            parameters=self.parameters + other.parameters,
-            nonzero=self.nonzero + other.nonzero,
-            small=self.small + other.small,
-            effective=self.effective + other.effective,
-            units=self.units + other.units,
-            zero_units=self.zero_units + other.zero_units,
-        )
 
     def facts(self) -> dict[str, Any]:
         """Counts, and the shares of the parameters."""
@@ -65,40 +57,41 @@ class Counts(NamedTuple):
 
 def sparsity(params: Params, threshold: float = THRESHOLD) -> dict[str, Any]:
     """{"threshold", "total": facts, "layers": {layer: facts}} of the network's tensors; `Counts.facts` has the keys."""
-    counts = {layer: layer_counts(part, threshold) for layer, part in layers(params).items()}
-    whole = Counts()
-    for each in counts.values():
-        whole = whole.plus(each)
+    counts = {layer: count_layer(tensors, threshold) for layer, tensors in layers(params).items()}
     facts = {layer: each.facts() for layer, each in counts.items()}
-    return {"threshold": threshold, "total": whole.facts(), "layers": facts}
+    return {"threshold": threshold, "total": add(counts.values()).facts(), "layers": facts}
 
 
 def layers(params: Params) -> dict[str, Params]:
-    """The tensors of each layer by their last names, block0 -> weight, shift, gain; none of `reg.*`."""
+    """The network's tensors by layer and last name: block0 -> weight, shift, gain."""
     found: dict[str, Params] = {}
-    for name, value in params.items():
-        if not name.startswith(NOT_WEIGHTS):
-            layer, _, last = name.rpartition(".")
-            found.setdefault(layer or name, {})[last] = value
+    for name, value in network_weights(params).items():
+        layer, _, last = name.rpartition(".")
+        found.setdefault(layer or name, {})[last] = value
     return found
 
 
-def layer_counts(layer: Params, threshold: float) -> Counts:
-    """Of one layer's tensors, and of its units if it is a block."""
-    whole = Counts()
-    for w in layer.values():
-        whole = whole.plus(tensor_counts(w, threshold))
-    zero = zero_units(layer)
-    return whole if zero is None else whole._replace(units=len(zero), zero_units=int(zero.sum()))
+def add(counts: Iterable[Counts]) -> Counts:
+    return Counts(*(sum(column) for column in zip(Counts(), *counts, strict=True)))
 
 
-def tensor_counts(w: Tensor, threshold: float) -> Counts:
-    return Counts(
-        parameters=w.numel(),
-        nonzero=int(w.count_nonzero()),
-        small=int((w.abs() <= threshold).sum()),
-        effective=participation(w),
+def count_layer(layer: Params, threshold: float) -> Counts:
+    """Counts of one layer's tensors, and of its units if it is a block."""
+    whole = add(
+        Counts(
+            parameters=w.numel(),
+            nonzero=int(w.count_nonzero()),
+            small=int((w.abs() <= threshold).sum()),
+            effective=participation(w),
+        )
+        for w in layer.values()
     )
+    if "weight" not in layer or "shift" not in layer:  # not a block
+        return whole
+    tensors = [layer[name] for name in UNIT_TENSORS if name in layer]
+    rows = [w.flatten(1) if w.ndim > 1 else w[:, None] for w in tensors]
+    zero = torch.stack([(row == 0).all(1) for row in rows]).all(0)  # [units]
+    return whole._replace(units=len(zero), zero_units=int(zero.sum()))
 
 
 def participation(w: Tensor) -> float:
@@ -109,15 +102,3 @@ def participation(w: Tensor) -> float:
         return 0.0
     squares = (values / largest).square()
     return float(squares.sum() ** 2 / squares.square().sum())
-
-
-def zero_units(layer: Params) -> Tensor | None:
-    """Which units of a block are all zeros, [units]; None for a layer that is no block (it has no shift)."""
-    if "weight" not in layer or "shift" not in layer:
-        return None
-    rows = [
-        layer[name].flatten(1) if layer[name].ndim > 1 else layer[name][:, None]
-        for name in UNIT_TENSORS
-        if name in layer
-    ]
-    return torch.stack([(row == 0).all(1) for row in rows]).all(0)

@@ -17,7 +17,7 @@ from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.reptile import Reptile
 from metarun.compute.linalg import flatten, hessian_product, unflatten
-from metarun.diagnostics.curvature import curvature_measures, descends_gradient
+from metarun.diagnostics.curvature import curvature_measures, is_gradient_descent
 from metarun.diagnostics.lanczos import Ritz, directions, extremes, lanczos
 from metarun.diagnostics.task_sample import TaskSample
 from metarun.models.mlp import mlp
@@ -211,9 +211,9 @@ def test_momentum_and_a_rate_of_its_own_are_told_from_gradient_descent() -> None
         inner_rule = sgd(0.05)  # type: ignore[assignment]
 
     settings = (MODEL, MeanSquaredError(), 0.1, 2, 2, False)
-    assert descends_gradient(MAML(*settings), MODEL.init(0))
-    assert not descends_gradient(Other(*settings), MODEL.init(0))
-    assert not descends_gradient(Halved(*settings), MODEL.init(0))
+    assert is_gradient_descent(MAML(*settings), MODEL.init(0))
+    assert not is_gradient_descent(Other(*settings), MODEL.init(0))
+    assert not is_gradient_descent(Halved(*settings), MODEL.init(0))
 
 
 NETWORK = mlp((2,), 3, hidden=(5,), norm="none")

@@ -12,9 +12,9 @@ from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.protonet import ProtoNet
 from metarun.diagnostics.representation import (
+    adapt_head,
     class_means,
     class_measures,
-    head_adapted,
     head_only_measures,
     linear_cka,
     nil_accuracy,
@@ -182,7 +182,7 @@ def test_adapting_the_head_alone_is_linear_regression_on_the_features(steps: int
     w = head_of(theta)
     for _ in range(steps):
         w = w - 0.1 * gradient(features, w, bias=True)
-    found = head_adapted(learner, theta, task.support)
+    found = adapt_head(learner, theta, task.support)
     assert_same(head_of(found), w)
     assert all(torch.equal(found[k], theta[k]) for k in theta if not k.startswith("head."))
 
@@ -192,7 +192,7 @@ def test_the_head_keeps_the_proximal_term_of_its_learner() -> None:
     model, task = network(), targets(1)
     theta = params_of(model)
     learner = IMAML(model, MeanSquaredError(), 2.0, 0.1, 300, 300, cg_steps=3, cg_damping=0.0)
-    found = head_of(head_adapted(learner, theta, task.support))
+    found = head_of(adapt_head(learner, theta, task.support))
     features = Batch(model.activations(theta, task.support.x)["features"], task.support.y)
     assert_same(gradient(features, found, bias=True), -2 * (found - head_of(theta)), rtol=1e-8)
 
