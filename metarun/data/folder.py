@@ -1,9 +1,9 @@
-"""Images that people have in files: folders, a csv or an archive of classes; among them miniImageNet in each layout.
+"""Your own images: folders, a csv or an archive of classes; among them miniImageNet in each layout.
 
-With `benchmark=miniimagenet` results say whether classes and split are those of Ravi and Larochelle 2017, which
-published figures are of, and a plain folder of the hundred classes is cut as they did.
+With `benchmark=miniimagenet` the results say whether classes and split are those of Ravi and Larochelle 2017, as in
+published results, and a plain folder of the hundred classes is split in the same way.
 
-Images beside a data set: labelled examples of new classes, and pictures to be labelled.
+`read_examples` and `read_pictures` read the images of `job=predict`: labelled ones of new classes, and unlabelled ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from metarun.errors import SettingError, UserError, require
 from metarun.storage.cache_folder import cache_folder
 
 BENCHMARKS = {"miniimagenet": ("mini-imagenet", "miniimagenet", "mini_imagenet", "miniImageNet")}
-"""Where people keep them below a folder of data sets."""
+"""Usual names of their folders below a folder of data sets."""
 
 ON_CORRUPT = ("fail", "skip")
 LAYOUTS = (
@@ -43,8 +43,8 @@ LAYOUTS = (
 )
 NO_COPY = (
     "miniImageNet may not be redistributed, so metarun cannot fetch it: make it from ILSVRC-2012 "
-    "(image-net.org) with Ravi's csv files (github.com/twitter-research/meta-learning-lstm), or use the copy that your "
-    "group has, and give it as data.root=PATH"
+    "(image-net.org) with Ravi's csv files (github.com/twitter-research/meta-learning-lstm), or use a copy of your "
+    "group, and set data.root=PATH"
 )
 
 
@@ -68,7 +68,7 @@ def image_folder(
     benchmark: str | None,
     train_classes: int | None = None,
 ) -> ImageData:
-    """The data set of these settings; conf/data/folder.yaml says what each means."""
+    """The data set of these settings, which conf/data/folder.yaml explains."""
     require(on_corrupt in ON_CORRUPT, "on_corrupt", on_corrupt, "choices: " + ", ".join(ON_CORRUPT))
     require(benchmark in (None, *BENCHMARKS), "benchmark", benchmark, "choices: null, " + ", ".join(BENCHMARKS))
     settings = SplitSettings(split, split_seed, tuple(ratios))
@@ -78,14 +78,9 @@ def image_folder(
     return ImageData(pixels, rotations, Augmentation(crop, flip, jitter), load)
 
 
-class Found(NamedTuple):
-    layout: Layout
-    read: Read
-
-
 @dataclass(frozen=True)
 class ImageFiles:
-    """Calling it gives the decoded images and the split: from the cache, or from the files at `root`."""
+    """A function that returns the decoded images and the split: from the cache, or from the files at `root`."""
 
     root: str | None
     csv: str | None
@@ -97,14 +92,16 @@ class ImageFiles:
     train_classes: int | None
 
     def __call__(self, verify: bool) -> Source:
-        place = self._place()
+        path = self._locate()
         decoding = [self.csv, *self.pixels.shape, self.pixels.resize, self.pixels.fit, self.on_corrupt]
-        key = f"{fingerprint(place)} {decoding}"
-        cached = cached_images(self.benchmark or "folder", key, lambda file: self._decode(place, file), verify)
+        key = f"{fingerprint(path)} {decoding}"
+        cached = cached_images(self.benchmark or "folder", key, lambda file: self._decode(path, file), verify)
         names, given = cached.table.names, cached.notes["given"]
-        known = not (self.benchmark and self.split.split == "auto" and choose_split(names, given) == "ratio")
-        others = f"has no split, and its classes are not those of {self.benchmark}; data=folder takes any"
-        require(known, "root", place, others)
+        if self.benchmark and self.split.split == "auto" and choose_split(names, given) == "ratio":
+            other = (
+                f"has no split, and its classes are not those of {self.benchmark}; for other classes use data=folder"
+            )
+            raise SettingError("root", path, other)
         split, splits = split_classes(names, given, self.split)
         splits = limit_training_classes(splits, self.train_classes, self.split.split_seed)
         notes = {"layout": cached.notes["layout"], "images": int(cached.table.counts.sum())}
@@ -112,127 +109,119 @@ class ImageFiles:
         notes |= {} if self.train_classes is None else {"train_classes": self.train_classes}
         return Source(cached.table, splits, split, notes, cached.path)
 
-    def _place(self) -> Path:
-        """The folder or archive; files that can be downloaded are fetched into it first."""
+    def _locate(self) -> Path:
+        """The folder or archive, after downloading its files if data.urls lists any."""
         root = self.root or (os.environ.get("METARUN_DATA") if self.benchmark else None)
-        known = root is not None or bool(self.downloads)
-        require(known, "root", root, f"give the place of the images. {self._ways()}")
-        folder = user_path(root) if root else cache_folder() / "data" / self._download_name()
+        if root:
+            folder = user_path(root)
+        else:  # downloads without a root: other files have another folder
+            require(
+                bool(self.downloads), "root", root, f"set it to the folder or archive of the images. {self._advice}"
+            )
+            file, checksum, _ = self.downloads[0]
+            name = f"{file.partition('.')[0]}-{checksum.partition(':')[2][:8]}"
+            folder = cache_folder() / "data" / name
         if self.downloads:
             fetch(self.downloads, folder)
-        below = [folder / name for name in BENCHMARKS.get(self.benchmark or "", ())]
-        place = next((p for p in below if p.is_dir()), folder)
-        require(place.exists(), "root", folder, f"there is no such folder or archive. {self._ways()}")
-        return place
+        subfolders = [folder / name for name in BENCHMARKS.get(self.benchmark or "", ())]
+        path = next((p for p in subfolders if p.is_dir()), folder)
+        require(path.exists(), "root", folder, f"there is no such folder or archive. {self._advice}")
+        return path
 
-    def _download_name(self) -> str:
-        """Of the folder for files that are downloaded without a root: another one for other files."""
-        first = self.downloads[0]
-        return f"{first.file.partition('.')[0]}-{first.checksum.partition(':')[2][:8]}"
-
-    def _decode(self, place: Path, file: BinaryIO) -> Decoded:
-        found = self._find(place)
-        skip = self.on_corrupt == "skip"
+    def _decode(self, path: Path, file: BinaryIO) -> Decoded:
+        layout, read = self._find_layout(path)
         try:
-            decoded = write_images(file, found.layout.entries, found.read, self.pixels, skip)
+            decoded = write_images(file, layout.entries, read, self.pixels, self.on_corrupt == "skip")
         except Unreadable as error:
-            raise SettingError("root", place, f"{error}; data.on_corrupt=skip leaves such images out") from error
-        given = {entry.label: entry.split for entry in found.layout.entries}
-        return decoded._replace(notes=decoded.notes | {"layout": found.layout.name, "given": given})
+            raise SettingError("root", path, f"{error}; data.on_corrupt=skip leaves such images out") from error
+        given = {entry.label: entry.split for entry in layout.entries}
+        return decoded._replace(notes=decoded.notes | {"layout": layout.name, "given": given})
 
-    def _find(self, place: Path) -> Found:
-        """The layout at the place, or in the one archive that lies there."""
+    def _find_layout(self, path: Path) -> tuple[Layout, Read]:
+        """The layout of the files, and a function that reads its entries. The files may be in one archive in a folder
+        without other data."""
         try:
-            found = self._recognise(_opened(place))
+            files = open_files(path)
+            archives = [name for name in files.names if is_archive(Path(name))]
+            data = [name for name in files.names if name.lower().endswith((*IMAGES, ".pkl"))]
+            if path.is_dir() and len(archives) == 1 and not data:
+                files = open_files(path / archives[0])
+            pickles = read_pickles(files)
+            if pickles is not None:
+                return pickles
+            layout = recognise(files, self.csv)
         except SettingError:
             raise
         except UserError as error:
-            raise SettingError("root", place, str(error)) from error
-        if found is None:
-            raise SettingError("root", place, f"holds none of the layouts that are read. {self._ways()}")
-        return found
+            raise SettingError("root", path, str(error)) from error
+        if layout is None:
+            raise SettingError("root", path, f"has none of the supported layouts. {self._advice}")
+        return layout, lambda entries: files.read(entry.name for entry in entries)
 
-    def _recognise(self, files: Files) -> Found | None:
-        arrays = read_pickles(files)
-        if arrays is not None:
-            return Found(*arrays)
-        layout = recognise(files, self.csv)
-        return layout and Found(layout, lambda entries: files.read(entry.name for entry in entries))
-
-    def _ways(self) -> str:
-        return (f"{NO_COPY}. " if self.benchmark else "") + f"Layouts that are read: {LAYOUTS}"
+    @property
+    def _advice(self) -> str:
+        return (f"{NO_COPY}. " if self.benchmark else "") + f"Supported layouts: {LAYOUTS}"
 
     def _caveat(self, names: tuple[str, ...], split: str) -> dict[str, str]:
-        """What figures must not be compared with, if there is something."""
+        """A warning if the results are not those of the published benchmark."""
         if self.benchmark is None or split == "ravi":
             return {}
-        known = {n for part in RAVI.values() for n in part}
-        what = "in a split that is not Ravi's" if set(names) == known else "of other classes"
-        return {"caveat": f"not the published {self.benchmark}: images {what}, figures cannot be compared with papers"}
-
-
-def _opened(place: Path) -> Files:
-    """The files at the place, or in the one archive that lies there without other data."""
-    files = open_files(place)
-    archives = [name for name in files.names if is_archive(Path(name))]
-    data = [name for name in files.names if name.lower().endswith((*IMAGES, ".pkl"))]
-    return open_files(place / archives[0]) if place.is_dir() and len(archives) == 1 and not data else files
+        published = {name for part in RAVI.values() for name in part}
+        what = "in a split that is not Ravi's" if set(names) == published else "of other classes"
+        return {"caveat": f"not the published {self.benchmark}: images {what}, results cannot be compared with papers"}
 
 
 class Examples(NamedTuple):
     """Labelled images, shot by shot: the first of every class, then the second of every class that has one."""
 
     classes: tuple[str, ...]
-    x: Tensor  # [S, C, H, W], as a network takes them
-    y: Tensor  # [S], numbers of classes
-    shots: tuple[int, int]  # the fewest and the most of a class
+    x: Tensor  # [S, C, H, W], inputs of a network
+    y: Tensor  # [S], indices of classes
+    shots: tuple[int, int]  # the fewest and the most images of a class
 
 
 class Pictures(NamedTuple):
+    """Unlabelled images."""
+
     files: tuple[str, ...]  # names below the folder
     x: Tensor  # [M, C, H, W]
 
 
-def read_examples(place: Path, pixels: Pixels) -> Examples:
-    """A folder (or archive) with a folder of images per class."""
-    _existing("predict.support", place)
+def read_examples(path: Path, pixels: Pixels) -> Examples:
+    """Read a folder or archive with a folder of images per class."""
+    require(path.exists(), "predict.support", path, "there is no such file or folder")
     try:
-        files = open_files(place)
+        files = open_files(path)
         layout = recognise(files)
     except UserError as error:
-        raise UserError(f"predict.support={place}: {error}") from error
+        raise UserError(f"predict.support={path}: {error}") from error
     if layout is None:
-        raise SettingError("predict.support", place, "must hold a folder of images for each of two classes or more")
+        raise SettingError("predict.support", path, "must contain a folder of images for each of two classes or more")
     classes = tuple(dict.fromkeys(entry.label for entry in layout.entries))
     by_class = groupby(layout.entries, key=lambda entry: entry.label)
     rows = sorted((shot, entry.label, entry.name) for _, group in by_class for shot, entry in enumerate(group))
-    names = [name for _, _, name in rows]
     y = torch.tensor([classes.index(label) for _, label, _ in rows])
     counts = y.bincount()
-    return Examples(classes, _inputs(names, files, pixels), y, (int(counts.min()), int(counts.max())))
+    x = _read_inputs([name for _, _, name in rows], files, pixels)
+    return Examples(classes, x, y, (int(counts.min()), int(counts.max())))
 
 
-def read_pictures(place: Path, pixels: Pixels) -> Pictures:
-    """One image, or all below a folder (or in an archive)."""
-    _existing("predict.query", place)
-    if place.is_file() and not is_archive(place):
-        files = open_files(place.parent)
-        names = [place.name]
+def read_pictures(path: Path, pixels: Pixels) -> Pictures:
+    """Read one image, or all below a folder or in an archive."""
+    require(path.exists(), "predict.query", path, "there is no such file or folder")
+    if path.is_file() and not is_archive(path):
+        files = open_files(path.parent)
+        names = [path.name]
     else:
-        files = open_files(place)
+        files = open_files(path)
         names = [name for name in files.names if name.lower().endswith(IMAGES)]
     if not names:
-        raise SettingError("predict.query", place, f"holds no image; endings that are read: {', '.join(IMAGES)}")
-    return Pictures(tuple(names), _inputs(names, files, pixels))
+        raise SettingError("predict.query", path, f"contains no image; supported endings: {', '.join(IMAGES)}")
+    return Pictures(tuple(names), _read_inputs(names, files, pixels))
 
 
-def _existing(key: str, place: Path) -> Path:
-    if not place.exists():
-        raise SettingError(key, place, "there is no such file or folder")
-    return place
-
-
-def _inputs(names: Sequence[str], files: Files, pixels: Pixels) -> Tensor:
+def _read_inputs(names: Sequence[str], files: Files, pixels: Pixels) -> Tensor:
+    """Decoded images as inputs of a network [B, C, H, W]."""
     images = []
     for name, content in zip(names, files.read(names), strict=True):
         try:

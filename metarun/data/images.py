@@ -166,7 +166,7 @@ class ImageData:
         if split != "train" or not self.augmentation.active:
             return Task(*(Batch(self.pixels.to_inputs(b.x), b.y) for b in drawn))
         changed = (self.augmentation(b.x / 255, seed, step, tasks, part) for part, b in enumerate(drawn))
-        return Task(*(Batch(self.pixels.normalised(x), b.y) for x, b in zip(changed, drawn, strict=True)))
+        return Task(*(Batch(self.pixels.standardize(x), b.y) for x, b in zip(changed, drawn, strict=True)))
 
     def reference_inputs(self, count: int) -> Tensor:
         """One image of each of `count` training classes (or several where there are fewer), drawn with seed 0 apart

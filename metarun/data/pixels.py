@@ -1,6 +1,6 @@
-"""How an image file becomes numbers: decoded as people see it, resized to a square of bytes; later scaled to floats.
+"""Image files -> numbers: decoded as a viewer shows them, resized to a square of bytes, then scaled to floats.
 
-Every mode that Pillow knows is brought to grey or RGB: palettes and CMYK are converted, 16 bits are scaled to 8,
+Every mode of Pillow is converted to grey or RGB: palettes and CMYK are converted, 16 bits are scaled to 8,
 transparency is laid over white, the first frame of an animation is taken, and the camera's orientation is applied.
 """
 
@@ -34,10 +34,10 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF's orientation -> what brings the picture upright."""
+"""EXIF orientation -> the operation that makes the image upright."""
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-"""What is read, whatever a file's name ends in. Among Pillow's others are some that start programs, as EPS does."""
+"""The formats that are read, whatever the ending of the name. Some of Pillow's other formats start programs, as EPS."""
 
 FITS = ("stretch", "crop")
 NORMALIZE = {
@@ -47,16 +47,16 @@ NORMALIZE = {
 }
 """Mean and standard deviation per channel, of values in [0, 1]."""
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged and of large files: what matters is raised
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged and large files, which raise if it matters
 
 
 class CorruptImage(Exception):
-    """A file that is no readable image; the message says why."""
+    """A file is not a readable image; the message says why."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """The settings that decide an image's numbers."""
+    """The settings that determine the numbers of an image."""
 
     size: int  # of the square, in pixels
     channels: int  # 1 grey, 3 RGB
@@ -83,11 +83,11 @@ class Pixels:
         return (self.channels, self.size, self.size)
 
     def decode(self, content: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """An image file (or an array [H, W, channels]) as bytes [C, size, size]; `CorruptImage` when it is none."""
+        """An image file, or an array [H, W, C] -> bytes [C, size, size]. Raise `CorruptImage` if that fails."""
         try:
-            image = self._square(self._open(content))
+            image = self._square(self._load(content))
         except UnidentifiedImageError as error:
-            raise CorruptImage("no image format that is known") from error
+            raise CorruptImage(f"its format is none of {', '.join(FORMATS)}") from error
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises many kinds
@@ -97,28 +97,28 @@ class Pixels:
 
     def to_inputs(self, images: Tensor) -> Tensor:
         """Bytes [..., C, H, W] -> float32, scaled to [0, 1] and normalised."""
-        return self.normalised(images.to(torch.float32).div_(255))
+        return self.standardize(images.to(torch.float32).div_(255))
 
-    def normalised(self, images: Tensor) -> Tensor:
-        """[..., C, H, W] in [0, 1] -> mean subtracted and divided by the deviation, as `normalize` says."""
+    def standardize(self, images: Tensor) -> Tensor:
+        """[..., C, H, W] in [0, 1] -> minus the mean, divided by the deviation, of the setting `normalize`."""
         if self.normalize == "none":
             return images
         mean, deviation = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in NORMALIZE[self.normalize])
         return (images - mean) / deviation
 
     def to_bytes(self, inputs: Tensor) -> Tensor:
-        """The inverse of `to_inputs`, for showing."""
+        """The inverse of `to_inputs`."""
         mean, deviation = (torch.tensor(v).view(-1, 1, 1) for v in NORMALIZE[self.normalize])
         return ((inputs.cpu() * deviation + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
-    def _open(self, content: bytes | NDArray[np.uint8]) -> Image.Image:
+    def _load(self, content: bytes | NDArray[np.uint8]) -> Image.Image:
         if not isinstance(content, bytes):
             image = Image.fromarray(content.squeeze(-1) if content.shape[-1] == 1 else content)
         else:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
             image.load()
-            image = image if image.format == "TIFF" else upright(image)  # Pillow turns TIFFs itself
-        return as_seen(image).convert("L" if self.channels == 1 else "RGB")
+            image = image if image.format == "TIFF" else make_upright(image)  # Pillow turns TIFFs itself
+        return flatten_modes(image).convert("L" if self.channels == 1 else "RGB")
 
     def _square(self, image: Image.Image) -> Image.Image:
         wanted = (self.size, self.size)
@@ -129,17 +129,17 @@ class Pixels:
         return image.resize(wanted, RESIZE[self.resize])
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says, if that can be read; `ImageOps.exif_transpose` fails at whatever else is wrong in it."""
+def make_upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation, if readable. (`ImageOps.exif_transpose` fails at any damage in the EXIF data.)"""
     try:
         turn = TURNS.get(image.getexif().get(0x0112, 1))
-    except Exception:  # of a damaged EXIF, which says nothing about the picture
+    except Exception:  # damaged EXIF data; the image itself may be sound
         return image
     return image if turn is None else image.transpose(turn)
 
 
-def as_seen(image: Image.Image) -> Image.Image:
-    """16 bits scaled to 8, and transparency laid over white: conversions that `Image.convert` gets wrong."""
+def flatten_modes(image: Image.Image) -> Image.Image:
+    """Scale 16 bits to 8 and lay transparency over white, which `Image.convert` does not do correctly."""
     if image.mode.startswith("I"):  # 16 bits, or 32 that hold 16
         values = np.asarray(image).astype(np.int64)
         scaled = (values >> 8).clip(0, 255)

@@ -100,7 +100,7 @@ class ChangedImages:
         drawn = self.inside.episodes(split, seed, step, tasks, spec)
         plain = (self.pixels.to_bytes(batch.x) / 255 for batch in drawn)
         changed = (self.change(x, self.pixels.ink, seed, step, tasks, part) for part, x in enumerate(plain))
-        return Task(*(Batch(self.pixels.normalised(x), b.y) for x, b in zip(changed, drawn, strict=True)))
+        return Task(*(Batch(self.pixels.standardize(x), b.y) for x, b in zip(changed, drawn, strict=True)))
 
     def facts(self) -> dict[str, Any]:
         return self.inside.facts() | {"images_changed": dataclasses.asdict(self.change)}

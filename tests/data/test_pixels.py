@@ -331,7 +331,7 @@ def test_normalising_is_of_values_in_zero_to_one_and_leaves_them_alone(normalize
     before = values.clone()
     mean, deviation = (np.array(v, dtype=float)[:channels, None, None] for v in MEAN_AND_DEVIATION[normalize])
     expected = torch.from_numpy((before.numpy() - mean) / deviation).float()
-    torch.testing.assert_close(pixels.normalised(values), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(pixels.standardize(values), expected, rtol=0, atol=1e-6)
     assert torch.equal(values, before)
 
 

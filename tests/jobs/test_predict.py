@@ -165,7 +165,7 @@ def test_wrong_places_are_one_line_with_their_key(home: Path, tmp_path: Path) ->
     assert refusal(home, tmp_path, query="") == (
         "predict.query=None: job=predict needs a folder of examples per class and pictures"
     )
-    assert "holds no image" in refusal(home, tmp_path, query=str(tmp_path / "empty"))
+    assert "contains no image" in refusal(home, tmp_path, query=str(tmp_path / "empty"))
     assert f"{tmp_path / 'bad/x.jpg'}: is not a readable image" in refusal(home, tmp_path, query=str(tmp_path / "bad"))
 
 

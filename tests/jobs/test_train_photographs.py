@@ -82,7 +82,7 @@ def test_other_classes_than_the_published_ones_are_said_to_be_so(
         *SMALL,
     ]
     result = metarun.run(metarun.compose([*settings, "algo.train_ways=3"]), tmp_path)
-    assert "of other classes, figures cannot be compared with papers" in result.summary["caveat"]
+    assert "of other classes, results cannot be compared with papers" in result.summary["caveat"]
     assert f"note: {result.summary['caveat']}" in capsys.readouterr().out
 
 
