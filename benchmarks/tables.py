@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from metarun.storage.published import compared
+from metarun.storage.published import compare
 
 Record = Mapping[str, Any]
 Column = tuple[str, Callable[[Record], str]]
@@ -145,7 +145,7 @@ OMNIGLOT = Table(
         SEED,
         ("test accuracy, %", lambda r: interval(r, 2, 100)),
         PUBLISHED,
-        ("verdict", lambda r: ", ".join(c.verdict for c in compared(r["published"], r))),
+        ("verdict", lambda r: ", ".join(c.verdict for c in compare(r["published"], r))),
         ("goal", goal),
         COST,
         MINUTES,

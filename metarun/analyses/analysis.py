@@ -141,7 +141,7 @@ class Context:
         config = self.change_settings(changes)
         summary = folder.read_summary()
         if summary.get("status") not in FINAL:
-            config.resume = str(folder.path) if folder.begun() else None
+            config.resume = str(folder.path) if folder.has_checkpoint() else None
             start = time.process_time()
             result = self.train_run(config, folder, quiet=True)
             if result.status == "interrupted":

@@ -110,7 +110,7 @@ def find_source_run(context: Context, seed: int) -> TrainedRun | None:
         return None
     summary = context.source.read_summary()
     settings = json.loads(json.dumps(dataclasses.asdict(context.change_settings({"seed": seed}))))
-    stored = json.loads(json.dumps(context.source.config()))  # as JSON has it, where tuples are lists
+    stored = json.loads(json.dumps(context.source.read_config()))  # as JSON has it, where tuples are lists
     same = all(settings[k] == stored.get(k) for k in RESULT_SETTINGS)
     tested = summary.get("status") == "diverged" or (context.source.path / "test.json").exists()
     return TrainedRun(summary, context.source) if same and tested and summary.get("status") in FINAL else None

@@ -61,7 +61,7 @@ def new_run_folder(resume: str | None, job: str, algo: str, data: str, run: str 
     inside of the run for its analysis."""
     analysed = run if job == "analyze" and analysis else None
     if resume or analysed:
-        RunFolder(Path(resume or analysed or "")).config()  # before Hydra writes anything there
+        RunFolder(Path(resume or analysed or "")).read_config()  # before Hydra writes anything there
         return resume or f"{analysed}/analyses/{analysis}"
     now = datetime.now()
     what = f"{algo}-{data}" if job == "train" else job
@@ -71,7 +71,7 @@ def new_run_folder(resume: str | None, job: str, algo: str, data: str, run: str 
 def hydra_subfolder(resume: str | None, folder: str) -> str | None:
     """Where Hydra leaves its own files: nowhere if the folder is at work in another process, which this job will learn
     only later, or if the run has ended, of which nothing is to be touched."""
-    if owner(Path(folder)) or (resume and RunFolder(Path(resume)).ended()):
+    if owner(Path(folder)) or (resume and RunFolder(Path(resume)).has_ended()):
         return None
     return ".hydra/resumed" if resume else ".hydra"
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from metarun.compute.device import Placement
-from metarun.storage.cache_folder import cache_folder
+from metarun.storage.run_folder import cache_folder
 from metarun.types import Params
 
 log = logging.getLogger(__name__)

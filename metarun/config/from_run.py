@@ -86,7 +86,7 @@ def read_settings(source: str) -> dict[str, Any]:
 
     An interpolation could read the environment or make folders; choices are given to Hydra again.
     """
-    stored = RunFolder(Path(source)).config()
+    stored = RunFolder(Path(source)).read_config()
     for key, value in differences({}, {"": stored}).items():
         if any("${" in text or text == "???" for text in _strings([key, value])):
             raise UserError(f"{source}: config.yaml: {one_line(key[1:])} holds an interpolation; settings are plain")

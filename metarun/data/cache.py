@@ -26,10 +26,10 @@ import torch
 from metarun.data.files import file_checksum
 from metarun.data.images import ImageTable
 from metarun.errors import UserError
-from metarun.storage.cache_folder import cache_folder
 from metarun.storage.locks import file_lock
 from metarun.storage.progress import print_notice
-from metarun.storage.untrusted import text
+from metarun.storage.run_folder import cache_folder
+from metarun.storage.untrusted import read_text
 
 RESIDENT = 1 << 28  # bytes of a mapped file that a process keeps in memory
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError)
@@ -71,7 +71,7 @@ def cached_images(name: str, fingerprint: str, build: Build, verify: bool = Fals
 def _read(path: Path, verify: bool) -> Cached | None:
     """The cached images, or None if they are missing or damaged."""
     try:
-        stored = json.loads(text(path.with_suffix(".json")))
+        stored = json.loads(read_text(path.with_suffix(".json")))
         if stored.pop("sum") != _json_checksum(stored):
             return None
         shape, stat = stored["shape"], path.stat()

@@ -30,7 +30,7 @@ from metarun.data.miniimagenet import RAVI, read_pickles
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.data.splits import SplitSettings, check_split, choose_split, limit_training_classes, split_classes
 from metarun.errors import SettingError, UserError, require
-from metarun.storage.cache_folder import cache_folder
+from metarun.storage.run_folder import cache_folder
 
 BENCHMARKS = {"miniimagenet": ("mini-imagenet", "miniimagenet", "mini_imagenet", "miniImageNet")}
 """Usual names of their folders below a folder of data sets."""

@@ -37,7 +37,7 @@ from metarun.data.layouts import Entry
 from metarun.data.pixels import Pixels
 from metarun.data.splits import limit_training_classes
 from metarun.errors import UserError, require
-from metarun.storage.cache_folder import cache_folder
+from metarun.storage.run_folder import cache_folder
 from metarun.types import Split
 
 SPLIT_NAMES = ("vinyals", "random1200", "background")

@@ -29,7 +29,7 @@ def analyze_job(config: Config, record: RunFolder) -> Result:
         raise SettingError("analysis", None, f"job=analyze needs one; choices: {names}")
     source = RunFolder(Path(config.run)) if config.run else None
     if source:
-        source.config()  # raise UserError if it is no run folder
+        source.read_config()  # raise UserError if it is no run folder
     analysis: Analysis = build("analysis", config.analysis, config.trusted_modules)
     name = option_name("analysis", config)
     folder = choose_folder(config, source, name) if source else record.path

@@ -19,10 +19,10 @@ from metarun.training.experiment import assemble
 
 def has_ended(config: Config, record: RunFolder) -> bool:
     """Whether `resume` names a run that has ended, with no changed setting that would let it train or test again."""
-    if not config.resume or not record.ended():
+    if not config.resume or not record.has_ended():
         return False
     asked: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dataclasses.asdict(config)))
-    return all(asked.get(k) == v for k, v in record.config().items() if k not in COMMAND_SETTINGS)
+    return all(asked.get(k) == v for k, v in record.read_config().items() if k not in COMMAND_SETTINGS)
 
 
 def load_ended(config: Config, record: RunFolder, quiet: bool) -> Result:
@@ -42,7 +42,7 @@ def has_checkpoint(config: Config, record: RunFolder) -> bool:
     if not config.resume:
         refuse_used(record)
         return False
-    if record.begun():
+    if record.has_checkpoint():
         return True
     done = max((r["step"] for r in record.read_records()), default=0)
     if done > config.train.checkpoint_every:
@@ -53,18 +53,18 @@ def has_checkpoint(config: Config, record: RunFolder) -> bool:
 
 def refuse_used(record: RunFolder) -> None:
     """Raise `SettingError` if the folder holds a run already."""
-    if record.begun():
+    if record.has_checkpoint():
         needed = f"holds a run already; resume={record.path} goes on with it, another folder takes a new one"
         raise SettingError("hydra.run.dir", record.path, needed)
 
 
 def discard_after(record: RunFolder, step: int) -> None:
     """Drop the records of the steps that will be repeated."""
-    damaged = record.forget_after(step)
+    damaged = record.drop_after(step)
     if damaged:
         print_notice(f"{record.path}/metrics.jsonl: {damaged} damaged lines were dropped; their records are lost")
 
 
 def describe_last(record: RunFolder) -> str:
     """The last checkpoint, as the end of a sentence on where a run stopped."""
-    return f"the last checkpoint is {record.last}" if record.begun() else "before its first checkpoint"
+    return f"the last checkpoint is {record.last}" if record.has_checkpoint() else "before its first checkpoint"

@@ -31,8 +31,8 @@ from metarun.jobs.summary import (
     title,
 )
 from metarun.storage.loggers import Sink
-from metarun.storage.loggers.apart import Apart
 from metarun.storage.loggers.console import console_sink
+from metarun.storage.loggers.isolated import IsolatedSink
 from metarun.storage.loggers.jsonl import JsonLines
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
@@ -238,7 +238,7 @@ def build_sinks(config: Config, folder: Path, quiet: bool) -> list[Sink]:
         for sink in own:
             sink.note(message)
 
-    return [*own, Apart(config.logger.name, chosen, warn)]
+    return [*own, IsolatedSink(config.logger.name, chosen, warn)]
 
 
 def build_logger(config: Config, folder: Path) -> Sink | None:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever the process is killed, and one line where they cannot be written."""
+"""Write files so that they are whole or absent whenever the process is killed; errors name the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metarun.errors import WriteError
 
 @contextlib.contextmanager
 def name_file_in_errors(path: Path) -> Iterator[None]:
-    """Says of an error of the system which file it was: an error in writing, unlike one in opening, does not."""
+    """Turn an `OSError` into a `WriteError` with the file's name, which errors in writing do not have by themselves."""
     try:
         yield
     except OSError as error:
@@ -22,7 +22,7 @@ def name_file_in_errors(path: Path) -> Iterator[None]:
 
 
 def replace(path: Path, content: bytes, predecessor: Path | None = None) -> None:
-    """Write under a temporary name, force it to disk, rename it; what was there before stays as `predecessor`."""
+    """Write under a temporary name, force to disk, and rename; the file replaced is kept as `predecessor`."""
     temporary = path.with_name(path.name + ".tmp")
     with name_file_in_errors(path):
         try:
@@ -34,15 +34,15 @@ def replace(path: Path, content: bytes, predecessor: Path | None = None) -> None
                 os.replace(path, predecessor)
             os.replace(temporary, path)
         except OSError:
-            with contextlib.suppress(OSError):  # on a full disk it would only take room
+            with contextlib.suppress(OSError):  # on a full disk it would take room
                 temporary.unlink()
             raise
 
 
 def append(file: FileIO, path: Path, line: bytes) -> None:
-    """All of the line, or nothing of it where the system lets it be taken back."""
+    """Append the whole line; on an error, remove the part that was written."""
     with name_file_in_errors(path):
-        if os.fstat(file.fileno()).st_nlink == 0:  # it would be written, and nobody could ever read it
+        if os.fstat(file.fileno()).st_nlink == 0:  # the line would go to a file that nobody can open
             raise FileNotFoundError(errno.ENOENT, "it was deleted while the run was going on")
         start = os.fstat(file.fileno()).st_size
         try:

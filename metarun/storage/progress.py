@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """Yield the items, showing on stderr how far along they are."""
+    """Yield the items, with a progress bar on stderr."""
     if not sys.stderr.isatty() or ranks.rank() > 0:
         print_notice(f"{label}: {total} items")
         yield from items
@@ -25,14 +25,14 @@ def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
 
 
 def print_notice(message: str) -> None:
-    """A line for the user, beside whatever the program prints as its result. Of several processes, one speaks."""
+    """Print a line for the user on stderr; of several processes, rank 0 prints."""
     if ranks.rank() == 0:
         print(message, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def track_bytes(label: str, done: int, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield what is to be called with the number of bytes that came; `total` is `done` where it is not known."""
+    """Yield a function that counts received bytes, with a progress bar; `total` equals `done` if it is unknown."""
     if not sys.stderr.isatty() or ranks.rank() > 0:
         print_notice(f"downloading {label}: {total - done} bytes" if total > done else f"downloading {label}")
         yield lambda count: None

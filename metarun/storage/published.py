@@ -1,8 +1,8 @@
-"""What a paper reports, beside what a run reached.
+"""Compare the published metrics of a paper with those of a run.
 
 A row agrees where the two 95 % intervals touch:  |m - p| <= c_m + c_p,  with m and c_m the run's mean and interval over
 its test tasks, p and c_p the printed ones (c_p = 0 where none is printed). Accuracies are in per cent, as papers print
-them; of a regression the figures are those after each adaptation step that the paper names.
+them; a regression is compared after each adaptation step that the paper names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from metarun.errors import one_line
 
 
 class Comparison(NamedTuple):
-    """One published figure and the run's own, in the paper's unit."""
+    """One published metric and the run's own, in the paper's unit."""
 
     step: int | None  # the adaptation step; None: the run's headline
     published: float
@@ -24,15 +24,15 @@ class Comparison(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """inside, above or below, of the published interval."""
-        apart = self.mean - self.published
-        if abs(apart) <= self.ci95 + self.published_ci95:
+        """inside, above or below the published interval."""
+        difference = self.mean - self.published
+        if abs(difference) <= self.ci95 + self.published_ci95:
             return "inside"
-        return "above" if apart > 0 else "below"
+        return "above" if difference > 0 else "below"
 
 
-def compared(published: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Comparison]:
-    """The published figures that the run has a counterpart of."""
+def compare(published: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Comparison]:
+    """Compare each published metric that the run has as well."""
     scale = 100.0 if summary["metric"] == "accuracy" else 1.0
     ci95 = published["ci95"] or 0.0
     if published["value"] is not None:
@@ -45,8 +45,8 @@ def compared(published: Mapping[str, Any], summary: Mapping[str, Any]) -> list[C
     ]
 
 
-def described(comparisons: list[Comparison], source: str) -> str:
-    """One line for the terminal."""
+def describe(comparisons: list[Comparison], source: str) -> str:
+    """Describe comparisons in one line for the terminal."""
     parts = []
     for c in comparisons:
         interval = f" +- {c.published_ci95:g}" if c.published_ci95 else ""

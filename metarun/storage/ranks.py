@@ -1,4 +1,4 @@
-"""Which of a job's processes this is, as torchrun says in the environment. A process by itself is rank 0 of 1."""
+"""The rank of this process among those of a job, from torchrun's environment. A single process is rank 0 of 1."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import os
 
 
 def rank() -> int:
-    """The number of this process among all; 0 owns the run folder and speaks."""
-    return _number("RANK", 0) if _launched() else 0
+    """The number of this process among all; rank 0 owns the run folder and prints."""
+    return _read_int("RANK", 0) if _is_launched() else 0
 
 
 def size() -> int:
-    """How many processes work on the job."""
-    return _number("WORLD_SIZE", 1) if _launched() else 1
+    """The number of processes of the job."""
+    return _read_int("WORLD_SIZE", 1) if _is_launched() else 1
 
 
 def local_rank() -> int:
     """The number of this process among those on its machine."""
-    return _number("LOCAL_RANK", 0) if _launched() else 0
+    return _read_int("LOCAL_RANK", 0) if _is_launched() else 0
 
 
 def local_size() -> int:
-    """How many of the processes are on this machine."""
-    return _number("LOCAL_WORLD_SIZE", 1) if _launched() else 1
+    """The number of processes on this machine."""
+    return _read_int("LOCAL_WORLD_SIZE", 1) if _is_launched() else 1
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _launched() -> bool:
-    """Some batch systems set WORLD_SIZE alone, for processes that know nothing of one another."""
+def _is_launched() -> bool:
+    """Whether torchrun started this process. Some batch systems set WORLD_SIZE alone, for independent processes."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
-def _number(name: str, default: int) -> int:
+def _read_int(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() else default

@@ -1,16 +1,17 @@
-"""The run folder: what a run leaves behind, and how another job reads it again.
+"""The run folder: the files of a run, written by one job and read by others; and the cache folder beside all runs.
 
 config.yaml     all settings, resolved            split.json       the class names of each split
-metrics.jsonl   every number of training and validation, the same bytes for the same settings and machine
-timing.jsonl    what a clock or the memory said at the same steps (never the same twice)
-test.json       each test task's figure after each adaptation step
-summary.json    the result and all that belongs beside it; written at the start too, and when a run stops
+metrics.jsonl   every metric of training and validation, the same bytes for the same settings and machine
+timing.jsonl    times and memory at the same steps (never the same twice)
+test.json       each test task's metric after each adaptation step
+summary.json    the result and its conditions; written at the start too, and when a run stops
 checkpoints/    last.pt, best.pt, and their predecessors
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,8 @@ from metarun.storage.atomic import name_file_in_errors
 from metarun.storage.json_values import replace_nonfinite
 from metarun.storage.status import SUCCEEDED
 
-NEEDED = ("algo", "data", "train")
-"""Without these a file of settings is none of a run."""
-
-KINDS = ("train", "val", "probe")
-"""Of the records that a resumed run keeps; its test is done again."""
+NEEDED = ("algo", "data", "train")  # in the settings of any run
+KINDS = ("train", "val", "probe")  # of records that a resumed run keeps; it repeats its test
 
 
 class RunFolder:
@@ -38,21 +36,21 @@ class RunFolder:
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
 
-    def begun(self) -> bool:
-        """Whether there is a checkpoint; a kill may have come when only the predecessor was there."""
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint; after a kill this may be the predecessor alone."""
         return self.last.exists() or previous_checkpoint(self.last).exists()
 
     def create(self, config: dict[str, Any]) -> None:
-        """Make the folder and store the settings in it."""
+        """Make the folder and write the settings to it."""
         with name_file_in_errors(self.path):
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         self._replace("config.yaml", yaml.safe_dump(config, sort_keys=False))
 
-    def config(self) -> dict[str, Any]:
-        """The stored settings; `UserError` when this is no run folder, or leads out of itself."""
+    def read_config(self) -> dict[str, Any]:
+        """Return the stored settings. Raise `UserError` if this is no run folder, or has links that lead out of it."""
         path = self.path / "config.yaml"
         try:
-            stored = untrusted.settings(path)
+            stored = untrusted.read_yaml(path)
         except untrusted.Refused as error:
             raise UserError(f"{path}: cannot be read: it {error.strerror}") from error
         except FileNotFoundError:
@@ -62,34 +60,38 @@ class RunFolder:
         lacking = [key for key in NEEDED if not isinstance(stored, dict) or not isinstance(stored.get(key), dict)]
         if lacking:
             raise UserError(f"{path}: is damaged, or not of metarun (it lacks the settings of {', '.join(lacking)})")
-        untrusted.confine(self.path)
+        untrusted.check_links(self.path)
         return stored
 
     def write_json(self, name: str, values: Any) -> None:
+        """Write a JSON file, numbers that are not finite as null."""
         self._replace(name, json.dumps(replace_nonfinite(values), indent=2) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
+        """Return summary.json, or {} if it cannot be read."""
         try:
-            stored = json.loads(untrusted.text(self.path / "summary.json"))
+            stored = json.loads(untrusted.read_text(self.path / "summary.json"))
         except (OSError, ValueError, RecursionError):
             return {}
         return stored if isinstance(stored, dict) else {}
 
-    def ended(self) -> bool:
-        """Whether the run came to its end and was tested."""
+    def has_ended(self) -> bool:
+        """Whether the run reached its end and was tested."""
         return self.read_summary().get("status") in SUCCEEDED and (self.path / "test.json").exists()
 
     def read_records(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-        """The lines of a record file; what is no record is left out."""
-        return [record for line in self._lines(name) if (record := _record(line))]
+        """Return the records of a file; damaged lines are left out."""
+        return [record for line in self._lines(name) if (record := _parse_record(line))]
 
-    def forget_after(self, step: int) -> int:
-        """Drop records of what will be done again (later steps, the test), and a line cut off in writing. Returns how
-        many lines before the last of metrics.jsonl were no records: these are damaged, and lost."""
-        damaged = sum(_record(line) is None for line in self._lines("metrics.jsonl")[:-1])
+    def drop_after(self, step: int) -> int:
+        """Drop the records of what a resumed run repeats (later steps, the test), and a line cut off in writing.
+
+        Returns how many lines before the last of metrics.jsonl were damaged: their records are lost.
+        """
+        damaged = sum(_parse_record(line) is None for line in self._lines("metrics.jsonl")[:-1])
         for name in ("metrics.jsonl", "timing.jsonl"):
             lines = self._lines(name)
-            kept = [line for line in lines if line.endswith("\n") and _kept(_record(line), step)]
+            kept = [line for line in lines if line.endswith("\n") and _is_kept(_parse_record(line), step)]
             if kept != lines:
                 self._replace(name, "".join(kept))
         return damaged
@@ -98,8 +100,8 @@ class RunFolder:
         path = self.path / name
         if not path.exists():
             return []
-        # Not splitlines: a damaged line may hold what Unicode takes for the end of one.
-        return re.findall(r"[^\n]*\n|[^\n]+", untrusted.text(path, errors="replace"))
+        # Not splitlines: a damaged line may hold characters that Unicode takes for the end of a line.
+        return re.findall(r"[^\n]*\n|[^\n]+", untrusted.read_text(path, errors="replace"))
 
     def _replace(self, name: str, text: str) -> None:
         atomic.replace(self.path / name, text.encode())
@@ -110,8 +112,14 @@ def previous_checkpoint(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
 
 
+def cache_folder() -> Path:
+    """The folder of what outlives a run: METARUN_CACHE, or metarun's folder in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metarun"
+    return Path(os.environ.get("METARUN_CACHE") or default)
+
+
 def new_folder(parent: Path, name: str) -> Path:
-    """A folder that was not there: NAME, NAME-2, ...; made here so that no other process gets the same."""
+    """Make a new folder NAME, NAME-2, ...; two processes never get the same one."""
     parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(1000):
         folder = parent / (name + (f"-{attempt + 1}" if attempt else ""))
@@ -123,25 +131,22 @@ def new_folder(parent: Path, name: str) -> Path:
     raise UserError(f"{parent}: cannot make a new folder {name}")
 
 
-def _record(line: str) -> dict[str, Any] | None:
-    """What the line says, if it is a record."""
+def _parse_record(line: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict) or found.get("kind") not in (*KINDS, "test"):
+    if not isinstance(record, dict) or record.get("kind") not in (*KINDS, "test"):
         return None
-    numbers = all(_is_number(value) for key, value in found.items() if key != "kind")
-    return found if numbers and type(found.get("step")) is int and found["step"] >= 0 else None
+    numeric = all(_is_numeric(value) for key, value in record.items() if key != "kind")
+    return record if numeric and type(record.get("step")) is int and record["step"] >= 0 else None
 
 
-def _kept(record: dict[str, Any] | None, step: int) -> bool:
+def _is_kept(record: dict[str, Any] | None, step: int) -> bool:
     return record is not None and record["step"] <= step and record["kind"] in KINDS
 
 
-def _is_number(value: Any) -> bool:
-    """What a record of metarun holds: numbers, null for one that is not finite, its kind, and tables of these."""
-    if isinstance(value, (list, dict)):
-        items = value.values() if isinstance(value, dict) else value
-        return all(item is None or isinstance(item, (int, float)) for item in items)
-    return value is None or isinstance(value, (int, float))
+def _is_numeric(value: Any) -> bool:
+    """Whether a record of metarun may hold it: a number, null for one that is not finite, or a table of these."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return all(item is None or isinstance(item, (int, float)) for item in items)

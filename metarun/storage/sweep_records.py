@@ -1,4 +1,4 @@
-"""What a sweep leaves beside its runs: job.json in each job's folder, sweep.json in the sweep's."""
+"""The records of a sweep: job.json in the folder of each job, sweep.json in the folder of the sweep."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ MOST_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What became of a job so far."""
+    """The state of a job."""
 
     key: str = ""
     number: int = 0  # in its sweep
     overrides: list[str] = field(default_factory=list)
     status: str = "waiting"  # waiting, running, completed, time is up, diverged, failed, interrupted
-    objective: float | None = None  # what the sweeper was told
+    objective: float | None = None  # the number that the sweeper got
     reason: str = ""
     attempts: int = 0
     started: float | None = None  # seconds since the epoch
     seconds: float = 0.0  # of the last attempt
-    visits: dict[str, bool] = field(default_factory=dict)  # sittings that came by, and whether each skipped it as done
+    visits: dict[str, bool] = field(
+        default_factory=dict
+    )  # sittings that reached it, and whether each skipped it as done
     changed: list[str] = field(default_factory=list)  # settings files that were edited while the sweep ran
 
-    def visited(self, visit: str, skipped: bool) -> JobRecord:
+    def with_visit(self, visit: str, skipped: bool) -> JobRecord:
         return replace(self, visits={**self.visits, visit: skipped})
 
     @property
@@ -44,13 +46,13 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """What a sweep is: one command, whose jobs may take several sittings."""
+    """A sweep: one command, whose jobs may take several sittings."""
 
     command: list[str] = field(default_factory=list)
-    fixed: list[str] = field(default_factory=list)  # keys that the command gives a single value
+    fixed: list[str] = field(default_factory=list)  # keys with a single value in the command
     key: str = ""  # of the command
     visit: str = ""  # the sitting that goes on, or the last one
-    total: int | None = None  # jobs, where that is known
+    total: int | None = None  # jobs, if known
     width: int = 1  # jobs at once
     threads: int = 1  # of each
     again: bool = False
@@ -58,7 +60,7 @@ class SweepRecord:
 
 
 def read_job(folder: Path) -> JobRecord:
-    """An empty record where there is none that can be read."""
+    """Return the record of a job, an empty one if there is none that can be read."""
     return _read(JobRecord, folder / "job.json")
 
 
@@ -75,30 +77,30 @@ def write_sweep(folder: Path, record: SweepRecord) -> None:
 
 
 def jobs_of(folder: Path, visit: str) -> Iterator[tuple[Path, JobRecord]]:
-    """The jobs that this sitting of the sweep has come to, in their order."""
+    """The jobs that this sitting of the sweep has reached, in their order."""
     found = [(path, read_job(path)) for path in job_folders(folder)]
     yield from sorted(((p, r) for p, r in found if visit in r.visits), key=lambda pair: pair[1].number)
 
 
 def job_folders(folder: Path) -> Iterator[Path]:
-    """The folders of a sweep's jobs; what lies in them is not looked through, for a sweep may have thousands."""
-    for where, folders, files in os.walk(folder):
+    """The folders of a sweep's jobs. What lies in them is not searched, for a sweep may have thousands."""
+    for parent, folders, files in os.walk(folder):
         if "job.json" in files:
-            yield Path(where)
+            yield Path(parent)
             folders.clear()
         folders[:] = [name for name in folders if not name.startswith(".")]
 
 
 def _read(kind: Any, path: Path) -> Any:
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
-        stored = json.loads(untrusted.text(path, MOST_BYTES))
+        stored = json.loads(untrusted.read_text(path, MOST_BYTES))
         known = {f.name: f.type for f in fields(kind)}
-        return kind(**{k: _checked(v, str(known[k])) for k, v in stored.items() if k in known})
+        return kind(**{k: _check_type(v, str(known[k])) for k, v in stored.items() if k in known})
     return kind()
 
 
-def _checked(value: Any, hint: str) -> Any:
-    """The value of a field if it is of its type, its texts without control characters: they are shown on terminals."""
+def _check_type(value: Any, hint: str) -> Any:
+    """Return the value of a field if it has the field's type, strings without control characters, as for a terminal."""
     if value is None and hint.endswith("| None"):
         return None
     numeric = isinstance(value, (int, float)) and math.isfinite(value)
@@ -110,9 +112,11 @@ def _checked(value: Any, hint: str) -> Any:
     if plain == "float" and numeric and not isinstance(value, bool):
         return value
     if inner == "str]" and isinstance(value, list):
-        return [_checked(item, "str") for item in value]
+        return [_check_type(item, "str") for item in value]
     if plain == "dict" and isinstance(value, dict):
-        return {_checked(key, "str"): _checked(item, inner[:-1].partition(", ")[2]) for key, item in value.items()}
+        return {
+            _check_type(key, "str"): _check_type(item, inner[:-1].partition(", ")[2]) for key, item in value.items()
+        }
     raise TypeError(f"is no {hint}")
 
 

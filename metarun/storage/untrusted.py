@@ -1,7 +1,7 @@
-"""Folders and files that somebody else may have made: read without following links, without waiting, up to a size.
+"""Read folders and files that somebody else may have made: without following links, without waiting, up to a size.
 
 A run folder that is named on the command line may come from anywhere. Reading it executes nothing (YAML's safe loader,
-JSON, tensors alone); what is here keeps it from leading to other files, and from having no end.
+JSON, tensors alone). The functions here keep it from leading to other files, and from having no end.
 """
 
 from __future__ import annotations
@@ -16,70 +16,67 @@ import yaml
 from metarun.errors import UserError, one_line
 
 SETTINGS = 1 << 18  # bytes of a file of settings; metarun's own have 4000
-MOST_NODES = 20_000  # values in it, as they are after its aliases are followed
+MOST_NODES = 20_000  # values in it, once its aliases are followed
 DOCUMENT = 1 << 28  # bytes of a file of numbers
 MOST_ENTRIES = 200_000  # files in a run folder
-DEEPEST = 60  # levels of a value inside another
+DEEPEST = 60  # levels of nested values
 
 
 class Refused(OSError):
-    """A file that is not read, for what it is; `strerror` says why."""
+    """A file of a kind or size that is not read; `strerror` says why."""
 
 
-def content(path: Path, most: int = DOCUMENT) -> bytes:
-    """The bytes of a regular file; `Refused` where it is a link, a pipe or a device, or has more than `most` bytes."""
+def read_bytes(path: Path, most: int = DOCUMENT) -> bytes:
+    """Read a regular file. Raise `Refused` for a link, a pipe or a device, and for more than `most` bytes."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe would wait for a writer
     if path.is_symlink():
         raise Refused(0, "is a link, which is not followed in a run folder", str(path))
     with open(os.open(path, flags | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise Refused(0, "is not a regular file", str(path))
-        found = file.read(most + 1)
-    if len(found) > most:
+        content = file.read(most + 1)
+    if len(content) > most:
         raise Refused(0, f"has more than {most} bytes", str(path))
-    return found
+    return content
 
 
-def text(path: Path, most: int = DOCUMENT, errors: str = "strict") -> str:
-    """The same as text in UTF-8."""
-    return content(path, most).decode("utf-8", errors).replace("\r\n", "\n")
+def read_text(path: Path, most: int = DOCUMENT, errors: str = "strict") -> str:
+    """Read a regular file as UTF-8, like `read_bytes`."""
+    return read_bytes(path, most).decode("utf-8", errors).replace("\r\n", "\n")
 
 
-def settings(path: Path) -> Any:
-    """The value of a YAML file of settings; `ValueError` or `yaml.YAMLError` where it is none, or has no end."""
-    value = yaml.safe_load(text(path, SETTINGS))
-    if size_of(value) > MOST_NODES:  # an alias of a list of aliases of ... is short in the file only
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file of settings. Raise `ValueError` or `yaml.YAMLError` if it is none, or has no end."""
+    value = yaml.safe_load(read_text(path, SETTINGS))
+    if count_values(value) > MOST_NODES:  # an alias of a list of aliases of ... is short in the file only
         raise ValueError(f"it has more than {MOST_NODES} values")
     return value
 
 
-def size_of(value: Any, depth: int = 0) -> int:
-    """How many values there are in a nested one, counted no further than to be too many."""
+def count_values(value: Any, depth: int = 0) -> int:
+    """Count the values in a nested one, up to the first number above `MOST_NODES`."""
     if depth > DEEPEST:
         raise ValueError(f"it is nested more than {DEEPEST} levels deep")
     count = 1
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
     for item in value if isinstance(value, (list, tuple, set)) else ():
-        count += size_of(item, depth + 1)
+        count += count_values(item, depth + 1)
         if count > MOST_NODES:
             return count
     return count
 
 
-def confine(folder: Path) -> None:
-    """Refuse a run folder with a link that leads out of it: what is written there would be written elsewhere."""
-    inside = os.path.realpath(folder)
-    seen = 0
-    for where, folders, files in os.walk(folder):
+def check_links(folder: Path) -> None:
+    """Raise `UserError` for a link that leads out of a run folder: writing through it would change other files."""
+    inside = Path(os.path.realpath(folder))
+    count = 0
+    for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            path, seen = os.path.join(where, name), seen + 1
-            if os.path.islink(path) and not within(os.path.realpath(path), inside):
-                target = one_line(os.path.realpath(path))
-                raise UserError(f"{one_line(path)}: is a link to {target}, outside of the run folder; not followed")
-        if seen > MOST_ENTRIES:
+            path = os.path.join(parent, name)
+            if os.path.islink(path) and not Path(target := os.path.realpath(path)).is_relative_to(inside):
+                link = f"{one_line(path)}: is a link to {one_line(target)}"
+                raise UserError(f"{link}, outside of the run folder; not followed")
+        count += len(folders) + len(files)
+        if count > MOST_ENTRIES:
             raise UserError(f"{folder}: has more than {MOST_ENTRIES} files; a run folder has a few dozen")
-
-
-def within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)

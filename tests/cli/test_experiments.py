@@ -60,7 +60,7 @@ def test_each_experiment_in_a_folder_has_a_flat_name_of_its_own() -> None:
 def test_a_stored_run_with_a_flat_name_is_evaluated_with_a_changed_setting(tmp_path: Path) -> None:
     config = metarun.compose(["experiment=sinusoid_maml", *TINY])
     metarun.run(config, tmp_path / "run")
-    assert RunFolder(tmp_path / "run").config()["choices"]["experiment"] == "sinusoid_maml"
+    assert RunFolder(tmp_path / "run").read_config()["choices"]["experiment"] == "sinusoid_maml"
     for name in ("sinusoid_5s_maml", "sinusoid/5s_maml"):
         typed = ["job=evaluate", f"run={tmp_path / 'run'}", f"experiment={name}"]
         changed = reuse_settings(metarun.compose(typed), typed, metarun.compose)
@@ -77,7 +77,7 @@ def test_a_sweep_takes_both_names_and_a_file_of_ones_own_inherits_from_either(tm
     assert done.returncode == 0, done.stderr
     stored = {}
     for path in tmp_path.glob("multirun/*/*/*/config.yaml"):
-        config = RunFolder(path.parent).config()
+        config = RunFolder(path.parent).read_config()
         stored[config["choices"]["experiment"]] = config
     assert {*stored} == {"sinusoid_maml", "sinusoid/reptile", "mine", "other"}
     assert stored["mine"] | {"choices": 0} == stored["other"] | {"choices": 0}

@@ -23,7 +23,7 @@ from metarun.data import cache
 from metarun.data.cache import Cached, Decoded, cached_images
 from metarun.data.images import ImageTable
 from metarun.errors import UserError
-from metarun.storage.cache_folder import cache_folder
+from metarun.storage.run_folder import cache_folder
 
 FORK = multiprocessing.get_context("fork")
 NOTES: dict[str, Any] = {"skipped": ["a/ü.png"], "count": 3, "share": 0.1, "none": None, "given": {"a": ["b", True]}}

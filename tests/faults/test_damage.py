@@ -101,7 +101,7 @@ def test_a_file_of_another_program_is_no_checkpoint(foreign: object, run: Path) 
 def test_settings_that_are_damaged_or_of_another_program(content: bytes, message: str, run: Path) -> None:
     (run / "config.yaml").write_bytes(content)
     with pytest.raises(metarun.UserError, match=f"config.yaml: {message}") as caught:
-        RunFolder(run).config()
+        RunFolder(run).read_config()
     assert "\n" not in str(caught.value)
 
 

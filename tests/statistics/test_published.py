@@ -21,7 +21,7 @@ from metarun.config import catalogue
 from metarun.config.from_run import reuse_settings
 from metarun.config.schema import Config, check
 from metarun.errors import UserError
-from metarun.storage.published import Comparison, compared, described
+from metarun.storage.published import Comparison, compare, describe
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 
@@ -138,19 +138,19 @@ NONE = {"value": None, "ci95": None, "values": [], "steps": [], "source": "somew
      (98.21, 0.4, "below"), (97.19, None, "above")],
 )  # fmt: skip
 def test_a_row_agrees_where_the_intervals_touch(value: float, ci95: float | None, verdict: str) -> None:
-    (found,) = compared(NONE | {"value": value, "ci95": ci95}, SUMMARY)
+    (found,) = compare(NONE | {"value": value, "ci95": ci95}, SUMMARY)
     assert found.verdict == verdict
 
 
 def test_a_regression_is_compared_after_each_step_that_the_paper_names() -> None:
-    found = compared(NONE | {"steps": [1, 5], "values": [0.67, 0.38]}, SUMMARY | {"metric": "mse"})
+    found = compare(NONE | {"steps": [1, 5], "values": [0.67, 0.38]}, SUMMARY | {"metric": "mse"})
     assert found == [Comparison(5, 0.38, 0.0, 0.4, 0.05)]
     assert found[0].verdict == "inside"
-    assert described(found, "A\nB") == "published: 0.38 after 5 steps (this is inside), A B"
+    assert describe(found, "A\nB") == "published: 0.38 after 5 steps (this is inside), A B"
 
 
 def test_without_a_figure_nothing_is_compared() -> None:
-    assert compared(NONE, SUMMARY) == []
+    assert compare(NONE, SUMMARY) == []
 
 
 @pytest.mark.parametrize(
@@ -266,6 +266,6 @@ def test_a_kept_run_is_small_and_tests_as_it_did(tmp_path: Path) -> None:
     tested = metarun.run(config, tmp_path / "tested").summary
     for key in ("mean", "ci95", "episodes_sha256", "params_sha256", "best_step"):
         assert tested[key] == trained.summary[key], key
-    assert kept.ended()
+    assert kept.has_ended()
     with pytest.raises(UserError, match="can be tested, not trained on"):
         checkpoint.restore(kept.best, trained.experiment.trainer().start())

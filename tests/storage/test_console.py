@@ -10,7 +10,7 @@ from rich.console import Console
 
 from metarun.storage.loggers import Record
 from metarun.storage.loggers.console import LiveConsole, PlainConsole
-from metarun.storage.loggers.tables import clock, format_plain, metrics_line, result_table
+from metarun.storage.loggers.tables import format_clock, format_plain, metrics_line, result_table
 
 RUN = {"steps": 100, "step": 0, "metric": "accuracy", "title": "metarun: maml on omniglot", "folder": "outputs/x"}
 SUMMARY: dict[str, Any] = {
@@ -63,7 +63,7 @@ def test_accuracies_are_printed_in_per_cent_and_errors_as_they_are(
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.9, "1:01"), (3723, "1:02:03")])
 def test_times_are_printed_as_a_clock_shows_them(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
+    assert format_clock(seconds) == text
 
 
 def test_a_training_line_names_its_numbers() -> None:

@@ -16,7 +16,7 @@ import pytest
 from metarun.errors import SettingError, UserError
 from metarun.storage.loggers import Record
 from metarun.storage.loggers import mlflow as sink_module
-from metarun.storage.loggers.mlflow import MLflow, as_float, named, parameters
+from metarun.storage.loggers.mlflow import MLflow, clean_key, flatten_settings, to_float
 
 TINY = ("train.steps=4", "train.tasks=2", "train.log_every=1", "train.eval_every=2", "train.checkpoint_every=2",
         "val.tasks=2", "test.tasks=2", "test.steps=1", "device.compile=off", "report=false")  # fmt: skip
@@ -116,8 +116,8 @@ def test_settings_are_sent_within_mlflows_limits(pretended: Path) -> None:
     assert len(client.params) == 152
     assert client.params["algo.k149"] == "149"
     assert client.params["data.x"] == "y" * 6000
-    assert named("reg.a@b" + "x" * 300) == "reg.a_b" + "x" * 243
-    assert parameters({"a": {"b": [1, 2]}, "c": None}) == {"a.b": "[1, 2]", "c": "None"}
+    assert clean_key("reg.a@b" + "x" * 300) == "reg.a_b" + "x" * 243
+    assert flatten_settings({"a": {"b": [1, 2]}, "c": None}) == {"a.b": "[1, 2]", "c": "None"}
 
 
 def test_numbers_are_sent_with_their_steps_and_the_summary_at_the_end(pretended: Path) -> None:
@@ -133,7 +133,7 @@ def test_numbers_are_sent_with_their_steps_and_the_summary_at_the_end(pretended:
     }  # fmt: skip
     assert client.status == "FINISHED"
     assert client.tags["status"] == "completed"
-    assert math.isnan(as_float(-math.inf))
+    assert math.isnan(to_float(-math.inf))
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_yaml_that_names_python_is_no_settings(tmp_path: Path) -> None:
     (folder / ".hydra" / "overrides.yaml").write_text(evil)
     (folder / ".hydra" / "hydra.yaml").write_text(evil)
     with pytest.raises(UserError, match=r"config.yaml: cannot be read"):
-        RunFolder(folder).config()
+        RunFolder(folder).read_config()
     assert read_run(folder).config == {}
 
 
@@ -314,14 +314,14 @@ def test_settings_that_grow_without_end_are_refused(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     (folder / "config.yaml").write_text("\n".join(lines))
     with pytest.raises(UserError, match=r"config.yaml: cannot be read"):
-        RunFolder(folder).config()
+        RunFolder(folder).read_config()
     assert "config.yaml is damaged: the settings are unknown." in read_run(folder).missing
     (folder / "config.yaml").write_text(f"a: {1000 * '['}{1000 * ']'}")
     with pytest.raises(UserError, match=r"config.yaml: cannot be read"):
-        RunFolder(folder).config()
+        RunFolder(folder).read_config()
     (folder / "config.yaml").write_text("a: &a [*a]")
     with pytest.raises(UserError, match=r"config.yaml: cannot be read"):
-        RunFolder(folder).config()
+        RunFolder(folder).read_config()
 
 
 def test_whole_settings_are_read_as_ever(tmp_path: Path) -> None:

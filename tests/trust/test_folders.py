@@ -54,7 +54,7 @@ def test_a_run_folder_with_a_link_out_of_it_is_refused(tmp_path: Path, secret: P
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(secret.parent / target)
     with pytest.raises(UserError, match=r"is a link|no readable config.yaml"):
-        RunFolder(folder).config()
+        RunFolder(folder).read_config()
     assert secret.read_text() == SECRET
 
 
@@ -62,7 +62,7 @@ def test_links_inside_of_a_run_folder_and_to_it_are_followed(tmp_path: Path) -> 
     folder = write_run(tmp_path / "run")
     (folder / "latest.json").symlink_to("summary.json")
     (tmp_path / "alias").symlink_to(folder)
-    assert RunFolder(tmp_path / "alias").config()["job"] == "train"
+    assert RunFolder(tmp_path / "alias").read_config()["job"] == "train"
 
 
 SHOWN = ("config.yaml", "summary.json", "metrics.jsonl", "timing.jsonl", "test.json", ".hydra/overrides.yaml")
@@ -121,7 +121,7 @@ def test_a_file_without_end_is_left_out(tmp_path: Path, monkeypatch: pytest.Monk
     assert os.times().elapsed - began < 20
     if name == "config.yaml":
         with pytest.raises(UserError, match="it has more than 262144 bytes"):
-            RunFolder(folder).config()
+            RunFolder(folder).read_config()
 
 
 def test_names_that_leave_an_archive_are_left_out(tmp_path: Path, secret: Path) -> None:
@@ -307,11 +307,11 @@ def test_a_resumed_run_keeps_records_alone(tmp_path: Path, line: str) -> None:
     whole = '{"kind": "train", "step": 1, "loss": 0.5, "by_step": [1, null]}\n'
     text = f"{whole}{LINES[line]()}\n"
     (tmp_path / "metrics.jsonl").write_bytes(text.encode(errors="surrogateescape"))
-    RunFolder(tmp_path).forget_after(5)
+    RunFolder(tmp_path).drop_after(5)
     assert (tmp_path / "metrics.jsonl").read_text() == whole
 
 
 def test_a_folder_of_more_files_than_a_run_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(untrusted, "MOST_ENTRIES", 3)
     with pytest.raises(UserError, match="has more than 3 files"):
-        RunFolder(write_run(tmp_path / "run")).config()
+        RunFolder(write_run(tmp_path / "run")).read_config()

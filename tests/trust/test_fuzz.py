@@ -344,7 +344,7 @@ def test_records_that_a_resumed_run_finds(here: Path, lines: list[str]) -> None:
     (here / "metrics.jsonl").write_text(text, encoding="utf-8", errors="replace")
     (here / "timing.jsonl").write_text(text, encoding="utf-8", errors="replace")
     folder = RunFolder(here)
-    folder.forget_after(30)
+    folder.drop_after(30)
     alarms = Alarms(DiagnosticsConfig(), Baseline(Chance(1.0, 1.0), "mse", False, True))
     for record in folder.read_records():
         alarms.observe(record["kind"], record["step"], record)

@@ -18,8 +18,8 @@ import pytest
 import metarun
 from metarun.errors import SettingError, UserError
 from metarun.jobs import train
-from metarun.storage.loggers import Record, apart
-from metarun.storage.loggers.apart import Apart
+from metarun.storage.loggers import Record, isolated
+from metarun.storage.loggers.isolated import IsolatedSink
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("train.steps=4", "train.tasks=2", "train.log_every=1", "train.eval_every=2", "train.checkpoint_every=2",
@@ -64,8 +64,8 @@ def raising(error: BaseException) -> Callable[[], None]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apart, "START", 0.2)
-    monkeypatch.setattr(apart, "FINISH", 0.2)
+    monkeypatch.setattr(isolated, "START", 0.2)
+    monkeypatch.setattr(isolated, "FINISH", 0.2)
 
 
 @pytest.mark.parametrize("at", ["start", "log", "note", "finish"])
@@ -73,44 +73,44 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     "error", [ConnectionError("no\nroute"), KeyError(), SystemExit(1), UserError("logger=x: no store")]
 )
 def test_a_logger_that_raises_is_switched_off_with_one_note(at: str, error: BaseException) -> None:
-    told: list[str] = []
+    warnings: list[str] = []
     strange = Strange(at, raising(error))
-    sink = Apart("x", strange, told.append)
+    sink = IsolatedSink("x", strange, warnings.append)
     sink.start({})
     for _ in range(3):
         sink.log(RECORD)
         sink.note("a note")
         time.sleep(0.02)
     sink.finish({})
-    assert len(told) == 1
-    assert told[0].startswith("logger=x: ")
-    assert told[0].endswith("; it is switched off; the run goes on, metrics.jsonl has every number")
-    assert "\n" not in told[0]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("logger=x: ")
+    assert warnings[0].endswith("; it is switched off; the run goes on, metrics.jsonl has every number")
+    assert "\n" not in warnings[0]
     assert strange.calls[-1] == at  # and nothing after it
 
 
 def test_a_logger_that_is_not_installed_is_refused() -> None:
     with pytest.raises(SettingError, match="is not installed"):
-        Apart("x", Strange("start", raising(SettingError("logger", "x", "is not installed"))), print).start({})
+        IsolatedSink("x", Strange("start", raising(SettingError("logger", "x", "is not installed"))), print).start({})
 
 
 @pytest.mark.parametrize("at", ["start", "log", "finish"])
 def test_a_logger_that_hangs_is_left_behind(impatient: None, at: str) -> None:
-    told: list[str] = []
-    sink = Apart("x", Strange(at, lambda: time.sleep(60)), told.append)
+    warnings: list[str] = []
+    sink = IsolatedSink("x", Strange(at, lambda: time.sleep(60)), warnings.append)
     began = time.monotonic()
     sink.start({})
     for _ in range(1000):
         sink.log(RECORD)
     sink.finish({})
     assert time.monotonic() - began < 2
-    assert len(told) == 1
+    assert len(warnings) == 1
 
 
 def test_a_slow_logger_does_not_slow_the_run_and_gets_everything() -> None:
-    told: list[str] = []
+    warnings: list[str] = []
     strange = Strange("log", lambda: time.sleep(0.01))
-    sink = Apart("x", strange, told.append)
+    sink = IsolatedSink("x", strange, warnings.append)
     sink.start({})
     began = time.monotonic()
     for _ in range(50):
@@ -118,18 +118,18 @@ def test_a_slow_logger_does_not_slow_the_run_and_gets_everything() -> None:
     assert time.monotonic() - began < 0.2
     sink.finish({})
     assert strange.calls == ["start", *50 * ["log"], "finish"]
-    assert told == []
+    assert warnings == []
 
 
 def test_what_does_not_fit_is_counted(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apart, "WAITING", 5)
-    told: list[str] = []
-    sink = Apart("x", Strange("start", lambda: time.sleep(60)), told.append)
+    monkeypatch.setattr(isolated, "WAITING", 5)
+    warnings: list[str] = []
+    sink = IsolatedSink("x", Strange("start", lambda: time.sleep(60)), warnings.append)
     sink.start({})
     for _ in range(20):
         sink.log(RECORD)
     sink.finish({})
-    assert told[-1] == "logger=x: 16 calls were left out; metrics.jsonl has every number"
+    assert warnings[-1] == "logger=x: 16 calls were left out; metrics.jsonl has every number"
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard", "mlflow"])
@@ -219,6 +219,6 @@ def test_a_server_that_never_answers_is_waited_for_within_bounds(tmp_path: Path,
              "mlflow": {"MLFLOW_TRACKING_URI": silent_server}}[name]  # fmt: skip
     done, seconds = typed(tmp_path, *TINY, f"logger={name}", "hydra.run.dir=run", PYTHONPATH=str(ROOT), **where)
     assert done.returncode == 0, done.stderr
-    assert seconds < apart.START + apart.FINISH + 45
+    assert seconds < isolated.START + isolated.FINISH + 45
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "completed"
     assert f"logger={name}: " in done.stdout

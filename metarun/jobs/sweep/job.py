@@ -45,7 +45,7 @@ def run_job(job: Job) -> float:
         known = before if before.key == job.key else JobRecord(key=job.key)
         visit = os.environ.get(SITTING, sweep.visit)
         done = known.final and not sweep.again
-        record = replace(known, number=job.number, overrides=list(job.overrides)).visited(visit, skipped=done)
+        record = replace(known, number=job.number, overrides=list(job.overrides)).with_visit(visit, skipped=done)
         if done:
             write_job(job.folder, record)
             return known.objective if known.objective is not None else WORST
@@ -70,7 +70,7 @@ def run_job(job: Job) -> float:
 
 def run_process(job: Job, record: JobRecord, begun: bool, threads: int, keep: Sequence[int]) -> JobRecord:
     """Run the job's process, from its checkpoint if it has one, and record what it left."""
-    resumes = begun and RunFolder(job.folder).begun()
+    resumes = begun and RunFolder(job.folder).has_checkpoint()
     if not resumes:  # nothing of an attempt that came to nothing stays
         shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
         for name in ("metrics.jsonl", "timing.jsonl", "test.json", "summary.json", child.OUTPUT):

@@ -41,7 +41,7 @@ class Analysis:
 def json_file(path: Path, kind: type) -> tuple[Any, str]:
     """The value of a JSON file, or None and what is wrong with it."""
     try:
-        value = json.loads(untrusted.text(path, MOST_BYTES))
+        value = json.loads(untrusted.read_text(path, MOST_BYTES))
     except FileNotFoundError:
         return None, f"{path.name} is missing."
     except untrusted.Refused as error:
@@ -56,7 +56,7 @@ def json_file(path: Path, kind: type) -> tuple[Any, str]:
 def mapping(path: Path) -> tuple[dict[str, Any], str]:
     """The settings in a YAML file, or none and what is wrong with it."""
     try:
-        value = untrusted.settings(path)
+        value = untrusted.read_yaml(path)
     except FileNotFoundError:
         return {}, f"{path.name} is missing: the settings are unknown."
     except untrusted.Refused as error:
@@ -86,7 +86,7 @@ def overrides_in(typed: Any) -> tuple[str, ...] | None:
 def records(path: Path) -> tuple[list[Record], list[str]]:
     """The lines of a .jsonl file that are records, and a sentence for those that are not."""
     try:
-        lines = untrusted.text(path, MOST_BYTES, errors="replace").split("\n")
+        lines = untrusted.read_text(path, MOST_BYTES, errors="replace").split("\n")
     except untrusted.Refused as error:
         return [], [f"{path.name} is left out: it {error.strerror}."]
     except OSError:
@@ -149,7 +149,7 @@ def _analysis(path: Path) -> Analysis:
 def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.glob("*.png"), key=lambda p: (p.name != "figure.png", p.name)):
         try:
-            data = untrusted.content(path, MOST_PICTURE)
+            data = untrusted.read_bytes(path, MOST_PICTURE)
         except OSError:
             continue
         if data.startswith(PNG):
@@ -159,7 +159,7 @@ def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
 def table(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], int]:
     """Head and rows of a csv file, and how many rows were left out."""
     try:
-        text = untrusted.text(path, MOST_BYTES, errors="replace")
+        text = untrusted.read_text(path, MOST_BYTES, errors="replace")
         lines = [tuple(line) for line in csv.reader(io.StringIO(text, newline="")) if line]
     except (OSError, csv.Error):
         return (), (), 0

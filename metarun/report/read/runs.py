@@ -180,7 +180,7 @@ def _scores(path: Path, expected: bool) -> tuple[Scores | None, str]:
 def _overrides(path: Path) -> tuple[str, ...] | None:
     """None where one of them is no override: it would be shown as part of a command."""
     try:
-        typed = None if path.parent.is_symlink() else untrusted.settings(path)
+        typed = None if path.parent.is_symlink() else untrusted.read_yaml(path)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     return overrides_in(typed)
@@ -188,6 +188,6 @@ def _overrides(path: Path) -> tuple[str, ...] | None:
 
 def _text(path: Path) -> str:
     try:
-        return untrusted.text(path, untrusted.SETTINGS, errors="replace")
+        return untrusted.read_text(path, untrusted.SETTINGS, errors="replace")
     except OSError:
         return ""

@@ -1,4 +1,4 @@
-"""Where numbers go. A sink is told of a run's start, its records, its notes and its end."""
+"""Sinks: where metrics are logged to. A sink receives a run's start, its records, its notes and its end."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ from typing import Any, NamedTuple, Protocol
 
 
 class Record(NamedTuple):
-    """Numbers of one kind at one outer step."""
+    """Metrics of one kind at one outer step."""
 
     kind: str  # train, probe, val, test
     step: int
     values: dict[str, float]  # a function of the settings
-    timing: dict[str, float]  # of the clock and the machine
+    timing: dict[str, float]  # times and memory, which differ from machine to machine
 
 
 class Sink(Protocol):
+    """Where a run's metrics are logged to."""
+
     def start(self, run: dict[str, Any]) -> None:
-        """`run`: name, folder, steps, step (where it starts), metric, config."""
+        """The run begins; `run` has its name, title, folder, steps, step (where it starts), metric and config."""
 
     def progress(self, step: int) -> None:
-        """An outer step was done; called for each."""
+        """Called after each outer step."""
 
     def log(self, record: Record) -> None: ...
 
     def note(self, message: str) -> None:
-        """A sentence for the user."""
+        """A message for the user."""
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """The run ended, however it did."""
+        """The run ended, in whichever way."""

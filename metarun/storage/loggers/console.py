@@ -1,4 +1,4 @@
-"""What the user sees: a live view on a terminal, plain lines without control codes elsewhere, a table at the end."""
+"""The console: a live view on a terminal, plain lines without control codes elsewhere, a table at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metarun.storage.loggers import Record
 from metarun.storage.loggers.tables import metrics_line, result_table
 
 REFRESH_SECONDS = 0.25
-UNSEEN = ("test", "probe")  # the table at the end and the report have these
+NOT_SHOWN = ("test", "probe")  # the table at the end and the report have these
 
 
 class PlainConsole:
@@ -26,34 +26,34 @@ class PlainConsole:
 
     def start(self, run: dict[str, Any]) -> None:
         self.steps, self.metric = run["steps"], run["metric"]
-        self.say(run["title"])
-        self.say(f"run folder: {run['folder']}")
+        self._print(run["title"])
+        self._print(f"run folder: {run['folder']}")
 
     def progress(self, step: int) -> None:
         """Lines come with records."""
 
     def log(self, record: Record) -> None:
-        if record.kind in UNSEEN:
+        if record.kind in NOT_SHOWN:
             return
         if record.kind == "train":
             if time.monotonic() - self.printed < self.every and record.step < self.steps:
                 return
             self.printed = time.monotonic()
-        self.say(f"step {record.step}/{self.steps}  {metrics_line(record, self.metric)}")
+        self._print(f"step {record.step}/{self.steps}  {metrics_line(record, self.metric)}")
 
     def note(self, message: str) -> None:
-        self.say(message)
+        self._print(message)
 
     def finish(self, summary: dict[str, Any]) -> None:
         self.console.print(result_table(summary), soft_wrap=True)
 
-    def say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         # soft_wrap: a line for grep stays a line, however narrow rich believes the pipe to be.
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 class LiveConsole:
-    """A progress bar with the time left, and the latest training and validation numbers below it."""
+    """A progress bar with the time left, and the latest training and validation metrics below it."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -78,7 +78,7 @@ class LiveConsole:
             self._draw()
 
     def log(self, record: Record) -> None:
-        if record.kind in UNSEEN:
+        if record.kind in NOT_SHOWN:
             return
         style = "green" if record.kind == "val" else ""
         self.lines[record.kind] = Text(f"step {record.step}  {metrics_line(record, self.metric)}", style=style)

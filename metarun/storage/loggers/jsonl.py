@@ -1,4 +1,4 @@
-"""metrics.jsonl and timing.jsonl: one line a record, written at once and whole."""
+"""metrics.jsonl and timing.jsonl: one line per record, written whole as soon as it is logged."""
 
 from __future__ import annotations
 

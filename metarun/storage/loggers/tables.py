@@ -1,4 +1,4 @@
-"""Numbers as people read them: one line for a record, one table for a result."""
+"""Metrics for the console: one line for a record, one table for a result."""
 
 from __future__ import annotations
 
@@ -10,32 +10,25 @@ from rich.table import Table
 from rich.text import Text
 
 from metarun.storage.loggers import Record
-from metarun.storage.published import compared, described
+from metarun.storage.published import compare, describe
 from metarun.storage.text import adaptation_unit, format_metric
 
 SHOWN = (
-    "return",
-    "environment_steps",
-    "loss",
-    "adaptation_gain",
-    "accuracy",
-    "log_likelihood",
-    "kl",
-    "grad_norm",
-    "cg_residual",
+    *("return", "environment_steps", "loss", "adaptation_gain", "accuracy"),
+    *("log_likelihood", "kl", "grad_norm", "cg_residual"),
 )
 MAX_ROWS = 12
 
 
 def metrics_line(record: Record, metric: str) -> str:
-    """`loss 0.31  adaptation_gain 2.7  ...  590 tasks/s`, or `val mse 0.25 +- 0.05`."""
+    """Format a record: `loss 0.31  adaptation_gain 2.7  ...  590 tasks/s`, or `val mse 0.25 +- 0.05`."""
     values, timing = record.values, record.timing
     if record.kind != "train":
         best = "  (best so far)" if values.get("improved") else ""
         return f"{record.kind} {metric} {format_plain(metric, values['mean'], values['ci95'])}{best}"
     parts = [f"{name} {values[name]:.4g}" for name in SHOWN if name in values]
     parts += [f"{timing['tasks_per_second']:.4g} tasks/s"] if "tasks_per_second" in timing else []
-    parts += [f"{clock(timing['seconds_left'])} left"] if "seconds_left" in timing else []
+    parts += [f"{format_clock(timing['seconds_left'])} left"] if "seconds_left" in timing else []
     return "  ".join(parts)
 
 
@@ -44,34 +37,37 @@ def format_plain(metric: str, mean: Any, half: Any = None) -> str:
     return format_metric(metric, mean, half, plus_minus="+-", missing="not finite")
 
 
-def clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
+def format_clock(seconds: float) -> str:
+    """Format seconds as 1:02:03 or 2:03."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def result_table(summary: dict[str, Any]) -> Group:
-    """The test figure after each adaptation step, under what it was measured on, above the run folder."""
+    """The test metric after each adaptation step, its conditions above it, and the run folder below."""
     parts: list[Any] = [Text("")]
     if summary.get("curve"):
-        parts += [Text(headline(summary), style="bold"), Text(conditions(summary))]
+        parts += [Text(describe_result(summary), style="bold"), Text(describe_conditions(summary))]
         parts += [Text(f"note: {summary['caveat']}")] if summary.get("caveat") else []
-        parts += [_curve(summary)] if len(summary["curve"]) > 1 or not summary.get("beside") else []
-        parts += [_beside(summary)] if summary.get("beside") or summary.get("oracle") else []
-        parts += [Text(line) for line in published_lines(summary)]
-    parts += [Text(line) for line in _ending(summary)]
+        parts += [_curve_table(summary)] if len(summary["curve"]) > 1 or not summary.get("beside") else []
+        parts += [_beside_table(summary)] if summary.get("beside") or summary.get("oracle") else []
+        published = summary.get("published") or {}
+        if published and (comparisons := compare(published, summary)):
+            parts.append(Text(describe(comparisons, published["source"])))
+    parts += [Text(line) for line in _closing_lines(summary)]
     return Group(*parts)
 
 
-def headline(summary: dict[str, Any]) -> str:
+def describe_result(summary: dict[str, Any]) -> str:
+    """The test metric in one line."""
     after = f" after {summary['headline_step']} {adaptation_unit(summary['kind'])}" if len(summary["curve"]) > 1 else ""
     number = format_plain(summary["metric"], summary["mean"], summary["ci95"])
     return f"test {summary['metric']}: {number} (95 % interval, {summary['n_tasks']} tasks){after}"
 
 
-def conditions(summary: dict[str, Any]) -> str:
-    """What a figure must be read with."""
+def describe_conditions(summary: dict[str, Any]) -> str:
+    """What the test metric was measured on."""
     size = f"{summary['ways']}-way " if summary["kind"] == "classification" else ""
     hashes = f"episodes {summary['episodes_sha256'][:12]}"
     rows = f"{size}{summary['shots']}-shot, {summary['test_queries']} queries{' a class' if size else ''}"
@@ -83,19 +79,12 @@ def conditions(summary: dict[str, Any]) -> str:
     return f"{summary['algo']} on {summary['data']}, {rows}, {split}, {hashes}"
 
 
-def published_lines(summary: dict[str, Any]) -> list[str]:
-    """One line with the paper's figures, where the settings are those of a published row."""
-    published = summary.get("published") or {}
-    found = compared(published, summary) if published else []
-    return [described(found, published["source"])] if found else []
-
-
-def _curve(summary: dict[str, Any]) -> Table:
+def _curve_table(summary: dict[str, Any]) -> Table:
     metric, curve = summary["metric"], summary["curve"]
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     for column in (adaptation_unit(summary["kind"]), f"test {metric}", "95 % interval", "query loss"):
         table.add_column(column, justify="right")
-    for row in _some(curve, summary["headline_step"]):
+    for row in _thin(curve, summary["headline_step"]):
         mean = format_plain(metric, row["mean"], None)
         ci95 = "+- " + format_plain(metric, row["ci95"], None)
         loss = format_plain("loss", row["loss"], None)
@@ -105,20 +94,20 @@ def _curve(summary: dict[str, Any]) -> Table:
 
 
 def beside_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Figures beside the one that is reported, of this run and of the best possible predictor."""
+    """Further metrics beside the reported one, of this run and of the best possible predictor."""
     own = {summary["metric"]: summary, **(summary.get("beside") or {})}
     best = summary.get("oracle") or {}
     names = [*own, *(name for name in best if summary.get("beside") and name not in own)]
-    return [(name, *(_share(name, side.get(name)) for side in (own, best))) for name in names]
+    return [(name, *(_format_beside(name, side.get(name)) for side in (own, best))) for name in names]
 
 
-def _share(name: str, found: Any) -> str:
+def _format_beside(name: str, found: Any) -> str:
     if not found:
         return "-"
     return format_plain("accuracy" if name.startswith("coverage") else name, found["mean"], found["ci95"])
 
 
-def _beside(summary: dict[str, Any]) -> Table:
+def _beside_table(summary: dict[str, Any]) -> Table:
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     table.add_column("on the queries")
     table.add_column("this run", justify="right")
@@ -129,16 +118,16 @@ def _beside(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _some(curve: list[dict[str, Any]], headline: int) -> list[dict[str, Any]]:
-    """All rows, or of a long curve evenly spread ones with the first, the last and the headline."""
+def _thin(curve: list[dict[str, Any]], headline: int) -> list[dict[str, Any]]:
+    """All rows, or evenly spread ones of a long curve with the first, the last and the headline."""
     if len(curve) <= MAX_ROWS:
         return curve
     every = -(-len(curve) // (MAX_ROWS - 2))
     return [r for r in curve if r["step"] % every == 0 or r["step"] in (headline, curve[-1]["step"])]
 
 
-def _ending(summary: dict[str, Any]) -> list[str]:
-    lines = [f"{summary['status']}: {summary['steps_done']} steps, {clock(summary['seconds'])} of training"]
+def _closing_lines(summary: dict[str, Any]) -> list[str]:
+    lines = [f"{summary['status']}: {summary['steps_done']} steps, {format_clock(summary['seconds'])} of training"]
     if summary.get("reason"):
         lines.append(summary["reason"])
     if summary.get("curve") and summary.get("best_step"):
@@ -153,7 +142,7 @@ def _ending(summary: dict[str, Any]) -> list[str]:
 
 
 def sparsity_lines(sparsity: dict[str, Any]) -> list[str]:
-    """One line with the zeros, where a penalty asks for some."""
+    """One line with the zeros, for penalties that ask for some."""
     seen = sparsity.get("penalised")
     if not seen:
         return []
@@ -162,11 +151,10 @@ def sparsity_lines(sparsity: dict[str, Any]) -> list[str]:
 
 
 def alarm_lines(alarms: dict[str, dict[str, Any]]) -> list[str]:
-    """A line for each alarm that was raised: how often and when."""
-    return [f"alarm {name}: {_times(alarm)}" for name, alarm in alarms.items()]
-
-
-def _times(alarm: dict[str, Any]) -> str:
-    if alarm["count"] == 1:
-        return f"once, at step {alarm['first']}"
-    return f"{alarm['count']} times, steps {alarm['first']} to {alarm['last']}"
+    """One line for each alarm that was raised: how often and when."""
+    lines = []
+    for name, alarm in alarms.items():
+        once = f"once, at step {alarm['first']}"
+        often = f"{alarm['count']} times, steps {alarm['first']} to {alarm['last']}"
+        lines.append(f"alarm {name}: {once if alarm['count'] == 1 else often}")
+    return lines
