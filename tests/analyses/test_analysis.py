@@ -1,4 +1,4 @@
-"""job=analyze: its table resumes, its folders are for one set of settings each, mistakes are answered in one line."""
+"""The table of an analysis resumes; its context changes settings and trains; settings out of range are refused."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
+from helpers.analyses import POINTS, TINY, ignore, refusal
 from matplotlib.figure import Figure
 
-from metarun.analyses.analysis import Cell, Context, Row, run_analysis
+import metarun
+from metarun.analyses.analysis import Cell, Context, Row, mask_diverged, run_analysis
 from metarun.cli.main import compose
+from metarun.config.catalogue import conf_folder
+from metarun.config.components import build
 from metarun.errors import UserError
-from metarun.jobs.analyze import analyze_job
 from metarun.jobs.train import train_job
 from metarun.report.figures.drawing import Drawing
 from metarun.storage.run_folder import RunFolder
-
-TINY = ["train.steps=3", "train.tasks=2", "val.tasks=3", "test.tasks=4", "test.steps=2", "device.compile=false"]
-TINY += ["device.threads=1", "report=false"]
-SENSITIVITY = ["analysis=sensitivity", "analysis.rates=[1,2]", "analysis.steps=[0,1]", "analysis.tasks=4"]
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,8 @@ def context(tmp_path: Path) -> Context:
     return Context(compose([]), None, tmp_path / "analysis", train_job)
 
 
-def silent(line: str) -> None:
-    """Where progress goes."""
-
-
-def trained(folder: Path, *more: str) -> Path:
-    train_job(compose([*TINY, *more]), RunFolder(folder), quiet=True)
-    return folder
-
-
-def analyze(run: Path, *more: str, folder: Path | None = None) -> Path:
-    """What the command line does, without a process; the folder of the results."""
-    config = compose([*TINY, "job=analyze", *more])
-    config.run = str(run) if run.name != "none" else None
-    return analyze_job(config, RunFolder(folder or run / "unused")).folder
-
-
 def test_the_results_are_a_csv_a_json_and_a_figure_each_twice(context: Context) -> None:
-    results = run_analysis(Squares([]), context, silent)
+    results = run_analysis(Squares([]), context, ignore)
     names = {p.name for p in context.folder.iterdir()}
     drawn = {f"{stem}.{ending}" for stem in ("figure", "second") for ending in ("png", "svg")}
     assert names == {"results.jsonl", "results.json", "results.csv", *drawn}
@@ -82,78 +67,34 @@ def test_the_results_are_a_csv_a_json_and_a_figure_each_twice(context: Context) 
 def test_an_interrupted_analysis_measures_only_what_is_missing(context: Context) -> None:
     first: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        run_analysis(Squares(first, stop=2), context, silent)
+        run_analysis(Squares(first, stop=2), context, ignore)
     assert first == [0, 1]
     second: list[int] = []
-    assert run_analysis(Squares(second), context, silent)["summary"] == {"sum": 14}
+    assert run_analysis(Squares(second), context, ignore)["summary"] == {"sum": 14}
     assert second == [2, 3]
     again: list[int] = []
-    assert run_analysis(Squares(again), context, silent)["summary"] == {"sum": 14}
+    assert run_analysis(Squares(again), context, ignore)["summary"] == {"sum": 14}
     assert again == []
 
 
 @pytest.mark.parametrize("cut", [1, 15, 30])
 def test_a_line_that_was_cut_off_is_measured_again(context: Context, cut: int) -> None:
     """What is written behind it must not join it either: the next sitting has to find every cell."""
-    run_analysis(Squares([]), context, silent)
+    run_analysis(Squares([]), context, ignore)
     path = context.folder / "results.jsonl"
     path.write_text(path.read_text()[:-cut])
     done: list[int] = []
-    assert run_analysis(Squares(done), context, silent)["summary"] == {"sum": 14}
+    assert run_analysis(Squares(done), context, ignore)["summary"] == {"sum": 14}
     assert done in ([3], [])  # without its line break alone the last line is whole
     done.clear()
-    assert run_analysis(Squares(done), context, silent)["summary"] == {"sum": 14}
+    assert run_analysis(Squares(done), context, ignore)["summary"] == {"sum": 14}
     assert done == []
 
 
 def test_results_of_cells_that_are_not_asked_for_are_left_alone(context: Context) -> None:
     context.folder.mkdir()
     (context.folder / "results.jsonl").write_text('{"x": 17, "kind": null, "square": 1}\n[1]\nnull\n')
-    assert run_analysis(Squares([]), context, silent)["summary"] == {"sum": 14}
-
-
-def test_other_settings_get_a_folder_of_their_own_and_the_same_ones_the_old(tmp_path: Path) -> None:
-    run = trained(tmp_path / "run")
-    assert analyze(run, *SENSITIVITY) == run / "analyses" / "sensitivity"
-    assert analyze(run, *SENSITIVITY, "analysis.tasks=5") == run / "analyses" / "sensitivity-2"
-    assert analyze(run, *SENSITIVITY) == run / "analyses" / "sensitivity"
-    assert analyze(run, *SENSITIVITY, "data.shots=5") == run / "analyses" / "sensitivity-3"
-
-
-def test_a_folder_with_results_for_other_settings_is_refused_without_a_run(tmp_path: Path) -> None:
-    """Without this, rows of the old settings would be taken for rows of the new ones."""
-    small = ["analysis=data_amount", "analysis.amounts=[2]", "analysis.tasks=3"]
-    folder, none = tmp_path / "job", tmp_path / "none"
-    assert analyze(none, *small, folder=folder) == folder
-    assert analyze(none, *small, folder=folder) == folder
-    with pytest.raises(UserError, match=r"hydra.run.dir=.*: holds results for other settings"):
-        analyze(none, *small, "optim.lr=0.1", folder=folder)
-
-
-def test_mistakes_are_answered_by_one_line(tmp_path: Path) -> None:
-    run = trained(tmp_path / "run")
-    cases = {
-        r"analysis=None: job=analyze needs one; choices: .*sensitivity": (run, ()),
-        r"is no run folder of metarun": (tmp_path / "nothing", SENSITIVITY),
-        r"analysis.tassks: no such setting, did you mean tasks": (run, [*SENSITIVITY, "+analysis.tassks=3"]),
-        r"analysis.rates=\[-1.0\]: must be above 0": (run, [*SENSITIVITY, "analysis.rates=[-1]"]),
-    }
-    for message, (folder, more) in cases.items():
-        with pytest.raises(UserError, match=message) as error:
-            analyze(folder, *more)
-        assert "\n" not in str(error.value)
-    assert not (tmp_path / "nothing").exists()
-
-
-def test_an_unknown_analysis_is_refused_by_name() -> None:
-    from metarun.cli.usage_errors import one_line
-
-    with pytest.raises(Exception, match="sensitivvity") as error:
-        compose(["analysis=sensitivvity"])
-    message = one_line(error.value)
-    assert message is not None
-    assert "\n" not in message
-    assert "sensitivity" in message
+    assert run_analysis(Squares([]), context, ignore)["summary"] == {"sum": 14}
 
 
 def test_changed_settings_leave_the_original_alone_and_unknown_ones_are_refused(context: Context) -> None:
@@ -187,3 +128,41 @@ def test_a_run_that_was_stopped_inside_an_analysis_goes_on_to_the_same_weights(t
     assert continued.summary["params_sha256"] == whole.summary["params_sha256"]
     assert continued.summary["steps_done"] == 6
     assert continued.cpu_seconds is None
+
+
+@pytest.mark.parametrize(
+    ("analysis", "changes", "message"),
+    [
+        ("task_shift", {"tasks": 1}, "analysis.tasks=1: must be at least 2"),
+        ("task_shift", {"regression": {"none": {"shots": 3}}}, "is the name of the tasks without a shift"),
+        ("task_shift", {"regression": {"more": 3}}, "analysis.regression"),
+        ("sensitivity", {"rates": [-1.0]}, r"analysis.rates=[-1.0]: must be above 0"),
+        ("sensitivity", {"strengths": [0.0]}, r"analysis.strengths=[0.0]: must be above 0"),
+        ("sensitivity", {"steps": [-1]}, r"analysis.steps=[-1]: must be whole numbers of at least 0"),
+        ("sensitivity", {"cg_steps": [0]}, r"analysis.cg_steps=[0]: must be whole numbers of at least 1"),
+        ("support_resampling", {"draws": 1}, "analysis.draws=1: must be at least 2"),
+        ("support_resampling", {"queries": 0}, "analysis.queries=0: must be at least 1, or null"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_line(analysis: str, changes: dict[str, Any], message: str) -> None:
+    node = yaml.safe_load((conf_folder() / "analysis" / f"{analysis}.yaml").read_text())
+    build("analysis", node)
+    assert message in refusal(lambda: build("analysis", node | changes))
+
+
+@pytest.mark.parametrize("analysis", ["task_shift", "support_resampling", "sensitivity"])
+def test_an_analysis_of_a_run_needs_one(analysis: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="this analysis needs a trained run"):
+        metarun.run(metarun.compose(["job=analyze", f"analysis={analysis}", *POINTS]), tmp_path)
+
+
+def test_scores_of_outputs_that_are_not_finite_are_nan() -> None:
+    losses, scores = torch.tensor([0.1, torch.inf, torch.nan]), torch.tensor([0.9, 0.2, 0.2])
+    assert mask_diverged(losses, scores).isnan().tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("name", ["stability_map", "replace_one", "data_amount", "seeds", "inner_loops"])
+def test_shipped_settings_build(name: str) -> None:
+    config = compose([f"analysis={name}"])
+    assert build("analysis", config.analysis)
+    assert json.dumps(config.analysis)
