@@ -39,14 +39,14 @@ def load(run: Path) -> tuple[Experiment, Params]:
 def walk(learner: Any, params: Params, y: Tensor, z: Tensor) -> Tensor:
     """Places of a trajectory for each z, [n, H + 1, 2]."""
     start = torch.zeros(len(z), 2)
-    path = learner.collection.walked(learner, params, start, y.expand(len(z), -1), z)
+    path = learner.collection.roll_out(learner, params, start, y.expand(len(z), -1), z)
     return torch.cat([start[:, None], path.next], 1)
 
 
 def unknowing(axes: Axes, experiment: Experiment, params: Params) -> None:
     learner: Any = experiment.tested
     dataset: Any = experiment.dataset
-    z = torch.randn(COUNTED, learner.latent, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(COUNTED, learner.settings.latent, generator=torch.Generator().manual_seed(0))
     walks = walk(learner, params, dataset.tasks("test")[:1], z)
     for places in walks[:WALKS]:
         axes.plot(*places.T, color="0.45", lw=0.6)

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms import common
-from metarun.algorithms.contexts import Draws, Rows, mean_of, together
+from metarun.algorithms.contexts import Draws, Rows, check_network, check_sizes, concatenate, masked_mean
 from metarun.algorithms.predictive import Gaussian, mixture_figures, positive
-from metarun.algorithms.set_learners import check_network, check_sizes
 from metarun.models.multi_network import MultiNetwork, multi_network
 from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
 
@@ -65,10 +64,10 @@ class CNP:
         support, query = (self.draws.rows(batch) for batch in task)
 
         def outer(params: Params) -> tuple[Tensor, Metrics]:
-            targets = together(support, query)
+            targets = concatenate(support, query)
             logp = self._gaussian(self._summary(params, support), targets.x).log_density(targets.y)
-            loss = -mean_of(logp, targets.here)
-            return loss, {"loss": loss, self.loss.metric: mean_of(logp[len(support.x) :], query.here)}
+            loss = -masked_mean(logp, targets.here)
+            return loss, {"loss": loss, self.loss.metric: masked_mean(logp[len(support.x) :], query.here)}
 
         return common.differentiate(outer, params)
 
@@ -89,7 +88,7 @@ class CNP:
 
     def _summary(self, params: Params, context: Rows) -> Summary:
         h_SR = self.model.run("encoder", params, torch.cat([context.x, context.y], -1))
-        return Summary(params, mean_of(h_SR, context.here))
+        return Summary(params, masked_mean(h_SR, context.here))
 
     def _gaussian(self, adapted: Summary, x: Tensor) -> Gaussian:
         rows = torch.cat([x, adapted.r.expand(x.shape[0], -1)], -1)

@@ -13,16 +13,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metarun.compute import random
-from metarun.errors import require
-from metarun.types import Batch, Task
+from metarun.errors import UserError, require
+from metarun.types import Batch, ModelOptions, Task, optional
 
-TOLD = 2  # columns: here, weight
+MARKS = 2  # columns of the marks: here, weight
+ROW_NORMS = ("none", "layer")
+"""Those that normalise each row by itself: sets are padded, and a prediction depends on no other target. Groups do so
+too, but have a single unit each in a network of eight."""
+
+
+def check_network(network: Any, reason: str = "this algorithm's sets are padded, and targets independent") -> Any:
+    """Return the network; raise `UserError` if rows of a batch depend on each other in it."""
+    norm = optional(network, ModelOptions, "norm") or "none"
+    if norm not in ROW_NORMS:
+        raise UserError(f"model.norm={norm}: must be one of {', '.join(ROW_NORMS)}: {reason}")
+    return network
+
+
+def check_sizes(sigma_floor: float, **sizes: int) -> None:
+    require(0 < sigma_floor < 1, "sigma_floor", sigma_floor, "must be above 0 and below 1")
+    for name, size in sizes.items():
+        require(size >= 1, name, size, "must be at least 1")
 
 
 class Rows(NamedTuple):
@@ -80,19 +97,19 @@ class Draws:
 
     def rows(self, batch: Batch) -> Rows:
         """Of one task."""
-        x, told, eps = batch.x.tensor_split((self.inputs, self.inputs + TOLD), 1)
-        if told.shape[1] == 0:
+        x, marks, eps = batch.x.tensor_split((self.inputs, self.inputs + MARKS), 1)
+        if marks.shape[1] == 0:
             ones = torch.ones_like(x[:, 0])
             return Rows(x, batch.y, ones, x.new_zeros(len(x), self.width), self.weight * ones[0])
-        return Rows(x, batch.y, told[:, 0], eps, told[0, 1])
+        return Rows(x, batch.y, marks[:, 0], eps, marks[0, 1])
 
 
-def together(a: Rows, b: Rows) -> Rows:
+def concatenate(a: Rows, b: Rows) -> Rows:
     """Both, as one set."""
     x, y, here, eps = (torch.cat(pair) for pair in zip(a[:-1], b[:-1], strict=True))
     return Rows(x, y, here, eps, a.weight)
 
 
-def mean_of(values: Tensor, here: Tensor) -> Tensor:
+def masked_mean(values: Tensor, here: Tensor) -> Tensor:
     """Over the rows that are here: [S] -> a scalar, [S, D] -> [D]; [.., S] of several samples by the caller."""
     return torch.tensordot(here, values, 1) / here.sum()

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from metarun.algorithms import common
-from metarun.algorithms.contexts import Draws, Rows, mean_of, together
+from metarun.algorithms.contexts import Draws, Rows, check_network, check_sizes, concatenate, masked_mean
 from metarun.algorithms.predictive import (
     PARTS,
     Gaussian,
@@ -42,7 +42,6 @@ from metarun.algorithms.predictive import (
     pointwise,
     positive,
 )
-from metarun.algorithms.set_learners import check_network, check_sizes
 from metarun.errors import require
 from metarun.models.multi_network import MultiNetwork, multi_network
 from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
@@ -95,17 +94,17 @@ class CVAE:
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         support, query = (self.draws.rows(batch) for batch in task)
-        targets = together(support, query)
+        targets = concatenate(support, query)
 
         def outer(params: Params) -> tuple[Tensor, Metrics]:
             adapted = self._summary(params, support)
             prior, posterior = self._prior(adapted, targets.x), self._posterior(adapted, targets.x, targets.y)
             eps_q, eps_p = targets.eps.chunk(2, -1)
             fit, guess = (
-                mean_of(self._given(adapted, targets.x, z).log_density(targets.y), targets.here)
+                masked_mean(self._given(adapted, targets.x, z).log_density(targets.y), targets.here)
                 for z in (posterior.at(eps_q), prior.at(eps_p))
             )
-            spent_D = mean_of(kl(posterior, prior), targets.here)
+            spent_D = masked_mean(kl(posterior, prior), targets.here)
             share = {"cvae": 1.0, "gsnn": 0.0, "hybrid": self.alpha}[self.objective]
             loss = -share * (fit - support.weight * spent_D.sum()) - (1 - share) * guess
             bound = share * (fit - spent_D.sum()) + (1 - share) * guess
@@ -147,7 +146,7 @@ class CVAE:
 
     def _summary(self, params: Params, context: Rows) -> Summary:
         h_SR = self.model.run("encoder", params, torch.cat([context.x, context.y], -1))
-        return Summary(params, mean_of(h_SR, context.here))
+        return Summary(params, masked_mean(h_SR, context.here))
 
     def _prior(self, adapted: Summary, x: Tensor) -> Gaussian:
         return self._latent(adapted, "prior", x)

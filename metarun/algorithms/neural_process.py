@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms import common
-from metarun.algorithms.contexts import Draws, Rows, mean_of, together
+from metarun.algorithms.contexts import Draws, Rows, check_network, check_sizes, concatenate, masked_mean
 from metarun.algorithms.predictive import (
     PARTS,
     Gaussian,
@@ -44,7 +44,6 @@ from metarun.algorithms.predictive import (
     pointwise,
     positive,
 )
-from metarun.algorithms.set_learners import check_network, check_sizes
 from metarun.errors import require
 from metarun.models.attention import Attention
 from metarun.models.multi_network import MultiNetwork, multi_network
@@ -98,13 +97,13 @@ class NeuralProcess:
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         support, query = (self.draws.rows(batch) for batch in task)
-        targets = together(support, query)
+        targets = concatenate(support, query)
 
         def outer(params: Params) -> tuple[Tensor, Metrics]:
             context, posterior = self._summary(params, support), self._inferred(params, targets)
             z_LD = posterior.at(support.eps[0].view(self.train_samples, self.latent))
             logp_LN = self._given(context, targets.x, z_LD).log_density(targets.y)
-            fit, spent = mean_of(logp_LN.mean(0), targets.here), kl(posterior, context.prior).sum()
+            fit, spent = masked_mean(logp_LN.mean(0), targets.here), kl(posterior, context.prior).sum()
             bound = fit - spent / targets.here.sum()
             loss = -fit + support.weight * spent / targets.here.sum()
             return loss, {"loss": loss, self.loss.metric: bound, "kl": spent}
@@ -123,7 +122,7 @@ class NeuralProcess:
 
     def log_weights(self, adapted: Summary, support: Rows, query: Rows) -> Tensor:
         """log p(y | z) q(z | C) / q(z | C and queries) of samples z from the latter, [L]."""
-        posterior = self._inferred(adapted.params, together(support, query))
+        posterior = self._inferred(adapted.params, concatenate(support, query))
         z_LD = posterior.at(normals(self.test_samples, self.latent, query.x))
         logp_LM = self._given(adapted, query.x, z_LD).log_density(query.y)
         return logp_LM.sum(1) + adapted.prior.log_density(z_LD) - posterior.log_density(z_LD)
@@ -134,12 +133,12 @@ class NeuralProcess:
     def encode(self, params: Params, rows: Batch) -> Tensor:
         """The mean of h, also where attention weighs it anew for each target; s where there is no h."""
         adapted = self.adapt(params, rows)
-        return mean_of(adapted.h, adapted.here)
+        return masked_mean(adapted.h, adapted.here)
 
     def latents(self, params: Params, task: Task) -> tuple[Gaussian, Gaussian]:
         """q(z | context and queries), q(z | context)."""
         support, query = (self.draws.rows(batch) for batch in task)
-        return self._inferred(params, together(support, query)), self._inferred(params, support)
+        return self._inferred(params, concatenate(support, query)), self._inferred(params, support)
 
     def _summary(self, params: Params, context: Rows) -> Summary:
         h_SR = self._encoded("encoder" if self.deterministic else "latent_encoder", params, context)
@@ -151,7 +150,7 @@ class NeuralProcess:
     def _inferred(self, params: Params, rows: Rows) -> Gaussian:
         """q(z | rows)."""
         l_SR = self._encoded("latent_encoder", params, rows)
-        mu, s = self.model.run("posterior", params, mean_of(l_SR, rows.here)[None])[0].chunk(2, -1)
+        mu, s = self.model.run("posterior", params, masked_mean(l_SR, rows.here)[None])[0].chunk(2, -1)
         return Gaussian(mu, bounded(s))
 
     def _drawn(self, adapted: Summary, x: Tensor, samples: int) -> Gaussian:
@@ -172,7 +171,7 @@ class NeuralProcess:
     def _deterministic(self, adapted: Summary, x: Tensor) -> Tensor:
         """r for each of the rows, [M, R]."""
         if not self.attends:
-            return mean_of(adapted.h, adapted.here).expand(x.shape[0], -1)
+            return masked_mean(adapted.h, adapted.here).expand(x.shape[0], -1)
         queries, keys = (self.model.run("key", adapted.params, rows) for rows in (x, adapted.x))
         return self.model.run("attention", adapted.params, queries, keys, adapted.h, adapted.here)
 

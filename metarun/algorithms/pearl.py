@@ -8,11 +8,11 @@ Symbols: e `encoder`, beta `kl_weight` (of one task, so that of the mean over ta
 are those of sac.py. The gradient of L_Q alone reaches the encoder through z; in L_V, L_pi and the target V' z is a
 constant. V' is carried: after each step V' <- (1 - tau) V' + tau V, tau `target_rate`.
 
-Transitions come from replay buffers of each training task (replay.py), contexts from those of its latest collection.
+Transitions come from replay buffers of each training task (collection.py), contexts from its latest collection.
 `context` = false is the same actor-critic without an encoder: z ~ N(0, I) at all times, and beta has no effect.
 
-At a test the first `explore` trajectories are walked with z ~ N(0, I), later ones with z ~ q(z | all before), each
-with the actor's mean actions; the state after k trajectories is q(z | their transitions).
+At test the first `explore` trajectories have z ~ N(0, I), later ones z ~ q(z | all before), each with the actor's mean
+actions; the state after k trajectories is q(z | their transitions).
 """
 
 from __future__ import annotations
@@ -27,12 +27,10 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from metarun.algorithms import common, sac
-from metarun.algorithms.collection import Collection, Transitions, transitions
-from metarun.algorithms.collection_sizes import Sizes
+from metarun.algorithms.collection import Collection, CollectionSettings, Transitions
+from metarun.algorithms.contexts import check_network
 from metarun.algorithms.predictive import Gaussian, kl, product
-from metarun.algorithms.replay import mixed
-from metarun.algorithms.set_learners import ROW_NORMS
-from metarun.errors import UserError, require
+from metarun.errors import require
 from metarun.models.multi_network import MultiNetwork, multi_network, own
 from metarun.types import CARRIED, Batch, Environment, Kind, LearnerState, Loss, Metrics, NetworkFactory, Params, Task
 
@@ -41,26 +39,33 @@ TARGET = "value."
 
 
 class Belief(NamedTuple):
-    """What is known of a task."""
+    """The posterior of a task."""
 
     params: Params
     z: Gaussian  # [L]
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What the losses weigh by."""
+class PearlSettings:
+    """The settings of the losses, of the latent variable and of a test."""
 
+    context: bool
+    latent: int
     kl_weight: float
     discount: float
     reward_scale: float
     target_rate: float
+    explore: int
+    test_inner_steps: int
 
     def __post_init__(self) -> None:
         require(0 <= self.kl_weight < math.inf, "kl_weight", self.kl_weight, "must be at least 0 and finite")
         require(0 <= self.discount < 1, "discount", self.discount, "must be at least 0 and below 1")
         require(0 < self.reward_scale < math.inf, "reward_scale", self.reward_scale, "must be above 0 and finite")
         require(0 < self.target_rate <= 1, "target_rate", self.target_rate, "must be above 0 and at most 1")
+        needed = "must be at least 1: nothing is known before the first trajectory"
+        require(self.explore >= 1, "explore", self.explore, needed)
+        require(self.test_inner_steps >= 0, "test_inner_steps", self.test_inner_steps, "must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,8 @@ class Pearl:
     model: MultiNetwork
     loss: Loss
     environment: Environment
+    settings: PearlSettings
     collection: Collection
-    context: bool
-    rates: Rates
-    explore: int
-    test_inner_steps: int
 
     kinds: ClassVar[tuple[Kind, ...]] = ("control",)
     head: ClassVar[bool] = True
@@ -83,10 +85,10 @@ class Pearl:
         return self.model.init(seed)
 
     @property
-    def latent(self) -> int:
-        return self.collection.latent
+    def test_inner_steps(self) -> int:
+        return self.settings.test_inner_steps
 
-    # ------------------------------------------------------------ what is known of a task
+    # ------------------------------------------------------------ the posterior of a task
 
     def adapt(self, params: Params, support: Batch) -> Belief:
         """Transitions: rows (s, a) and the rewards that were shown [C, 1] -> q(z | c)."""
@@ -96,13 +98,13 @@ class Pearl:
         yield self.adapt(params, support)
 
     def predict(self, adapted: Belief, x: Tensor) -> Tensor:
-        """The mean actions for the mean of z, for rows [M, ...] that begin with what is seen."""
+        """The mean actions for the mean of z, for rows [M, ...] that begin with an observation."""
         return self.act(adapted.params, x[:, : self.collection.state], adapted.z.mu.expand(len(x), -1))
 
     def posterior(self, params: Params, pairs: Tensor, rewards: Tensor) -> Gaussian:
         """q(z | c) of contexts [..., C, F + A] and [..., C, 1]."""
-        if not self.context:
-            return self.prior(pairs.new_zeros(*pairs.shape[:-2], self.latent))
+        if not self.settings.context:
+            return self.prior(pairs.new_zeros(*pairs.shape[:-2], self.settings.latent))
         mu, s = self._run("encoder", params, pairs, rewards).chunk(2, -1)
         return product(mu, softplus(s).clamp(min=LEAST_VARIANCE))
 
@@ -112,43 +114,44 @@ class Pearl:
     def act(self, params: Params, state: Tensor, z: Tensor, eps: Tensor | None = None) -> Tensor:
         """The actor's mean action, or a sample of it."""
         out = self._run("actor", params, state, z)
-        return out.chunk(2, -1)[0].tanh() if eps is None else sac.squashed(out, eps).a
+        return out.chunk(2, -1)[0].tanh() if eps is None else sac.squash(out, eps).a
 
     # ------------------------------------------------------------ an outer step
 
     def init_state(self, params: Params) -> LearnerState:
         target = {k: v.clone() for k, v in params.items() if k.startswith(TARGET)}
-        return self.collection.empty() | {CARRIED + k: v for k, v in target.items()}
+        return self.collection.init_state() | {CARRIED + k: v for k, v in target.items()}
 
     def before_step(
         self, params: Params, state: LearnerState, tasks: Task, seed: int, step: int
     ) -> tuple[LearnerState, Params, Task]:
-        state = self.collection.collected(self, params, state, seed, step)
+        state = self.collection.collect(self, params, state, seed, step)
         target = {k: v for k, v in state.items() if k.startswith(CARRIED)}
-        return state, params | target, self.collection.batches(state, tasks, seed, step)
+        return state, params | target, self.collection.draw_batches(state, tasks, seed, step)
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         def outer(params: Params) -> tuple[Tensor, Metrics]:
             z = self.posterior(params, *task.support)
-            spent = kl(z, self.prior(z.mu)).sum()
-            batch = transitions(task.query, self.environment, self.latent)
-            losses, said = self.losses(params, batch, z.at(batch.eps_z))
-            loss = losses["critic_loss"] + losses["value_loss"] + losses["actor_loss"] + self.rates.kl_weight * spent
-            return loss, {"loss": loss, "kl": spent, **losses, **said}
+            divergence = kl(z, self.prior(z.mu)).sum()
+            batch = self.collection.split_transitions(task.query)
+            losses, metrics = self.losses(params, batch, z.at(batch.eps_z))
+            loss = losses["critic_loss"] + losses["value_loss"] + losses["actor_loss"]
+            loss = loss + self.settings.kl_weight * divergence
+            return loss, {"loss": loss, "kl": divergence, **losses, **metrics}
 
         return common.differentiate(outer, params)
 
     def losses(self, params: Params, batch: Transitions, z: Tensor) -> tuple[Metrics, Metrics]:
         """L_Q, L_V and L_pi on a batch with z [B, L]; the mean of min Q and of -log pi."""
         fixed_z, fixed = z.detach(), {k: v.detach() for k, v in params.items()}
-        action = sac.squashed(self._run("actor", params, batch.state, fixed_z), batch.eps)
+        action = sac.squash(self._run("actor", params, batch.state, fixed_z), batch.eps)
         least_q = torch.minimum(*self.critics(fixed, batch.state, action.a, fixed_z))
         next_value = self._run("value", own(fixed, CARRIED[:-1]), batch.next, fixed_z)[..., 0]
-        rewards = self.rates.reward_scale * batch.reward
+        rewards = self.settings.reward_scale * batch.reward
         value = self._run("value", params, batch.state, fixed_z)[..., 0]
         losses = {
             "critic_loss": sac.critic_loss(
-                *self.critics(params, batch.state, batch.action, z), rewards, next_value, self.rates.discount
+                *self.critics(params, batch.state, batch.action, z), rewards, next_value, self.settings.discount
             ),
             "value_loss": sac.value_loss(value, least_q, action.log_pi),
             "actor_loss": sac.actor_loss(action, least_q),
@@ -160,8 +163,8 @@ class Pearl:
         return q1, q2
 
     def after_step(self, params: Params, state: LearnerState) -> LearnerState:
-        target = {k: v for k, v in state.items() if k.startswith(CARRIED)}
-        return state | mixed(target, {k: params[k.removeprefix(CARRIED)] for k in target}, self.rates.target_rate)
+        rate, target = self.settings.target_rate, {k: v for k, v in state.items() if k.startswith(CARRIED)}
+        return state | {k: (1 - rate) * v + rate * params[k.removeprefix(CARRIED)] for k, v in target.items()}
 
     def metrics(self, state: LearnerState) -> dict[str, float]:
         return self.collection.metrics(state)
@@ -172,11 +175,11 @@ class Pearl:
         start, numbers = self.environment.initial_states(support.x)
         pairs: list[Tensor] = []
         rewards: list[Tensor] = []
-        prior = belief = Belief(params, self.prior(numbers[0, : self.latent]))
+        prior = belief = Belief(params, self.prior(numbers[0, : self.settings.latent]))
         yield belief
         for k in range(min(steps, len(start))):
-            z = (prior if k < self.explore else belief).z.at(numbers[k, : self.latent])
-            path = self.collection.walked(self, params, start[k], support.y[k], z)
+            z = (prior if k < self.settings.explore else belief).z.at(numbers[k, : self.settings.latent])
+            path = self.collection.roll_out(self, params, start[k], support.y[k], z)
             pairs, rewards = [*pairs, path.pairs], [*rewards, path.shown[..., None]]
             belief = Belief(params, self.posterior(params, torch.cat(pairs), torch.cat(rewards)))
             yield belief
@@ -184,15 +187,14 @@ class Pearl:
     def assess(self, adapted: Belief, task: Task) -> Metrics:
         """The return of trajectories with z ~ q(z | c), and that of the rewards which actor and critics learn from."""
         start, numbers = self.environment.initial_states(task.query.x)
-        z = adapted.z.at(numbers[:, : self.latent])
-        path = self.collection.walked(self, adapted.params, start, task.query.y, z)
-        found = path.shown.sum(-1).mean()
-        spent = kl(adapted.z, self.prior(adapted.z.mu)).sum()
+        z = adapted.z.at(numbers[:, : self.settings.latent])
+        path = self.collection.roll_out(self, adapted.params, start, task.query.y, z)
+        shown_return = path.shown.sum(-1).mean()
         return {
-            "loss": -found,
-            self.loss.metric: found,
+            "loss": -shown_return,
+            self.loss.metric: shown_return,
             "learned_return": path.learned.sum(-1).mean(),
-            "kl": spent,
+            "kl": kl(adapted.z, self.prior(adapted.z.mu)).sum(),
             "sigma": adapted.z.sigma.mean(),
         }
 
@@ -208,47 +210,16 @@ def pearl(
     outputs: int,
     loss: Loss,
     environment: Environment,
-    context: bool,
-    latent: int,
-    kl_weight: float,
-    discount: float,
-    reward_scale: float,
-    target_rate: float,
-    batch: int,
-    context_batch: int,
-    capacity: int,
-    initial_trajectories: int,
-    collect_every: int,
-    collect_tasks: int,
-    trajectories: tuple[int, int, int],
-    explore: int,
-    test_inner_steps: int,
-    initial_actions: str = "policy",
-    renew_posterior: bool = False,
+    settings: PearlSettings,
+    collection: CollectionSettings,
 ) -> Pearl:
     """The networks are of the chosen model's kind, each with the inputs and outputs that its part needs."""
-    (state,) = input_shape
-    require(
-        1 <= latent <= environment.normals_per_trajectory,
-        "latent",
-        latent,
-        f"must be 1 to {environment.normals_per_trajectory}",
-    )
-    require(explore >= 1, "explore", explore, "must be at least 1: nothing is known before the first trajectory")
-    require(test_inner_steps >= 0, "test_inner_steps", test_inner_steps, "must be at least 0")
-    rates = Rates(kl_weight, discount, reward_scale, target_rate)
-    kept = (batch, context_batch, capacity, initial_trajectories, initial_actions)
-    sizes = Sizes(*kept, collect_every, collect_tasks, trajectories, renew_posterior)
-    collection = Collection(environment, sizes, latent, state, outputs)
-    model = networks(network, state, outputs, latent, context)
-    return Pearl(model, loss, environment, collection, context, rates, explore, test_inner_steps)
-
-
-def networks(network: NetworkFactory, state: int, action: int, latent: int, context: bool) -> MultiNetwork:
-    parts = {"encoder": network((state + action + 1,), 2 * latent)} if context else {}
+    (state,), action, latent = input_shape, outputs, settings.latent
+    most = environment.normals_per_trajectory
+    require(1 <= latent <= most, "latent", latent, f"must be 1 to {most}")
+    parts = {"encoder": network((state + action + 1,), 2 * latent)} if settings.context else {}
     parts |= {name: network((state + action + latent,), 1) for name in ("critic1", "critic2")}
     parts |= {"value": network((state + latent,), 1), "actor": network((state + latent,), 2 * action)}
-    norm = getattr(parts["actor"], "norm", "none")
-    if norm not in ROW_NORMS:
-        raise UserError(f"model.norm={norm}: must be one of {', '.join(ROW_NORMS)}: states are rows on their own")
-    return multi_network(**parts)
+    check_network(parts["actor"], "states are rows on their own")
+    walks = Collection(environment, collection, latent, state, action)
+    return Pearl(multi_network(**parts), loss, environment, settings, walks)

@@ -1,4 +1,4 @@
-r"""Replay buffers of many tasks, as pure functions of a carry: what is given stays as it is.
+r"""Replay buffers of many tasks, as pure functions of a learner's state: what is given stays as it is.
 
     replay      [G, capacity, W]   rows that actor and critics learn from; a ring, the oldest row is overwritten
     written     [G]                rows ever written to each
@@ -15,7 +15,7 @@ from torch import Tensor
 from metarun.types import LearnerState
 
 
-def empty(tasks: int, capacity: int, recent: int, width: int) -> LearnerState:
+def init_buffers(tasks: int, capacity: int, recent: int, width: int) -> LearnerState:
     return {
         "replay": torch.zeros(tasks, capacity, width),
         "written": torch.zeros(tasks, dtype=torch.int64),
@@ -23,42 +23,36 @@ def empty(tasks: int, capacity: int, recent: int, width: int) -> LearnerState:
     }
 
 
-def added(carry: LearnerState, which: Tensor, rows: Tensor) -> LearnerState:
+def add(state: LearnerState, which: Tensor, rows: Tensor) -> LearnerState:
     """With rows [n, R, W] written to the rings of n different tasks."""
-    capacity = carry["replay"].shape[1]
-    replay, written, first = carry["replay"].clone(), carry["written"].clone(), max(0, rows.shape[1] - capacity)
+    capacity = state["replay"].shape[1]
+    replay, written, first = state["replay"].clone(), state["written"].clone(), max(0, rows.shape[1] - capacity)
     offsets = torch.arange(first, rows.shape[1], device=rows.device)
     at = (written[which][:, None] + offsets) % capacity
     replay[which[:, None], at] = rows[:, first:]
     written[which] += rows.shape[1]
-    return carry | {"replay": replay, "written": written}
+    return state | {"replay": replay, "written": written}
 
 
-def renewed(carry: LearnerState, which: Tensor, rows: Tensor) -> LearnerState:
+def replace_recent(state: LearnerState, which: Tensor, rows: Tensor) -> LearnerState:
     """With these tasks' recent rows replaced by all of the rows [n, R, W]."""
-    recent = carry["recent"].clone()
+    recent = state["recent"].clone()
     recent[which] = rows
-    return carry | {"recent": recent}
+    return state | {"recent": recent}
 
 
-def drawn(carry: LearnerState, which: Tensor, uniforms: Tensor) -> Tensor:
+def sample(state: LearnerState, which: Tensor, uniforms: Tensor) -> Tensor:
     """A row of a task's ring for each number in [0, 1): [T], [T, B] -> [T, B, W]."""
-    capacity = carry["replay"].shape[1]
-    size = carry["written"][which].clamp(max=capacity)
-    return carry["replay"][which[:, None], _index(uniforms, size[:, None])]
+    size = state["written"][which].clamp(max=state["replay"].shape[1])
+    return _sample(state["replay"], which, uniforms, size)
 
 
-def drawn_recent(carry: LearnerState, which: Tensor, uniforms: Tensor) -> Tensor:
+def sample_recent(state: LearnerState, which: Tensor, uniforms: Tensor) -> Tensor:
     """The same of the recent rows."""
-    size = torch.full_like(which, carry["recent"].shape[1])
-    return carry["recent"][which[:, None], _index(uniforms, size[:, None])]
+    return _sample(state["recent"], which, uniforms, torch.full_like(which, state["recent"].shape[1]))
 
 
-def _index(uniforms: Tensor, size: Tensor) -> Tensor:
+def _sample(rows: Tensor, which: Tensor, uniforms: Tensor, size: Tensor) -> Tensor:
     # A number just below 1 may be rounded up to it in single precision.
-    return torch.minimum((uniforms * size).long(), size - 1)
-
-
-def mixed(old: LearnerState, new: LearnerState, rate: float) -> LearnerState:
-    """A target network's step towards what it follows: (1 - rate) old + rate new."""
-    return {name: (1 - rate) * value + rate * new[name] for name, value in old.items()}
+    index = torch.minimum((uniforms * size[:, None]).long(), size[:, None] - 1)
+    return rows[which[:, None], index]

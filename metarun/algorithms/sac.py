@@ -32,7 +32,7 @@ class Action(NamedTuple):
     log_std: Tensor
 
 
-def squashed(out: Tensor, eps: Tensor) -> Action:
+def squash(out: Tensor, eps: Tensor) -> Action:
     """From an actor's outputs [..., 2 A] and standard normals [..., A]."""
     mu, log_std = out.chunk(2, -1)
     log_std = log_std.clamp(*LOG_STD)

@@ -29,12 +29,21 @@ def build(group: str, node: Mapping[str, Any], trusted: Sequence[str] = (), **pr
 
 
 def construct(group: str, target: Any, node: Mapping[str, Any], **provided: Any) -> Any:
-    """Construct a component like `build`, from the class or function itself."""
+    """Construct a component like `build`, from the class or function itself.
+
+    A parameter without default whose annotation is a dataclass is a bundle: its fields are settings of the component.
+    """
     settings = {k: v for k, v in node.items() if k != "_target_"}
-    accepted = inspect.signature(target).parameters
-    _refuse_unknown(group, settings, [name for name in accepted if name not in provided])
+    accepted, hints = inspect.signature(target).parameters, _annotations(target)
+    bundles = {name: hints[name] for name in accepted if name not in provided and _is_bundle(accepted[name], hints)}
+    fields = {name: [f.name for f in dataclasses.fields(bundle)] for name, bundle in bundles.items()}
+    alone = [name for name in accepted if name not in provided and name not in bundles]
+    _refuse_unknown(group, settings, [*alone, *(key for keys in fields.values() for key in keys)])
+    for name, bundle in bundles.items():
+        own = {key: settings.pop(key) for key in fields[name] if key in settings}
+        provided[name] = construct(group, bundle, own)
     given = {k: v for k, v in provided.items() if k in accepted}
-    converted = _convert(group, settings, _annotations(target))
+    converted = _convert(group, settings, hints)
     _refuse_missing(group, accepted, {*converted, *given})
     try:
         return target(**converted, **given)
@@ -119,6 +128,10 @@ def _convert(group: str, settings: Mapping[str, Any], hints: Mapping[str, Any]) 
 def component_class(target: Any) -> Any:
     """The class that a target constructs: a class itself, or the annotated return type of a function."""
     return target if isinstance(target, type) else _annotations(target).get("return")
+
+
+def _is_bundle(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> bool:
+    return parameter.default is parameter.empty and dataclasses.is_dataclass(hints.get(parameter.name))
 
 
 def _annotations(target: Any) -> dict[str, Any]:

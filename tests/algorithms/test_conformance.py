@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.func import vmap
 
 import metarun
+from metarun.algorithms.contexts import ROW_NORMS
 from metarun.algorithms.losses import GaussianLikelihood
 from metarun.algorithms.objective import NO_REGULARIZATION
-from metarun.algorithms.set_learners import ROW_NORMS
 from metarun.compute.device import Placement
 from metarun.compute.task_axis import map_tasks
 from metarun.config.components import component_class, locate

@@ -104,11 +104,11 @@ def test_the_kl_to_the_prior_is_torchs() -> None:
 def test_the_density_of_a_squashed_action_is_torchs_and_finite_far_out() -> None:
     out = torch.tensor([[0.3, -0.5, -0.2, 0.4], [1.0, 0.1, -1.0, -3.0]]).double()
     eps = torch.tensor([[0.5, -1.0], [0.2, 2.0]]).double()
-    action = sac.squashed(out, eps)
+    action = sac.squash(out, eps)
     base = Normal(out[:, :2], out[:, 2:].exp())
     expected = TransformedDistribution(base, [TanhTransform()]).log_prob(action.a).sum(-1)
     torch.testing.assert_close(action.log_pi, expected, rtol=1e-8, atol=0)
-    far = sac.squashed(torch.tensor([[60.0, 0.0]]).double(), torch.zeros(1, 1).double())
+    far = sac.squash(torch.tensor([[60.0, 0.0]]).double(), torch.zeros(1, 1).double())
     # log(1 - tanh(60)^2) = 2 log 2 - 120 up to e^-240
     assert float(far.log_pi) == pytest.approx(-0.5 * math.log(2 * math.pi) - (2 * math.log(2) - 120), rel=1e-12)
 
@@ -136,7 +136,7 @@ def run_layers(params: dict[str, Tensor], part: str, x: Tensor) -> Tensor:
 def gradients_by_network(algorithm: Pearl, params: Params, task: Task) -> dict[str, Tensor]:
     """The published algorithm with one backward pass of each loss to its own networks, in plain autograd."""
     w = {k: v.clone().requires_grad_(not k.startswith(CARRIED)) for k, v in params.items()}
-    rates = algorithm.rates
+    rates = algorithm.settings
     out = run_layers(w, "encoder", torch.cat([*task.support], 1))
     mu_n, var_n = out[:, :5], torch.nn.functional.softplus(out[:, 5:]).clamp(min=1e-7)
     var = 1 / (1 / var_n).sum(0)
@@ -189,13 +189,13 @@ def test_critics_begin_apart_and_seeds_do() -> None:
 
 
 def test_a_ring_keeps_the_last_rows_and_draws_from_no_others() -> None:
-    carry = replay.empty(3, 5, 2, 1)
+    carry = replay.init_buffers(3, 5, 2, 1)
     lists: list[list[float]] = [[], [], []]
     for number in range(7):
         which = torch.tensor([number % 3, (number + 1) % 3])
         rows = torch.arange(6.0).reshape(2, 3, 1) + 10 * number
         before = {k: v.clone() for k, v in carry.items()}
-        after = replay.added(carry, which, rows)
+        after = replay.add(carry, which, rows)
         assert all(carry[k].equal(v) for k, v in before.items())
         carry = after
         for task, new in zip(which.tolist(), rows[..., 0].tolist(), strict=True):
@@ -205,21 +205,21 @@ def test_a_ring_keeps_the_last_rows_and_draws_from_no_others() -> None:
             assert sorted(kept) == sorted(rows_so_far[-5:])
         with_rows = torch.tensor([t for t in range(3) if lists[t]])
         grid = torch.linspace(0, 1, 41).expand(len(with_rows), -1)  # 1 itself: a number that was rounded up
-        drawn = replay.drawn(carry, with_rows, grid)[..., 0]
+        drawn = replay.sample(carry, with_rows, grid)[..., 0]
         for task, row in zip(with_rows.tolist(), drawn.tolist(), strict=True):
             assert set(row) == set(lists[task][-5:])
 
 
 def test_more_rows_than_a_ring_holds_leave_the_last_ones() -> None:
-    carry = replay.added(replay.empty(1, 4, 1, 1), torch.tensor([0]), torch.arange(11.0).reshape(1, 11, 1))
+    carry = replay.add(replay.init_buffers(1, 4, 1, 1), torch.tensor([0]), torch.arange(11.0).reshape(1, 11, 1))
     assert sorted(carry["replay"][0, :, 0].tolist()) == [7, 8, 9, 10]
 
 
 def test_recent_rows_are_those_of_the_latest_collection() -> None:
-    carry = replay.renewed(replay.empty(2, 4, 3, 1), torch.tensor([1]), torch.full((1, 3, 1), 2.0))
-    carry = replay.renewed(carry, torch.tensor([1]), torch.full((1, 3, 1), 5.0))
+    carry = replay.replace_recent(replay.init_buffers(2, 4, 3, 1), torch.tensor([1]), torch.full((1, 3, 1), 2.0))
+    carry = replay.replace_recent(carry, torch.tensor([1]), torch.full((1, 3, 1), 5.0))
     assert carry["recent"][..., 0].tolist() == [[0, 0, 0], [5, 5, 5]]
-    drawn = replay.drawn_recent(carry, torch.tensor([1, 0]), torch.rand(2, 4))
+    drawn = replay.sample_recent(carry, torch.tensor([1, 0]), torch.rand(2, 4))
     assert drawn[..., 0].tolist() == [[5.0] * 4, [0.0] * 4]
 
 
@@ -321,7 +321,7 @@ def test_a_renewed_posterior_is_of_all_trajectories_before(renewed: str, expecte
 
     sizes = ["algo.trajectories=[1,3,0]", f"algo.renew_posterior={renewed}", "algo.context_batch=40"]
     place, walker = learner(*sizes).collection, Numbered()
-    carry = place.collected(walker, learner().init(0), place.empty(), 0, 2)
+    carry = place.collect(walker, learner().init(0), place.init_state(), 0, 2)
     assert walker.contexts == expected
     assert int(carry["environment_steps"]) == 3 * 4 * 4
     assert sorted(carry["written"].tolist()) == [0, 0, 16, 16, 16]
@@ -329,7 +329,7 @@ def test_a_renewed_posterior_is_of_all_trajectories_before(renewed: str, expecte
 
 def test_held_actions_are_uniform_and_one_a_trajectory() -> None:
     place = learner("algo.initial_trajectories=400", "algo.initial_actions=held", "algo.capacity=1600").collection
-    carry = place.collected(learner(), learner().init(0), place.empty(), 0, 0)
+    carry = place.collect(learner(), learner().init(0), place.init_state(), 0, 0)
     actions = place.split(carry["replay"]).pairs[..., 2:].unflatten(1, (-1, 4))
     assert actions.equal(actions[:, :, :1].expand_as(actions))
     held = actions[:, :, 0].flatten(0, 1)
@@ -540,6 +540,8 @@ def test_l1_shrinks_actor_and_critics_and_leaves_the_encoder(tmp_path: Path) -> 
         (["diagnostics=full"], "diagnostics.level=full: algo=pearl has no fixed tasks to probe; choices: off, basic"),
         (["model.norm=batch"], "model.norm=batch: must be one of none, layer"),
         (["algo.latent=17"], "algo.latent=17: must be 1 to 16"),
+        (["algo.latent=many"], "algo.latent=many: must be of type int"),
+        (["+algo.batches=3"], "algo.batches: no such setting, did you mean batch?"),
         (["algo.discount=1"], "algo.discount=1.0: must be at least 0 and below 1"),
         (["algo.trajectories=[0,1,1]"], r"algo.trajectories=[0, 1, 1]: must be [prior, posterior, extra]"),
         (["algo.initial_trajectories=1"], "algo.initial_trajectories=1: must be at least 2"),
