@@ -2,7 +2,7 @@ r"""The same settings trained with several seeds: how certain the metric is, and
 
     mean      over seeds, with Student's interval: for a new seed on these test tasks
     IQM       interquartile mean of the seeds' metrics, with a bootstrap over seeds (metarun/statistics/intervals.py)
-    variance  of one score = seed + task + residual (metarun/statistics/components.py); every seed is scored on the same
+    variance  of one score = seed + task + residual (metarun/statistics/variance.py); every seed is scored on the same
               fixed test tasks, so that the mean has a standard error for new seeds and new tasks alike
     steps     until the validation metric reached the threshold: 90 % of the way from its first to its best value, of
               the first seed that improved; runs that never did are counted, not averaged
@@ -25,9 +25,9 @@ from matplotlib.axes import Axes
 from metarun.analyses.analysis import Cell, Context, Row, TrainedRun, require_at_least
 from metarun.errors import UserError
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, finish, look, panels
-from metarun.statistics.components import variance_components
-from metarun.statistics.convergence import Curve, default_thresholds, to_threshold, validation_curve
+from metarun.statistics.convergence import Curve, default_thresholds, find_crossing, validation_curve
 from metarun.statistics.intervals import iqm, stratified_bootstrap, t_interval
+from metarun.statistics.variance import variance_components
 from metarun.storage.json_values import replace_nonfinite
 from metarun.storage.status import FINAL
 from metarun.storage.text import axis_label, display_scale, format_metric
@@ -136,7 +136,7 @@ def _summarise_convergence(rows: Sequence[Row], higher_is_better: bool) -> dict[
     threshold = next((level for level in levels if level is not None), None)
     if threshold is None:
         return None
-    crossings = [to_threshold(c, threshold, higher_is_better).at for c in curves]
+    crossings = [find_crossing(c, threshold, higher_is_better).at for c in curves]
     counts = [None if c is None else c.steps for c in crossings]
     reached = [n for n in counts if n is not None]
     summary = {"threshold": threshold, "steps": counts, "never": counts.count(None)}

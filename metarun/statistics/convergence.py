@@ -1,23 +1,23 @@
-r"""How fast a run learned: from the lines of metrics.jsonl and timing.jsonl to costs, areas and slopes.
+r"""How fast a run learned: costs, areas and slopes from the lines of metrics.jsonl and timing.jsonl.
 
 A validation curve is y_k at outer step s_k, with four costs up to that point:
 
     steps s_k,   tasks = T s_k,   inner_gradients = G T s_k,   seconds of training, validation included
 
-Symbols: T tasks of an outer step, G gradient evaluations that one task costs in training, y the mean reported figure
+Symbols: T tasks of an outer step, G gradient evaluations that one task costs in training, y the mean reported metric
 over the fixed validation tasks (accuracy as a share, or MSE).
 
     crossing   first k such that mean(y_{j-smooth+1} .. y_j) is at or beyond the threshold for j = k .. k+hold-1
-    area       (1/c_end) integral of y over cost from 0 to c_end, by trapezoids: the mean figure over the budget
+    area       (1/c_end) integral of y over cost from 0 to c_end, by trapezoids: the mean metric over the budget
     trend      slope of y on steps over the last evaluations, with its t interval
 
-A run that never crosses is censored: all that is known is that its cost is above that of its last evaluation. Missing
+A run that never crosses is censored: its cost is known to be above that of its last evaluation. Missing
 values (null in the file) count as short of any threshold; areas and slopes are taken over the values that are there.
 
 `convergence_summary` gives numbers, strings, true, false and null under these keys:
 
-    evaluations, missing   validations with and without a finite figure
-    first, best, last      figures; best_step is the first step with the best
+    evaluations, missing   validations with and without a finite metric
+    first, best, last      metrics; best_step is the first step with the best
     budget                 cost of the last validation: steps, tasks, inner_gradients, seconds
     thresholds             list of name, value, reached, and at (cost) or else censored_at (cost)
     smooth, hold           as used for them
@@ -35,7 +35,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from metarun.statistics.intervals import Array
-from metarun.statistics.rate import epsilon_stationarity, fit_line, fitted_rate
+from metarun.statistics.rate import epsilon_stationarity, fit_line, fit_rate
 from metarun.storage.json_values import replace_nonfinite
 
 Unit = Literal["steps", "tasks", "inner_gradients", "seconds"]
@@ -43,13 +43,13 @@ Verdict = Literal["rising", "flat", "falling"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
 
 PROBE_NORM = "true_grad_norm2"
-"""Of probe records: the debiased squared norm of the meta-gradient on the probe tasks."""
+"""The metric of probe records: the debiased squared norm of the meta-gradient on the probe tasks."""
 
 Records = Sequence[Mapping[str, Any]]
 
 
 class Curve(NamedTuple):
-    """Validation figures and what they had cost; each [P], by step, NaN where a number is missing."""
+    """Validation metrics and their costs; each [P], in order of steps, NaN where a number is missing."""
 
     values: Array
     steps: Array
@@ -59,7 +59,7 @@ class Curve(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """None: not known."""
+    """The cost up to a validation; None: not known."""
 
     steps: int
     tasks: int
@@ -75,29 +75,32 @@ class Crossing(NamedTuple):
 
 
 class Trend(NamedTuple):
-    slope: float  # of the figure, per outer step
+    slope: float  # of the metric, per outer step
     half: float  # of its 95 % interval; too short where neighbouring evaluations are alike by more than the trend
-    verdict: Verdict  # of the figure; flat: the interval includes 0
+    verdict: Verdict  # of the metric; flat: the interval includes 0
     points: int
 
 
 def validation_curve(
     records: Records, timing: Records, tasks_per_step: int, gradients_per_task: float | None = None
 ) -> Curve:
-    """The curve of the records of kind `val`; of two with the same step the later line counts."""
-    found, clock = _series(records, "val", "mean"), _series(timing, "val", "seconds")
-    steps = np.array(sorted(found), dtype=np.float64)
+    """Return the curve of the records of kind `val`; of two with the same step the later line counts."""
+    metrics, clock = _read_series(records, "val", "mean"), _read_series(timing, "val", "seconds")
+    steps = np.array(sorted(metrics), dtype=np.float64)
+    values = np.array([metrics[s] for s in steps], dtype=np.float64)
+    seconds = np.array([clock.get(s, math.nan) for s in steps], dtype=np.float64)
     tasks = tasks_per_step * steps
     gradients = (math.nan if gradients_per_task is None else gradients_per_task) * tasks
-    values = np.array([found[s] for s in steps], dtype=np.float64)
-    return Curve(values, steps, tasks, gradients, np.array([clock.get(s, math.nan) for s in steps], dtype=np.float64))
+    return Curve(values, steps, tasks, gradients, seconds)
 
 
-def to_threshold(curve: Curve, threshold: float, higher_is_better: bool, smooth: int = 1, hold: int = 1) -> Crossing:
-    """Cost until the trailing mean of `smooth` evaluations was at or beyond `threshold`, and was so `hold` times."""
+def find_crossing(curve: Curve, threshold: float, higher_is_better: bool, smooth: int = 1, hold: int = 1) -> Crossing:
+    """Find where the trailing mean of `smooth` evaluations is at or beyond `threshold` for `hold` in a row."""
     if smooth < 1 or hold < 1:
         raise ValueError(f"smooth and hold must be at least 1, got {smooth} and {hold}")
-    level = _trailing_mean(curve.values, smooth)
+    level = np.full(len(curve.values), math.nan)  # NaN until the window is full
+    if len(level) >= smooth:
+        level[smooth - 1 :] = np.lib.stride_tricks.sliding_window_view(curve.values, smooth).mean(1)
     beyond = level >= threshold if higher_is_better else level <= threshold
     held = [k for k in range(len(beyond) - hold + 1) if beyond[k : k + hold].all()]
     if held:
@@ -106,9 +109,9 @@ def to_threshold(curve: Curve, threshold: float, higher_is_better: bool, smooth:
 
 
 def area_under_curve(curve: Curve, unit: Unit, budget: float | None = None) -> float | None:
-    """Mean figure over a budget in `unit` (by default all that the run used); None without values or beyond them.
+    """Return the mean metric over a budget in `unit` (default: the run's own); None without values or beyond them.
 
-    The first value is held back to cost 0. Steps, tasks and gradients are multiples of one another, so that over a
+    The first value also counts from cost 0 on. Steps, tasks and gradients are multiples of one another, so that over a
     run's own budget they give the same area; to compare learners give both the same budget in the unit that matters.
     """
     x, y = getattr(curve, unit), curve.values
@@ -123,8 +126,8 @@ def area_under_curve(curve: Curve, unit: Unit, budget: float | None = None) -> f
     return float(np.diff(xs) @ (ys[1:] + ys[:-1]) / 2 / end) if end else float(y[0])
 
 
-def plateau(curve: Curve, window: int = 10) -> Trend | None:
-    """Whether the last `window` evaluations still rise or fall; None for fewer than three."""
+def fit_trend(curve: Curve, window: int = 10) -> Trend | None:
+    """Fit a line to the last `window` evaluations: do they still rise or fall? None for fewer than three."""
     known = np.flatnonzero(np.isfinite(curve.values))[-window:]
     line = fit_line(curve.steps[known], curve.values[known]) if len(known) > 2 else None
     if line is None:
@@ -134,10 +137,10 @@ def plateau(curve: Curve, window: int = 10) -> Trend | None:
 
 
 def default_thresholds(curve: Curve, higher_is_better: bool, chance: float | None = None) -> dict[str, float]:
-    """Levels relative to this run's own values, for a run that nothing else is known of; empty where it never improved.
+    """Return levels relative to this run's own values; empty if it never improved.
 
-    Half of the way from chance (where there is such a figure, else from the first value) to the best value, and 90 %
-    of the way from the first to the best. Two runs have two sets of these: to compare runs, name thresholds.
+    They are half of the way from chance (if it is known, else from the first value) to the best value, and 90 % of the
+    way from the first to the best. Two runs have two sets of these: to compare runs, name thresholds.
     """
     known = curve.values[np.isfinite(curve.values)]
     if not len(known):
@@ -162,27 +165,33 @@ def convergence_summary(
     hold: int = 1,
     window: int = 10,
 ) -> dict[str, Any]:
-    """All of it, ready for JSON; the keys are in the module's docstring."""
+    """Return all measures, ready for JSON; the keys are in the module's docstring."""
     curve = validation_curve(records, timing, tasks_per_step, gradients_per_task)
-    named = default_thresholds(curve, higher_is_better, chance)
-    named = named if thresholds is None else {f"{value:g}": value for value in thresholds}
-    crossings = {name: to_threshold(curve, value, higher_is_better, smooth, hold) for name, value in named.items()}
-    probes = _series(records, "probe", PROBE_NORM)
+    levels = default_thresholds(curve, higher_is_better, chance)
+    if thresholds is not None:
+        levels = {f"{value:g}": value for value in thresholds}
+    crossings = []
+    for name, value in levels.items():
+        at, censored_at = map(_as_dict, find_crossing(curve, value, higher_is_better, smooth, hold))
+        reached = at is not None
+        crossings.append({"name": name, "value": value, "reached": reached, "at": at, "censored_at": censored_at})
+    probes = _read_series(records, "probe", PROBE_NORM)
+    steps, norms = list(probes), list(probes.values())
     summary = {
-        **_figures(curve, higher_is_better),
-        "budget": _plain(_cost(curve, -1) if len(curve.steps) else None),
-        "thresholds": [_threshold(name, named[name], crossing) for name, crossing in crossings.items()],
+        **_summarise_values(curve, higher_is_better),
+        "budget": _as_dict(_cost(curve, -1) if len(curve.steps) else None),
+        "thresholds": crossings,
         "smooth": smooth,
         "hold": hold,
         "area": {unit: area_under_curve(curve, unit) for unit in UNITS},
-        "trend": _plain(plateau(curve, window)),
-        "rate": _plain(fitted_rate(list(probes), list(probes.values()))),
-        "stationarity": _plain(epsilon_stationarity(list(probes), list(probes.values()))),
+        "trend": _as_dict(fit_trend(curve, window)),
+        "rate": _as_dict(fit_rate(steps, norms)),
+        "stationarity": _as_dict(epsilon_stationarity(steps, norms)),
     }
     return replace_nonfinite(summary)
 
 
-def _figures(curve: Curve, higher_is_better: bool) -> dict[str, Any]:
+def _summarise_values(curve: Curve, higher_is_better: bool) -> dict[str, Any]:
     known = np.isfinite(curve.values)
     values, steps = curve.values[known], curve.steps[known]
     counts = {"evaluations": len(values), "missing": int((~known).sum())}
@@ -193,14 +202,9 @@ def _figures(curve: Curve, higher_is_better: bool) -> dict[str, Any]:
     return counts | {"first": float(values[0]), "best": best, "best_step": best_step, "last": float(values[-1])}
 
 
-def _threshold(name: str, value: float, crossing: Crossing) -> dict[str, Any]:
-    at, censored_at = _plain(crossing.at), _plain(crossing.censored_at)
-    return {"name": name, "value": value, "reached": at is not None, "at": at, "censored_at": censored_at}
-
-
-def _plain(found: Any) -> dict[str, Any] | None:
-    """A named tuple as a dictionary."""
-    return None if found is None else found._asdict()
+def _as_dict(value: Any) -> dict[str, Any] | None:
+    """A named tuple as a dictionary; None stays None."""
+    return None if value is None else value._asdict()
 
 
 def _best(values: Array, higher_is_better: bool) -> float:
@@ -213,18 +217,10 @@ def _cost(curve: Curve, k: int) -> Cost:
     return Cost(int(curve.steps[k]), int(curve.tasks[k]), *known)
 
 
-def _trailing_mean(values: Array, window: int) -> Array:
-    """[P], NaN until the window is full and wherever a value in it is missing."""
-    means = np.full(len(values), math.nan)
-    if len(values) >= window:
-        means[window - 1 :] = np.lib.stride_tricks.sliding_window_view(values, window).mean(1)
-    return means
-
-
-def _series(records: Records, kind: str, key: str) -> dict[int, float]:
-    """step -> number, of the records of one kind; NaN where it is missing or no number."""
-    kept = [r for r in records if r.get("kind") == kind and _is_number(r.get("step"))]
-    return {int(r["step"]): float(r[key]) if _is_number(r.get(key)) else math.nan for r in kept}
+def _read_series(records: Records, kind: str, key: str) -> dict[int, float]:
+    """step -> number, of the records of one kind; NaN where it is missing or not a number."""
+    chosen = [r for r in records if r.get("kind") == kind and _is_number(r.get("step"))]
+    return {int(r["step"]): float(r[key]) if _is_number(r.get(key)) else math.nan for r in chosen}
 
 
 def _is_number(value: Any) -> bool:

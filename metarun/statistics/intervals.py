@@ -1,12 +1,11 @@
-r"""Intervals for a mean over tasks or over runs, the interquartile mean, its bootstrap, and performance profiles.
+r"""Intervals for a mean over tasks or over runs, the interquartile mean, and its bootstrap.
 
     normal     mean +- 1.96 s / sqrt(n)                 over the tasks of one test: n is in the hundreds
     t          mean +- t_{n-1} s / sqrt(n)              over training runs (seeds): n is 3 to 10, and 1.96 too small
     IQM        mean of the middle half of all values    no single run can carry it away, and half of them count
-    profile    share of scores beyond tau, for each tau
 
-Symbols: s standard deviation with n - 1, R runs, M strata, P thresholds. All are in the unit of the scores.
-IQM, stratified bootstrap and performance profiles as proposed by Agarwal et al. 2021, arXiv 2108.13264.
+Symbols: s standard deviation with n - 1, R runs, M strata. All are in the unit of the scores.
+IQM and stratified bootstrap as proposed by Agarwal et al. 2021, arXiv 2108.13264.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from metarun.statistics.student import t_quantile
 Array = NDArray[np.float64]
 
 NORMAL_95 = 1.96
-"""The factor that the field prints."""
+"""The factor that the literature uses."""
 
 
 class Estimate(NamedTuple):
@@ -48,19 +47,19 @@ class Interval(NamedTuple):
 
 
 def normal_interval(values: ArrayLike) -> Estimate:
-    """Mean and 1.96 standard errors."""
+    """Return the mean and 1.96 standard errors."""
     mean, error, _ = mean_and_error(values)
     return Estimate(mean, NORMAL_95 * error)
 
 
 def t_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
-    """Mean and the half-width of Student's interval."""
+    """Return the mean and the half-width of Student's interval."""
     mean, error, count = mean_and_error(values)
     return Estimate(mean, t_quantile(0.5 + level / 2, count - 1) * error if count > 1 else math.nan)
 
 
 def mean_and_error(values: ArrayLike) -> tuple[float, float, int]:
-    """Mean, standard error s / sqrt(n) (NaN for fewer than two values) and n. A NaN among the values stays one."""
+    """Return mean, standard error s / sqrt(n) (NaN for fewer than two values) and n. A NaN in the values is kept."""
     x = np.asarray(values, dtype=np.float64).ravel()
     if len(x) < 2 or not np.isfinite(x).all():
         with np.errstate(invalid="ignore"):  # infinity - infinity
@@ -69,7 +68,7 @@ def mean_and_error(values: ArrayLike) -> tuple[float, float, int]:
 
 
 def iqm(values: ArrayLike) -> float:
-    """Interquartile mean of all values together (runs x tasks are pooled).
+    """Return the interquartile mean of all values together (runs x tasks are pooled).
 
     The k-th smallest of n values weighs the overlap of [k-1, k] with [n/4, 3n/4], so that exactly half of the weight
     is cut off whatever n is. For n divisible by 4 this is the 25 % trimmed mean of scipy and rliable; otherwise
@@ -89,7 +88,7 @@ def iqm(values: ArrayLike) -> float:
 def stratified_bootstrap(
     scores: ArrayLike, statistic: Callable[[Array], float], seed: int, draws: int = 2000, level: float = 0.95
 ) -> Interval:
-    """Percentile interval of `statistic`, a function of scores [R, M] (or [R], one stratum).
+    """Return the percentile interval of `statistic`, a function of scores [R, M] (or [R], one stratum).
 
     Each draw takes R runs with replacement, in every stratum anew. So the columns must be independent of one another,
     as where each stratum (a data set, say) was trained separately. The test tasks of one run are NOT strata, for they
@@ -103,19 +102,11 @@ def stratified_bootstrap(
     if len(values) < 2:
         return Interval(estimate, math.nan, math.nan)
     generator = np.random.default_rng(seed)
-    found = np.empty(draws)
+    resampled = np.empty(draws)
     for i in range(draws):
         rows = generator.integers(len(values), size=values.shape)
-        found[i] = statistic(np.take_along_axis(values, rows, axis=0))
-    if not np.isfinite(found).all():
+        resampled[i] = statistic(np.take_along_axis(values, rows, axis=0))
+    if not np.isfinite(resampled).all():
         return Interval(estimate, math.nan, math.nan)
-    low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
+    low, high = np.quantile(resampled, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(estimate, float(low), float(high))
-
-
-def performance_profile(scores: ArrayLike, thresholds: ArrayLike, higher_is_better: bool = True) -> Array:
-    """Share of all scores strictly beyond each threshold [P]; a NaN (a diverged run) is beyond none."""
-    sign = 1.0 if higher_is_better else -1.0
-    x = sign * np.asarray(scores, dtype=np.float64).ravel()
-    tau = sign * np.asarray(thresholds, dtype=np.float64).ravel()
-    return (x[None, :] > tau[:, None]).mean(1) if len(x) else np.full(len(tau), math.nan)

@@ -4,8 +4,8 @@ r"""Two learners on the same test tasks: the differences task by task.
     unpaired half = 1.96 sqrt(var(a)/n + var(b)/n)
 
 Symbols: a_i, b_i the scores of task i, n tasks. var(d) = var(a) + var(b) - 2 cov(a, b): where hard tasks are hard for
-both, the paired interval is the shorter one. It is about these two sets of trained weights on new tasks, and says
-nothing about what other seeds would give.
+both, the paired interval is the shorter one. It is for these two sets of trained weights on new tasks, and
+not for other seeds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Comparison(NamedTuple):
 
 
 def compare(a: ArrayLike, b: ArrayLike, higher_is_better: bool) -> Comparison:
-    """a against b, one score per task in the same order; `ValueError` unless both have the same number, at least one.
+    """Compare a with b, one score per task in the same order; `ValueError` if their numbers differ or are 0.
 
     A missing score (NaN, null) makes the difference NaN; among the shares it loses to any number and ties with another.
     """
@@ -40,11 +40,6 @@ def compare(a: ArrayLike, b: ArrayLike, higher_is_better: bool) -> Comparison:
     with np.errstate(invalid="ignore"):  # infinity - infinity
         difference, error, n = mean_and_error(x - y)
     unpaired = math.hypot(mean_and_error(x)[1], mean_and_error(y)[1])
-    better, worse = _goodness(x, higher_is_better), _goodness(y, higher_is_better)
-    shares = [float(np.mean(found)) for found in (better > worse, better == worse, better < worse)]
-    return Comparison(difference, NORMAL_95 * error, NORMAL_95 * unpaired, shares[0], shares[1], shares[2], n)
-
-
-def _goodness(scores: np.ndarray, higher_is_better: bool) -> np.ndarray:
-    """Larger is better, and a missing score is worst."""
-    return np.where(np.isnan(scores), -np.inf, scores if higher_is_better else -scores)
+    x_good, y_good = (np.where(np.isnan(v), -np.inf, v if higher_is_better else -v) for v in (x, y))
+    wins, ties, losses = (float(np.mean(which)) for which in (x_good > y_good, x_good == y_good, x_good < y_good))
+    return Comparison(difference, NORMAL_95 * error, NORMAL_95 * unpaired, wins, ties, losses, n)

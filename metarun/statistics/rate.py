@@ -61,7 +61,7 @@ class Stationarity(NamedTuple):
 
 
 def fit_line(x: ArrayLike, y: ArrayLike) -> Line | None:
-    """Least squares; None for fewer than two different x."""
+    """Fit a line by least squares; None for fewer than two different x."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     n = len(x)
     dx, dy = x - x.mean() if n else x, y - y.mean() if n else y
@@ -78,13 +78,13 @@ def best_so_far(values: ArrayLike) -> Array:
     return np.fmin.accumulate(np.asarray(values, dtype=np.float64))
 
 
-def fitted_rate(steps: ArrayLike, squared_norms: ArrayLike) -> Rate | None:
-    """The rate of best-so-far squared norms, or None where fewer than five points can be used.
+def fit_rate(steps: ArrayLike, squared_norms: ArrayLike) -> Rate | None:
+    """Fit the rate of best-so-far squared norms; None if fewer than five points can be used.
 
-    Missing values and step 0 (whose logarithm is none) are left out. A debiased estimate at or below 0 says that the
+    Missing values and step 0 (which has no logarithm) are left out. A debiased estimate at or below 0 says that the
     norm is too small for the probe tasks to show: the fit ends before the first of them.
     """
-    t, v = _known(steps, squared_norms)
+    t, v = _drop_missing(steps, squared_norms)
     floor = np.flatnonzero(v <= 0)
     end = floor[0] if len(floor) else len(v)
     x, y, best = (u[:end][t[:end] > 0] for u in (t, v, best_so_far(v)))
@@ -92,22 +92,22 @@ def fitted_rate(steps: ArrayLike, squared_norms: ArrayLike) -> Rate | None:
     plain = fit_line(np.log(x), np.log(y)) if line else None
     if line is None or plain is None:
         return None
-    jackknifed = _jackknife(np.log(x), np.log(best))
+    half = _jackknife(np.log(x), np.log(best))
     floor_step = int(t[end]) if len(floor) else None
-    return Rate(line.slope, jackknifed, line.half, line.r2, line.points, plain.slope, floor_step)
+    return Rate(line.slope, half, line.half, line.r2, line.points, plain.slope, floor_step)
 
 
 def epsilon_stationarity(steps: ArrayLike, squared_norms: ArrayLike) -> Stationarity | None:
-    """The smallest squared norm, its step and its root; None without values. A minimum over noisy values errs low."""
-    t, v = _known(steps, squared_norms)
+    """Return the smallest squared norm, its step and its root; None without values. Noise biases it low."""
+    t, v = _drop_missing(steps, squared_norms)
     if not len(v):
         return None
     k = int(v.argmin())
     return Stationarity(float(v[k]), int(t[k]), math.sqrt(max(float(v[k]), 0.0)))
 
 
-def _known(steps: ArrayLike, values: ArrayLike) -> tuple[Array, Array]:
-    """Both without the points whose value is missing, in the order of steps."""
+def _drop_missing(steps: ArrayLike, values: ArrayLike) -> tuple[Array, Array]:
+    """Return both without the points whose value is missing, in order of steps."""
     t, v = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
     order = np.argsort(t, kind="stable")
     order = order[np.isfinite(v[order])]
@@ -115,7 +115,7 @@ def _known(steps: ArrayLike, values: ArrayLike) -> tuple[Array, Array]:
 
 
 def _jackknife(x: Array, y: Array) -> float:
-    """Half-width of the slope's interval. Steps are all different, so that what is left always has a slope."""
+    """Half-width of the slope's interval. Steps are all different, so the remaining points always have a slope."""
     blocks = np.array_split(np.arange(len(x)), BLOCKS)
     slopes = np.array([_slope(np.delete(x, block), np.delete(y, block)) for block in blocks])
     error = math.sqrt((BLOCKS - 1) / BLOCKS * float(np.square(slopes - slopes.mean()).sum()))

@@ -23,22 +23,22 @@ TERMS = 10_000  # of the continued fraction; up to MANY degrees of freedom it ne
 
 
 def t_quantile(probability: float, df: float) -> float:
-    """The t with P(T <= t) = probability, to about 1e-11 of itself."""
+    """Return the t with P(T <= t) = probability, to a relative error of about 1e-11."""
     if not (0 < probability < 1 and df > 0):
         raise ValueError(f"needs 0 < probability < 1 and df > 0, got {probability} and {df}")
     if probability < 0.5:
         return -t_quantile(1 - probability, df)
-    return _near_normal(probability, df) if df > MANY else _bisected(2 * (1 - probability), df)
+    return _expand_around_normal(probability, df) if df > MANY else _bisect(2 * (1 - probability), df)
 
 
 def two_sided_tail(t: float, df: float) -> float:
-    """P(|T| > |t|), the p-value of a t statistic."""
+    """Return P(|T| > |t|), the p-value of a t statistic."""
     total = df + t * t
     return _incomplete_beta(df / total, t * t / total, df / 2, 0.5)
 
 
-def _bisected(tail: float, df: float) -> float:
-    """The t > 0 whose two-sided tail is given; the tail falls with t."""
+def _bisect(tail: float, df: float) -> float:
+    """Find the t > 0 whose two-sided tail is given; the tail falls with t."""
     low, high = 0.0, 1.0
     while two_sided_tail(high, df) > tail:
         low, high = high, 2 * high
@@ -47,7 +47,7 @@ def _bisected(tail: float, df: float) -> float:
     return middle
 
 
-def _near_normal(probability: float, df: float) -> float:
+def _expand_around_normal(probability: float, df: float) -> float:
     z = NormalDist().inv_cdf(probability)
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96

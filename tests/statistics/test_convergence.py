@@ -16,11 +16,11 @@ from metarun.statistics.convergence import (
     area_under_curve,
     convergence_summary,
     default_thresholds,
-    plateau,
-    to_threshold,
+    find_crossing,
+    fit_trend,
     validation_curve,
 )
-from metarun.statistics.rate import best_so_far, epsilon_stationarity, fit_line, fitted_rate
+from metarun.statistics.rate import best_so_far, epsilon_stationarity, fit_line, fit_rate
 from metarun.statistics.student import t_quantile
 
 EXACT = 1e-12
@@ -95,7 +95,7 @@ VALUES: list[float | None] = [0.2, 0.7, 0.4, 0.8, 0.9, 0.6]
 def test_a_threshold_is_crossed_where_the_smoothed_curve_gets_there_and_stays(
     threshold: float, smooth: int, hold: int, k: int
 ) -> None:
-    found = to_threshold(curve_of(VALUES), threshold, True, smooth, hold)
+    found = find_crossing(curve_of(VALUES), threshold, True, smooth, hold)
     step = 100 * (k + 1)
     assert found == Crossing(Cost(step, 4 * step, 12 * step, step / 50), None)
 
@@ -105,33 +105,33 @@ def test_a_threshold_is_crossed_where_the_smoothed_curve_gets_there_and_stays(
     [(0.95, 1, 1), (0.85, 1, 2), (0.2, 7, 1), (0.1, 1, 7), (0.6, 1, 4)],
 )
 def test_a_threshold_never_held_is_censored_at_the_last_evaluation(threshold: float, smooth: int, hold: int) -> None:
-    found = to_threshold(curve_of(VALUES), threshold, True, smooth, hold)
+    found = find_crossing(curve_of(VALUES), threshold, True, smooth, hold)
     assert found == Crossing(None, Cost(600, 2400, 7200, 12.0))
 
 
 def test_an_error_crosses_from_above() -> None:
     errors = curve_of([None if v is None else 1 - v for v in VALUES])
-    assert to_threshold(errors, 0.29, False).at == to_threshold(curve_of(VALUES), 0.71, True).at
+    assert find_crossing(errors, 0.29, False).at == find_crossing(curve_of(VALUES), 0.71, True).at
 
 
 def test_a_missing_value_breaks_what_is_held_and_every_mean_it_is_in() -> None:
     broken = curve_of([0.9, None, 0.9, 0.9, 0.9])
-    found = [to_threshold(broken, 0.5, True, smooth, hold).at for smooth, hold in ((1, 1), (1, 2), (2, 1))]
+    found = [find_crossing(broken, 0.5, True, smooth, hold).at for smooth, hold in ((1, 1), (1, 2), (2, 1))]
     assert [cost and cost.steps for cost in found] == [100, 300, 400]
 
 
 def test_no_curve_is_neither_crossed_nor_censored() -> None:
-    assert to_threshold(curve_of([]), 0.5, True) == Crossing(None, None)
+    assert find_crossing(curve_of([]), 0.5, True) == Crossing(None, None)
 
 
 def test_unknown_costs_stay_unknown() -> None:
-    assert to_threshold(validation_curve(validations([0.9]), [], 4), 0.5, True).at == Cost(100, 400, None, None)
+    assert find_crossing(validation_curve(validations([0.9]), [], 4), 0.5, True).at == Cost(100, 400, None, None)
 
 
 @pytest.mark.parametrize(("smooth", "hold"), [(0, 1), (1, 0)])
 def test_windows_of_no_evaluation_are_refused(smooth: int, hold: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        to_threshold(curve_of(VALUES), 0.5, True, smooth, hold)
+        find_crossing(curve_of(VALUES), 0.5, True, smooth, hold)
 
 
 def test_area_by_hand() -> None:
@@ -200,24 +200,24 @@ def test_a_line_needs_two_places_and_an_interval_three() -> None:
     ],
 )
 def test_the_trend_is_of_the_last_evaluations_alone(values: list[float | None], verdict: str) -> None:
-    found = plateau(curve_of(values), window=5)
+    found = fit_trend(curve_of(values), window=5)
     assert found is not None
     assert (found.verdict, found.points) == (verdict, 5)
 
 
 def test_the_trend_is_per_step_and_passes_over_missing_values() -> None:
-    found = plateau(curve_of([0.1, None, 0.3, 0.4]))
+    found = fit_trend(curve_of([0.1, None, 0.3, 0.4]))
     assert found is not None
     assert found.slope == pytest.approx(0.001, rel=EXACT)
     assert found.half == pytest.approx(0, abs=1e-15)
     assert found.verdict == "rising"
-    assert plateau(curve_of([0.1, None, 0.3])) is None
+    assert fit_trend(curve_of([0.1, None, 0.3])) is None
 
 
 def test_trends_of_noise_are_called_flat_in_95_percent() -> None:
     """Independent noise without a trend, 10 evaluations, 400 curves: 3 binomial standard errors are 3.3 %."""
     generator = np.random.default_rng(1)
-    found = [plateau(curve_of(list(generator.normal(size=10)))) for _ in range(400)]
+    found = [fit_trend(curve_of(list(generator.normal(size=10)))) for _ in range(400)]
     assert np.mean([f is not None and f.verdict == "flat" for f in found]) == pytest.approx(0.95, abs=0.033)
 
 
@@ -229,7 +229,7 @@ def test_best_so_far_is_the_running_minimum() -> None:
 
 def test_the_rate_of_an_exact_power_law_is_its_exponent() -> None:
     steps = np.arange(1, 21) * 50
-    found = fitted_rate(steps, 7.0 * steps**-0.5)
+    found = fit_rate(steps, 7.0 * steps**-0.5)
     assert found is not None
     assert (found.slope, found.unselected_slope) == pytest.approx((-0.5, -0.5), rel=EXACT)
     assert found.r2 == pytest.approx(1, rel=EXACT)
@@ -242,7 +242,7 @@ def test_the_rate_is_of_the_best_so_far_and_not_of_what_came_after() -> None:
     steps = np.array([1, 3, 10, 30, 100, 300])
     norms = np.array([1.0, 50, 0.1, 50, 0.01, 50])
     x, y = np.log(steps), np.log([1, 1, 0.1, 0.1, 0.01, 0.01])
-    found = fitted_rate(steps, norms)
+    found = fit_rate(steps, norms)
     assert found is not None
     assert found.slope == pytest.approx(np.polyfit(x, y, 1)[0], rel=1e-10)
     assert found.unselected_slope == pytest.approx(np.polyfit(x, np.log(norms), 1)[0], rel=1e-10)
@@ -256,7 +256,7 @@ def test_the_jackknife_leaves_out_one_block_at_a_time() -> None:
     keep = [[k for k in range(10) if k // 2 != block] for block in range(5)]
     slopes = np.array([np.polyfit(x[k], y[k], 1)[0] for k in keep])
     error = math.sqrt(4 / 5 * ((slopes - slopes.mean()) ** 2).sum())
-    found = fitted_rate(steps, norms)
+    found = fit_rate(steps, norms)
     assert found is not None
     assert found.half == pytest.approx(t_quantile(0.975, 4) * error, rel=1e-10)
 
@@ -264,7 +264,7 @@ def test_the_jackknife_leaves_out_one_block_at_a_time() -> None:
 def test_the_jackknife_holds_the_expected_slope_far_more_often_than_the_t_interval() -> None:
     """As the module says: 50 noisy points of k^-1, 200 curves; nominal 95 %."""
     generator, k = np.random.default_rng(3), np.arange(1, 51)
-    found = [fitted_rate(100 * k, np.exp(0.5 * generator.normal(size=50)) / k) for _ in range(200)]
+    found = [fit_rate(100 * k, np.exp(0.5 * generator.normal(size=50)) / k) for _ in range(200)]
     rates = [f for f in found if f is not None]
     expected = np.mean([f.slope for f in rates])
     jackknife, line = (
@@ -281,17 +281,17 @@ def test_the_fit_ends_where_a_debiased_norm_is_lost_in_noise() -> None:
     steps = np.arange(1, 11) * 10.0
     norms = 1 / steps
     norms[7] = -1e-4
-    found = fitted_rate(steps, norms)
+    found = fit_rate(steps, norms)
     assert found is not None
     assert found.slope == pytest.approx(-1, rel=EXACT)
     assert (found.points, found.floor_step) == (7, 80)
     norms[3] = 0.0
-    assert fitted_rate(steps, norms) is None
+    assert fit_rate(steps, norms) is None
 
 
 def test_step_0_counts_for_the_minimum_but_has_no_logarithm() -> None:
     steps = np.arange(6) * 10.0
-    found = fitted_rate(steps, [0.5, 9, 8, 0.4, 0.3, 0.2])
+    found = fit_rate(steps, [0.5, 9, 8, 0.4, 0.3, 0.2])
     expected = fit_line(np.log(steps[1:]), np.log([0.5, 0.5, 0.4, 0.3, 0.2]))
     assert found is not None
     assert expected is not None
@@ -300,13 +300,13 @@ def test_step_0_counts_for_the_minimum_but_has_no_logarithm() -> None:
 
 def test_a_rate_needs_five_points_that_are_there() -> None:
     steps = [1, 2, 3, 4, 5]
-    assert fitted_rate(steps, [5, 4, 3, 2, 1]) is not None
-    assert fitted_rate(steps, [5, 4, None, 2, 1]) is None
-    assert fitted_rate([], []) is None
+    assert fit_rate(steps, [5, 4, 3, 2, 1]) is not None
+    assert fit_rate(steps, [5, 4, None, 2, 1]) is None
+    assert fit_rate([], []) is None
 
 
 def test_a_norm_that_never_falls_has_rate_0() -> None:
-    found = fitted_rate([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])
+    found = fit_rate([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])
     assert found is not None
     assert (found.slope, found.half) == (0, 0)
     assert math.isnan(found.r2)

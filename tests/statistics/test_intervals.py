@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from metarun.statistics.components import variance_components
-from metarun.statistics.intervals import iqm, normal_interval, performance_profile, stratified_bootstrap, t_interval
+from metarun.statistics.intervals import iqm, normal_interval, stratified_bootstrap, t_interval
 from metarun.statistics.paired import compare
 from metarun.statistics.student import MANY, t_quantile, two_sided_tail
+from metarun.statistics.variance import variance_components
 
 EXACT = 1e-12
 
@@ -162,13 +162,6 @@ def test_bootstrap_intervals_hold_the_mean_as_often_as_theory_says(runs: int) ->
     assert held / trials == pytest.approx(expected, abs=3 * math.sqrt(expected * (1 - expected) / trials))
 
 
-def test_performance_profiles_are_shares_strictly_beyond() -> None:
-    scores = [[0.2, 0.5], [0.8, math.nan]]
-    np.testing.assert_array_equal(performance_profile(scores, [0, 0.2, 0.5, 0.9]), [0.75, 0.5, 0.25, 0])
-    np.testing.assert_array_equal(performance_profile(scores, [0.2, 0.5, 0.9], False), [0, 0.25, 0.75])
-    assert np.isnan(performance_profile([], [0.5])).all()
-
-
 def checkerboard(a: float, b: float, c: float) -> np.ndarray:
     """10 +- a by run, +- b by task, +- c by both: mean squares 4 a^2, 4 b^2, 4 c^2 with one degree of freedom each."""
     sign = np.array([-1.0, 1.0])
@@ -262,6 +255,6 @@ def test_one_task_has_a_difference_without_interval_and_unlike_lengths_are_refus
 
 
 def test_statistics_do_without_torch() -> None:
-    parts = ("components", "convergence", "intervals", "paired", "rate", "student")
+    parts = ("convergence", "intervals", "paired", "rate", "student", "variance")
     code = "import sys," + ",".join(f"metarun.statistics.{p}" for p in parts) + "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from metarun.statistics.nested import nested_components
+from metarun.statistics.variance import nested_components
 
 
 def test_components_within_and_between_are_those_of_the_analysis_of_variance() -> None:

@@ -19,7 +19,7 @@ from metarun.report.compare.groups import Group
 from metarun.report.read.facts import Point, headline_scores, inner_gradients, metric_of, setting, validations
 from metarun.report.read.runs import Run
 from metarun.statistics import intervals, paired
-from metarun.statistics.components import variance_components
+from metarun.statistics.variance import variance_components
 from metarun.storage.text import display_scale, higher_is_better, is_number
 
 NAN = math.nan
