@@ -24,8 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from metarun.report.figures import pictures
-from metarun.report.figures.distributions import draw_task, keep_in_view
+from metarun.report.figures.functions import draw_pictures, draw_task, limit_to_points
 from metarun.report.read.runs import read_run
 
 IMAGES = Path(__file__).parent / "img"
@@ -168,7 +167,7 @@ def functions(runs: dict[str, Path], tasks: int = 3) -> None:
         drawn = json.loads((run / "functions.json").read_text(encoding="utf-8"))
         for axes, task in zip(row, drawn["tasks"], strict=False):
             draw_task(axes, np.asarray(drawn["x"]), task)
-            keep_in_view(axes, task)
+            limit_to_points(axes, task)
         row[0].set_ylabel(name)
     known = {}
     for axes in panels[:, 0]:
@@ -180,7 +179,7 @@ def functions(runs: dict[str, Path], tasks: int = 3) -> None:
 
 def completion(runs: dict[str, Path]) -> None:
     (run,) = runs.values()
-    save(pictures.draw(read_run(run)).figure, "completion.png")
+    save(draw_pictures(read_run(run)).figure, "completion.png")
 
 
 def stability(runs: dict[str, Path]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from metarun.cli import crash_report
 from metarun.errors import UserError, one_line
 from metarun.report import FORMATS, write_report
-from metarun.report.read.files import pairs_beside, sweep_beside
+from metarun.report.write import pairs_path, sweep_path
 
 EPILOG = """\
 examples:
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"metarun-report: {crash_report.told(error)}", file=sys.stderr)
         sys.exit(crash_report.CODE)
     print(written)
-    beside = (pairs_beside(written), sweep_beside(written)) if typed.format == "csv" else ()
+    beside = (pairs_path(written), sweep_path(written)) if typed.format == "csv" else ()
     for path in filter(Path.exists, beside):
         print(path)
 

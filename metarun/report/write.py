@@ -1,84 +1,121 @@
-"""From run folders to a report file, in the format that is asked for."""
+"""From run folders to a report file, in the requested format."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from metarun.errors import SettingError, UserError
-from metarun.report.read.files import pairs_beside, sweep_beside
-from metarun.report.read.jobs import found_in
-from metarun.report.read.runs import Run, never_began, read_run
+from metarun.report.compare.groups import group_runs
+from metarun.report.compare.results import pair_benchmarks, summarize
+from metarun.report.compare.sweep import collect_sweep
+from metarun.report.read.jobs import find_jobs, list_jobs
+from metarun.report.read.runs import Run, is_refused_command, read_run
+from metarun.report.tables.comparison import comparison_tables, raw_pairs, raw_results
+from metarun.report.tables.sweep import best_configurations, raw_sweep, sweep_tables
+from metarun.report.tables.table import to_csv, to_latex, to_markdown
 
 ENDINGS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex", "png": "-figures"}
 FORMATS = tuple(ENDINGS)
+LATEX_HEAD = "% Needs \\usepackage{booktabs}; wide tables fit with \\resizebox or \\small.\n"
 
 
 def write_report(folders: Sequence[Path | str], output: Path | str | None = None, format: str = "html") -> Path:
-    """Write the report of these run folders (or folders of runs); the path of what was written.
+    """Write the report of these run folders (or folders of runs), and return the path of the report.
 
     Without `output`: report.html (.md, .csv, .tex, or the folder report-figures) in the folder if it is one, else in
-    the current folder. `UserError` where there is no run or the file cannot be written; runs that are damaged or
+    the current folder. Raise `UserError` if there is no run or the file cannot be written; runs that are damaged or
     unfinished are shown as far as they go.
     """
     if format not in ENDINGS:
         raise SettingError("--format", format, f"choices: {', '.join(FORMATS)}")
     if not folders:
         raise UserError("a report needs at least one run folder")
-    # outputs/DATE/* also names what Hydra made for commands that were refused.
-    began = [folder for folder in folders if not never_began(Path(folder))]
-    found = [found_in(Path(folder)) for folder in began or folders]
+    # outputs/DATE/* also matches what Hydra left of commands that were refused.
+    started = [folder for folder in folders if not is_refused_command(Path(folder))]
+    found = [find_jobs(Path(folder)) for folder in started or folders]
     runs = [read_run(path) for path in dict.fromkeys(path for paths, _ in found for path in paths)]
     others = list(dict.fromkeys(path for _, paths in found for path in paths))
-    target = Path(output) if output else _default(folders, format)
+    parent = Path(folders[0]) if len(folders) == 1 else Path()
+    target = Path(output) if output else parent / f"report{ENDINGS[format]}"
     if not output:
         _refuse_links(target)
+    writers = {"html": _write_html, "png": _write_png, "md": _write_markdown, "csv": _write_csv, "latex": _write_latex}
     try:
-        _writers()[format](runs, others, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        writers[format](runs, others, target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from error
     return target
 
 
-def _default(folders: Sequence[Path | str], format: str) -> Path:
-    parent = Path(folders[0]) if len(folders) == 1 else Path()
-    return parent / f"report{ENDINGS[format]}"
+def pairs_path(target: Path) -> Path:
+    """report.csv -> report-pairs.csv"""
+    return target.with_name(f"{target.stem}-pairs{target.suffix}")
+
+
+def sweep_path(target: Path) -> Path:
+    """report.csv -> report-sweep.csv"""
+    return target.with_name(f"{target.stem}-sweep{target.suffix}")
 
 
 def _refuse_links(target: Path) -> None:
-    """A folder that is reported on may hold a link of the report's name: what it leads to is not overwritten."""
-    beside = [target, target.with_name(target.name + ".tmp"), pairs_beside(target), sweep_beside(target)]
-    for path in [*beside, *(target.iterdir() if target.is_dir() else ())]:
+    """The folder of a run may hold a link of the report's name: its target is not overwritten."""
+    files = [target, target.with_name(target.name + ".tmp"), pairs_path(target), sweep_path(target)]
+    for path in [*files, *(target.iterdir() if target.is_dir() else ())]:
         if path.is_symlink():
             raise UserError(f"{path}: is a link, which is not written to; name another place with --output")
 
 
-def _writers() -> dict[str, Callable[[list[Run], list[Path], Path], None]]:
-    """Imported when needed: tables do without matplotlib."""
-    from metarun.report.tables import documents as texts
-
-    return {"html": _html, "png": _png, "md": texts.markdown, "csv": texts.comma_separated, "latex": texts.latex}
-
-
-def _html(runs: list[Run], others: list[Path], target: Path) -> None:
-    from metarun.report.figures.drawing import style
+def _write_html(runs: list[Run], others: list[Path], target: Path) -> None:
+    from metarun.report.figures.drawing import style  # not at the top: tables do without matplotlib
     from metarun.report.page.render import render
 
     with style():
         page = render(runs, others)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".tmp")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(target)
 
 
-def _png(runs: list[Run], others: list[Path], target: Path) -> None:
+def _write_png(runs: list[Run], others: list[Path], target: Path) -> None:
     from metarun.report.figures.drawing import save_png, style
-    from metarun.report.page.comparison import of_runs
-    from metarun.report.page.run import of_run
+    from metarun.report.page.render import page_sections
 
     target.mkdir(parents=True, exist_ok=True)
     with style():
-        for section in of_run(runs[0]) if len(runs) == 1 and not others else of_runs(runs, others):
+        for section in page_sections(runs, others):
             for drawing in section.drawings:
                 save_png(drawing, target)
+
+
+def _write_markdown(runs: list[Run], others: list[Path], target: Path) -> None:
+    jobs = list_jobs(runs, others)
+    sweep = collect_sweep(jobs)
+    tables = [*sweep_tables(sweep, jobs), *comparison_tables([summarize(g) for g in group_runs(runs)])]
+    lines = []
+    for best in best_configurations(sweep) if sweep else ():
+        lines += [best.sentence, "", "```", best.command, "```", ""]
+    lines += map(to_markdown, tables)
+    missing = [f"* {run.name}: {sentence}" for run in runs for sentence in run.missing]
+    lines += ["### What is missing", "", *missing, ""] if missing else []
+    target.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _write_latex(runs: list[Run], others: list[Path], target: Path) -> None:
+    jobs = list_jobs(runs, others)
+    tables = [*sweep_tables(collect_sweep(jobs), jobs), *comparison_tables([summarize(g) for g in group_runs(runs)])]
+    floats = [to_latex(table, f"metarun{at}") + "\n" for at, table in enumerate(tables, 1)]
+    target.write_text("\n".join([LATEX_HEAD, *floats]), encoding="utf-8")
+
+
+def _write_csv(runs: list[Run], others: list[Path], target: Path) -> None:
+    """Write results to `target`; pairs and swept settings, if there are any, beside it."""
+    groups = group_runs(runs)
+    target.write_text(to_csv(raw_results([summarize(g) for g in groups])), encoding="utf-8")
+    pairs = [pair for benchmark in pair_benchmarks(groups) for pair in benchmark]
+    if pairs:
+        pairs_path(target).write_text(to_csv(raw_pairs(pairs)), encoding="utf-8")
+    sweep = collect_sweep(list_jobs(runs, others))
+    if sweep:
+        sweep_path(target).write_text(to_csv(raw_sweep(sweep)), encoding="utf-8")

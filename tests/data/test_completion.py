@@ -21,8 +21,8 @@ from metarun.data.completion import GAP, SCALE, SHOWN, UNKNOWN, Completion
 from metarun.data.images import ImageData, ImageTable, Source
 from metarun.data.pixels import Pixels
 from metarun.errors import SettingError
-from metarun.report.figures import pictures
 from metarun.report.figures.drawing import style
+from metarun.report.figures.functions import draw_pictures
 from metarun.report.read.runs import read_run
 from metarun.storage.run_folder import RunFolder
 from metarun.training.evaluation import Evaluator
@@ -182,7 +182,7 @@ def test_the_report_shows_context_mean_deviation_and_truth(tmp_path: Path) -> No
     folder, found = write_run(tmp_path / "run"), reported()
     RunFolder(folder).write_json("functions.json", found)
     with style():
-        drawn = pictures.draw(read_run(folder)).figure
+        drawn = draw_pictures(read_run(folder)).figure
     assert [ax.get_ylabel() for ax in drawn.axes[:4]] == ["context", "mean", "deviation,\n0 to 3", "truth"]
     assert drawn.axes[0].get_title() == "10 pixels"
     context, mean, deviation, truth = (np.ma.getdata(ax.images[0].get_array()) for ax in drawn.axes[4:])

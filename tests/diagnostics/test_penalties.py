@@ -28,9 +28,9 @@ from metarun.models.mlp import mlp
 from metarun.regularizers.l1 import L1, soft_threshold
 from metarun.regularizers.l2 import L2
 from metarun.regularizers.prox_l2 import ProxL2
-from metarun.report.page.run import of_run
+from metarun.report.page.run import run_sections
 from metarun.report.read.runs import read_run
-from metarun.report.tables.penalties import in_words, tables, zeros
+from metarun.report.tables.penalties import format_penalties, format_zeros, penalty_tables
 from metarun.storage.loggers.tables import sparsity_lines
 from metarun.storage.text import NOTHING
 from metarun.types import Batch, Params, Task
@@ -394,9 +394,9 @@ def test_the_report_shows_terms_shares_and_zeros(tmp_path: Path) -> None:
         "sparsity": describe_sparsity(params, regularization),
     }
     run = read_run(write_run(tmp_path / "run", summary, lines=lines))
-    assert in_words(run) == "l1: weight 0.01, both, prox; l2: weight 0.3 to 0, outer"
-    assert zeros(run) == ("50.00 %", "of 4 penalised weights; 60.00 % of all weights")
-    terms, layers = tables(run)
+    assert format_penalties(run) == "l1: weight 0.01, both, prox; l2: weight 0.3 to 0, outer"
+    assert format_zeros(run) == ("50.00 %", "of 4 penalised weights; 60.00 % of all weights")
+    terms, layers = penalty_tables(run)
     assert terms.rows[0] == (
         "l1",
         "L1",
@@ -408,7 +408,7 @@ def test_the_report_shows_terms_shares_and_zeros(tmp_path: Path) -> None:
         f"inner 0.0625, outer {NOTHING}",
     )
     assert layers.rows[-1] == ("all", "5", "60.00 %", "80.00 %", "1", "0 of 1")
-    sections = {s.title: s for s in of_run(run)}
+    sections = {s.title: s for s in run_sections(run)}
     assert [d.name for d in sections["Penalties"].drawings] == ["penalties"]
     assert not any("penalty" in d.alt for d in sections["Layers"].drawings)
 
@@ -417,7 +417,7 @@ def test_a_run_without_penalties_has_no_section_on_them_and_a_damaged_summary_co
     tmp_path: Path,
 ) -> None:
     plain = read_run(write_run(tmp_path / "plain"))
-    assert "Penalties" not in {s.title for s in of_run(plain)}
+    assert "Penalties" not in {s.title for s in run_sections(plain)}
     for at, broken in enumerate([{"regularization": 3, "sparsity": 4}, {"regularization": [{}, 2], "sparsity": {}}]):
         run = read_run(write_run(tmp_path / str(at), broken))
-        assert not any("could not be made" in s.missing for s in of_run(run))
+        assert not any("could not be made" in s.missing for s in run_sections(run))

@@ -14,8 +14,8 @@ from metarun.config.schema import AlarmConfig, DiagnosticsConfig
 from metarun.diagnostics.alarms import Alarms, Baseline
 from metarun.diagnostics.chance import Chance
 from metarun.report import write_report
-from metarun.report.figures import distributions
 from metarun.report.figures.drawing import style
+from metarun.report.figures.functions import draw_functions
 from metarun.report.read.runs import read_run
 from metarun.storage.run_folder import RunFolder
 
@@ -111,7 +111,7 @@ def functions(tasks: int, latent: bool, oracle: bool) -> dict[str, Any]:
 def drawn(folder: Path, found: dict[str, Any]) -> Any:
     RunFolder(write_run(folder)).write_json("functions.json", found)
     with style():
-        drawing = distributions.draw(read_run(folder))
+        drawing = draw_functions(read_run(folder))
     assert drawing is not None
     return drawing
 

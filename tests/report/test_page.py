@@ -15,7 +15,7 @@ from helpers.report_folders import PNG, SUMMARY, records, train_record, write_an
 
 from metarun.report import write_report
 from metarun.report.figures.drawing import style, svg_uri
-from metarun.report.page.run import learning
+from metarun.report.page.run import learning_section
 from metarun.report.read.runs import read_run
 
 FAILED = "could not be made"
@@ -88,7 +88,7 @@ def test_every_figure_has_words_for_those_who_cannot_see_it(usual: Page) -> None
 def test_a_figure_is_the_same_bytes_each_time(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run"))
     with style():
-        first, second = (svg_uri(learning(run).drawings[0].figure) for _ in range(2))
+        first, second = (svg_uri(learning_section(run).drawings[0].figure) for _ in range(2))
     assert first == second
 
 
@@ -178,10 +178,10 @@ def test_sections_without_numbers_say_which_are_missing(tmp_path: Path) -> None:
     for sentence in (
         "The run logged neither training nor validation.",
         "The summary holds no test.",
-        "No measures of the meta-gradient were logged",
+        "No metrics of the meta-gradient were logged",
         "No probes on fixed tasks were logged",
-        "No numbers of single layers were logged.",
-        "The summary holds no convergence figures",
+        "No metrics of single layers were logged.",
+        "The summary holds no convergence metrics",
         "This run did not record alarms.",
         "There are none yet: metarun job=analyze",
     ):
@@ -251,7 +251,7 @@ def test_a_comparison_has_a_card_for_each_run_and_all_sections(tmp_path: Path) -
     page = page_of(*seeds, other)
     headings = re.findall(r"<h2>(.*?)</h2>", page.source)
     assert headings[:6] == [
-        "Results", "Learning curves", "Adaptation at test", "Paired comparison", "Cost", "Measures of training",
+        "Results", "Learning curves", "Adaptation at test", "Paired comparison", "Cost", "Training metrics",
     ]  # fmt: skip
     assert len(headings) == 10
     assert "3 seeds" in page.words

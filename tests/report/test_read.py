@@ -10,7 +10,7 @@ import pytest
 from helpers.report_folders import PNG, records, write_analysis, write_run
 
 from metarun.errors import UserError
-from metarun.report.read.facts import headline_scores, inner_gradients, values
+from metarun.report.read.facts import headline_scores, inner_gradients, series
 from metarun.report.read.runs import find_runs, read_run
 
 
@@ -71,7 +71,7 @@ def test_a_file_that_is_missing_or_damaged_is_named(
 @pytest.mark.parametrize(
     ("status", "reason", "sentence"),
     [
-        ("running", "", 'The run has not ended: summary.json says "running", so it is going on or it was killed.'),
+        ("running", "", 'The run has not ended: summary.json says "running", so it is still running or it was killed.'),
         ("diverged", "loss\nat step 3", "The run diverged: loss at step 3."),
         ("interrupted", "", "The run was interrupted; it continues with: metarun resume="),
         ("failed", "", "The run failed; metarun.log may say more."),
@@ -95,7 +95,7 @@ def test_a_run_without_validation_says_so_and_one_that_only_tests_does_not(tmp_p
 def test_numbers_that_are_not_finite_become_nan_and_words_do_too(tmp_path: Path) -> None:
     lines = [{"kind": "train", "step": s, "loss": v} for s, v in ((3, "bad"), (1, 2.5), (2, None), (4, True))]
     run = read_run(write_run(tmp_path / "run", lines=lines))
-    steps, losses = values(run.of("train"), "loss")
+    steps, losses = series(run.of("train"), "loss")
     assert steps.tolist() == [1, 2, 3, 4]
     assert np.isnan(losses).tolist() == [False, True, True, True]
 

@@ -11,11 +11,10 @@ import pytest
 from helpers.report_folders import records, write_run
 
 from metarun.report.compare.groups import group_runs
-from metarun.report.compare.results import compare, equal_compute, pairs, result
-from metarun.report.figures.comparison import mean_of
-from metarun.report.figures.lines import running_median, smoothed, thinned
+from metarun.report.compare.results import compare, equal_compute, pair_benchmarks, pairs, summarize
+from metarun.report.figures.comparison import average_curves
+from metarun.report.figures.drawing import running_median, smooth, thin
 from metarun.report.read.runs import Run, read_run
-from metarun.report.tables.several import several
 
 T_975_2 = 4.302652729911275  # Student's quantile at 97.5 % with two degrees of freedom
 
@@ -78,21 +77,21 @@ def test_jobs_that_end_in_no_figure_are_not_compared(tmp_path: Path) -> None:
 
 def test_one_seed_has_the_interval_over_its_tasks(tmp_path: Path) -> None:
     (group,) = group_runs(runs_of(tmp_path, {"mean": 0.8, "ci95": 0.02, "metric": "accuracy"}))
-    assert tuple(result(group).test) == (80.0, 2.0, "tasks")
+    assert tuple(summarize(group).test) == (80.0, 2.0, "tasks")
 
 
 def test_several_seeds_have_students_interval_over_their_means(tmp_path: Path) -> None:
     (group,) = group_runs(runs_of(tmp_path, *({"seed": s, "mean": m} for s, m in enumerate((1.0, 2.0, 3.0)))))
-    found = result(group).test
+    found = summarize(group).test
     assert found.over == "seeds"
     assert (found.mean, found.half) == pytest.approx((2.0, T_975_2 / math.sqrt(3)), rel=1e-9)
-    assert result(group).iqm.estimate == pytest.approx(2.0)
+    assert summarize(group).iqm.estimate == pytest.approx(2.0)
 
 
-def test_a_seed_that_diverged_is_counted_and_leaves_the_mean_of_the_others(tmp_path: Path) -> None:
+def test_a_seed_that_diverged_is_counted_and_leaves_the_average_curves_the_others(tmp_path: Path) -> None:
     changes = [{"seed": 0, "mean": 1.0}, {"seed": 1, "mean": None, "diverged": True}, {"seed": 2, "mean": 3.0}]
     (group,) = group_runs(runs_of(tmp_path, *changes))
-    found = result(group)
+    found = summarize(group)
     assert (found.tested, found.diverged, found.test.mean) == (2, 1, 2.0)
 
 
@@ -101,7 +100,7 @@ def test_spread_is_split_into_seeds_and_tasks(tmp_path: Path) -> None:
     seeds, tasks = np.array([0.0, 1.0, 2.0]), np.array([0.0, 2.0, 4.0, 6.0])
     changes = [{"seed": s, "scores": [(e + tasks).tolist()] * 4} for s, e in enumerate(seeds)]
     (group,) = group_runs(runs_of(tmp_path, *changes))
-    assert result(group).spread == pytest.approx((seeds.std(ddof=1), tasks.std(ddof=1)))
+    assert summarize(group).spread == pytest.approx((seeds.std(ddof=1), tasks.std(ddof=1)))
 
 
 def test_pairs_are_compared_task_by_task_at_the_reported_step(tmp_path: Path) -> None:
@@ -134,8 +133,8 @@ def test_other_episodes_are_not_comparable_and_both_hashes_are_said(tmp_path: Pa
 
 
 def test_groups_of_different_benchmarks_are_never_paired(tmp_path: Path) -> None:
-    shown = several(runs_of(tmp_path, {}, {"algo": "x", "data.shots": 5, "shots": 5}))
-    assert [pairs(group) for group in ([g] for g in shown.groups)] == [[], []]
+    groups = group_runs(runs_of(tmp_path, {}, {"algo": "x", "data.shots": 5, "shots": 5}))
+    assert pair_benchmarks(groups) == []
 
 
 def test_many_groups_are_each_compared_with_the_best(tmp_path: Path) -> None:
@@ -159,15 +158,15 @@ def test_equal_compute_is_the_best_validation_within_the_smallest_total(tmp_path
 
 def test_an_accuracy_is_best_where_it_is_highest(tmp_path: Path) -> None:
     (group,) = group_runs(runs_of(tmp_path, {"metric": "accuracy"}))
-    assert result(group).validation.mean == pytest.approx(40.0)  # of 4/s: at the first step, in per cent
+    assert summarize(group).validation.mean == pytest.approx(40.0)  # of 4/s: at the first step, in per cent
 
 
 def test_the_mean_over_seeds_is_taken_where_all_have_a_value() -> None:
     one = np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0])
     two = np.array([2.0, 3.0, 4.0]), np.array([4.0, 9.0, 1.0])
-    x, mean, low, high = mean_of([one, two])
+    x, mean, low, high = average_curves([one, two])
     assert [v.tolist() for v in (x, mean, low, high)] == [[2, 3], [3, 6], [2, 3], [4, 9]]
-    assert [len(v) for v in mean_of([])] == [0, 0, 0, 0]
+    assert [len(v) for v in average_curves([])] == [0, 0, 0, 0]
 
 
 def test_the_running_median_passes_over_spikes_and_what_is_not_finite() -> None:
@@ -181,15 +180,15 @@ def test_the_running_median_passes_over_spikes_and_what_is_not_finite() -> None:
 
 def test_smoothing_keeps_a_line_and_rounds_a_step() -> None:
     line = np.arange(20.0)
-    assert smoothed(line, 4)[4:-4].tolist() == line[4:-4].tolist()
+    assert smooth(line, 4)[4:-4].tolist() == line[4:-4].tolist()
     step = np.repeat([0.0, 1.0], 10)
-    assert smoothed(step, 2)[8:12].tolist() == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
-    assert smoothed(step, 1).tolist() == step.tolist()
+    assert smooth(step, 2)[8:12].tolist() == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
+    assert smooth(step, 1).tolist() == step.tolist()
 
 
 def test_thinning_takes_means_of_equal_groups() -> None:
     x = np.arange(900.0)
-    thin_x, thin_y = thinned(x, 2 * x)
+    thin_x, thin_y = thin(x, 2 * x)
     assert len(thin_x) == 300
     assert thin_x[:2].tolist() == [1.0, 4.0]
     assert thin_y[-1] == pytest.approx(2 * (897 + 898 + 899) / 3)

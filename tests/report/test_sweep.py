@@ -18,11 +18,10 @@ from helpers.report_folders import records, write_run
 
 from metarun.errors import UserError
 from metarun.report import write_report
-from metarun.report.compare.axes import Axis, axes_of, typed
-from metarun.report.compare.combinations import Swept, swept
-from metarun.report.read.jobs import command, found_in, jobs_of
+from metarun.report.compare.sweep import Axis, Sweep, collect_sweep, find_axes, parse_value
+from metarun.report.read.jobs import find_jobs, list_jobs, rerun_command
 from metarun.report.read.runs import read_run
-from metarun.report.tables.sweep import bests, sweep_text, swept_table
+from metarun.report.tables.sweep import best_configurations, settings_table, sweep_text
 from metarun.report.tables.table import Table, to_text
 
 T_2 = 4.30265  # Student's t, 97.5 %, two degrees of freedom, from a printed table
@@ -49,16 +48,16 @@ def job(
     return folder
 
 
-def found(sweep: Path) -> Swept:
-    paths, others = found_in(sweep)
-    result = swept(jobs_of([read_run(path) for path in paths], others))
+def found(sweep: Path) -> Sweep:
+    paths, others = find_jobs(sweep)
+    result = collect_sweep(list_jobs([read_run(path) for path in paths], others))
     assert result is not None
     return result
 
 
 def axes(sweep: Path) -> list[Axis]:
-    paths, others = found_in(sweep)
-    return axes_of(jobs_of([read_run(path) for path in paths], others))[0]
+    paths, others = find_jobs(sweep)
+    return find_axes(list_jobs([read_run(path) for path in paths], others))[0]
 
 
 @pytest.mark.parametrize(
@@ -67,8 +66,8 @@ def axes(sweep: Path) -> list[Axis]:
      (True, "true"), (None, "null"), ("nan", "nan"), ([1, 2], "[1, 2]"), ("[l1,l2]", "[l1,l2]"), ("", "")],
 )  # fmt: skip
 def test_values_compare_as_what_they_mean(text: Any, value: Any) -> None:
-    assert typed(text) == value
-    assert type(typed(text)) is type(value)
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)
 
 
 def test_swept_settings_are_what_differs_among_the_typed_ones(tmp_path: Path) -> None:
@@ -131,7 +130,7 @@ def test_a_single_seed_has_the_interval_over_its_test_tasks(tmp_path: Path) -> N
     job(tmp_path, 1, "algo=imaml", summary={"ci95": 0.25}, val=2.0)
     result = found(tmp_path)
     assert result.benchmarks[0].rows[0].test == (1.0, 0.25, "tasks")
-    table = swept_table(result.axes, result.benchmarks[0])
+    table = settings_table(result.axes, result.benchmarks[0])
     assert table.columns == ("algo", "seeds", "best validation", "test", "interval over", "no result")
     assert table.rows[0] == (
         "maml", "1", "1.0000", "1.0000 ± 0.2500", "tasks, 1 seed", "0",
@@ -179,11 +178,11 @@ def test_a_run_that_was_resumed_by_hand_counts_as_it_ended(tmp_path: Path) -> No
 
 
 def test_the_best_is_named_with_the_command_of_its_first_seed(tmp_path: Path) -> None:
-    (best,) = bests(found(sweep_of_six(tmp_path)))
+    (best,) = best_configurations(found(sweep_of_six(tmp_path)))
     assert "algo.inner_lr=0.1, validation MSE 2.0000 ± 2.4841 (mean of 3 seeds)" in best.sentence
     assert "by validation alone" in best.sentence
     assert best.command == "metarun algo.inner_lr=0.1 seed=0"
-    assert best.what == "this configuration again, seed 0 (the others: 1, 2)"
+    assert best.purpose == "this configuration again, seed 0 (the others: 1, 2)"
 
 
 def test_a_command_is_quoted_and_has_what_a_single_run_needs(tmp_path: Path) -> None:
@@ -192,8 +191,8 @@ def test_a_command_is_quoted_and_has_what_a_single_run_needs(tmp_path: Path) -> 
     sources = [{"path": "/my conf", "schema": "file", "provider": "command-line"}, {"path": "x", "provider": "main"}]
     stored = {"hydra": {"runtime": {"config_sources": sources}}}
     (folder / ".hydra" / "hydra.yaml").write_text(json.dumps(stored))
-    (only,) = jobs_of([read_run(folder)])
-    split = shlex.split(command(only))
+    (only,) = list_jobs([read_run(folder)])
+    split = shlex.split(rerun_command(only))
     assert split == ["metarun", "--config-dir", "/my conf", *words, "hydra.searchpath=[file:///s]"]
 
 
@@ -201,7 +200,7 @@ def test_no_configuration_is_best_where_none_was_validated(tmp_path: Path) -> No
     for at in range(2):
         folder = job(tmp_path, at, f"algo.inner_lr={at}", val=None, test=float(at), summary={"val_error": None})
         (folder / "metrics.jsonl").unlink()
-    assert bests(found(tmp_path)) == []
+    assert best_configurations(found(tmp_path)) == []
     assert "none is called the best" in write_report([tmp_path]).read_text()
 
 
@@ -217,7 +216,7 @@ def test_benchmarks_have_tables_of_their_own_and_a_failed_job_belongs_to_that_of
         ("sinusoid 1-shot", [("maml", 1), ("imaml", 1)]),
         ("sinusoid 5-shot", [("maml", 5), ("imaml", 5)]),
     ]
-    assert [result.varied(b) for b in result.benchmarks] == [[0], [0]]
+    assert [result.varied_axes(b) for b in result.benchmarks] == [[0], [0]]
 
 
 def test_what_came_to_nothing_is_listed_with_its_settings_and_reason(tmp_path: Path) -> None:
@@ -227,7 +226,7 @@ def test_what_came_to_nothing_is_listed_with_its_settings_and_reason(tmp_path: P
     job(tmp_path, 8, "algo.inner_lr=3", "seed=0", run=False, status="running")
     page = write_report([tmp_path]).read_text()
     assert "Comparison of 7 runs" in page
-    for part in ("algo.inner_lr=-1 seed=2", "must be &gt; 0", "&lt;loss&gt; is nan", "going on, or it was killed"):
+    for part in ("algo.inner_lr=-1 seed=2", "must be &gt; 0", "&lt;loss&gt; is nan", "still running, or it was killed"):
         assert part in page
     assert page.index("Swept settings") < page.index("<h2>Results")
     text = write_report([tmp_path], format="md").read_text()
@@ -240,7 +239,7 @@ def test_a_sweep_of_which_every_job_failed_has_a_report(tmp_path: Path) -> None:
         job(tmp_path, at, f"algo.inner_lr=-{at + 1}", run=False, status="failed", reason="must be above 0")
     assert "must be above 0" in write_report([tmp_path]).read_text()
     assert "must be above 0" in write_report([tmp_path], format="md").read_text()
-    assert not bests(found(tmp_path))
+    assert not best_configurations(found(tmp_path))
     with pytest.raises(UserError):
         write_report([tmp_path / "job0" / "nothing"])
 
@@ -298,7 +297,7 @@ def test_numbers_of_a_text_are_never_cut() -> None:
 
 
 def test_places_on_an_axis() -> None:
-    from metarun.report.figures.parallel import positions, spread
+    from metarun.report.figures.sweep import positions, spread
 
     assert positions(Axis("a", (0.001, 0.01, 1))) == pytest.approx({0.001: 0, 0.01: 1 / 3, 1: 1})
     assert positions(Axis("a", (1, 4, 10))) == pytest.approx({1: 0, 4: 1 / 3, 10: 1})  # no more than a decade
@@ -309,28 +308,28 @@ def test_places_on_an_axis() -> None:
 
 
 def test_cells_of_a_heat_map_are_means_over_all_else(tmp_path: Path) -> None:
-    from metarun.report.figures.sweep import cell_means, drawings_of
+    from metarun.report.figures.sweep import average_cells, draw_sweep
 
     values = {("maml", 1, 1): 1.0, ("maml", 1, 2): 3.0, ("maml", 2, 1): 5.0, ("imaml", 1, 1): 7.0}
     for at, ((algo, rate, steps), val) in enumerate(values.items()):
         job(tmp_path, at, f"algo={algo}", f"algo.inner_lr={rate}", f"train.steps={steps}", val=val)
     job(tmp_path, 4, "algo=imaml", "algo.inner_lr=2", "train.steps=1", run=False, status="failed", reason="x")
     result = found(tmp_path)
-    means, lost = cell_means(result.benchmarks[0].rows, (0, 1), *result.axes[:2])
+    means, lost = average_cells(result.benchmarks[0].rows, (0, 1), *result.axes[:2])
     assert [axis.values for axis in result.axes[:2]] == [("maml", "imaml"), (1, 2)]
     np.testing.assert_allclose(means, [[2.0, 7.0], [5.0, np.nan]])
     assert lost.tolist() == [[0, 0], [0, 1]]
-    drawings, _ = drawings_of(result)
+    drawings, _ = draw_sweep(result)
     assert [d.name for d in drawings] == ["sweep_sinusoid_10_shot", "sweep_pairs_sinusoid_10_shot"]
     assert len(drawings[1].figure.axes) == 3
 
 
 def test_what_a_figure_leaves_out_is_said(tmp_path: Path) -> None:
-    from metarun.report.figures.sweep import drawings_of
+    from metarun.report.figures.sweep import draw_sweep
 
     for at in range(3):
         job(tmp_path, at, *(f"train.x{k}={at}" for k in range(8)), val=1.0 + at)
-    drawings, texts = drawings_of(found(tmp_path))
+    drawings, texts = draw_sweep(found(tmp_path))
     assert "Left out of the lines: train.x6, train.x7." in texts
     assert any("No heat map of" in text and "22 more" not in text for text in texts)
     assert len(drawings[1].figure.axes) == 6

@@ -11,9 +11,11 @@ import pytest
 from helpers.report_folders import write_run
 
 from metarun.report import write_report
+from metarun.report.compare.groups import group_runs
+from metarun.report.compare.results import summarize
 from metarun.report.read.runs import read_run
-from metarun.report.tables.several import several, tables
-from metarun.report.tables.table import Table, latex, to_csv, to_latex, to_markdown
+from metarun.report.tables.comparison import comparison_tables
+from metarun.report.tables.table import Table, escape_latex, to_csv, to_latex, to_markdown
 from metarun.storage.text import duration, format_metric, number, shorten
 
 EXAMPLE = Table("A | b", ("name", "mean"), (("x_1 <b>", "-1 ± 2"), ("50 %", "3")), "note", strong=frozenset({(0, 1)}))
@@ -81,7 +83,7 @@ def test_latex_is_escaped_and_ruled_by_booktabs() -> None:
     ],
 )
 def test_every_sign_that_latex_reads_is_escaped(text: str, expected: str) -> None:
-    assert latex(text) == expected
+    assert escape_latex(text) == expected
 
 
 def test_a_csv_file_is_read_back_as_it_was() -> None:
@@ -137,7 +139,11 @@ def test_learners_of_distributions_and_of_values_stand_in_one_table(tmp_path: Pa
     write_run(tmp_path / "maml", {"mean": 0.5, "ci95": 0.02})
     write_run(tmp_path / "other", {"episodes_sha256": "ffff"}, {"choices.algo": "reptile"})
     runs = [read_run(tmp_path / name) for name in ("cnp", "maml", "other")]
-    (shared,) = [t for t in tables(several(runs)) if t.title.startswith("All figures, on the same test tasks")]
+    (shared,) = [
+        t
+        for t in comparison_tables([summarize(g) for g in group_runs(runs)])
+        if t.title.startswith("All metrics, on the same test tasks")
+    ]
     assert [row[0] for row in shared.rows] == ["cnp", "maml", "best possible"]
     at = shared.columns.index("MSE of the mean")
     assert [row[at] for row in shared.rows] == ["0.2500 ± 0.0100", "0.5000 ± 0.0200", "0.1250 ± 0.0100"]

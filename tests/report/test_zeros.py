@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from metarun.report.figures.zeros import sparsity_figure
+from metarun.report.figures.comparison import draw_sparsity
 from metarun.report.read.runs import Run
 
 
@@ -28,7 +28,7 @@ def run(weight: float, zeros: float | None, mean: float = 0.8, ways: int = 5, me
 
 def test_the_figure_has_a_line_for_each_method_in_the_order_of_weights() -> None:
     runs = [run(1e-2, 0.5, 0.7), run(0.0, 0.0), run(1e-3, 0.2), run(1e-3, 0.0, method="subgradient")]
-    drawing = sparsity_figure(runs)
+    drawing = draw_sparsity(runs)
     assert drawing is not None
     left, right = drawing.figure.axes
     assert left.lines[0].get_xdata().tolist() == [0.0, 0.2, 0.5]
@@ -38,12 +38,12 @@ def test_the_figure_has_a_line_for_each_method_in_the_order_of_weights() -> None
 
 
 def test_runs_without_zeros_to_compare_have_no_figure() -> None:
-    assert sparsity_figure([]) is None
-    assert sparsity_figure([run(0.0, None), run(1e-3, None)]) is None
-    assert sparsity_figure([run(0.0, 0.0), run(1e-3, 0.0)]) is None
+    assert draw_sparsity([]) is None
+    assert draw_sparsity([run(0.0, None), run(1e-3, None)]) is None
+    assert draw_sparsity([run(0.0, 0.0), run(1e-3, 0.0)]) is None
 
 
 def test_runs_on_other_episodes_are_left_out() -> None:
-    drawing = sparsity_figure([run(0.0, 0.0), run(1e-3, 0.2), run(1e-2, 0.9, ways=20)])
+    drawing = draw_sparsity([run(0.0, 0.0), run(1e-3, 0.2), run(1e-2, 0.9, ways=20)])
     assert drawing is not None
     assert drawing.figure.axes[0].lines[0].get_xdata().tolist() == [0.0, 0.2]

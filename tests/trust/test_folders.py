@@ -24,9 +24,9 @@ from metarun.data.files import open_files
 from metarun.errors import UserError
 from metarun.jobs.sweep.child import build_command
 from metarun.report import write_report
-from metarun.report.read.jobs import command, found_in, jobs_of
+from metarun.report.read.jobs import find_jobs, list_jobs, rerun_command
 from metarun.report.read.runs import read_run
-from metarun.report.tables.table import no_formula
+from metarun.report.tables.table import escape_formula
 from metarun.storage import untrusted
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.sweep_records import JobRecord, SweepRecord, read_job, read_sweep
@@ -217,7 +217,7 @@ def test_a_report_escapes_every_text(tmp_path: Path, word: str) -> None:
 
 
 def test_cells_that_a_spreadsheet_would_compute_are_quoted() -> None:
-    assert [no_formula(c) for c in ("=1", "+a", "-x", "@x", " =1", "-0.5", "+3", "1e-3", "-inf", "maml", "")] == [
+    assert [escape_formula(c) for c in ("=1", "+a", "-x", "@x", " =1", "-0.5", "+3", "1e-3", "-inf", "maml", "")] == [
         *("'=1", "'+a", "'-x", "'@x", "' =1", "-0.5", "+3", "1e-3", "-inf", "maml", "")
     ]  # fmt: skip
 
@@ -229,9 +229,9 @@ def test_a_command_has_only_overrides_in_it(tmp_path: Path, override: str) -> No
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(["algo=maml", override]))
     (folder / "job.json").write_text(json.dumps({"overrides": ["algo=maml", override], "status": "failed"}))
     assert read_run(folder).overrides is None
-    (job,) = jobs_of([read_run(folder)], [])
+    (job,) = list_jobs([read_run(folder)], [])
     assert job.overrides is None
-    assert "rm" not in command(job)
+    assert "rm" not in rerun_command(job)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_record_of_a_sweep_with_other_types_is_none(tmp_path: Path, stored: ob
     (tmp_path / "sweep.json").write_text(json.dumps(stored if isinstance(stored, list) else {"command": stored}))
     assert read_job(tmp_path) == JobRecord()
     assert read_sweep(tmp_path) == SweepRecord()
-    assert found_in(tmp_path)[1] == [tmp_path]
+    assert find_jobs(tmp_path)[1] == [tmp_path]
 
 
 def test_a_record_shows_no_control_characters(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""The figures of groups: their result, paired differences on the same episodes, the best within equal compute.
+"""What groups reached: their results, paired differences on the same episodes, the best within equal compute.
 
 With one seed an interval is over test tasks; with several it is Student's t over the seeds' means. IQM is the mean of
 the middle half of the seeds' means with a bootstrap interval over seeds (Agarwal et al. 2021, arXiv 2108.13264); a
-benchmark is one stratum, since the test tasks of a run share its weights. All figures are in the unit they are shown
-in: per cent for an accuracy.
+benchmark is one stratum, since the test tasks of a run share its weights. All metrics are in display units: per cent
+for an accuracy.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from metarun.report.compare.groups import Group
-from metarun.report.read.facts import Point, headline_scores, inner_gradients, metric_of, setting, validations
+from metarun.report.compare.groups import Group, by_benchmark
+from metarun.report.read.facts import Validation, headline_scores, inner_gradients, metric_of, validations
 from metarun.report.read.runs import Run
 from metarun.statistics import intervals, paired
 from metarun.statistics.variance import variance_components
 from metarun.storage.text import display_scale, higher_is_better, is_number
 
 NAN = math.nan
-UNITS: dict[str, Callable[[Point], float]] = {
-    "outer steps": lambda p: p.step,
-    "seconds": lambda p: p.seconds,
-    "inner gradients": lambda p: p.inner_gradients,
+UNITS: dict[str, Callable[[Validation], float]] = {
+    "outer steps": lambda v: v.step,
+    "seconds": lambda v: v.seconds,
+    "inner gradients": lambda v: v.inner_gradients,
 }
 ALL_PAIRS = 8  # groups of a benchmark up to which every pair is compared; beyond it, each with the best
 
@@ -34,14 +34,14 @@ ALL_PAIRS = 8  # groups of a benchmark up to which every pair is compared; beyon
 class Interval(NamedTuple):
     mean: float
     half: float
-    over: str  # tasks, seeds, or nothing
+    over: str  # tasks, seeds, or ""
 
 
 class Result(NamedTuple):
     """What a group reached and what it cost, the latter as means over seeds."""
 
     group: Group
-    tested: int  # runs with a test figure
+    tested: int  # runs with a test metric
     diverged: int
     test: Interval
     iqm: intervals.Interval
@@ -53,7 +53,7 @@ class Result(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Group `a` against `b`; `comparison` is None where their episodes are not the same, and `why` says so."""
+    """Group `a` against `b`; `comparison` is None if their episodes differ, and `why` gives the reason."""
 
     a: Group
     b: Group
@@ -69,67 +69,59 @@ class Budget(NamedTuple):
     best: dict[str, Interval]  # by label
 
 
-def result(group: Group) -> Result:
-    scale, runs = display_scale(group.metric), group.runs
-    means = [scale * r.summary["mean"] for r in runs if is_number(r.summary.get("mean"))]
-    best = [b for b in (best_validation(r) for r in runs) if math.isfinite(b)]
+def summarize(group: Group) -> Result:
+    """Return the result of a group."""
+    means = display_scale(group.metric) * np.array([m for r in group.runs if is_number(m := r.summary.get("mean"))])
+    scores, _ = group_scores(group)
+    spread = (NAN, NAN)
+    if scores is not None and min(scores.shape) > 1:
+        components = variance_components(scores * display_scale(group.metric))
+        spread = math.sqrt(components.seed), math.sqrt(components.task)
+    no_iqm = intervals.Interval(NAN, NAN, NAN)  # of fewer than three seeds: the middle half of two is their mean
     return Result(
         group=group,
         tested=len(means),
-        diverged=sum(bool(r.summary.get("diverged")) for r in runs),
-        test=tested_over(group),
-        iqm=_iqm(means),
-        spread=_spread(group),
-        validation=interval_of(best, NAN),
-        steps=_mean([r.summary.get("steps_done") for r in runs]),
-        seconds=_mean([r.summary.get("seconds") for r in runs]),
-        inner_gradients=_mean([inner_gradients(r) for r in runs]),
+        diverged=sum(bool(r.summary.get("diverged")) for r in group.runs),
+        test=test_interval(group.runs, group.metric),
+        iqm=intervals.stratified_bootstrap(means, intervals.iqm, seed=0) if len(means) > 2 else no_iqm,
+        spread=spread,
+        validation=interval_of(list(map(best_validation, group.runs))),
+        steps=_mean([r.summary.get("steps_done") for r in group.runs]),
+        seconds=_mean([r.summary.get("seconds") for r in group.runs]),
+        inner_gradients=_mean([inner_gradients(r) for r in group.runs]),
     )
 
 
-def tested_over(group: Group) -> Interval:
-    """The test's figure over seeds, or over the tasks of one."""
-    scale, tested = display_scale(group.metric), [r.summary for r in group.runs if is_number(r.summary.get("mean"))]
+def test_interval(runs: Sequence[Run], metric: str) -> Interval:
+    """Return the test metric with its interval over seeds, or over the tasks of a single seed."""
+    scale, tested = display_scale(metric), [r.summary for r in runs if is_number(r.summary.get("mean"))]
     half = tested[0].get("ci95") if len(tested) == 1 else None
     return interval_of([scale * s["mean"] for s in tested], scale * half if is_number(half) else NAN)
 
 
-def interval_of(means: Sequence[float], half: float) -> Interval:
-    """Of one run its own interval, of several the one over seeds."""
-    if len(means) < 2:
-        return Interval(means[0], half, "tasks" if math.isfinite(half) else "") if means else Interval(NAN, NAN, "")
-    estimate = intervals.t_interval(np.array(means))
+def interval_of(means: Sequence[float], half: float = NAN) -> Interval:
+    """Return the interval over seeds of the finite means; a single one has its own, `half` wide to each side."""
+    finite = [mean for mean in means if math.isfinite(mean)]
+    if len(finite) < 2:
+        return Interval(finite[0], half, "tasks" if math.isfinite(half) else "") if finite else Interval(NAN, NAN, "")
+    estimate = intervals.t_interval(np.array(finite))
     return Interval(float(estimate.mean), float(estimate.half), "seeds")
 
 
-def _mean(found: Sequence[object]) -> float:
-    numbers = [float(v) for v in found if isinstance(v, (int, float)) and is_number(v)]
+def _mean(values: Sequence[Any]) -> float:
+    numbers = [float(v) for v in values if is_number(v)]
     return sum(numbers) / len(numbers) if numbers else NAN
 
 
-def _iqm(means: Sequence[float]) -> intervals.Interval:
-    """Of three seeds or more: the middle half of two is their mean."""
-    if len(means) < 3:
-        return intervals.Interval(NAN, NAN, NAN)
-    return intervals.stratified_bootstrap(np.array(means), intervals.iqm, seed=0)
-
-
-def _spread(group: Group) -> tuple[float, float]:
-    scores, _ = group_scores(group)
-    if scores is None or min(scores.shape) < 2:
-        return NAN, NAN
-    found = variance_components(scores * display_scale(group.metric))
-    return math.sqrt(found.seed), math.sqrt(found.task)
-
-
-def best_validation(run: Run, within: Callable[[Point], bool] = lambda _: True) -> float:
-    means = [p.mean for p in validations(run) if math.isfinite(p.mean) and within(p)]
+def best_validation(run: Run, within: Callable[[Validation], bool] = lambda _: True) -> float:
+    """Return the best finite validation among those `within` a budget; NaN if there is none."""
+    means = [v.mean for v in validations(run) if math.isfinite(v.mean) and within(v)]
     better = max if higher_is_better(metric_of(run)) else min
     return better(means) if means else NAN
 
 
 def group_scores(group: Group) -> tuple[np.ndarray | None, str]:
-    """Scores [seeds, tasks] of the tested runs and the hash of their episodes, or None and why there are none."""
+    """Return the scores [seeds, tasks] of the tested runs and the hash of their episodes, or None and the reason."""
     tested = [(run, headline_scores(run)) for run in group.runs]
     scores = [s for _, s in tested if s is not None and np.isfinite(s).all()]
     hashes = {str(run.summary.get("episodes_sha256")) for run, s in tested if s is not None}
@@ -140,50 +132,50 @@ def group_scores(group: Group) -> tuple[np.ndarray | None, str]:
     return np.stack(scores), hashes.pop()
 
 
+def pair_benchmarks(groups: Sequence[Group]) -> list[list[Pair]]:
+    """Return the pairs of each benchmark that has any; runs on different benchmarks are never paired."""
+    return [found for members in by_benchmark(groups).values() if (found := pairs(members))]
+
+
 def pairs(groups: Sequence[Group]) -> list[Pair]:
-    """Every pair of a benchmark's groups; of many groups, each with the one of the best mean."""
+    """Return every pair of a benchmark's groups; of many groups, each with the one of the best mean."""
     if len(groups) <= ALL_PAIRS:
         return [compare(a, b) for a, b in itertools.combinations(groups, 2)]
-    best = best_group(groups)
-    return [compare(best, other) for other in groups if other is not best] if best else []
-
-
-def best_group(groups: Sequence[Group]) -> Group | None:
-    means = {id(g): tested_over(g).mean for g in groups}
+    means = {id(g): test_interval(g.runs, g.metric).mean for g in groups}
     tested = [g for g in groups if math.isfinite(means[id(g)])]
-    sign = 1 if tested and higher_is_better(tested[0].metric) else -1
-    return max(tested, key=lambda g: sign * means[id(g)], default=None)
+    if not tested:
+        return []
+    sign = 1 if higher_is_better(tested[0].metric) else -1
+    best = max(tested, key=lambda g: sign * means[id(g)])
+    return [compare(best, other) for other in groups if other is not best]
 
 
 def compare(a: Group, b: Group) -> Pair:
-    """Paired over test tasks, the scores of several seeds averaged task by task."""
-    (scores_a, one), (scores_b, other) = group_scores(a), group_scores(b)
+    """Compare two groups paired over test tasks, the scores of several seeds averaged task by task."""
+    (scores_a, hash_a), (scores_b, hash_b) = group_scores(a), group_scores(b)
     if scores_a is None or scores_b is None:
-        return Pair(a, b, None, one if scores_a is None else other)
-    if one != other or one == "None" or scores_a.shape[1] != scores_b.shape[1]:
-        return Pair(a, b, None, f"their test episodes differ ({one[:8]} and {other[:8]})")
+        return Pair(a, b, None, hash_a if scores_a is None else hash_b)
+    if hash_a != hash_b or hash_a == "None" or scores_a.shape[1] != scores_b.shape[1]:
+        return Pair(a, b, None, f"their test episodes differ ({hash_a[:8]} and {hash_b[:8]})")
     scale = display_scale(a.metric)
-    means = scale * scores_a.mean(0), scale * scores_b.mean(0)
-    return Pair(a, b, paired.compare(*means, higher_is_better(a.metric)))
+    return Pair(a, b, paired.compare(scale * scores_a.mean(0), scale * scores_b.mean(0), higher_is_better(a.metric)))
 
 
 def equal_compute(groups: Sequence[Group]) -> list[Budget]:
-    """For each unit, the smallest total of a run of these groups, and what each had reached within it."""
-    return [b for b in (_budget(groups, unit, of) for unit, of in UNITS.items()) if b]
+    """Return, for each unit, the smallest total of a run of these groups, and what each had reached within it."""
+    budgets = []
+    for unit, spent_at in UNITS.items():
+        spent = {g.label: [max(map(spent_at, validations(r)), default=NAN) for r in g.runs] for g in groups}
+        amounts = {label: [v for v in values if math.isfinite(v) and v > 0] for label, values in spent.items()}
+        usable = [g for g in groups if amounts[g.label]]
+        if len(usable) < 2:
+            continue
+        amount = min(v for g in usable for v in amounts[g.label])
+        limit = amount * (1 + 1e-9)
+        best = {g.label: interval_of([_best_within(r, spent_at, limit) for r in g.runs]) for g in usable}
+        budgets.append(Budget(unit, amount, best))
+    return budgets
 
 
-def _budget(groups: Sequence[Group], unit: str, of: Callable[[Point], float]) -> Budget | None:
-    spent = {g.label: [max((of(p) for p in validations(r)), default=NAN) for r in g.runs] for g in groups}
-    usable = [g for g in groups if any(math.isfinite(v) and v > 0 for v in spent[g.label])]
-    if len(usable) < 2:
-        return None
-    amount = min(v for g in usable for v in spent[g.label] if math.isfinite(v) and v > 0)
-    best = {}
-    for group in usable:
-        reached = [best_validation(run, lambda p: of(p) <= amount * (1 + 1e-9)) for run in group.runs]
-        best[group.label] = interval_of([v for v in reached if math.isfinite(v)], NAN)
-    return Budget(unit, amount, best)
-
-
-def device_of(group: Group) -> set[str]:
-    return {str(run.summary.get("device") or setting(run, "device.name")) for run in group.runs}
+def _best_within(run: Run, spent_at: Callable[[Validation], float], limit: float) -> float:
+    return best_validation(run, lambda v: spent_at(v) <= limit)

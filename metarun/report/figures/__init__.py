@@ -1,1 +1,1 @@
-"""Figures of one run, of several, and of a sweep; the only folder of the report that imports matplotlib."""
+"""Figures of one run, of several, and of a sweep. All but `panels` import matplotlib."""

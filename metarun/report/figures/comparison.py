@@ -7,7 +7,9 @@ highest seed; of a single seed's test it is the 95 % interval over tasks.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,23 +17,57 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from metarun.report.compare.groups import Group, by_benchmark
-from metarun.report.figures.drawing import Drawing, Look, finish, legend_below, long_steps, look, panels, plain
-from metarun.report.figures.lines import SMOOTHING, reference, smoothed, thinned, with_band
-from metarun.report.figures.metrics import Curve, described, never_changes
-from metarun.report.figures.panels import COMPARED, GRADIENTS, INNER, Panel
-from metarun.report.read.facts import adaptation, validations, values
+from metarun.report.compare.results import Pair, Result
+from metarun.report.figures.drawing import (
+    COLOURS,
+    GREY,
+    MAX_MARKED,
+    SMOOTHING,
+    WIDTH,
+    Curve,
+    Drawing,
+    Look,
+    describe_curve,
+    finish,
+    legend_below,
+    look,
+    panels,
+    plain,
+    plot_band,
+    scale_costs,
+    smooth,
+    thin,
+    use_root_scale,
+)
+from metarun.report.figures.panels import COMPARED, GRADIENTS, INNER
+from metarun.report.figures.run import finish_panel, never_changes
+from metarun.report.read.facts import (
+    component,
+    episode_size,
+    look_up,
+    metric_of,
+    penalty_terms,
+    series,
+    test_curve,
+    validations,
+)
 from metarun.report.read.runs import Run
-from metarun.storage.text import axis_label
+from metarun.storage.text import axis_label, display_scale, display_unit, is_number, number
 
 Looks = Mapping[str, Look]
+SHARES = {"zeros_share": "exact zeros", "small_share": "at most {}"}
 
 
-def looks_of(groups: Sequence[Group]) -> Looks:
-    return {label: look(at) for at, label in enumerate(dict.fromkeys(g.label for g in groups))}
+def looks_of(labels: Sequence[str]) -> dict[str, Look]:
+    return {label: look(at) for at, label in enumerate(dict.fromkeys(labels))}
 
 
-def mean_of(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps that all curves have, the mean there, the lowest and the highest."""
+def file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")
+
+
+def average_curves(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the steps that all curves have, and there the mean, the lowest and the highest."""
     tables = [dict(zip(x.tolist(), y.tolist(), strict=True)) for x, y in curves]
     common = sorted(set.intersection(*map(set, tables))) if tables else []
     if not common:
@@ -40,121 +76,223 @@ def mean_of(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return np.array(common), rows.mean(0), rows.min(0), rows.max(0)
 
 
-def learning_curves(groups: Sequence[Group], looks: Looks) -> Drawing | None:
-    """Validation against outer steps and against time."""
+def draw_learning_curves(groups: Sequence[Group], looks: Looks) -> Drawing | None:
+    """Draw validation against outer steps and against time."""
     shown = [g for g in groups if any(validations(r) for r in g.runs)]
     if not shown:
         return None
     benchmarks = by_benchmark(shown)
-    figure, axes, texts = *grid(2 * len(benchmarks), shown, columns=2), []
+    figure, axes, texts = *_grid(2 * len(benchmarks), shown, columns=2), []
     for at, (benchmark, members) in enumerate(benchmarks.items()):
-        means = {g.label: _by_steps(axes[2 * at], g, looks[g.label]) for g in members}
-        unit, by = time_unit([p.seconds for g in members for r in g.runs for p in validations(r)])
+        left, right = axes[2 * at], axes[2 * at + 1]
+        unit, by = time_unit([v.seconds for g in members for r in g.runs for v in validations(r)])
+        means = []
         for group in members:
-            _by_time(axes[2 * at + 1], group, looks[group.label], by)
-        drawn, metric = [y for _, y in means.values()], plain(axis_label(members[0].metric))
-        finish(axes[2 * at], plain(benchmark, 48), "outer steps", f"validation {metric}", drawn)
-        finish(axes[2 * at + 1], "by time, one line a seed", f"{unit} of training", f"validation {metric}", drawn)
-        texts += [described(f"{label}, validation on {benchmark}", curve) for label, curve in means.items()]
-    legend(figure, shown, looks)
+            own = looks[group.label]
+            x, mean, low, high = average_curves([_validation_curve(r, "step") for r in group.runs if validations(r)])
+            plot_band(left, x, mean, low, high, own)
+            means.append(mean)
+            texts.append(describe_curve(f"{group.label}, validation on {benchmark}", (x, mean)))
+            for run in group.runs:
+                seconds, values = _validation_curve(run, "seconds")
+                _plot_line(right, seconds / by, values, own)
+        label = f"validation {plain(axis_label(members[0].metric))}"
+        finish(left, plain(benchmark, 48), "outer steps", label, means)
+        finish(right, "by time, one line a seed", f"{unit} of training", label, means)
+    _add_legend(figure, shown, looks)
     return Drawing("learning", " ".join(texts), figure)
 
 
-def _by_steps(axes: Axes, group: Group, look: Look) -> Curve:
-    x, mean, low, high = mean_of([_validation(r, "step") for r in group.runs if validations(r)])
-    with_band(axes, x, mean, low, high, look)
-    return x, mean
-
-
-def _by_time(axes: Axes, group: Group, look: Look, by: float) -> None:
-    for run in group.runs:
-        seconds, means = _validation(run, "seconds")
-        _line(axes, seconds / by, means, look)
-
-
 def time_unit(seconds: Sequence[float]) -> tuple[str, float]:
-    """Seconds, minutes or hours, and how many seconds that is."""
+    """Return hours, minutes or seconds, and the number of seconds that it has."""
     longest = max((s for s in seconds if math.isfinite(s)), default=0.0)
     return ("hours", 3600.0) if longest > 4 * 3600 else ("minutes", 60.0) if longest > 300 else ("seconds", 1.0)
 
 
-def _validation(run: Run, by: str) -> Curve:
+def _validation_curve(run: Run, by: str) -> Curve:
     points = validations(run)
     return np.array([getattr(p, by) for p in points], dtype=float), np.array([p.mean for p in points], dtype=float)
 
 
-def _line(axes: Axes, x: np.ndarray, y: np.ndarray, look: Look) -> None:
-    marker = look.marker if len(x) <= 40 else ""
+def _plot_line(axes: Axes, x: np.ndarray, y: np.ndarray, look: Look) -> None:
+    marker = look.marker if len(x) <= MAX_MARKED else ""
     axes.plot(x, y, color=look.colour, linestyle=look.dash, marker=marker, linewidth=1.2)
 
 
-def adaptation_curves(groups: Sequence[Group], looks: Looks) -> Drawing | None:
-    """Test figure against adaptation steps; a learner without steps is one point."""
-    shown = [g for g in groups if any(adaptation(r) for r in g.runs)]
+def draw_adaptation_curves(groups: Sequence[Group], looks: Looks) -> Drawing | None:
+    """Draw the test metric against adaptation steps; a learner without steps is one point."""
+    shown = [g for g in groups if any(test_curve(r) for r in g.runs)]
     if not shown:
         return None
     benchmarks = by_benchmark(shown)
-    figure, axes, texts = *grid(len(benchmarks), shown, columns=2), []
+    figure, axes, texts = *_grid(len(benchmarks), shown, columns=2), []
     for ax, (benchmark, members) in zip(axes, benchmarks.items(), strict=True):
-        means = {g.label: _by_adaptation(ax, g, looks[g.label]) for g in members}
-        drawn, metric = [y for _, y in means.values()], plain(axis_label(members[0].metric))
-        finish(ax, plain(benchmark, 48), "adaptation steps", f"test {metric}", drawn)
-        long_steps(ax, max((float(x.max()) for x, _ in means.values() if len(x)), default=0.0))
-        texts += [described(f"{label}, test on {benchmark} over adaptation steps", c) for label, c in means.items()]
-    legend(figure, shown, looks)
+        means, last = [], 0.0
+        for group in members:
+            curves = [curve for curve in map(test_curve, group.runs) if curve]
+            x, mean, low, high = average_curves([(c["step"], c["mean"]) for c in curves])
+            if len(curves) == 1:
+                low, high = mean - curves[0]["ci95"], mean + curves[0]["ci95"]
+            plot_band(ax, x, mean, low, high, looks[group.label])
+            means.append(mean)
+            last = max([last, *x.tolist()])
+            texts.append(describe_curve(f"{group.label}, test on {benchmark} over adaptation steps", (x, mean)))
+        label = f"test {plain(axis_label(members[0].metric))}"
+        finish(ax, plain(benchmark, 48), "adaptation steps", label, means)
+        use_root_scale(ax, last)
+    _add_legend(figure, shown, looks)
     return Drawing("adaptation", " ".join(texts), figure)
 
 
-def _by_adaptation(axes: Axes, group: Group, look: Look) -> Curve:
-    curves = [c for c in map(adaptation, group.runs) if c]
-    x, mean, low, high = mean_of([(c["step"], c["mean"]) for c in curves])
-    if len(curves) == 1:
-        low, high = mean - curves[0]["ci95"], mean + curves[0]["ci95"]
-    with_band(axes, x, mean, low, high, look)
-    return x, mean
-
-
-def measure_curves(groups: Sequence[Group], looks: Looks) -> Drawing | None:
-    """Measures of gradients and inner loops in training: running medians of means over seeds, of those that change."""
-    found = [(panel, key, _measured(groups, key)) for panel in (*GRADIENTS, *INNER) for key in panel.names]
-    wanted = [f for f in found if f[1] in COMPARED and not all(map(never_changes, f[2].values()))]
+def draw_training_metrics(groups: Sequence[Group], looks: Looks) -> Drawing | None:
+    """Draw metrics of gradients and inner loops in training: running medians of means over seeds, if they change."""
+    found = [(p, _mean_curves(groups, key)) for p in (*GRADIENTS, *INNER) for key in p.names if key in COMPARED]
+    wanted = [(panel, curves) for panel, curves in found if not all(map(never_changes, curves.values()))]
     if not wanted:
         return None
-    figure, axes = grid(len(wanted), groups, columns=3)
-    for ax, (panel, _, curves) in zip(axes, wanted, strict=True):
-        _measure(ax, panel, curves, looks)
-    legend(figure, groups, looks)
-    names = ", ".join(panel.title for panel, _, _ in wanted)
-    return Drawing("measures", f"Training measures over outer steps, a line for each group: {names}.", figure)
+    figure, axes = _grid(len(wanted), groups, columns=3)
+    for ax, (panel, curves) in zip(axes, wanted, strict=True):
+        for label, (x, mean) in curves.items():
+            smoothed = smooth(mean, max(1, len(mean) // SMOOTHING))
+            _plot_line(ax, *thin(x, smoothed), looks[label]._replace(marker=""))
+        finish_panel(ax, panel, [y for _, y in curves.values()])
+    _add_legend(figure, groups, looks)
+    names = ", ".join(panel.title for panel, _ in wanted)
+    return Drawing("measures", f"Training metrics over outer steps, a line for each group: {names}.", figure)
 
 
-def _measure(axes: Axes, panel: Panel, curves: Mapping[str, Curve], looks: Looks) -> None:
-    shown = [y for _, y in curves.values()]
-    for label, (x, mean) in curves.items():
-        smooth = smoothed(mean, max(1, len(mean) // SMOOTHING))
-        _line(axes, *thinned(x, smooth), looks[label]._replace(marker=""))
-    if panel.reference:
-        reference(axes, *panel.reference)
-        shown.append(np.array(panel.reference[:1]))
-    finish(axes, plain(panel.title), "outer steps", plain(panel.y, 30), shown)
-
-
-def _measured(groups: Sequence[Group], key: str) -> dict[str, Curve]:
-    """The mean over seeds by label, of the groups that logged the number."""
+def _mean_curves(groups: Sequence[Group], key: str) -> dict[str, Curve]:
+    """The mean over seeds by label, of the groups that logged the metric."""
     found = {}
     for group in groups:
-        curves = [c for c in (values(run.of("train"), key) for run in group.runs) if len(c[0])]
-        x, mean, _, _ = mean_of(curves)
+        curves = [c for c in (series(run.of("train"), key) for run in group.runs) if len(c[0])]
+        x, mean, _, _ = average_curves(curves)
         if len(x):
             found[group.label] = x, mean
     return found
 
 
-def grid(count: int, groups: Sequence[Group], columns: int) -> tuple[Figure, list[Axes]]:
+def _grid(count: int, groups: Sequence[Group], columns: int) -> tuple[Figure, list[Axes]]:
     return panels(count, columns, len({g.label for g in groups}), height=2.7)
 
 
-def legend(figure: Figure, groups: Sequence[Group], looks: Looks) -> None:
+def _add_legend(figure: Figure, groups: Sequence[Group], looks: Looks) -> None:
     labels = list(dict.fromkeys(g.label for g in groups))
     handles = [Line2D([], [], color=looks[k].colour, linestyle=looks[k].dash, marker=looks[k].marker) for k in labels]
     legend_below(figure, handles, [plain(label, 34) for label in labels])
+
+
+def draw_costs(results: Sequence[Result], looks: Looks) -> Drawing | None:
+    """Draw the test metric against the cost of training, in time and in inner gradient evaluations."""
+    shown = [r for r in results if math.isfinite(r.test.mean)]
+    if not shown:
+        return None
+    groups = [r.group for r in shown]
+    benchmarks = by_benchmark(groups)
+    figure, axes, texts = *_grid(2 * len(benchmarks), groups, columns=2), []
+    for at, benchmark in enumerate(benchmarks):
+        members = [r for r in shown if r.group.benchmark == benchmark]
+        unit, by = time_unit([r.seconds for r in members])
+        _scatter(axes[2 * at], members, [r.seconds / by for r in members], looks)
+        _scatter(axes[2 * at + 1], members, [r.inner_gradients for r in members], looks)
+        means, label = [np.array([r.test.mean for r in members])], f"test {plain(axis_label(members[0].group.metric))}"
+        finish(axes[2 * at], plain(benchmark, 48), f"{unit} of training", label, means)
+        finish(axes[2 * at + 1], "by gradients", "inner gradient evaluations", label, means)
+        texts += [f"{r.group.label} on {benchmark}: {r.test.mean:.4g} in {r.seconds:.4g} seconds." for r in members]
+    _add_legend(figure, groups, looks)
+    return Drawing("cost", " ".join(texts), figure)
+
+
+def _scatter(axes: Axes, results: Sequence[Result], costs: Sequence[float], looks: Looks) -> None:
+    scale_costs(axes, [cost for cost in costs if math.isfinite(cost)])
+    for r, cost in zip(results, costs, strict=True):
+        half = r.test.half if r.test.half > 0 else 0.0  # NaN, too, has none
+        colour, _, marker = looks[r.group.label]
+        axes.errorbar([cost], [r.test.mean], [half], color=colour, marker=marker, markersize=6, capsize=3)
+
+
+def draw_differences(pairs: Sequence[Pair]) -> Drawing | None:
+    """Draw the paired differences of one benchmark with their intervals, and the intervals of unpaired tasks."""
+    shown = [(p, p.comparison) for p in pairs if p.comparison]
+    if not shown:
+        return None
+    height = 0.85 + 0.27 * len(shown)
+    figure = Figure(figsize=(WIDTH * 0.75, height))
+    axes = figure.add_axes((0.42, 0.5 / height, 0.55, (height - 0.85) / height))
+    for row, (_, found) in enumerate(reversed(shown)):
+        where = [found.difference], [row]
+        axes.errorbar(*where, xerr=[found.unpaired_half], color="#B5B5B5", capsize=2)
+        axes.errorbar(*where, xerr=[found.half], color=COLOURS[0], capsize=4, marker="o", linewidth=2)
+    axes.axvline(0, color=GREY, linewidth=0.9)
+    benchmark, metric = shown[0][0].a.benchmark, shown[0][0].a.metric
+    unit = f"difference in {metric}, points" if display_unit(metric) else f"difference in {axis_label(metric)}"
+    finish(axes, plain(benchmark, 60), plain(unit, 60), "")
+    labels = [f"{plain(p.a.label, 26)} \N{MINUS SIGN} {plain(p.b.label, 26)}" for p, _ in reversed(shown)]
+    axes.set_yticks(range(len(shown)), labels)
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    texts = [f"{p.a.label} less {p.b.label}: {number(c.difference)} ± {number(c.half)}." for p, c in shown]
+    return Drawing(f"pairs_{file_name(benchmark)}", " ".join(texts), figure)
+
+
+class SparseRun(NamedTuple):
+    """Zeros of one run's tested weights, and its test metric in display units."""
+
+    line: str
+    weight: float
+    shares: tuple[float, float]  # of exact zeros, and of weights at most the threshold
+    mean: float
+    half: float
+    metric: str
+    threshold: float
+
+
+def draw_sparsity(runs: Sequence[Run]) -> Drawing | None:
+    """Draw the test metric against the sparsity of the tested weights, for runs with a penalty that makes zeros.
+
+    Left the share of exact zeros among the penalised weights, right the share at most the threshold of the summary. A
+    line joins the runs of one algorithm, one regularizer and one method in the order of their weights. None if fewer
+    than two runs have zeros to compare.
+    """
+    names = [(component(run, "data"), episode_size(run)) for run in runs]
+    most = max(names, key=names.count, default=None)  # metrics of other benchmarks do not compare
+    points = [p for run, name in zip(runs, names, strict=True) if name == most and (p := _measure_sparsity(run))]
+    if len({p.shares for p in points}) < 2:
+        return None
+    looks = looks_of([p.line for p in points])
+    figure, axes = panels(2, columns=2, legend=len(looks))
+    for at, (ax, title) in enumerate(zip(axes, SHARES.values(), strict=True)):
+        for line, own in looks.items():
+            members = sorted((p for p in points if p.line == line), key=lambda p: p.weight)
+            halves = np.array([p.half if math.isfinite(p.half) else 0.0 for p in members])
+            x, y = [p.shares[at] for p in members], [p.mean for p in members]
+            ax.errorbar(x, y, halves, color=own.colour, marker=own.marker, markersize=5, capsize=2, linewidth=1)
+        label = f"test {plain(axis_label(points[0].metric))}"
+        finish(ax, title.format(f"{points[0].threshold:g}"), "share of penalised weights", label)
+    handles = [Line2D([], [], color=c, marker=m) for c, _, m in looks.values()]
+    legend_below(figure, handles, [plain(line, 32) for line in looks])
+    texts = []
+    for p in points:
+        zeros, small = (f"{100 * share:.3g} %" for share in p.shares)
+        texts.append(f"{p.line}, weight {p.weight:g}: {number(p.mean)} with {zeros} zeros, {small} small.")
+    return Drawing("sparsity", " ".join(texts), figure)
+
+
+def _measure_sparsity(run: Run) -> SparseRun | None:
+    penalised: Any = look_up(run.summary, "sparsity.penalised")
+    mean, metric = run.summary.get("mean"), metric_of(run)
+    if not isinstance(penalised, Mapping) or not is_number(mean):
+        return None
+    zeros, small = (penalised.get(key) for key in SHARES)
+    if not is_number(zeros) or not is_number(small):
+        return None
+    threshold, half = look_up(run.summary, "sparsity.threshold"), run.summary.get("ci95")
+    kinds = [" ".join(filter(None, (str(t.get("name")), t.get("method")))) for t in penalty_terms(run)]
+    return SparseRun(
+        line=f"{component(run, 'algo')}, {' + '.join(kinds)}",
+        weight=float(sum(w for t in penalty_terms(run) if is_number(w := t.get("weight")))),
+        shares=(zeros, small),
+        mean=display_scale(metric) * mean,
+        half=display_scale(metric) * half if is_number(half) else math.nan,
+        metric=metric,
+        threshold=float(threshold) if is_number(threshold) else math.nan,
+    )

@@ -1,7 +1,7 @@
-"""Which logged numbers share a panel, what each panel is called, and what its values are held against.
+"""Which logged metrics share a panel, the titles of panels, and the references for their values.
 
-docs/metrics.md and docs/diagnostics.md define the numbers. One that is not listed gets a panel of its own under its
-own name, so that another algorithm's measures are drawn as well.
+docs/metrics.md and docs/diagnostics.md define the metrics. One that is not listed gets a panel of its own under its own
+name, so that the metrics of other algorithms are drawn as well.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Reference = tuple[float, str]
 
 class Panel(NamedTuple):
     title: str
-    names: Mapping[str, str]  # of the numbers, with what the legend calls them
+    names: Mapping[str, str]  # metric -> label in the legend
     y: str
     reference: Reference | None = None
 
@@ -78,10 +78,10 @@ PROBES = (
     Panel("Norm of the inner loop's Jacobian", {"jacobian_norm": "largest factor"}, "factor", (1.0, "no growth")),
     Panel("Sharpness", {"sharpness": "rise along the gradient"}, "loss", (0.0, "flat")),
     Panel("Smoothness", {"smoothness": "change of the gradient"}, "over distance"),
-    Panel("What adapting the body adds", {"gain_from_body": "over the head alone"}, "figure", (0.0, "nothing")),
+    Panel("Gain from adapting the body", {"gain_from_body": "over the head alone"}, "metric", (0.0, "nothing")),
     Panel("Adapted in full, and in part", {
         "full_accuracy": "in full", "head_only_accuracy": "head only", "nil_accuracy": "no inner loop",
-        "full_mse": "in full", "head_only_mse": "head only"}, "reported figure"),
+        "full_mse": "in full", "head_only_mse": "head only"}, "reported metric"),
     Panel("Class separation", {"class_separation": "within / between"}, "ratio"),
 )  # fmt: skip
 COMPARED = (  # between runs
@@ -103,17 +103,15 @@ FAMILIES = PENALTIES | {
     "support_loss": ("Support loss along the inner loop", "loss"),
     "query_loss": ("Query loss along the inner loop", "loss"),
 }
+PARTS = {"zeros": "all of them"}  # labels of parts whose names are not clear
 
 
-PARTS = {"zeros": "all of them"}  # what the legend calls a part whose name does not say it
-
-
-def known(*panel_sets: Sequence[Panel]) -> set[str]:
+def names_in(*panel_sets: Sequence[Panel]) -> set[str]:
     return {name for group in panel_sets for panel in group for name in panel.names}
 
 
 def families(names: Sequence[str]) -> dict[str, list[str]]:
-    """Numbers named prefix/part, by prefix."""
+    """Return the metrics named prefix/part, by prefix."""
     found: dict[str, list[str]] = {}
     for name in names:
         prefix, slash, _ = name.partition("/")
@@ -122,8 +120,8 @@ def families(names: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def family_words(prefix: str) -> tuple[str, str]:
-    """Title and vertical axis of a family's panel."""
+def family_labels(prefix: str) -> tuple[str, str]:
+    """Return the title and the vertical axis of a family's panel."""
     return FAMILIES.get(prefix, (prefix.replace("_", " "), prefix))
 
 
@@ -133,7 +131,7 @@ def is_profile(members: Sequence[str]) -> bool:
 
 
 def own_panels(names: Sequence[str]) -> list[Panel]:
-    """A panel for each number that no list has, those of the same first word beside one another."""
+    """Return a panel for each metric, those of the same first word side by side."""
     ungrouped = [name for name in names if "/" not in name]
     first = {name.partition("_")[0]: at for at, name in reversed(list(enumerate(ungrouped)))}
     ordered = sorted(ungrouped, key=lambda name: first[name.partition("_")[0]])

@@ -1,1 +1,1 @@
-"""The HTML page: the card of a run, the sections, the template."""
+"""The HTML page: the card of a run, the sections of one run or of several, the template."""

@@ -1,1 +1,1 @@
-"""Run folders as they are found, without trust, and the facts in them."""
+"""Run folders, read without trust, and the facts and jobs in them."""

@@ -1,4 +1,4 @@
-"""What a run is, what it reached and what it cost, looked up in its summary or, failing that, in its settings.
+"""What a run is, what it reached and what it cost, from its summary or, failing that, from its settings.
 
 Inner gradient evaluations are those of the summary's convergence budget. Where it does not count them: outer steps x
 tasks of a step x `algo.inner_steps`, without Hessian products (iMAML's conjugate gradient, MAML's outer gradient).
@@ -7,18 +7,21 @@ tasks of a step x `algo.inner_steps`, without Hessian products (iMAML's conjugat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from metarun.report.read.files import Record
 from metarun.report.read.runs import Run
-from metarun.storage.text import display_scale, is_number
+from metarun.storage.text import adaptation_unit, display_scale, is_number
+
+UNKNOWN_METRIC = "metric"
 
 
-class Point(NamedTuple):
-    """One validation: a figure with its interval, and what had been spent by then."""
+class Validation(NamedTuple):
+    """One validation: the metric with half of its interval as displayed, and what was spent so far."""
 
     step: int
     mean: float
@@ -27,94 +30,101 @@ class Point(NamedTuple):
     inner_gradients: float
 
 
-def setting(run: Run, key: str) -> Any:
-    """A setting by its dotted name, or None."""
-    return looked_up(run.config, key)
-
-
-def looked_up(values: Mapping[str, Any], key: str) -> Any:
-    """A nested value by its dotted name, or None."""
+def look_up(values: Mapping[str, Any], key: str) -> Any:
+    """Return a nested value by its dotted name, or None."""
     value: Any = values
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
 
+def setting(run: Run, key: str) -> Any:
+    """Return a setting by its dotted name, or None."""
+    return look_up(run.config, key)
+
+
+def seed_of(run: Run) -> Any:
+    return run.summary.get("seed", setting(run, "seed"))
+
+
 def component(run: Run, group: str) -> str:
-    """The name of the run's algorithm, data set, model ...: as chosen, or as the class is called."""
+    """Return the name of the run's algorithm, data set, model ...: the choice, or the name of the class."""
     chosen = run.summary.get(group) or setting(run, f"choices.{group}")
     target = setting(run, f"{group}._target_")
     return str(chosen or (str(target).rpartition(".")[2] if target else "unknown"))
 
 
+def step_unit(run: Run) -> str:
+    """What the test curve counts."""
+    return adaptation_unit(run.summary.get("kind"))
+
+
 def episode_size(run: Run, prefix: str = "") -> str:
-    """`5-way 1-shot`, or `10-shot` for regression; `prefix` "train_" for what training used."""
-    ways, shots = (_summed_up(run, prefix, key) for key in ("ways", "shots"))
+    """Return `5-way 1-shot`, or `10-shot` for regression; with prefix "train_" the size in training."""
+    found = (run.summary.get(prefix + key) for key in ("ways", "shots"))
+    ways, shots = (setting(run, f"data.{k}") if v is None else v for k, v in zip(("ways", "shots"), found, strict=True))
     if shots is None:
         return "unknown size"
     if run.summary.get("kind") == "control":
         return f"{shots} explored trajectories"
-    classes = run.summary.get("kind") == "classification" or metric_of(run) == "accuracy"
-    return f"{ways}-way {shots}-shot" if classes and ways is not None else f"{shots}-shot"
-
-
-def _summed_up(run: Run, prefix: str, key: str) -> Any:
-    found = run.summary.get(prefix + key)
-    return setting(run, f"data.{key}") if found is None else found
+    has_classes = run.summary.get("kind") == "classification" or metric_of(run) == "accuracy"
+    return f"{ways}-way {shots}-shot" if has_classes and ways is not None else f"{shots}-shot"
 
 
 def metric_of(run: Run) -> str:
-    """The name of the reported figure."""
+    """Return the name of the reported metric."""
     named = run.summary.get("metric")
     if named:
         return str(named)
     logged = {key for record in run.of("train")[:1] for key in record}
-    return next((name for name in ("accuracy", "log_likelihood", "return", "mse") if name in logged), "figure")
+    return next((name for name in ("accuracy", "log_likelihood", "return", "mse") if name in logged), UNKNOWN_METRIC)
 
 
-def values(records: tuple[Record, ...], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one number, NaN where a record has it but not as a finite number."""
-    pairs = [(r["step"], r[key] if is_number(r[key]) else math.nan) for r in records if key in r]
+def series(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps and values of one metric; NaN where a record has it but not as a finite number."""
+    pairs = [(r["step"], r[name] if is_number(r[name]) else math.nan) for r in records if name in r]
     steps, found = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(steps, dtype=float), np.array(found, dtype=float)
 
 
-def keys(records: tuple[Record, ...]) -> list[str]:
-    """All numbers that any of the records has, in the order of their first appearance."""
-    found = {key: None for record in records for key, value in record.items() if is_number(value)}
+def metric_names(records: Sequence[Record]) -> list[str]:
+    """Return the names of all metrics in the records, in the order of their first appearance."""
+    found = dict.fromkeys(key for record in records for key, value in record.items() if is_number(value))
     return [key for key in found if key not in ("step", "kind")]
 
 
 def inner_gradients_per_step(run: Run) -> float:
-    """Of one outer step; NaN where it is not known."""
-    spent = looked_up(run.summary, "convergence.budget")
+    """Return the inner gradients of one outer step; NaN if unknown."""
+    spent = look_up(run.summary, "convergence.budget")
     if isinstance(spent, Mapping) and is_number(spent.get("inner_gradients")) and is_number(spent.get("steps")):
         return spent["inner_gradients"] / max(spent["steps"], 1)
     tasks, algo = setting(run, "train.tasks"), setting(run, "algo")
-    if not is_number(tasks) or not isinstance(algo, Mapping):
-        return math.nan
-    steps = algo.get("inner_steps", 0)
-    return float(tasks * steps) if is_number(steps) else math.nan
+    steps = algo.get("inner_steps", 0) if isinstance(algo, Mapping) else None
+    return float(tasks * steps) if is_number(tasks) and is_number(steps) else math.nan
 
 
 def inner_gradients(run: Run) -> float:
-    done = run.summary.get("steps_done")
-    return inner_gradients_per_step(run) * done if is_number(done) else math.nan
+    steps = run.summary.get("steps_done")
+    return inner_gradients_per_step(run) * steps if is_number(steps) else math.nan
 
 
-def validations(run: Run) -> list[Point]:
-    """The validations in their order, in the unit they are shown in (per cent for an accuracy)."""
+def validations(run: Run) -> list[Validation]:
+    """Return the validations in order, in display units (per cent for an accuracy)."""
     scale, each = display_scale(metric_of(run)), inner_gradients_per_step(run)
-    points = []
-    for record in run.of("val"):
-        mean, half = (_scaled(record.get(key), scale) for key in ("mean", "ci95"))
-        spent = run.seconds.get(("val", record["step"]), math.nan)
-        points.append(Point(record["step"], mean, half, spent, each * record["step"]))
-    return points
+    return [
+        Validation(
+            step=record["step"],
+            mean=_scaled(record.get("mean"), scale),
+            half=_scaled(record.get("ci95"), scale),
+            seconds=run.seconds.get(("val", record["step"]), math.nan),
+            inner_gradients=each * record["step"],
+        )
+        for record in run.of("val")
+    ]
 
 
-def adaptation(run: Run) -> dict[str, np.ndarray]:
-    """`step`, `mean`, `ci95` and `loss` of the test's curve, in the unit they are shown in; empty without a test."""
+def test_curve(run: Run) -> dict[str, np.ndarray]:
+    """Return `step`, `mean`, `ci95` and `loss` after each adaptation step, in display units; {} without a test."""
     rows = run.summary.get("curve")
     rows = [r for r in rows if isinstance(r, Mapping)] if isinstance(rows, list) else []
     scale = display_scale(metric_of(run))
@@ -127,8 +137,27 @@ def _scaled(value: Any, scale: float) -> float:
 
 
 def headline_scores(run: Run) -> np.ndarray | None:
-    """Each test task's figure at the adaptation step that is the result, or None."""
+    """Return the metric of each test task at the reported adaptation step, or None."""
     if run.scores is None:
         return None
-    steps, wanted = run.scores.steps, run.summary.get("headline_step")
-    return run.scores.values[steps.index(wanted) if wanted in steps else -1]
+    steps, reported = run.scores.steps, run.summary.get("headline_step")
+    return run.scores.values[steps.index(reported) if reported in steps else -1]
+
+
+def penalty_terms(run: Run) -> list[Mapping[str, Any]]:
+    """Return the summary's entry for each penalty."""
+    listed = run.summary.get("regularization")
+    return [t for t in listed if isinstance(t, Mapping)] if isinstance(listed, list) else []
+
+
+def command_of(run: Run) -> tuple[str, str]:
+    """Return the command that repeats the run, and a note if it may be incomplete."""
+    if run.overrides is not None:
+        return shlex.join(["metarun", *(o for o in run.overrides if not o.startswith(("hydra.", "sweep.")))]), ""
+    choices = setting(run, "choices")
+    if not isinstance(choices, Mapping):
+        return "", "The command is unknown: neither .hydra/overrides.yaml nor the choices in config.yaml are there."
+    chosen = [f"{group}={name}" for group, name in choices.items() if group != "recipe"]
+    seed = [f"seed={setting(run, 'seed')}"] if setting(run, "seed") else []
+    note = "From the choices of groups alone; further settings of the command line are in the settings below."
+    return shlex.join(["metarun", *chosen, *seed]), note

@@ -1,4 +1,4 @@
-"""The files of a run folder, read without trust: a value, and a sentence where there is none to be had."""
+"""The files of a run folder, read without trust. A reader returns a value and, where it lacks something, a sentence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ Record = dict[str, Any]
 """One line of metrics.jsonl: `kind`, `step`, and numbers."""
 
 MAX_ROWS = 200  # of an analysis that are kept
-MOST_BYTES = 1 << 28  # of a file of records; 100 000 validations have 10 MB
-MOST_PICTURE = 1 << 25
+MAX_BYTES = 1 << 28  # of a file of records; 100 000 validations have 10 MB
+MAX_PICTURE_BYTES = 1 << 25
 PNG = b"\x89PNG\r\n\x1a\n"
+OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/:-]*(=.*)?")
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class Analysis:
     figures: tuple[tuple[str, bytes], ...]  # file names and PNGs, figure.png first
 
 
-def json_file(path: Path, kind: type) -> tuple[Any, str]:
-    """The value of a JSON file, or None and what is wrong with it."""
+def read_json(path: Path, kind: type) -> tuple[Any, str]:
+    """Return the value of a JSON file, or None and what is wrong with it."""
     try:
-        value = json.loads(untrusted.read_text(path, MOST_BYTES))
+        value = json.loads(untrusted.read_text(path, MAX_BYTES))
     except FileNotFoundError:
         return None, f"{path.name} is missing."
     except untrusted.Refused as error:
@@ -53,8 +54,8 @@ def json_file(path: Path, kind: type) -> tuple[Any, str]:
     return (value, "") if isinstance(value, kind) else (None, f"{path.name} is not of the expected form.")
 
 
-def mapping(path: Path) -> tuple[dict[str, Any], str]:
-    """The settings in a YAML file, or none and what is wrong with it."""
+def read_settings(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the settings in a YAML file, or an empty dictionary and what is wrong with the file."""
     try:
         value = untrusted.read_yaml(path)
     except FileNotFoundError:
@@ -68,112 +69,95 @@ def mapping(path: Path) -> tuple[dict[str, Any], str]:
     return (value, "") if isinstance(value, dict) else ({}, f"{path.name} holds no settings.")
 
 
-OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/:-]*(=.*)?")
+def parse_overrides(value: Any) -> tuple[str, ...] | None:
+    """Return a list of overrides as Hydra noted it; None if one of them is not an override.
 
-
-def overrides_in(typed: Any) -> tuple[str, ...] | None:
-    """A list of overrides as Hydra noted it; None where one of them is none, or would not be seen as it is.
-
-    They are shown as a command to be typed: nothing in it may be a flag, or hide behind control characters.
+    The report shows them as a command to copy: none may be a flag or hide behind control characters.
     """
-    if not isinstance(typed, list):
+    if not isinstance(value, list):
         return None
-    words = [str(word) for word in typed]
-    sound = all(word.isprintable() and OVERRIDE.fullmatch(word) for word in words)
-    return tuple(words) if sound and len(words) <= MAX_ROWS else None
+    words = [str(word) for word in value]
+    valid = all(word.isprintable() and OVERRIDE.fullmatch(word) for word in words)
+    return tuple(words) if valid and len(words) <= MAX_ROWS else None
 
 
-def records(path: Path) -> tuple[list[Record], list[str]]:
-    """The lines of a .jsonl file that are records, and a sentence for those that are not."""
+def read_records(path: Path) -> tuple[list[Record], list[str]]:
+    """Return the lines of a .jsonl file that are records, and a sentence about those that are not."""
     try:
-        lines = untrusted.read_text(path, MOST_BYTES, errors="replace").split("\n")
+        lines = untrusted.read_text(path, MAX_BYTES, errors="replace").split("\n")
     except untrusted.Refused as error:
         return [], [f"{path.name} is left out: it {error.strerror}."]
     except OSError:
         return [], [f"{path.name} is missing."]
-    parsed = [_record(line) for line in lines if line.strip()]
+    parsed = [_parse_record(line) for line in lines if line.strip()]
     good = [record for record in parsed if record is not None]
+    bad = [at for at, record in enumerate(parsed, 1) if record is None]
     if not parsed:
         return good, [f"{path.name} is empty."]
-    bad = [at for at, record in enumerate(parsed, 1) if record is None]
-    return good, [_bad_lines(path.name, bad, len(parsed))] if bad else []
+    if not bad:
+        return good, []
+    if bad == [len(parsed)]:
+        return good, [f"{path.name}: its last line is cut off and was left out."]
+    lines_are = (
+        f"line {bad[0]} is" if len(bad) == 1 else f"{len(bad)} of {len(parsed)} lines (the first is line {bad[0]}) are"
+    )
+    return good, [f"{path.name}: {lines_are} no record of metarun and left out."]
 
 
-def _record(line: str) -> Record | None:
+def _parse_record(line: str) -> Record | None:
+    """A list or a table inside a record becomes key/0, key/1 ... or key/name; one level."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or not is_number(record.get("step")) or not isinstance(record.get("kind"), str):
         return None
-    flat = {"kind": record["kind"], "step": int(record["step"])}
+    flat: Record = {"kind": record["kind"], "step": int(record["step"])}
     for key, value in record.items():
-        flat |= _flat(str(key), value) if key not in flat else {}
+        if key in flat:
+            continue
+        if isinstance(value, dict):
+            flat |= {f"{key}/{name}": v for name, v in value.items()}
+        elif isinstance(value, list):
+            flat |= {f"{key}/{at}": v for at, v in enumerate(value)}
+        else:
+            flat[key] = value
     return flat
 
 
-def _flat(key: str, value: Any) -> Record:
-    """A list or a table inside a record as key/0, key/1 ... or key/name; one level."""
-    if isinstance(value, dict):
-        return {f"{key}/{name}": v for name, v in value.items()}
-    if isinstance(value, list):
-        return {f"{key}/{at}": v for at, v in enumerate(value)}
-    return {key: value}
-
-
-def _bad_lines(name: str, bad: list[int], total: int) -> str:
-    if bad == [total]:
-        return f"{name}: its last line is cut off and was left out."
-    which = f"line {bad[0]} is" if len(bad) == 1 else f"{len(bad)} of {total} lines (the first is line {bad[0]}) are"
-    return f"{name}: {which} no record of metarun and left out."
-
-
-def analyses(folder: Path) -> tuple[list[Analysis], list[str]]:
-    """All analyses of a run, by name; an unfinished one has what it has."""
+def read_analyses(folder: Path) -> tuple[list[Analysis], list[str]]:
+    """Return all analyses of a run by name; an unfinished one has the files that it has."""
     try:
         inside = [] if folder.is_symlink() else folder.iterdir()
         folders = sorted(p for p in inside if p.is_dir() and not p.is_symlink())
     except OSError:
         return [], []
-    found = [_analysis(path) for path in folders]
-    empty = [a.name for a in found if not (a.rows or a.results or a.figures)]
-    return found, [f"The analysis {name} has no results yet." for name in empty]
+    analyses = []
+    for path in folders:
+        results, _ = read_json(path / "results.json", dict)
+        analyses.append(Analysis(path.name, path, *_read_csv(path / "results.csv"), results or {}, _read_pngs(path)))
+    empty = [a.name for a in analyses if not (a.rows or a.results or a.figures)]
+    return analyses, [f"The analysis {name} has no results yet." for name in empty]
 
 
-def _analysis(path: Path) -> Analysis:
-    columns, rows, more = table(path / "results.csv")
-    results, _ = json_file(path / "results.json", dict)
-    return Analysis(path.name, path, columns, rows, more, results or {}, tuple(_pictures(path)))
-
-
-def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
+def _read_pngs(folder: Path) -> tuple[tuple[str, bytes], ...]:
+    found = []
     for path in sorted(folder.glob("*.png"), key=lambda p: (p.name != "figure.png", p.name)):
         try:
-            data = untrusted.read_bytes(path, MOST_PICTURE)
+            data = untrusted.read_bytes(path, MAX_PICTURE_BYTES)
         except OSError:
             continue
         if data.startswith(PNG):
-            yield path.name, data
+            found.append((path.name, data))
+    return tuple(found)
 
 
-def table(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], int]:
-    """Head and rows of a csv file, and how many rows were left out."""
+def _read_csv(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], int]:
+    """Head and first rows of a csv file, and the number of rows left out."""
     try:
-        text = untrusted.read_text(path, MOST_BYTES, errors="replace")
-        lines = [tuple(line) for line in csv.reader(io.StringIO(text, newline="")) if line]
+        text = untrusted.read_text(path, MAX_BYTES, errors="replace")
+        head, *lines = [tuple(line) for line in csv.reader(io.StringIO(text, newline="")) if line] or [()]
     except (OSError, csv.Error):
         return (), (), 0
-    if not lines:
-        return (), (), 0
-    rows = [(*line, *[""] * len(lines[0]))[: len(lines[0])] for line in lines[1:]]
-    return lines[0], tuple(rows[:MAX_ROWS]), max(0, len(rows) - MAX_ROWS)
-
-
-def pairs_beside(target: Path) -> Path:
-    """report.csv -> report-pairs.csv"""
-    return target.with_name(f"{target.stem}-pairs{target.suffix}")
-
-
-def sweep_beside(target: Path) -> Path:
-    """report.csv -> report-sweep.csv"""
-    return target.with_name(f"{target.stem}-sweep{target.suffix}")
+    rows = [(*line, *[""] * len(head))[: len(head)] for line in lines]
+    return head, tuple(rows[:MAX_ROWS]), max(0, len(rows) - MAX_ROWS)

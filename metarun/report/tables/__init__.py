@@ -1,1 +1,1 @@
-"""Tables as text, and the documents made of tables alone: Markdown, CSV, LaTeX, a terminal."""
+"""Tables of text about one run, several runs and a sweep, and their forms: Markdown, csv, LaTeX, a terminal."""

@@ -1,4 +1,4 @@
-"""The tables of several runs: results, pairs, equal compute. Of each the cells to read; of two also raw numbers."""
+"""The tables of several runs: results, pairs, equal compute. Two of them also as raw numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from metarun.report.compare.groups import Group, by_benchmark
-from metarun.report.compare.results import Budget, Interval, Pair, Result
+from metarun.report.compare.results import Budget, Interval, Pair, Result, equal_compute, pair_benchmarks
+from metarun.report.read.facts import component, episode_size
+from metarun.report.tables.run import format_over_seeds, metric_values, metrics_of, name_metric
 from metarun.report.tables.table import Table
 from metarun.storage.text import (
     NOTHING,
@@ -30,12 +32,12 @@ SEEDS_NOTE = (
 )
 PAIR_NOTE = (
     "Differences task by task on the same test episodes, several seeds averaged first; ± is half of a 95 % interval "
-    "for these trained weights on new tasks, not for new seeds. Bold: the interval leaves out 0; not corrected for the "
+    "for these trained weights on new tasks, not for new seeds. Bold: the interval excludes 0; not corrected for the "
     "number of pairs."
 )
 BUDGET_NOTE = (
     "Best validation within the smallest amount that a run of this benchmark spent; a dash: it spends none of it, "
-    "or was not validated within it. ± is Student's t over seeds. A best of several flatters, and flatters all."
+    "or was not validated within it. ± is Student's t over seeds. The best of several is optimistic, for all alike."
 )
 RAW_RESULT = (
     "algorithm", "benchmark", "metric", "runs", "tested", "diverged", "mean", "half", "interval_over", "iqm", "iqm_low",
@@ -44,152 +46,176 @@ RAW_RESULT = (
 RAW_PAIR = (
     "benchmark", "a", "b", "difference", "half", "unpaired_half", "wins", "ties", "losses", "tasks", "not_comparable",
 )  # fmt: skip
+SIDE_BY_SIDE = (
+    "pointwise_log_likelihood", "joint_log_likelihood", "mse", "coverage_50", "coverage_90", "coverage_95",
+)  # fmt: skip
 
 
-def estimate(metric: str, interval: Interval) -> str:
-    """`90.15 ± 0.56 %` of an interval in the unit that is shown."""
+def comparison_tables(results: Sequence[Result]) -> list[Table]:
+    """All tables, in the order of reading."""
+    groups = [r.group for r in results]
+    return [*result_tables(results), *pair_tables(pair_benchmarks(groups)), *budget_tables(groups)]
+
+
+def result_tables(results: Sequence[Result]) -> list[Table]:
+    matrix, groups = _matrix_table(results), [r.group for r in results]
+    each = [_result_table([r for r in results if r.group.benchmark == name]) for name in by_benchmark(groups)]
+    return [*([matrix] if matrix else []), *each, *_side_by_side_tables(groups)]
+
+
+def format_interval(metric: str, interval: Interval) -> str:
+    """Format an interval in display units: `90.15 ± 0.56 %`."""
     scale = display_scale(metric)
     return format_metric(metric, interval.mean / scale, interval.half / scale)
 
 
-def result_table(results: Sequence[Result]) -> Table:
-    """Of one benchmark, a row for each group: what it reached, on how many seeds, at what cost."""
+def _format_number(metric: str, value: float) -> str:
+    return format_metric(metric, value / display_scale(metric), unit=False)
+
+
+def _result_table(results: Sequence[Result]) -> Table:
+    """A row for each group of a benchmark: what it reached, on how many seeds, at what cost."""
     group, several = results[0].group, any(r.test.over == "seeds" for r in results)
     seeds = ("IQM", "sd of seeds", "sd of tasks") if several else ()
-    columns = (
-        "algorithm",
-        "test",
-        "interval over",
-        *seeds,
-        "best validation",
-        "outer steps",
-        "time",
-        "inner gradients",
-    )
-    rows = tuple(_result_row(r, several) for r in results)
+    costs = ("outer steps", "time", "inner gradients")
+    columns = ("algorithm", "test", "interval over", *seeds, "best validation", *costs)
+    rows = []
+    for r in results:
+        metric = r.group.metric
+        middle, low, high = (_format_number(metric, v) for v in (r.iqm.estimate, r.iqm.low, r.iqm.high))
+        iqm = f"{middle} [{low}, {high}]"
+        spread = (iqm if math.isfinite(r.iqm.estimate) else NOTHING, *(_format_number(metric, s) for s in r.spread))
+        test, validation = (format_interval(metric, interval) for interval in (r.test, r.validation))
+        spent = (count(r.steps), duration(r.seconds), count(r.inner_gradients))
+        rows.append((r.group.label, test, _describe_seeds(r), *(spread if several else ()), validation, *spent))
     note = RESULT_NOTE + (SEEDS_NOTE if several else "")
+    strong = frozenset((at, 1) for at in _best_results(results))
     title = f"{group.benchmark}, {metric_name(group.metric)}"
-    return Table(title, columns, rows, note, left=(0, 2), strong=_best_cells(results, column=1))
+    return Table(title, columns, tuple(rows), note, left=(0, 2), strong=strong)
 
 
-def _result_row(r: Result, several: bool) -> tuple[str, ...]:
-    metric = r.group.metric
-    iqm = f"{_plain(metric, r.iqm.estimate)} [{_plain(metric, r.iqm.low)}, {_plain(metric, r.iqm.high)}]"
-    seeds = (iqm if math.isfinite(r.iqm.estimate) else NOTHING, *(_plain(metric, s) for s in r.spread))
-    return (
-        r.group.label,
-        estimate(metric, r.test),
-        _over(r),
-        *(seeds if several else ()),
-        estimate(metric, r.validation),
-        _whole(r.steps),
-        duration(r.seconds),
-        _whole(r.inner_gradients),
-    )
-
-
-def _over(r: Result) -> str:
+def _describe_seeds(r: Result) -> str:
     runs = len(r.group.runs)
-    tested = f"{r.tested} seeds" if r.tested > 1 else "tasks, 1 seed" if r.tested else "no test figure"
+    tested = f"{r.tested} seeds" if r.tested > 1 else "tasks, 1 seed" if r.tested else "not tested"
     lost = f", {runs - r.tested} of {runs} without" if 0 < r.tested < runs else ""
     return tested + lost + (f", {r.diverged} diverged" if r.diverged else "")
 
 
-def _best_cells(results: Sequence[Result], column: int) -> frozenset[tuple[int, int]]:
-    """The best mean of each benchmark that has several."""
+def _best_results(results: Sequence[Result]) -> set[int]:
+    """The indices of the best mean of each benchmark that has several."""
     best = set()
     for benchmark in {r.group.benchmark for r in results}:
         same = [(at, r) for at, r in enumerate(results) if r.group.benchmark == benchmark]
-        rows = [(at, r) for at, r in same if math.isfinite(r.test.mean)]
-        if len(rows) > 1:
-            sign = 1 if higher_is_better(rows[0][1].group.metric) else -1
-            top = max(sign * r.test.mean for _, r in rows)
-            best |= {(at, column) for at, r in rows if sign * r.test.mean == top}
-    return frozenset(best)
+        means = {
+            at: r.test.mean if higher_is_better(r.group.metric) else -r.test.mean
+            for at, r in same
+            if math.isfinite(r.test.mean)
+        }
+        best |= {at for at, mean in means.items() if len(means) > 1 and mean == max(means.values())}
+    return best
 
 
-def matrix_table(results: Sequence[Result]) -> Table | None:
+def _matrix_table(results: Sequence[Result]) -> Table | None:
     """Algorithm x benchmark; None for a single benchmark, where the table of results says it all."""
-    benchmarks = list(by_benchmark([r.group for r in results]))
-    labels = list(dict.fromkeys(r.group.label for r in results))
+    benchmarks = {r.group.benchmark: metric_name(r.group.metric) for r in results}
     if len(benchmarks) < 2:
         return None
-    found = {(r.group.label, r.group.benchmark): r for r in results}
-    metrics = {r.group.benchmark: r.group.metric for r in results}
-    cells = {key: estimate(r.group.metric, r.test) for key, r in found.items()}
-    rows = tuple((label, *(cells.get((label, b), NOTHING) for b in benchmarks)) for label in labels)
-    best = {(results[at].group.label, results[at].group.benchmark) for at, _ in _best_cells(results, 0)}
-    strong = {(labels.index(label), benchmarks.index(b) + 1) for label, b in best}
-    columns = ("algorithm", *(f"{b}, {metric_name(metrics[b])}" for b in benchmarks))
-    return Table("Algorithms and benchmarks", columns, rows, strong=frozenset(strong))
+    labels, names = list(dict.fromkeys(r.group.label for r in results)), list(benchmarks)
+    cells = {(r.group.label, r.group.benchmark): format_interval(r.group.metric, r.test) for r in results}
+    rows = tuple((label, *(cells.get((label, name), NOTHING) for name in names)) for label in labels)
+    best = [results[at].group for at in _best_results(results)]
+    strong = frozenset((labels.index(g.label), names.index(g.benchmark) + 1) for g in best)
+    columns = ("algorithm", *(f"{name}, {metric}" for name, metric in benchmarks.items()))
+    return Table("Algorithms and benchmarks", columns, rows, strong=strong)
 
 
-def pair_table(pairs: Sequence[Pair]) -> Table | None:
-    """The pairs that can be compared."""
-    shown = [pair for pair in pairs if pair.comparison]
-    if not shown:
-        return None
-    columns = ("A", "B", "A \N{MINUS SIGN} B", "± if unpaired", "A better", "the same", "B better", "tasks")
-    strong = frozenset((at, 2) for at, p in enumerate(shown) if _resolved(p))
-    title = f"Paired differences: {shown[0].a.benchmark}, {metric_name(shown[0].a.metric)}"
-    return Table(title, columns, tuple(_pair_row(p) for p in shown), PAIR_NOTE, left=(0, 1), strong=strong)
+def _side_by_side_tables(groups: Sequence[Group]) -> list[Table]:
+    """The metrics of groups that were tested on the same episodes, whichever metric each of them reports: a table for
+    each set of episodes that a learner of distributions was tested on."""
+    by_episodes: dict[str, list[Group]] = {}
+    for group in groups:
+        by_episodes.setdefault(str(group.runs[0].summary.get("episodes_sha256")), []).append(group)
+    tables = []
+    for same in by_episodes.values():
+        if not any(g.runs[0].summary.get("beside") for g in same):
+            continue
+        run = same[0].runs[0]
+        rows = [(g.label, [metrics_of(run) for run in g.runs]) for g in same]
+        best = metric_values(run.summary.get("oracle"))
+        rows += [("best possible", [best])] if best else []
+        names = [n for n in SIDE_BY_SIDE if any(n in metrics for _, seeds in rows for metrics in seeds)]
+        cells = tuple((label, *(format_over_seeds(name, seeds) for name in names)) for label, seeds in rows)
+        title = f"All metrics, on the same test tasks: {component(run, 'data')} {episode_size(run)}"
+        columns = ("algorithm", *map(name_metric, names))
+        tables.append(Table(title, columns, cells, "± as in the table of results."))
+    return tables
 
 
-def apart_table(pairs: Sequence[Pair]) -> Table | None:
-    """The pairs that cannot, and why."""
-    rows = tuple((p.a.label, p.b.label, p.why) for p in pairs if p.comparison is None)
-    title = f"Not comparable task by task: {pairs[0].a.benchmark}" if rows else ""
-    return Table(title, ("A", "B", "since"), rows, left=(0, 1, 2)) if rows else None
+def pair_tables(benchmarks: Sequence[Sequence[Pair]]) -> list[Table]:
+    """The pairs of each benchmark that compare, then those that do not."""
+    tables = [_pair_table(found) for pairs in benchmarks if (found := [p for p in pairs if p.comparison])]
+    for pairs in benchmarks:
+        rows = tuple((p.a.label, p.b.label, p.why) for p in pairs if p.comparison is None)
+        title = f"Not comparable task by task: {pairs[0].a.benchmark}"
+        tables += [Table(title, ("A", "B", "reason"), rows, left=(0, 1, 2))] if rows else []
+    return tables
 
 
-def _resolved(pair: Pair) -> bool:
-    return pair.comparison is not None and abs(pair.comparison.difference) > pair.comparison.half
+def _pair_table(pairs: Sequence[Pair]) -> Table:
+    rows, strong = [], set()
+    for at, pair in enumerate(pairs):
+        found, metric = pair.comparison, pair.a.metric
+        assert found is not None
+        shares = (f"{100 * share:.1f} %" for share in (found.wins, found.ties, found.losses))
+        difference = format_interval(metric, Interval(found.difference, found.half, "")).replace(" %", " points")
+        unpaired = _format_number(metric, found.unpaired_half)
+        rows.append((pair.a.label, pair.b.label, difference, unpaired, *shares, count(found.n)))
+        if abs(found.difference) > found.half:
+            strong.add((at, 2))
+    columns = ("A", "B", "A \N{MINUS SIGN} B", "± if unpaired", "A better", "equal", "B better", "tasks")
+    title = f"Paired differences: {pairs[0].a.benchmark}, {metric_name(pairs[0].a.metric)}"
+    return Table(title, columns, tuple(rows), PAIR_NOTE, left=(0, 1), strong=frozenset(strong))
 
 
-def _pair_row(pair: Pair) -> tuple[str, ...]:
-    found, metric = pair.comparison, pair.a.metric
-    assert found is not None
-    shares = (f"{100 * share:.1f} %" for share in (found.wins, found.ties, found.losses))
-    difference = estimate(metric, Interval(found.difference, found.half, "")).replace(" %", " points")
-    return (pair.a.label, pair.b.label, difference, _plain(metric, found.unpaired_half), *shares, count(found.n))
-
-
-def budget_table(budgets: Sequence[Budget], groups: Sequence[Group]) -> Table:
+def budget_tables(groups: Sequence[Group]) -> list[Table]:
     """The best validation of each group within the least that any of them spent, in several units."""
-    columns = ("algorithm", *(f"within {_amount(b)}" for b in budgets))
-    metric, none = groups[0].metric, Interval(math.nan, math.nan, "")
-    rows = tuple((g.label, *(estimate(metric, b.best.get(g.label, none)) for b in budgets)) for g in groups)
-    return Table(f"At equal compute: {groups[0].benchmark}, {metric_name(metric)}", columns, rows, BUDGET_NOTE)
+    tables, none = [], Interval(math.nan, math.nan, "")
+    for benchmark, members in by_benchmark(groups).items():
+        budgets = equal_compute(members) if len(members) > 1 else []
+        if budgets:
+            metric = members[0].metric
+            columns = ("algorithm", *(f"within {_format_amount(b)}" for b in budgets))
+            best = [(g.label, [b.best.get(g.label, none) for b in budgets]) for g in members]
+            rows = tuple((label, *(format_interval(metric, i) for i in intervals)) for label, intervals in best)
+            tables.append(Table(f"At equal compute: {benchmark}, {metric_name(metric)}", columns, rows, BUDGET_NOTE))
+    return tables
 
 
-def _amount(budget: Budget) -> str:
+def _format_amount(budget: Budget) -> str:
     return duration(budget.amount) if budget.unit == "seconds" else f"{count(budget.amount)} {budget.unit}"
 
 
+def metric_with_unit(metric: str) -> str:
+    return f"{metric} ({display_unit(metric)})" if display_unit(metric) else metric
+
+
 def raw_results(results: Sequence[Result]) -> Table:
-    """Numbers in full, in the unit of `mean` (per cent for an accuracy), for other programs."""
-    rows = tuple(raw(_raw_result(r)) for r in results)
-    return Table("results", RAW_RESULT, rows)
-
-
-def _raw_result(r: Result) -> tuple[Any, ...]:
-    unit = f"{r.group.metric}{' (' + display_unit(r.group.metric) + ')' if display_unit(r.group.metric) else ''}"
-    who = (r.group.label, r.group.benchmark, unit, len(r.group.runs), r.tested, r.diverged)
-    return (*who, *r.test, *r.iqm, *r.spread, r.validation.mean, r.steps, r.seconds, r.inner_gradients)
+    """Numbers in full, in display units (per cent for an accuracy), for other programs."""
+    rows = []
+    for r in results:
+        who = (r.group.label, r.group.benchmark, metric_with_unit(r.group.metric), len(r.group.runs))
+        reached = (r.tested, r.diverged, *r.test, *r.iqm, *r.spread, r.validation.mean)
+        rows.append((*who, *reached, r.steps, r.seconds, r.inner_gradients))
+    return raw_table(RAW_RESULT, rows)
 
 
 def raw_pairs(pairs: Sequence[Pair]) -> Table:
     rows = [(p.a.benchmark, p.a.label, p.b.label, *(p.comparison or [math.nan] * 7), p.why) for p in pairs]
-    return Table("pairs", RAW_PAIR, tuple(raw(row) for row in rows))
+    return raw_table(RAW_PAIR, rows)
 
 
-def raw(row: Sequence[Any]) -> tuple[str, ...]:
-    return tuple("" if isinstance(v, float) and not math.isfinite(v) else str(v) for v in row)
-
-
-def _plain(metric: str, value: float) -> str:
-    return format_metric(metric, value / display_scale(metric), unit=False)
-
-
-def _whole(value: float) -> str:
-    return NOTHING if math.isnan(value) else count(value)
+def raw_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A table of numbers as Python writes them; empty where they are not finite."""
+    cells = ["" if isinstance(v, float) and not math.isfinite(v) else str(v) for row in rows for v in row]
+    width = len(columns)
+    return Table("", tuple(columns), tuple(tuple(cells[at : at + width]) for at in range(0, len(cells), width)))

@@ -1,6 +1,6 @@
-"""What a sweep found, as tables and sentences: the swept settings, the best of them, the runs that came to nothing.
+"""What a sweep found, as tables and sentences: the swept settings, the best of them, the jobs without a result.
 
-Nothing here draws; `sweep_text` is for a terminal and imports neither torch nor hydra nor matplotlib.
+`sweep_text` is for a terminal; its imports include neither torch nor hydra nor matplotlib.
 """
 
 from __future__ import annotations
@@ -8,27 +8,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from metarun.errors import one_line
-from metarun.report.compare.axes import Axis, in_words, shown
-from metarun.report.compare.combinations import Benchmark, Row, Swept, swept
-from metarun.report.read.jobs import Job, command, found_in, jobs_of
+from metarun.report.compare.sweep import Axis, Benchmark, Sweep, collect_sweep, format_value, format_values
+from metarun.report.read.jobs import Job, find_jobs, list_jobs, rerun_command
 from metarun.report.read.runs import read_run
-from metarun.report.tables.comparison import estimate, raw
+from metarun.report.tables.comparison import format_interval, metric_with_unit, raw_table
 from metarun.report.tables.table import Table, to_text
-from metarun.storage.text import NOTHING, display_unit, metric_name
+from metarun.storage.text import NOTHING, metric_name
 
 NOTE = (
-    "Best first, by the best validation of each run, as a mean over seeds; test figures played no part in the order. "
-    "± is half of a 95 % interval over seeds (Student's t), for a single seed over test tasks. Figures are of the runs "
+    "Best first, by the best validation of each run, as a mean over seeds; test metrics play no part in the order. "
+    "± is half of a 95 % interval over seeds (Student's t), for a single seed over test tasks. Values are of the runs "
     "that completed: a combination of which some diverged or failed stands below those that lost fewer."
 )
 RAW = (
     "benchmark", "metric", "rank", "seeds", "best_validation", "best_validation_half", "test", "test_half",
     "test_interval_over", "diverged", "failed", "not_finite", "unfinished", "command",
 )  # fmt: skip
-MOST_ROWS, MOST_LINES = 60, 20  # of a table on a page, and on a terminal
+MAX_LINES = 20  # of a table on a terminal
 WIDTH = 100
 
 
@@ -37,126 +36,115 @@ class Best(NamedTuple):
 
     sentence: str
     command: str
-    what: str  # the command is for
+    purpose: str  # of the command
 
 
-def tables_of(found: Swept | None, jobs: Sequence[Job]) -> list[Table]:
+def sweep_tables(sweep: Sweep | None, jobs: Sequence[Job]) -> list[Table]:
     """The swept settings of each benchmark, then the jobs without a result."""
-    settings = [swept_table(found.axes, b) for b in found.benchmarks] if found else []
-    lost = lost_table(found, jobs)
+    settings = [settings_table(sweep.axes, b) for b in sweep.benchmarks] if sweep else []
+    lost = lost_table(sweep, jobs)
     return [*settings, *([lost] if lost else [])]
 
 
-def swept_table(axes: Sequence[Axis], benchmark: Benchmark, most: int | None = None) -> Table:
-    """A row for each combination of swept settings."""
-    columns = (*(a.name for a in axes), "seeds", "best validation", "test", "interval over", "no result")
-    rows = tuple(_cells(row) for row in benchmark.rows[:most])
+def settings_table(axes: Sequence[Axis], benchmark: Benchmark, most: int | None = None) -> Table:
+    """A row for each combination of swept settings, at most `most`."""
+    rows = []
+    for row in benchmark.rows[:most]:
+        seeds = len(row.completed)
+        over = {"seeds": f"{seeds} seeds", "tasks": "tasks, 1 seed"}.get(row.test.over, NOTHING)
+        reached = (format_interval(row.metric, row.validation), format_interval(row.metric, row.test))
+        lost = ", ".join(f"{number} {status}" for status, number in row.lost) or "0"
+        rows.append((*map(format_value, row.values), str(seeds), *reached, over, lost))
     more = len(benchmark.rows) - len(rows)
     note = f"{NOTE} {more} more rows are in --format csv." if more else NOTE
-    words = (*(at for at, a in enumerate(axes) if not a.numeric), len(axes) + 3, len(axes) + 4)
+    left = (*(at for at, a in enumerate(axes) if not a.numeric), len(axes) + 3, len(axes) + 4)
     strong = frozenset({(0, len(axes) + 1)} if benchmark.best and len(benchmark.rows) > 1 else ())
-    return Table(f"Swept settings: {_title(benchmark)}", columns, rows, note, left=words, strong=strong)
+    columns = (*(a.name for a in axes), "seeds", "best validation", "test", "interval over", "no result")
+    return Table(f"Swept settings: {_title(benchmark)}", columns, tuple(rows), note, left=left, strong=strong)
 
 
 def _title(benchmark: Benchmark) -> str:
     return f"{benchmark.name}, {metric_name(benchmark.metric)}"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    over = {"seeds": f"{len(row.completed)} seeds", "tasks": "tasks, 1 seed"}.get(row.test.over, NOTHING)
-    return (
-        *map(shown, row.values),
-        str(len(row.completed)),
-        estimate(row.metric, row.validation),
-        estimate(row.metric, row.test),
-        over,
-        ", ".join(f"{number} {status}" for status, number in row.lost) or "0",
-    )
-
-
-def bests(found: Swept) -> list[Best]:
+def best_configurations(sweep: Sweep) -> list[Best]:
     """The best configuration of each benchmark that has one."""
-    return [_best(found, b, b.best) for b in found.benchmarks if b.best and len(b.rows) > 1]
+    found = []
+    for benchmark in sweep.benchmarks:
+        row = benchmark.best
+        if row is None or len(benchmark.rows) < 2:
+            continue
+        name, seeds = metric_name(row.metric), len(row.completed)
+        over = "1 seed" if seeds == 1 else f"mean of {seeds} seeds"
+        where = f" on {benchmark.name}" if len(sweep.benchmarks) > 1 else ""
+        tested = f"; its test {name} is {format_interval(row.metric, row.test)}" if math.isfinite(row.test.mean) else ""
+        sentence = (
+            f"Best configuration{where}: {format_values(sweep.axes, row.values)}, validation {name} "
+            f"{format_interval(row.metric, row.validation)} ({over}). It was chosen by validation alone{tested}."
+        )
+        first = row.first_job
+        others = ", ".join(job.seed for job in row.completed if job.seed != first.seed)
+        purpose = f"this configuration again, seed {first.seed}" if first.seed else "this configuration again"
+        found.append(Best(sentence, rerun_command(first), f"{purpose} (the others: {others})" if others else purpose))
+    return found
 
 
-def _best(found: Swept, benchmark: Benchmark, row: Row) -> Best:
-    """In words. The command is that of the first seed: to take the best one would be to choose by luck."""
-    name = metric_name(row.metric)
-    seeds = "1 seed" if len(row.completed) == 1 else f"mean of {len(row.completed)} seeds"
-    where = f" on {benchmark.name}" if len(found.benchmarks) > 1 else ""
-    tested = f"; its test {name} is {estimate(row.metric, row.test)}" if math.isfinite(row.test.mean) else ""
-    sentence = (
-        f"Best configuration{where}: {in_words(found.axes, row.values)}, validation {name} "
-        f"{estimate(row.metric, row.validation)} ({seeds}). It was chosen by validation alone{tested}."
-    )
-    first = next((job for job in row.completed if job.run), row.jobs[0])
-    others = [job.seed for job in row.completed if job.seed != first.seed]
-    what = f"this configuration again, seed {first.seed}" if first.seed else "this configuration again"
-    return Best(sentence, command(first), f"{what} (the others: {', '.join(others)})" if others else what)
-
-
-def lost_table(found: Swept | None, jobs: Sequence[Job]) -> Table | None:
+def lost_table(sweep: Sweep | None, jobs: Sequence[Job]) -> Table | None:
     """The jobs that failed, diverged or have not ended, and why. None without any, and for runs that are no sweep."""
     lost = [job for job in jobs if not job.succeeded]
-    if not lost or not (found or any(job.recorded for job in jobs)):
+    if not lost or not (sweep or any(job.recorded for job in jobs)):
         return None
-    rows = tuple((job.path.name, _words(found, job), job.status, one_line(job.reason or NOTHING)) for job in lost)
-    return Table("Jobs without a result", ("job", "settings", "status", "reason"), rows, left=(0, 1, 2, 3))
+    combinations = {}
+    if sweep:
+        found = [row for b in sweep.benchmarks for row in b.rows]
+        combinations = {job.path: format_values(sweep.axes, row.values) for row in found for job in row.jobs}
+    rows = []
+    for job in lost:
+        settings = " ".join(filter(None, (combinations.get(job.path), f"seed={job.seed}" if job.seed else "")))
+        rows.append((job.path.name, settings, job.status, one_line(job.reason or NOTHING)))
+    return Table("Jobs without a result", ("job", "settings", "status", "reason"), tuple(rows), left=(0, 1, 2, 3))
 
 
-def _words(found: Swept | None, job: Job) -> str:
-    seed = f"seed={job.seed}" if job.seed else ""
-    if found is None:
-        return seed
-    of_job = [row for b in found.benchmarks for row in b.rows if any(j.path == job.path for j in row.jobs)]
-    return " ".join(filter(None, (in_words(found.axes, of_job[0].values) if of_job else "", seed)))
-
-
-def raw_swept(found: Swept) -> Table:
+def raw_sweep(sweep: Sweep) -> Table:
     """Numbers in full, in the unit of `metric`, for other programs."""
-    rows = [_raw_row(b, rank, row) for b in found.benchmarks for rank, row in enumerate(b.rows, 1)]
-    return Table("swept", (*(a.name for a in found.axes), *RAW), tuple(raw(row) for row in rows))
-
-
-def _raw_row(benchmark: Benchmark, rank: int, row: Row) -> tuple[Any, ...]:
-    lost = dict(row.lost)
-    ended = [lost.pop(status, 0) for status in ("diverged", "failed", "not finite")]
-    unit = f"{row.metric} ({display_unit(row.metric)})" if display_unit(row.metric) else row.metric
-    first = next((job for job in row.completed if job.run), row.jobs[0])
-    return (
-        *row.values, benchmark.name, unit, rank, len(row.completed), row.validation.mean, row.validation.half,
-        *row.test, *ended, sum(lost.values()), command(first),
-    )  # fmt: skip
+    rows = []
+    for benchmark in sweep.benchmarks:
+        for rank, row in enumerate(benchmark.rows, 1):
+            lost = dict(row.lost)
+            ended = [lost.pop(status, 0) for status in ("diverged", "failed", "not finite")]
+            rows.append((
+                *row.values, benchmark.name, metric_with_unit(row.metric), rank, len(row.completed),
+                row.validation.mean, row.validation.half, *row.test, *ended, sum(lost.values()),
+                rerun_command(row.first_job),
+            ))  # fmt: skip
+    return raw_table((*(a.name for a in sweep.axes), *RAW), rows)
 
 
 def sweep_text(folder: Path) -> list[str]:
-    """The sweep in a folder as plain text: a table of at most 100 columns, then the best configuration's command.
+    """Return the sweep in a folder as plain text: a table of at most 100 columns, then the best configuration.
 
-    No lines where its runs differ in nothing but their seed; `UserError` where there is neither a run nor a job.
+    There are no lines if its runs differ in nothing but their seed. Raise `UserError` if there is no run and no job.
     """
-    paths, others = found_in(folder)
-    found = swept(jobs_of([read_run(path) for path in paths], others))
-    if found is None:
+    paths, others = find_jobs(folder)
+    sweep = collect_sweep(list_jobs([read_run(path) for path in paths], others))
+    if sweep is None:
         return []
-    lines = [line for b in found.benchmarks for line in _text(found, b)]
-    for best in bests(found):
-        lines += [best.sentence, *([f"{best.what}:", f"  {best.command}"] if best.command else [])]
+    lines = []
+    for benchmark in sweep.benchmarks:
+        table = _drop_column(settings_table(sweep.axes, benchmark, MAX_LINES), "interval over")
+        more = len(benchmark.rows) - len(table.rows)
+        lines += [
+            f"{_title(benchmark)}, best validation first; ± 95 % over seeds, of one seed over test tasks",
+            *to_text(table, WIDTH),
+            *([f"... and {more} more in the report"] if more else []),
+            "",
+        ]
+    for best in best_configurations(sweep):
+        lines += [best.sentence, *([f"{best.purpose}:", f"  {best.command}"] if best.command else [])]
     return lines
 
 
-def _text(found: Swept, benchmark: Benchmark) -> list[str]:
-    table = swept_table(found.axes, benchmark, MOST_LINES)
-    more = len(benchmark.rows) - len(table.rows)
-    return [
-        f"{_title(benchmark)}, best validation first; ± 95 % over seeds, of one seed over test tasks",
-        *to_text(without_column(table, "interval over"), WIDTH),
-        *([f"... and {more} more in the report"] if more else []),
-        "",
-    ]
-
-
-def without_column(table: Table, name: str) -> Table:
-    """The table less a column whose content is said elsewhere."""
+def _drop_column(table: Table, name: str) -> Table:
     gone = table.columns.index(name)
     rows = tuple(row[:gone] + row[gone + 1 :] for row in table.rows)
     left = tuple(at - (at > gone) for at in table.left if at != gone)

@@ -1,0 +1,217 @@
+"""The tables of one run: adaptation, further metrics, convergence, alarms, analyses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from metarun.report.compare.results import interval_of
+from metarun.report.read.facts import metric_of, step_unit
+from metarun.report.read.files import Analysis
+from metarun.report.read.runs import Run
+from metarun.report.tables.table import Table
+from metarun.storage.text import (
+    NOTHING,
+    axis_label,
+    count,
+    display_scale,
+    duration,
+    format_metric,
+    is_number,
+    metric_name,
+    number,
+)
+
+FOLDED_ROWS, MAX_ROWS = 8, 40  # of an analysis's table, and adaptation steps
+METRICS = {
+    "pointwise_log_likelihood": "log-likelihood of single targets",
+    "joint_log_likelihood": "log-likelihood of all targets together",
+    "context_log_likelihood": "log-likelihood of the context",
+    "elbo": "ELBO",
+    "mse": "MSE of the mean",
+}
+COSTS = {"steps": "outer steps", "tasks": "tasks", "inner_gradients": "inner gradients", "seconds": "time"}
+OWN_TABLES = ("thresholds", "area", "budget", "smooth", "hold")  # parts of the convergence summary
+CONVERGENCE = {
+    "evaluations": "validations with a finite metric",
+    "missing": "validations without one",
+    "trend": "trend of the last validations",
+    "rate": "rate of the best squared gradient norm so far",
+}
+
+MetricValues = Mapping[str, Mapping[str, Any]]
+"""Metric name -> `mean` and `ci95`."""
+
+
+def adaptation_table(run: Run) -> Table:
+    """The test metric after each adaptation step."""
+    metric, unit = metric_of(run), step_unit(run)
+    rows = tuple(
+        (number(r.get("step")), format_metric(metric, r.get("mean"), r.get("ci95"), unit=False), number(r.get("loss")))
+        for r in run.summary["curve"]
+        if isinstance(r, Mapping)
+    )
+    note = f"± is half of a 95 % interval over {count(run.summary.get('n_tasks'))} tasks."
+    return Table(f"By {unit}", (unit, axis_label(metric), "query loss"), rows[:MAX_ROWS], note)
+
+
+def alarm_table(alarms: Mapping[str, Any]) -> Table:
+    rows = []
+    for name, alarm in alarms.items():
+        known = isinstance(alarm, Mapping)
+        cells = [number(alarm.get(key)) for key in ("count", "first", "last", "message")] if known else [number(alarm)]
+        rows.append((str(name), *cells, *[""] * (4 - len(cells))))
+    return Table("Alarms raised", ("alarm", "times", "first step", "last step", "message"), tuple(rows), left=(0, 4))
+
+
+def has_further_metrics(run: Run) -> bool:
+    return bool(run.functions or run.summary.get("beside") or run.summary.get("oracle"))
+
+
+def further_metrics_table(run: Run) -> Table:
+    """All metrics of the test, beside those of the best possible predictor."""
+    own, best = metrics_of(run), metric_values(run.summary.get("oracle"))
+    names = [*own, *(name for name in best if name not in own)]
+    rows = [(name_metric(n), format_named(n, own.get(n)), format_named(n, best.get(n))) for n in names]
+    note = f"± is half of a 95 % interval over {count(run.summary.get('n_tasks'))} tasks."
+    if best:
+        note += " Best possible: the exact posterior, given the distribution that the tasks were drawn from."
+    width = 3 if best else 2
+    columns = ("metric", "this run", "best possible")[:width]
+    return Table("On the test tasks", columns, tuple(row[:width] for row in rows), note)
+
+
+def metric_values(value: Any) -> MetricValues:
+    """Return the entries of a part of the summary that are metrics."""
+    return {str(k): v for k, v in value.items() if isinstance(v, Mapping)} if isinstance(value, Mapping) else {}
+
+
+def metrics_of(run: Run) -> MetricValues:
+    return {metric_of(run): run.summary, **metric_values(run.summary.get("beside"))}
+
+
+def name_metric(name: str) -> str:
+    if name.startswith("coverage_"):
+        return f"targets inside the {name.removeprefix('coverage_')} % band"
+    return METRICS.get(name, metric_name(name))
+
+
+def format_named(name: str, value: Mapping[str, Any] | None) -> str:
+    if not value:
+        return NOTHING
+    return format_metric("accuracy" if name.startswith("coverage_") else name, value.get("mean"), value.get("ci95"))
+
+
+def format_over_seeds(name: str, seeds: Sequence[MetricValues]) -> str:
+    """Format a metric with its interval over seeds, or over the tasks of a single one."""
+    found = [metrics[name] for metrics in seeds if is_number(metrics.get(name, {}).get("mean"))]
+    if not found:
+        return NOTHING
+    interval = interval_of([f["mean"] for f in found], found[0].get("ci95", math.nan))
+    return format_named(name, {"mean": interval.mean, "ci95": interval.half})
+
+
+def convergence_tables(run: Run) -> tuple[Table, ...]:
+    """Return the tables of the convergence summary that have rows."""
+    found, metric = run.summary.get("convergence"), metric_of(run)
+    if not isinstance(found, Mapping):
+        return ()
+    tables = (_threshold_table(found, metric), _area_table(found, metric), _trend_table(found, metric))
+    return tuple(table for table in tables if table.rows)
+
+
+def _threshold_table(found: Mapping[str, Any], metric: str) -> Table:
+    """The cost to reach each threshold, or a lower bound."""
+    thresholds = found.get("thresholds")
+    rows = []
+    for threshold in thresholds if isinstance(thresholds, list) else ():
+        if isinstance(threshold, Mapping):
+            reached, censored = threshold.get("at"), threshold.get("censored_at")
+            sign, cost = ("", reached) if isinstance(reached, Mapping) else ("> ", censored)
+            cost = cost if isinstance(cost, Mapping) else {}
+            cells = [f"{sign}{_format_cost(k, cost.get(k))}" if is_number(cost.get(k)) else NOTHING for k in COSTS]
+            name = str(threshold.get("name", "")).replace("_", " ")
+            rows.append((name, format_metric(metric, threshold.get("value")), *cells))
+    note = "“> x”: not reached within x. Thresholds relative to a run's own best differ from run to run."
+    smooth, hold = found.get("smooth"), found.get("hold")
+    if smooth not in (None, 1) or hold not in (None, 1):
+        note += f" Reached: the mean of {number(smooth)} validations is beyond it {number(hold)} times in a row."
+    return Table("Cost to a validation threshold", ("threshold", "value", *COSTS.values()), tuple(rows), note)
+
+
+def _format_cost(key: str, value: Any) -> str:
+    return duration(value) if key == "seconds" else count(value)
+
+
+def _area_table(found: Mapping[str, Any], metric: str) -> Table:
+    areas, budget = (part if isinstance(part := found.get(key), Mapping) else {} for key in ("area", "budget"))
+    rows = (
+        ("mean value over the budget", *(format_metric(metric, areas.get(key)) for key in COSTS)),
+        ("budget", *(_format_cost(key, budget.get(key)) for key in COSTS)),
+    )
+    known = tuple(row for row in rows if set(row[1:]) != {NOTHING})
+    return Table("Area under the validation curve", ("", *COSTS.values()), known)
+
+
+def _trend_table(found: Mapping[str, Any], metric: str) -> Table:
+    """Trend and rate in words; every other number under its own name."""
+    rows: list[tuple[str, str]] = []
+    for key, value in found.items() if found.get("evaluations") != 0 else ():
+        name = CONVERGENCE.get(key, key)
+        if value is None or key in OWN_TABLES:
+            continue
+        if key in ("first", "best", "last"):
+            rows.append((f"{key} validation", format_metric(metric, value)))
+        elif key == "trend" and isinstance(value, Mapping):
+            rows.append((name, _describe_trend(value, metric)))
+        elif key == "rate" and isinstance(value, Mapping):
+            rows.append((name, _describe_rate(value)))
+        elif isinstance(value, Mapping):
+            rows += [(f"{name}, {part}".replace("_", " "), number(v)) for part, v in value.items()]
+        else:
+            rows.append((name.replace("_", " "), number(value)))
+    return Table("Validation and rate", ("", "value"), tuple(rows), left=(0, 1))
+
+
+def _describe_trend(trend: Mapping[str, Any], metric: str) -> str:
+    scale, slope, half = display_scale(metric) * 1000, trend.get("slope"), trend.get("half")
+    size = f": {number(scale * slope)} ± {number(scale * half)}" if is_number(slope) and is_number(half) else ""
+    return f"{trend.get('verdict', '')}{size} in 1000 outer steps, over {number(trend.get('points'))} validations"
+
+
+def _describe_rate(rate: Mapping[str, Any]) -> str:
+    fit = f", R² {number(rate['r2'], 3)}" if is_number(rate.get("r2")) else ""
+    floor = f"; lost in noise from step {number(rate['floor_step'])} on" if is_number(rate.get("floor_step")) else ""
+    exponent = f"{number(rate.get('slope'), 3)} ± {number(rate.get('half'), 3)}"
+    return f"proportional to outer steps to the power {exponent}, over {number(rate.get('points'))} probes{fit}{floor}"
+
+
+def analysis_tables(analysis: Analysis) -> list[Table]:
+    """The numbers of an analysis's summary, and its rows."""
+    summary = analysis.results.get("summary")
+    summary = summary if isinstance(summary, Mapping) else analysis.results
+    plain = {k: v for k, v in summary.items() if is_number(v) or (isinstance(v, str) and len(v) < 200)}
+    facts = tuple((str(k).replace("_", " "), number(v)) for k, v in plain.items() if k != "message")
+    tables = [Table("Summary", ("", "value"), facts, left=(0, 1))] if facts else []
+    if analysis.rows:
+        left = tuple(k for k in range(len(analysis.columns)) if not all(_is_numeric(row[k]) for row in analysis.rows))
+        more = analysis.more + max(0, len(analysis.rows) - MAX_ROWS)
+        note = f"{more} more rows are in {analysis.path / 'results.csv'}." if more else ""
+        rows = tuple(tuple(map(_round_cell, row)) for row in analysis.rows[:MAX_ROWS])
+        folded = len(rows) > FOLDED_ROWS
+        tables.append(Table("Rows (results.csv)", analysis.columns, rows, note, left, folded=folded))
+    return tables
+
+
+def _is_numeric(text: str) -> bool:
+    try:
+        float(text or "nan")
+    except ValueError:
+        return False
+    return True
+
+
+def _round_cell(text: str) -> str:
+    """A number to five digits, other text as it is."""
+    return number(float(text), 5) if text and _is_numeric(text) and not text.lstrip("-").isdecimal() else text
