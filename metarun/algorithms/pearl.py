@@ -31,7 +31,7 @@ from metarun.algorithms.collection import Collection, CollectionSettings, Transi
 from metarun.algorithms.contexts import check_network
 from metarun.algorithms.predictive import Gaussian, kl, product
 from metarun.errors import require
-from metarun.models.multi_network import MultiNetwork, multi_network, own
+from metarun.models.multi_network import MultiNetwork, multi_network, part_params
 from metarun.types import CARRIED, Batch, Environment, Kind, LearnerState, Loss, Metrics, NetworkFactory, Params, Task
 
 LEAST_VARIANCE = 1e-7
@@ -146,7 +146,7 @@ class Pearl:
         fixed_z, fixed = z.detach(), {k: v.detach() for k, v in params.items()}
         action = sac.squash(self._run("actor", params, batch.state, fixed_z), batch.eps)
         least_q = torch.minimum(*self.critics(fixed, batch.state, action.a, fixed_z))
-        next_value = self._run("value", own(fixed, CARRIED[:-1]), batch.next, fixed_z)[..., 0]
+        next_value = self._run("value", part_params(fixed, CARRIED[:-1]), batch.next, fixed_z)[..., 0]
         rewards = self.settings.reward_scale * batch.reward
         value = self._run("value", params, batch.state, fixed_z)[..., 0]
         losses = {

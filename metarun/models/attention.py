@@ -1,10 +1,10 @@
 r"""Multi-head attention over a set (Vaswani et al. 2017, arXiv 1706.03762), as attentive neural processes use it.
 
-    head h:  softmax_s( (W_q q)_h . (W_k k_s)_h / sqrt(D / H) )  over the rows s that are there, times (W_v v_s)_h
+    head h:  softmax_s( (W_q q)_h . (W_k k_s)_h / sqrt(D / H) )  over the rows s with here = 1, times (W_v v_s)_h
     out      W_o [head 1, ... head H]
 
-Symbols: H `heads`, D `width` of queries, keys, values and of what comes out. Written out, so that `vmap` and the
-second derivative know all of it.
+Symbols: H `heads`, D `width` of queries, keys, values and output. Written in plain operations, so that `vmap` and
+second derivatives work.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.functional import conv2d, linear, max_pool2d, pad
 
 from metarun.errors import require
-from metarun.models.network import Network, pointwise
-from metarun.models.windows import Gather, places, windows
+from metarun.models.network import Network, flatten, identity, pointwise
+from metarun.models.windows import Gather, stride_2_windows, windows
 
 DEPTH = 4
 
@@ -35,16 +35,16 @@ def conv4(
     require(area > 0, "pool", pool, f"leaves nothing of {input_shape[1]}x{input_shape[2]} images after four blocks")
     channels = [input_shape[0], *[filters] * DEPTH]
     stride = 2 if pool == "stride" else 1
-    # As a matrix product the first block is quicker where its windows are small beside what it puts out.
+    # As a matrix product the first block is faster if its windows are small compared with its output.
     by_windows = 2 * 9 * input_shape[0] <= filters
     return Network(
         shapes=tuple((channels[i + 1], channels[i], 3, 3) for i in range(DEPTH)),
-        linear=_strided(input_shape[1:]) if stride == 2 else functools.partial(conv2d, padding=1),
-        prepare=functools.partial(windows, stride=stride) if by_windows else _identity,
+        linear=Strided.of_images(*input_shape[1:]) if stride == 2 else functools.partial(conv2d, padding=1),
+        prepare=functools.partial(windows, stride=stride) if by_windows else identity,
         product=(pointwise if stride == 2 else _in_memory_order) if by_windows else None,
         matmul_only=stride == 2,
-        after=_identity if stride == 2 else functools.partial(max_pool2d, kernel_size=2),
-        readout=_spatial_mean if readout == "mean" else _flatten,
+        after=identity if stride == 2 else functools.partial(max_pool2d, kernel_size=2),
+        readout=_spatial_mean if readout == "mean" else flatten,
         features=filters * (area if readout == "flatten" else 1),
         outputs=outputs,
         norm=norm,
@@ -52,8 +52,8 @@ def conv4(
 
 
 def _in_memory_order(x: Tensor, weight: Tensor) -> Tensor:
-    """`pointwise`, channels last in memory only if x is, as images are that batching.py takes one task at a time: under
-    vmap the second derivative of max-pool knows no other order than the plain one (torch 2.13)."""
+    """`pointwise`, channels last in memory only if x is, as for images of one task at a time (compute/task_axis.py):
+    under vmap the second derivative of max-pool supports the plain order alone (torch 2.13)."""
     h = pointwise(x, weight)
     return h if x.stride(1) == 1 else h.contiguous()
 
@@ -62,32 +62,32 @@ def _in_memory_order(x: Tensor, weight: Tensor) -> Tensor:
 class Strided:
     """A 3x3 convolution of stride 2 as one matrix product of its windows.
 
-    Per-task weights make of a batch of convolutions one with as many groups as tasks. On a CPU the same products as a
-    batch of matrices take about half of the time, both derivatives included; windows of stride 2 hold 2.25 times as
-    many numbers as the image.
+    With weights per task, a batch of convolutions becomes one convolution with as many groups as tasks. On a CPU the
+    same products as a batch of matrices take about half the time, both derivatives included. Windows of stride 2 hold
+    2.25 times as many numbers as the image.
     """
 
-    places: dict[tuple[int, int], Tensor]  # of an image's (H, W): the padded image's places, window after window
+    indices: dict[tuple[int, int], Tensor]  # (H, W) of an image -> the pixels of its windows (`stride_2_windows`)
+
+    @classmethod
+    def of_images(cls, height: int, width: int) -> Strided:
+        """For images of this size and for the feature maps that the blocks make of them."""
+        indices = {}
+        for _ in range(DEPTH):
+            indices[height, width] = stride_2_windows(height, width)
+            height, width = (height + 1) // 2, (width + 1) // 2
+        return cls(indices)
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
-        # Programs should run on other devices as well, and a compiler knows better.
+        # An exported program should run on other devices as well, and a compiler chooses better.
         traced = torch.compiler.is_compiling() or get_proxy_mode() is not None
         if traced or x.device.type not in ("cpu", "meta"):
             return conv2d(x, weight, padding=1, stride=2)
         height, width = x.shape[2:]
         image = pad(x.movedim(1, -1), (0, 0, 1, 1, 1, 1)).flatten(1, 2)
-        seen = Gather.apply(image, self.places[height, width].to(x.device))
-        seen = seen.unflatten(1, ((height + 1) // 2, (width + 1) // 2, 9)).flatten(3)
-        return linear(seen, weight.permute(0, 2, 3, 1).flatten(1)).movedim(-1, 1)
-
-
-def _strided(size: tuple[int, ...]) -> Strided:
-    """For images of this size and what further blocks make of them."""
-    found, (height, width) = {}, size
-    for _ in range(DEPTH):
-        found[height, width] = places(height, width)
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return Strided(found)
+        rows = Gather.apply(image, self.indices[height, width].to(x.device))
+        rows = rows.unflatten(1, ((height + 1) // 2, (width + 1) // 2, 9)).flatten(3)
+        return linear(rows, weight.permute(0, 2, 3, 1).flatten(1)).movedim(-1, 1)
 
 
 def _side(side: int, pool: str) -> int:
@@ -97,13 +97,5 @@ def _side(side: int, pool: str) -> int:
     return side
 
 
-def _identity(x: Tensor) -> Tensor:
-    return x
-
-
 def _spatial_mean(h: Tensor) -> Tensor:
     return h.mean((2, 3))
-
-
-def _flatten(h: Tensor) -> Tensor:
-    return h.flatten(1)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
 from torch.nn.functional import linear
 
 from metarun.errors import require
-from metarun.models.network import Network
+from metarun.models.network import Network, flatten, identity
 
 
 def mlp(
@@ -33,20 +32,12 @@ def mlp(
     return Network(
         shapes=tuple((widths[i + 1], widths[i]) for i in range(len(hidden))),
         linear=linear,
-        prepare=_flatten,
-        after=_identity,
-        readout=_identity,
+        prepare=flatten,
+        after=identity,
+        readout=identity,
         features=widths[-1],
         outputs=outputs,
         norm=norm,
         linear_blocks=linear_blocks,
         init_std=init_std,
     )
-
-
-def _flatten(x: Tensor) -> Tensor:
-    return x.flatten(1)
-
-
-def _identity(h: Tensor) -> Tensor:
-    return h

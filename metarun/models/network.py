@@ -19,31 +19,40 @@ from torch.nn.functional import linear, relu
 from torch.nn.init import trunc_normal_, xavier_uniform_
 from torch.utils._pytree import tree_map
 
-from metarun.models.bottleneck import Bottleneck
+from metarun.models.bottleneck import Bottleneck, sigma
 from metarun.models.norm import (
     BATCH_NORMS,
     Moments,
     check_norm,
-    folded,
+    fold_normalisation,
     moments,
-    moments_of_product,
     normalise,
     per_channel,
+    product_moments,
 )
 from metarun.types import Params
 
 Outputs = TypeVar("Outputs")
 Stats = tuple[Moments, ...] | Tensor
-"""The moments of each block's normalisation, first to last; or rows that each row is put in a batch with (`joined`)."""
+"""The moments of each block's normalisation, first to last; with norm=joined the rows that each row is joined with."""
 
 
 def pointwise(x: Tensor, weight: Tensor) -> Tensor:
-    """x [B, K, ...], weight [O, ...] of K numbers a row -> [B, O, ...], a matrix product at every place."""
+    """x [B, K, ...], weight [O, ...] of K numbers a row -> [B, O, ...], a matrix product at every pixel."""
     return linear(x.movedim(1, -1), weight.flatten(1)).movedim(-1, 1)
 
 
-def _one_by_one(network: Callable[[Tensor], Outputs], x: Tensor, others: Tensor) -> Outputs:
-    """What the network makes of each row of x [B, ...] in a batch of the others and that row."""
+def identity(h: Tensor) -> Tensor:
+    return h
+
+
+def flatten(h: Tensor) -> Tensor:
+    """[B, ...] -> [B, D]."""
+    return h.flatten(1)
+
+
+def _apply_row_by_row(network: Callable[[Tensor], Outputs], x: Tensor, others: Tensor) -> Outputs:
+    """The network's output for each row of x [B, ...], each in a batch of the other rows and itself."""
     batches = torch.cat([others.expand(x.shape[0], *others.shape), x[:, None]], 1)
     return tree_map(lambda h: h[:, -1], vmap(network)(batches))
 
@@ -74,17 +83,17 @@ class Network:
         generator = torch.Generator().manual_seed(seed)
         params = {}
         for i, shape in enumerate(self.shapes):
-            params[f"block{i}.weight"] = self._drawn(torch.empty(shape), generator)
+            params[f"block{i}.weight"] = self._draw(torch.empty(shape), generator)
             params[f"block{i}.shift"] = torch.zeros(shape[0])
             if self.norm != "none":
                 params[f"block{i}.gain"] = torch.ones(shape[0])
         if self.outputs is not None:
             head = torch.empty(self.outputs, self.features)
-            params["head.weight"] = self._drawn(head, generator)
+            params["head.weight"] = self._draw(head, generator)
             params["head.bias"] = torch.zeros(self.outputs)
         return params
 
-    def _drawn(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+    def _draw(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         if self.init_std is None:
             return xavier_uniform_(weight, generator=generator)
         std = self.init_std
@@ -93,25 +102,25 @@ class Network:
     def apply(self, params: Params, x: Tensor, stats: Stats | None = None) -> Tensor:
         """[B, ...] -> [B, outputs], or [B, D] without a head; `stats` replace the batch's own moments."""
         if isinstance(stats, Tensor):
-            return _one_by_one(functools.partial(self.apply, params), x, stats)
+            return _apply_row_by_row(functools.partial(self.apply, params), x, stats)
         *_, h = self._layers(params, x, stats)
         h = self.readout(h)
         return h if self.outputs is None else linear(h, params["head.weight"], params["head.bias"])
 
     def activations(self, params: Params, x: Tensor, stats: Stats | None = None) -> dict[str, Tensor]:
-        """Each block's output, flattened, and `features`, what the head would be given."""
+        """Each block's output, flattened, and `features`, the input of the head."""
         if isinstance(stats, Tensor):
-            return _one_by_one(functools.partial(self.activations, params), x, stats)
+            return _apply_row_by_row(functools.partial(self.activations, params), x, stats)
         layers = list(self._layers(params, x, stats))
         blocks = {f"block{i}": h.flatten(1) for i, h in enumerate(layers)}
         return blocks | {"features": self.readout(layers[-1])}
 
     def _layers(self, params: Params, x: Tensor, stats: tuple[Moments, ...] | None) -> Iterator[Tensor]:
         """The output of each block."""
-        h, eps = self._prepared(x)
+        h, eps = self._prepare(x)
         given = stats if stats is not None else self.fixed
         for i in range(len(self.shapes)):
-            h = self._finish(params, i, h, self._normalised(params, i, h, given[i] if given else None), eps)
+            h = self._finish(params, i, h, self._normalise(params, i, h, given[i] if given else None), eps)
             yield h
 
     def query_stats(self, params: Params, support_x: Tensor) -> Stats | None:
@@ -123,8 +132,8 @@ class Network:
         return replace(self, fixed=self.measure(params, x)) if self.norm == "population" else self
 
     def measure(self, params: Params, x: Tensor) -> tuple[Moments, ...]:
-        """The moments that each block's normalisation meets on the batch x."""
-        (h, eps), stats = self._prepared(x), []
+        """The moments of each block's linear part on the batch x, the earlier blocks normalised with theirs."""
+        (h, eps), stats = self._prepare(x), []
         for i in range(len(self.shapes)):
             weight, shift, gain = self._tensors(params, i)
             linear_part = self._linear(i, h, weight)
@@ -133,20 +142,20 @@ class Network:
         return tuple(stats)
 
     def gaussian(self, params: Params, x: Tensor, stats: Stats | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of what the noisy block puts out, [B, D] each."""
+        """Mean and standard deviation of the noisy block's output, [B, D] each."""
         assert self.bottleneck is not None  # a bare `assert x` breaks torch.compile's graph
         if isinstance(stats, Tensor):
-            return _one_by_one(functools.partial(self.gaussian, params), x, stats)
+            return _apply_row_by_row(functools.partial(self.gaussian, params), x, stats)
         x, _ = self.bottleneck.split(x)
         layers = [self.prepare(x), *itertools.islice(self._layers(params, x, stats), self.bottleneck.block + 1)]
         return layers[-1].flatten(1), self._deviation(params, layers[-2]).flatten(1)
 
-    def _prepared(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The input, and the noise that came with it."""
+    def _prepare(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows of the input -> the first block's input, and their noise."""
         x, eps = self.bottleneck.split(x) if self.bottleneck is not None else (x, None)
         return self.prepare(x), eps
 
-    def _normalised(self, params: Params, i: int, x: Tensor, given: Moments | None) -> Tensor:
+    def _normalise(self, params: Params, i: int, x: Tensor, given: Moments | None) -> Tensor:
         """The linear part of block i, normalised; `given` replaces the moments of the batch at hand.
 
         Normalising with known moments is a linear map itself, so that it goes into the weight. Those of the first block
@@ -155,10 +164,10 @@ class Network:
         weight, shift, gain = self._tensors(params, i)
         batch_norm = self.norm in BATCH_NORMS
         if batch_norm and given is None and i == 0 and self.product is not None:
-            given = moments_of_product(x, weight)
+            given = product_moments(x, weight)
         if gain is None or given is None or not batch_norm:
             return normalise(self._linear(i, x, weight), gain, shift, self.norm)
-        weight, shift = folded(weight, gain, shift, given)
+        weight, shift = fold_normalisation(weight, gain, shift, given)
         h = self._linear(i, x, weight)
         return h + per_channel(shift, h)
 
@@ -166,7 +175,7 @@ class Network:
         return params[f"block{i}.weight"], params[f"block{i}.shift"], params.get(f"block{i}.gain")
 
     def _finish(self, params: Params, i: int, before: Tensor, h: Tensor, eps: Tensor | None) -> Tensor:
-        """From the normalised linear part h of block i to its output; `before` is what the block was given."""
+        """From the normalised linear part h of block i to its output; `before` is the block's input."""
         # ReLU and max-pool commute; pooling first leaves ReLU a quarter of the work.
         h = self.after(h) if i in self.linear_blocks else relu(self.after(h))
         if eps is not None and self.bottleneck is not None and i == self.bottleneck.block:
@@ -178,8 +187,8 @@ class Network:
         return linear(x, weight)
 
     def _deviation(self, params: Params, before: Tensor) -> Tensor:
-        """sigma, by a linear map of its own from what the noisy block is given."""
+        """sigma of the noisy block, a linear map of its own of the block's input `before`."""
         assert self.bottleneck is not None
         weight, shift = (params[name] for name in self.bottleneck.names)
         h = self._linear(self.bottleneck.block, before, weight)
-        return self.bottleneck.positive(self.after(normalise(h, None, shift, "none")))
+        return sigma(self.after(normalise(h, None, shift, "none")))

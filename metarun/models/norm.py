@@ -38,18 +38,18 @@ def moments(h: Tensor) -> Moments:
     return mean, variance
 
 
-def moments_of_product(x: Tensor, weight: Tensor) -> Moments:
+def product_moments(x: Tensor, weight: Tensor) -> Moments:
     """The moments of W x over all rows of x [B, K, ...], W [C, ...] of K numbers a row, without the product itself:
     W m and diag(W S W^T) with the mean m and the covariance S of the rows."""
     rows, w = _rows(x), weight.flatten(1)
     mean = rows.mean(0)
     centred = rows - mean
     covariance = centred.T @ centred / rows.shape[0]
-    return w @ mean, ((w @ covariance) * w).sum(1).clamp_min(0)  # rounding can leave less than 0 of a variance of 0
+    return w @ mean, ((w @ covariance) * w).sum(1).clamp_min(0)  # rounding can make a variance of 0 negative
 
 
-def folded(weight: Tensor, gain: Tensor, shift: Tensor, given: Moments) -> tuple[Tensor, Tensor]:
-    """Weight and shift of the one linear map that a linear map and a normalisation with given moments are together."""
+def fold_normalisation(weight: Tensor, gain: Tensor, shift: Tensor, given: Moments) -> tuple[Tensor, Tensor]:
+    """Weight and shift of one linear map equal to a linear map followed by a normalisation with given moments."""
     factor, shift = _as_linear_map(gain, shift, given)
     return weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), shift
 
@@ -60,12 +60,12 @@ def normalise(h: Tensor, gain: Tensor | None, shift: Tensor, norm: str, given: M
         return h + per_channel(shift, h)
     if norm not in BATCH_NORMS:
         groups = 1 if norm == "layer" else math.gcd(8, h.shape[1])
-        flat = h.reshape(*h.shape[:2], -1)  # of images with a memory order of their own vmap knows no group norm
+        flat = h.reshape(*h.shape[:2], -1)  # vmap has no group norm for images that are channels last
         return F.group_norm(flat, groups, gain, shift, eps=EPS).view(h.shape)
     if given is None and h.is_contiguous():
         return F.batch_norm(h, None, None, gain, shift, training=True, eps=EPS)
     if given is None:
-        # On rows: what a task's matrix products leave is in that order, and so is what the next ones read.
+        # On rows, the memory order that a task's matrix products write and the next ones read.
         rows = F.batch_norm(_rows(h), None, None, gain, shift, training=True, eps=EPS)
         return rows.view(h.shape[0], *h.shape[2:], -1).movedim(-1, 1)
     factor, shift = _as_linear_map(gain, shift, given)
@@ -83,5 +83,5 @@ def per_channel(v_C: Tensor, h: Tensor) -> Tensor:
 
 
 def _rows(h: Tensor) -> Tensor:
-    """[B, C, ...] -> [B * places, C]."""
+    """[B, C, ...] -> [B * pixels, C]."""
     return h.movedim(1, -1).flatten(0, -2)

@@ -11,15 +11,15 @@ from torch.nn.functional import pad
 
 
 def windows(x: Tensor, stride: int) -> Tensor:
-    """The 3x3 window around every place that a convolution visits: [B, C, H, W] -> [B, 9 C, H', W']."""
-    seen = pad(x, (1, 1, 1, 1)).unfold(2, 3, stride).unfold(3, 3, stride)  # [B, C, H', W', 3, 3]
+    """The 3x3 window around every pixel that a convolution visits: [B, C, H, W] -> [B, 9 C, H', W']."""
+    rows = pad(x, (1, 1, 1, 1)).unfold(2, 3, stride).unfold(3, 3, stride)  # [B, C, H', W', 3, 3]
     if stride == 1 and x.stride(1) != 1:
-        return seen.permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
-    return seen.permute(0, 2, 3, 1, 4, 5).flatten(3).movedim(-1, 1)
+        return rows.permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
+    return rows.permute(0, 2, 3, 1, 4, 5).flatten(3).movedim(-1, 1)
 
 
-def places(height: int, width: int) -> Tensor:
-    """The places of a padded image of (H + 2)(W + 2) that windows of stride 2 hold, one window after another."""
+def stride_2_windows(height: int, width: int) -> Tensor:
+    """The pixels of a padded image of (H + 2)(W + 2) that windows of stride 2 hold, one window after another."""
     image = torch.arange((height + 2) * (width + 2)).view(1, 1, height + 2, width + 2)
     return image.unfold(2, 3, 2).unfold(3, 3, 2).flatten()
 
@@ -27,7 +27,7 @@ def places(height: int, width: int) -> Tensor:
 class Gather(Function):
     """x [B, N, C], index [K] -> x[:, index], [B, K, C].
 
-    As `index_select`, of which vmap makes a `gather` with an index for each number, several times as slow on a CPU.
+    Like `index_select`, which vmap turns into a `gather` with one index per number, several times slower on a CPU.
     """
 
     @staticmethod

@@ -20,7 +20,7 @@ from metarun.compute.task_axis import map_tasks, to_channels_last
 from metarun.config.schema import DeviceConfig
 from metarun.models.conv4 import conv4
 from metarun.models.network import Network
-from metarun.models.norm import moments, moments_of_product
+from metarun.models.norm import moments, product_moments
 from metarun.types import Batch, Params, Task
 
 NORMS = ("batch", "group", "none")
@@ -120,7 +120,7 @@ def test_a_derivative_along_a_direction_is_the_backward_one() -> None:
 def test_moments_of_a_product_are_those_of_the_product() -> None:
     x, weight = 3 + random(5, 4, 6, 7), random(8, 4, seed=1)
     product = torch.einsum("bkij,ok->boij", x, weight)
-    for found, right in zip(moments_of_product(x, weight), moments(product), strict=True):
+    for found, right in zip(product_moments(x, weight), moments(product), strict=True):
         assert_same(found, right)
 
 
@@ -128,7 +128,7 @@ def test_images_without_contrast_have_a_variance_of_zero() -> None:
     """And never one below, whose root would be NaN."""
     x = torch.full((5, 4, 6, 7), 0.1)
     weight = random(64, 4, seed=1).float()
-    variance = moments_of_product(x, weight)[1]
+    variance = product_moments(x, weight)[1]
     assert float(variance.min()) >= 0.0
     torch.testing.assert_close(variance, torch.zeros(64), rtol=0, atol=1e-12)
 
