@@ -27,20 +27,35 @@ implicit_cosine      cos(m_i, u_i), mean over tasks
 unroll_stationarity  |grad objective(phi_U)| / |grad objective(theta)|, mean over tasks: how near a minimiser U steps
                      came. Where it is not small, u_i is no limit either: raise diagnostics.unroll_steps. Where it
                      stays, the loop may be bouncing at a kink of a ReLU, which is no stationary point
+jacobian_growth      of J = d phi_K / d theta, mean of log |J^T v| over tasks and a few random unit vectors v, the same
+                     every time. In gradient descent J = prod_k (I - alpha H(phi_k)), and every meta-gradient is J^T
+                     grad L^Q. 0: lengths stay as they are. Growth in proportion to K means chaos, and noisy
+                     meta-gradients (arXiv 2111.05803)
+jacobian_norm        |J|_2, mean over tasks: the root of the largest eigenvalue of J^T J by Lanczos, so from below. A
+                     random v has about 1 / sqrt(D) of its length along the worst of the D directions, hence this one
+                     too
 
-The last three are for networks of less than 20 000 weights, since the memory of u_i grows with U.
+`jacobian_norm` and the implicit measures are for networks of less than 20 000 weights: a product with J^T J costs as
+much as two meta-gradients, and the memory of u_i grows with U.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value
+from torch.func import grad, grad_and_value, vjp
 
 from metarun.algorithms.inner_loop import last
 from metarun.compute.linalg import axpy, dot, norm, scale, sub
+from metarun.diagnostics.lanczos import directions, extremes
 from metarun.diagnostics.task_sample import SMALL_MODEL, TaskSample, adapted_weights, mean_gradient, network_weights
 from metarun.types import Algorithm, Batch, GradientLearner, Metrics, Params, ProximalLearner, Task
+
+VECTORS = 4
+SEED = 1
+"""Of the random vectors, the same for every task, probe and run."""
 
 
 def unrolled_gradient(learner: GradientLearner, theta: Params, task: Task, steps: int) -> tuple[Params, Tensor]:
@@ -147,6 +162,48 @@ def stationarity(learner: GradientLearner, theta: Params, support: Batch, steps:
 
     phi = last(learner.adaptations(theta, support, steps)).params
     return relative(gradient(phi), gradient(theta))
+
+
+def jacobian_measures(learner: GradientLearner, params: Params, sample: TaskSample, steps: int) -> dict[str, float]:
+    """Measure the Jacobian; its norm by `steps` products with J^T J."""
+    weights = network_weights(params)
+    start, *vectors = directions(weights, 1 + VECTORS, SEED)
+    small = sum(w.numel() for w in weights.values()) < SMALL_MODEL
+
+    def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+        metrics = {"jacobian_growth": growth(learner, theta, task.support, vectors)}
+        if small:
+            metrics["jacobian_norm"] = spectral_norm(learner, theta, task.support, start, steps)
+        return metrics, {}
+
+    return sample.mean(measure_one, params)
+
+
+def growth(learner: GradientLearner, theta: Params, support: Batch, vectors: list[Params]) -> Tensor:
+    """Mean of log |J^T v| over unit vectors, of one task."""
+    pullback, _ = transposed_jacobian(learner, theta, support)
+    return torch.stack([norm(pullback(v)).log() for v in vectors]).mean()
+
+
+def spectral_norm(learner: GradientLearner, theta: Params, support: Batch, start: Params, steps: int) -> Tensor:
+    """|J|_2 of one task."""
+    pullback, phi = transposed_jacobian(learner, theta, support)
+    # u -> J^T u is linear, so its own pullback, taken anywhere, is v -> J v. Forward mode fails on vmap's zeros.
+    push = vjp(pullback, phi)[1]
+    square = extremes(lambda v: pullback(push(v)[0]), start, steps).largest
+    return square.clamp_min(0).sqrt()
+
+
+def transposed_jacobian(
+    learner: GradientLearner, theta: Params, support: Batch
+) -> tuple[Callable[[Params], Params], Params]:
+    """u -> J^T u of one task, and phi."""
+
+    def adapt(weights: Params) -> Params:
+        return network_weights(adapted_weights(learner, theta | weights, support))
+
+    phi, pullback = vjp(adapt, network_weights(theta))[:2]
+    return lambda u: pullback(u)[0], phi
 
 
 def cosine(x: Params, y: Params) -> Tensor:

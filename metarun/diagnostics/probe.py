@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from metarun.compute.device import Placement
 from metarun.config.schema import DiagnosticsConfig
 from metarun.diagnostics.curvature import curvature_measures
-from metarun.diagnostics.jacobian import jacobian_measures
-from metarun.diagnostics.meta_gradients import bias_measures, implicit_measures, objective_measures
+from metarun.diagnostics.meta_gradients import bias_measures, implicit_measures, jacobian_measures, objective_measures
 from metarun.diagnostics.representation import class_measures, head_only_measures, similarity_measures
 from metarun.diagnostics.task_sample import TaskSample
 from metarun.types import Algorithm, Dataset, EpisodeSpec, GradientLearner, Params, ProximalLearner

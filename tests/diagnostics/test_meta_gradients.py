@@ -35,14 +35,18 @@ from metarun.algorithms.maml import MAML
 from metarun.algorithms.protonet import ProtoNet
 from metarun.algorithms.reptile import Reptile
 from metarun.compute.linalg import axpy, flatten
-from metarun.diagnostics import jacobian, meta_gradients
-from metarun.diagnostics.jacobian import SEED, VECTORS, growth, jacobian_measures, spectral_norm
+from metarun.diagnostics import meta_gradients
 from metarun.diagnostics.lanczos import directions
 from metarun.diagnostics.meta_gradients import (
+    SEED,
+    VECTORS,
     bias_measures,
     first_order_gradient,
+    growth,
     implicit_measures,
+    jacobian_measures,
     objective_measures,
+    spectral_norm,
     squared_norms,
     true_gradients,
     unrolled_gradient,
@@ -338,8 +342,7 @@ def test_the_jacobian_of_a_network_is_the_dense_one() -> None:
 
 
 def test_what_grows_with_the_steps_is_left_out_for_networks_that_are_not_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (meta_gradients, jacobian):
-        monkeypatch.setattr(module, "SMALL_MODEL", 6)  # the weights of the model: 6 is not below
+    monkeypatch.setattr(meta_gradients, "SMALL_MODEL", 6)  # the weights of the model: 6 is not below
     assert implicit_measures(imaml(2), THETA, PROBES, 2) == {}
     assert list(jacobian_measures(maml(2), THETA, PROBES, 3)) == ["jacobian_growth"]
 
