@@ -10,52 +10,34 @@ test scores queries and context apart. Sizes of training contexts: contexts.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metarun.algorithms import common
-from metarun.algorithms.contexts import Draws, Rows, check_network, check_sizes, concatenate, masked_mean
-from metarun.algorithms.predictive import Gaussian, mixture_figures, positive
+from metarun.algorithms.contexts import Draws, Rows, SetLearner, check_network, check_sizes, concatenate, masked_mean
+from metarun.algorithms.predictive import Gaussian, decoder_std, score_mixture
 from metarun.models.multi_network import MultiNetwork, multi_network
-from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
+from metarun.types import Batch, Loss, Metrics, NetworkFactory, Params, Task
 
 
 class Summary(NamedTuple):
-    """What is kept of a context."""
+    """The summary of a context."""
 
     params: Params
     r: Tensor  # [R]
 
 
 @dataclass(frozen=True)
-class CNP:
+class CNP(SetLearner):
     """Predict a Gaussian for each target from the mean of the encoded context."""
 
     model: MultiNetwork
     loss: Loss
     draws: Draws
     sigma_floor: float
-
-    kinds: ClassVar[tuple[Kind, ...]] = ("regression",)
-    predicts: ClassVar[PredictionKind] = "gaussians"
-    head: ClassVar[bool] = True
-    test_inner_steps: ClassVar[int] = 0
-
-    def init(self, seed: int) -> Params:
-        return self.model.init(seed)
-
-    def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
-        return params, self.draws.add(tasks, seed, step, first)
-
-    def adapt(self, params: Params, support: Batch) -> Summary:
-        return self._summary(params, self.draws.rows(support))
-
-    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Summary]:
-        yield self.adapt(params, support)
 
     def predict(self, adapted: Summary, x: Tensor) -> Tensor:
         return torch.cat(self._gaussian(adapted, x), -1)
@@ -65,7 +47,7 @@ class CNP:
 
         def outer(params: Params) -> tuple[Tensor, Metrics]:
             targets = concatenate(support, query)
-            logp = self._gaussian(self._summary(params, support), targets.x).log_density(targets.y)
+            logp = self._gaussian(self._summarize(params, support), targets.x).log_density(targets.y)
             loss = -masked_mean(logp, targets.here)
             return loss, {"loss": loss, self.loss.metric: masked_mean(logp[len(support.x) :], query.here)}
 
@@ -74,11 +56,14 @@ class CNP:
     def assess(self, adapted: Summary, task: Task) -> Metrics:
         """The log-likelihood is exact."""
         query, context = (self._gaussian(adapted, batch.x) for batch in task[::-1])
-        found = query.log_density(task.query.y).mean()
-        beside = {"pointwise_log_likelihood": found}
-        beside["context_log_likelihood"] = context.log_density(task.support.y).mean()
-        one = Gaussian(*(v[None] for v in query))
-        return {"loss": -found, self.loss.metric: found, **beside, **mixture_figures(one, task.query.y)}
+        log_likelihood = query.log_density(task.query.y).mean()
+        return {
+            "loss": -log_likelihood,
+            self.loss.metric: log_likelihood,
+            "pointwise_log_likelihood": log_likelihood,
+            "context_log_likelihood": context.log_density(task.support.y).mean(),
+            **score_mixture(Gaussian(*(v[None] for v in query)), task.query.y),
+        }
 
     def functions(self, adapted: Summary, x: Tensor, count: int) -> Tensor:
         return self._gaussian(adapted, x).mu.expand(count, -1, -1)
@@ -86,14 +71,14 @@ class CNP:
     def encode(self, params: Params, rows: Batch) -> Tensor:
         return self.adapt(params, rows).r
 
-    def _summary(self, params: Params, context: Rows) -> Summary:
+    def _summarize(self, params: Params, context: Rows) -> Summary:
         h_SR = self.model.run("encoder", params, torch.cat([context.x, context.y], -1))
         return Summary(params, masked_mean(h_SR, context.here))
 
     def _gaussian(self, adapted: Summary, x: Tensor) -> Gaussian:
         rows = torch.cat([x, adapted.r.expand(x.shape[0], -1)], -1)
         mu, s = self.model.run("decoder", adapted.params, rows).chunk(2, -1)
-        return Gaussian(mu, positive(s, self.sigma_floor))
+        return Gaussian(mu, decoder_std(s, self.sigma_floor))
 
 
 def cnp(

@@ -21,30 +21,29 @@ is active where the posterior has collapsed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from metarun.algorithms import common
-from metarun.algorithms.contexts import Draws, Rows, check_network, check_sizes, concatenate, masked_mean
+from metarun.algorithms.contexts import Draws, Rows, SetLearner, check_network, check_sizes, concatenate, masked_mean
 from metarun.algorithms.predictive import (
-    PARTS,
+    CHUNKS,
     Gaussian,
+    decoder_std,
+    draw_normals,
     kl,
     log_mean_exp,
-    mixed,
-    mixture_figures,
-    normals,
-    pointwise,
-    positive,
+    pointwise_log_likelihood,
+    score_mixture,
+    summarize_mixture,
 )
 from metarun.errors import require
 from metarun.models.multi_network import MultiNetwork, multi_network
-from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
+from metarun.types import Batch, Loss, Metrics, NetworkFactory, Params, Task
 
 OBJECTIVES = ("cvae", "gsnn", "hybrid")
 ACTIVE = 0.01  # nats
@@ -52,14 +51,14 @@ LEAST = 1e-3  # of the standard deviations of z
 
 
 class Summary(NamedTuple):
-    """What is kept of a context."""
+    """The summary of a context."""
 
     params: Params
     r: Tensor  # [R]
 
 
 @dataclass(frozen=True)
-class CVAE:
+class CVAE(SetLearner):
     """A latent variable for each target, with a learned conditional prior."""
 
     model: MultiNetwork
@@ -71,68 +70,56 @@ class CVAE:
     alpha: float
     test_samples: int
 
-    kinds: ClassVar[tuple[Kind, ...]] = ("regression",)
-    predicts: ClassVar[PredictionKind] = "gaussians"
-    head: ClassVar[bool] = True
-    test_inner_steps: ClassVar[int] = 0
-
-    def init(self, seed: int) -> Params:
-        return self.model.init(seed)
-
-    def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
-        return params, self.draws.add(tasks, seed, step, first)
-
-    def adapt(self, params: Params, support: Batch) -> Summary:
-        return self._summary(params, self.draws.rows(support))
-
-    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Summary]:
-        yield self.adapt(params, support)
-
     def predict(self, adapted: Summary, x: Tensor) -> Tensor:
         """Mean and standard deviation of the mixture over z."""
-        return torch.cat(mixed(self._drawn(adapted, x, self.test_samples)), -1)
+        return torch.cat(summarize_mixture(self._predict_samples(adapted, x, self.test_samples)), -1)
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         support, query = (self.draws.rows(batch) for batch in task)
         targets = concatenate(support, query)
 
         def outer(params: Params) -> tuple[Tensor, Metrics]:
-            adapted = self._summary(params, support)
+            adapted = self._summarize(params, support)
             prior, posterior = self._prior(adapted, targets.x), self._posterior(adapted, targets.x, targets.y)
             eps_q, eps_p = targets.eps.chunk(2, -1)
             fit, guess = (
-                masked_mean(self._given(adapted, targets.x, z).log_density(targets.y), targets.here)
-                for z in (posterior.at(eps_q), prior.at(eps_p))
+                masked_mean(self._decode(adapted, targets.x, z).log_density(targets.y), targets.here)
+                for z in (posterior.sample(eps_q), prior.sample(eps_p))
             )
-            spent_D = masked_mean(kl(posterior, prior), targets.here)
+            kl_D = masked_mean(kl(posterior, prior), targets.here)
             share = {"cvae": 1.0, "gsnn": 0.0, "hybrid": self.alpha}[self.objective]
-            loss = -share * (fit - support.weight * spent_D.sum()) - (1 - share) * guess
-            bound = share * (fit - spent_D.sum()) + (1 - share) * guess
-            return loss, {"loss": loss, self.loss.metric: bound, **_described(spent_D)}
+            loss = -share * (fit - support.weight * kl_D.sum()) - (1 - share) * guess
+            bound = share * (fit - kl_D.sum()) + (1 - share) * guess
+            return loss, {"loss": loss, self.loss.metric: bound, **kl_metrics(kl_D)}
 
         return common.differentiate(outer, params)
 
     def assess(self, adapted: Summary, task: Task) -> Metrics:
         support, query = task
         logw_LM = self.log_weights(adapted, query.x, query.y)
-        found = log_mean_exp(logw_LM).mean()
-        predicted = self._drawn(adapted, query.x, self.test_samples)
-        rows = {"pointwise_log_likelihood": found, "elbo": logw_LM.mean()}
-        rows["context_log_likelihood"] = log_mean_exp(self.log_weights(adapted, support.x, support.y)).mean()
-        rows["prior_sampled_log_likelihood"] = pointwise(predicted, query.y)
-        return {"loss": -found, self.loss.metric: found, **rows, **mixture_figures(predicted, query.y)}
+        log_likelihood = log_mean_exp(logw_LM).mean()
+        samples = self._predict_samples(adapted, query.x, self.test_samples)
+        return {
+            "loss": -log_likelihood,
+            self.loss.metric: log_likelihood,
+            "pointwise_log_likelihood": log_likelihood,
+            "elbo": logw_LM.mean(),
+            "context_log_likelihood": log_mean_exp(self.log_weights(adapted, support.x, support.y)).mean(),
+            "prior_sampled_log_likelihood": pointwise_log_likelihood(samples, query.y),
+            **score_mixture(samples, query.y),
+        }
 
     def log_weights(self, adapted: Summary, x: Tensor, y: Tensor) -> Tensor:
         """log p(y | c, z) p(z | c) / q(z) of samples z for each target [L, M]; q is the posterior if it is trained."""
         prior = self._prior(adapted, x)
         q = prior if self.objective == "gsnn" else self._posterior(adapted, x, y)
-        z_LMD = q.at(normals(self.test_samples, self.latent, x)[:, None])
-        logp_LM = self._each(adapted, x, z_LMD).log_density(y)
+        z_LMD = q.sample(draw_normals(self.test_samples, self.latent, x)[:, None])
+        logp_LM = self._decode_samples(adapted, x, z_LMD).log_density(y)
         return logp_LM + prior.log_density(z_LMD) - q.log_density(z_LMD)
 
     def functions(self, adapted: Summary, x: Tensor, count: int) -> Tensor:
         """With the same noise at all places."""
-        return self._drawn(adapted, x, count).mu
+        return self._predict_samples(adapted, x, count).mu
 
     def encode(self, params: Params, rows: Batch) -> Tensor:
         return self.adapt(params, rows).r
@@ -144,7 +131,7 @@ class CVAE:
         q = prior if self.objective == "gsnn" else self._posterior(adapted, x, y)
         return Gaussian(*(v[0] for v in q)), Gaussian(*(v[0] for v in prior))
 
-    def _summary(self, params: Params, context: Rows) -> Summary:
+    def _summarize(self, params: Params, context: Rows) -> Summary:
         h_SR = self.model.run("encoder", params, torch.cat([context.x, context.y], -1))
         return Summary(params, masked_mean(h_SR, context.here))
 
@@ -159,31 +146,30 @@ class CVAE:
         mu, s = self.model.run(name, adapted.params, given).chunk(2, -1)
         return Gaussian(mu, LEAST + softplus(s))
 
-    def _drawn(self, adapted: Summary, x: Tensor, samples: int) -> Gaussian:
+    def _predict_samples(self, adapted: Summary, x: Tensor, samples: int) -> Gaussian:
         """Predictions [L, M, d_out] for z ~ p(z | c)."""
-        eps_LD = normals(samples, self.latent, x)
-        return self._each(adapted, x, self._prior(adapted, x).at(eps_LD[:, None]))
+        eps_LD = draw_normals(samples, self.latent, x)
+        return self._decode_samples(adapted, x, self._prior(adapted, x).sample(eps_LD[:, None]))
 
-    def _each(self, adapted: Summary, x: Tensor, z_LMD: Tensor) -> Gaussian:
+    def _decode_samples(self, adapted: Summary, x: Tensor, z_LMD: Tensor) -> Gaussian:
         """p(y | c, z) for several z at each row, [L, M, d_out]."""
-        parts = [self._few(adapted, x, some) for some in z_LMD.chunk(PARTS)]
+        parts = []
+        for z in z_LMD.chunk(CHUNKS):
+            rows = x.expand(len(z), *x.shape).flatten(0, 1)
+            parts.append([v.unflatten(0, (len(z), -1)) for v in self._decode(adapted, rows, z.flatten(0, 1))])
         return Gaussian(*(torch.cat(v) for v in zip(*parts, strict=True)))
 
-    def _few(self, adapted: Summary, x: Tensor, z_LMD: Tensor) -> Gaussian:
-        rows, z = x.expand(len(z_LMD), *x.shape).flatten(0, 1), z_LMD.flatten(0, 1)
-        return Gaussian(*(v.unflatten(0, (len(z_LMD), -1)) for v in self._given(adapted, rows, z)))
-
-    def _given(self, adapted: Summary, x: Tensor, z: Tensor) -> Gaussian:
+    def _decode(self, adapted: Summary, x: Tensor, z: Tensor) -> Gaussian:
         """p(y | c, z) of rows [N, d] with a z for each, [N, D]."""
         rows = torch.cat([x, adapted.r.expand(x.shape[0], -1), z], -1)
         mu, s = self.model.run("decoder", adapted.params, rows).chunk(2, -1)
-        return Gaussian(mu, positive(s, self.sigma_floor))
+        return Gaussian(mu, decoder_std(s, self.sigma_floor))
 
 
-def _described(spent_D: Tensor) -> Metrics:
-    """The KL of a target, of each entry, and how many entries say something."""
-    each = {f"kl_dimension/z{i}": v for i, v in enumerate(spent_D)}
-    return {"kl": spent_D.sum(), "active_units": (spent_D > ACTIVE).to(spent_D).sum(), **each}
+def kl_metrics(kl_D: Tensor) -> Metrics:
+    """The KL of a target, of each entry of z [D], and the number of active entries."""
+    each = {f"kl_dimension/z{i}": v for i, v in enumerate(kl_D)}
+    return {"kl": kl_D.sum(), "active_units": (kl_D > ACTIVE).to(kl_D).sum(), **each}
 
 
 def cvae(

@@ -23,35 +23,34 @@ bounds what z says of the targets beyond the context, I(z; T | C), from above.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metarun.algorithms import common
-from metarun.algorithms.contexts import Draws, Rows, check_network, check_sizes, concatenate, masked_mean
+from metarun.algorithms.contexts import Draws, Rows, SetLearner, check_network, check_sizes, concatenate, masked_mean
 from metarun.algorithms.predictive import (
-    PARTS,
+    CHUNKS,
     Gaussian,
-    bounded,
+    decoder_std,
+    draw_normals,
     kl,
+    latent_std,
     log_mean_exp,
-    mixed,
-    mixture_figures,
-    normals,
-    pointwise,
-    positive,
+    pointwise_log_likelihood,
+    score_mixture,
+    summarize_mixture,
 )
 from metarun.errors import require
 from metarun.models.attention import Attention
 from metarun.models.multi_network import MultiNetwork, multi_network
-from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
+from metarun.types import Batch, Loss, Metrics, NetworkFactory, Params, Task
 
 
 class Summary(NamedTuple):
-    """What is kept of a context."""
+    """The summary of a context."""
 
     params: Params
     x: Tensor  # [S, d]
@@ -61,7 +60,7 @@ class Summary(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NeuralProcess:
+class NeuralProcess(SetLearner):
     """A latent function z, inferred from the context; a Gaussian for each target given z."""
 
     model: MultiNetwork
@@ -74,61 +73,49 @@ class NeuralProcess:
     deterministic: bool
     attends: bool
 
-    kinds: ClassVar[tuple[Kind, ...]] = ("regression",)
-    predicts: ClassVar[PredictionKind] = "gaussians"
-    head: ClassVar[bool] = True
-    test_inner_steps: ClassVar[int] = 0
-
-    def init(self, seed: int) -> Params:
-        return self.model.init(seed)
-
-    def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
-        return params, self.draws.add(tasks, seed, step, first)
-
-    def adapt(self, params: Params, support: Batch) -> Summary:
-        return self._summary(params, self.draws.rows(support))
-
-    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Summary]:
-        yield self.adapt(params, support)
-
     def predict(self, adapted: Summary, x: Tensor) -> Tensor:
         """Mean and standard deviation of the mixture over z."""
-        return torch.cat(mixed(self._drawn(adapted, x, self.test_samples)), -1)
+        return torch.cat(summarize_mixture(self._predict_samples(adapted, x, self.test_samples)), -1)
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         support, query = (self.draws.rows(batch) for batch in task)
         targets = concatenate(support, query)
 
         def outer(params: Params) -> tuple[Tensor, Metrics]:
-            context, posterior = self._summary(params, support), self._inferred(params, targets)
-            z_LD = posterior.at(support.eps[0].view(self.train_samples, self.latent))
-            logp_LN = self._given(context, targets.x, z_LD).log_density(targets.y)
-            fit, spent = masked_mean(logp_LN.mean(0), targets.here), kl(posterior, context.prior).sum()
-            bound = fit - spent / targets.here.sum()
-            loss = -fit + support.weight * spent / targets.here.sum()
-            return loss, {"loss": loss, self.loss.metric: bound, "kl": spent}
+            context, posterior = self._summarize(params, support), self._infer(params, targets)
+            z_LD = posterior.sample(support.eps[0].view(self.train_samples, self.latent))
+            logp_LN = self._decode(context, targets.x, z_LD).log_density(targets.y)
+            fit, divergence = masked_mean(logp_LN.mean(0), targets.here), kl(posterior, context.prior).sum()
+            bound = fit - divergence / targets.here.sum()
+            loss = -fit + support.weight * divergence / targets.here.sum()
+            return loss, {"loss": loss, self.loss.metric: bound, "kl": divergence}
 
         return common.differentiate(outer, params)
 
     def assess(self, adapted: Summary, task: Task) -> Metrics:
         support, query = (self.draws.rows(batch) for batch in task)
         logw = self.log_weights(adapted, support, query)
-        found, rows = log_mean_exp(logw) / len(query.x), {"elbo": logw.mean() / len(query.x)}
-        predicted = self._drawn(adapted, query.x, self.test_samples)
-        rows["joint_log_likelihood"] = found
-        rows["pointwise_log_likelihood"] = pointwise(predicted, query.y)
-        rows["context_log_likelihood"] = pointwise(self._drawn(adapted, support.x, self.test_samples), support.y)
-        return {"loss": -found, self.loss.metric: found, **rows, **mixture_figures(predicted, query.y)}
+        joint = log_mean_exp(logw) / len(query.x)
+        of_query, of_context = (self._predict_samples(adapted, rows.x, self.test_samples) for rows in (query, support))
+        return {
+            "loss": -joint,
+            self.loss.metric: joint,
+            "elbo": logw.mean() / len(query.x),
+            "joint_log_likelihood": joint,
+            "pointwise_log_likelihood": pointwise_log_likelihood(of_query, query.y),
+            "context_log_likelihood": pointwise_log_likelihood(of_context, support.y),
+            **score_mixture(of_query, query.y),
+        }
 
     def log_weights(self, adapted: Summary, support: Rows, query: Rows) -> Tensor:
         """log p(y | z) q(z | C) / q(z | C and queries) of samples z from the latter, [L]."""
-        posterior = self._inferred(adapted.params, concatenate(support, query))
-        z_LD = posterior.at(normals(self.test_samples, self.latent, query.x))
-        logp_LM = self._given(adapted, query.x, z_LD).log_density(query.y)
+        posterior = self._infer(adapted.params, concatenate(support, query))
+        z_LD = posterior.sample(draw_normals(self.test_samples, self.latent, query.x))
+        logp_LM = self._decode(adapted, query.x, z_LD).log_density(query.y)
         return logp_LM.sum(1) + adapted.prior.log_density(z_LD) - posterior.log_density(z_LD)
 
     def functions(self, adapted: Summary, x: Tensor, count: int) -> Tensor:
-        return self._drawn(adapted, x, count).mu
+        return self._predict_samples(adapted, x, count).mu
 
     def encode(self, params: Params, rows: Batch) -> Tensor:
         """The mean of h, also where attention weighs it anew for each target; s where there is no h."""
@@ -138,37 +125,37 @@ class NeuralProcess:
     def latents(self, params: Params, task: Task) -> tuple[Gaussian, Gaussian]:
         """q(z | context and queries), q(z | context)."""
         support, query = (self.draws.rows(batch) for batch in task)
-        return self._inferred(params, concatenate(support, query)), self._inferred(params, support)
+        return self._infer(params, concatenate(support, query)), self._infer(params, support)
 
-    def _summary(self, params: Params, context: Rows) -> Summary:
-        h_SR = self._encoded("encoder" if self.deterministic else "latent_encoder", params, context)
-        return Summary(params, context.x, h_SR, context.here, self._inferred(params, context))
+    def _summarize(self, params: Params, context: Rows) -> Summary:
+        h_SR = self._encode("encoder" if self.deterministic else "latent_encoder", params, context)
+        return Summary(params, context.x, h_SR, context.here, self._infer(params, context))
 
-    def _encoded(self, name: str, params: Params, rows: Rows) -> Tensor:
+    def _encode(self, name: str, params: Params, rows: Rows) -> Tensor:
         return self.model.run(name, params, torch.cat([rows.x, rows.y], -1))
 
-    def _inferred(self, params: Params, rows: Rows) -> Gaussian:
+    def _infer(self, params: Params, rows: Rows) -> Gaussian:
         """q(z | rows)."""
-        l_SR = self._encoded("latent_encoder", params, rows)
+        l_SR = self._encode("latent_encoder", params, rows)
         mu, s = self.model.run("posterior", params, masked_mean(l_SR, rows.here)[None])[0].chunk(2, -1)
-        return Gaussian(mu, bounded(s))
+        return Gaussian(mu, latent_std(s))
 
-    def _drawn(self, adapted: Summary, x: Tensor, samples: int) -> Gaussian:
+    def _predict_samples(self, adapted: Summary, x: Tensor, samples: int) -> Gaussian:
         """Predictions [L, M, d_out] for z ~ q(z | C)."""
-        return self._given(adapted, x, adapted.prior.at(normals(samples, self.latent, x)))
+        return self._decode(adapted, x, adapted.prior.sample(draw_normals(samples, self.latent, x)))
 
-    def _given(self, adapted: Summary, x: Tensor, z_LD: Tensor) -> Gaussian:
+    def _decode(self, adapted: Summary, x: Tensor, z_LD: Tensor) -> Gaussian:
         """p(y | x, C, z) at rows [M, d], for each of the z: [L, M, d_out]."""
-        fixed = torch.cat([x, self._deterministic(adapted, x)], -1) if self.deterministic else x
-        mu, s = torch.cat([self._decoded(adapted, fixed, z) for z in z_LD.chunk(PARTS)]).chunk(2, -1)
-        return Gaussian(mu, positive(s, self.sigma_floor))
+        fixed = torch.cat([x, self._representation(adapted, x)], -1) if self.deterministic else x
+        mu, s = torch.cat([self._run_decoder(adapted, fixed, z) for z in z_LD.chunk(CHUNKS)]).chunk(2, -1)
+        return Gaussian(mu, decoder_std(s, self.sigma_floor))
 
-    def _decoded(self, adapted: Summary, fixed: Tensor, z_LD: Tensor) -> Tensor:
-        """What the decoder puts out for rows [x, r] with each of a few z, [L, M, 2 d_out]."""
+    def _run_decoder(self, adapted: Summary, fixed: Tensor, z_LD: Tensor) -> Tensor:
+        """The decoder's outputs for rows [x, r] with each z, [L, M, 2 d_out]."""
         rows = torch.cat([fixed.expand(len(z_LD), *fixed.shape), z_LD[:, None].expand(-1, fixed.shape[0], -1)], -1)
         return self.model.run("decoder", adapted.params, rows.flatten(0, 1)).unflatten(0, (len(z_LD), -1))
 
-    def _deterministic(self, adapted: Summary, x: Tensor) -> Tensor:
+    def _representation(self, adapted: Summary, x: Tensor) -> Tensor:
         """r for each of the rows, [M, R]."""
         if not self.attends:
             return masked_mean(adapted.h, adapted.here).expand(x.shape[0], -1)

@@ -134,7 +134,7 @@ class Pearl:
             z = self.posterior(params, *task.support)
             divergence = kl(z, self.prior(z.mu)).sum()
             batch = self.collection.split_transitions(task.query)
-            losses, metrics = self.losses(params, batch, z.at(batch.eps_z))
+            losses, metrics = self.losses(params, batch, z.sample(batch.eps_z))
             loss = losses["critic_loss"] + losses["value_loss"] + losses["actor_loss"]
             loss = loss + self.settings.kl_weight * divergence
             return loss, {"loss": loss, "kl": divergence, **losses, **metrics}
@@ -178,7 +178,7 @@ class Pearl:
         prior = belief = Belief(params, self.prior(numbers[0, : self.settings.latent]))
         yield belief
         for k in range(min(steps, len(start))):
-            z = (prior if k < self.settings.explore else belief).z.at(numbers[k, : self.settings.latent])
+            z = (prior if k < self.settings.explore else belief).z.sample(numbers[k, : self.settings.latent])
             path = self.collection.roll_out(self, params, start[k], support.y[k], z)
             pairs, rewards = [*pairs, path.pairs], [*rewards, path.shown[..., None]]
             belief = Belief(params, self.posterior(params, torch.cat(pairs), torch.cat(rewards)))
@@ -187,7 +187,7 @@ class Pearl:
     def assess(self, adapted: Belief, task: Task) -> Metrics:
         """The return of trajectories with z ~ q(z | c), and that of the rewards which actor and critics learn from."""
         start, numbers = self.environment.initial_states(task.query.x)
-        z = adapted.z.at(numbers[:, : self.settings.latent])
+        z = adapted.z.sample(numbers[:, : self.settings.latent])
         path = self.collection.roll_out(self, adapted.params, start, task.query.y, z)
         shown_return = path.shown.sum(-1).mean()
         return {

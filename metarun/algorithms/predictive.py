@@ -28,8 +28,9 @@ from metarun.types import Metrics
 TEST_STEP = 2**42
 """Beyond every outer step."""
 
-PARTS = 10
-"""In which a decoder takes the draws of z: 50 for every pixel of an image, of many tasks at once, fill the memory."""
+CHUNKS = 10
+"""Of the draws of z that a decoder takes one after the other: 50 for every pixel of an image, of many tasks at once,
+fill the memory."""
 
 
 class Gaussian(NamedTuple):
@@ -38,7 +39,8 @@ class Gaussian(NamedTuple):
     mu: Tensor
     sigma: Tensor
 
-    def at(self, eps: Tensor) -> Tensor:
+    def sample(self, eps: Tensor) -> Tensor:
+        """From standard normals eps."""
         return self.mu + self.sigma * eps
 
     def log_density(self, z: Tensor) -> Tensor:
@@ -60,24 +62,24 @@ def product(mu: Tensor, variance: Tensor) -> Gaussian:
     return Gaussian(whole * (mu * precision).sum(-2), whole.sqrt())
 
 
-def positive(s: Tensor, floor: float) -> Tensor:
+def decoder_std(s: Tensor, floor: float) -> Tensor:
     """A decoder's standard deviation: floor + (1 - floor) softplus(s), as published with floor = 0.1."""
     return floor + (1 - floor) * torch.nn.functional.softplus(s)
 
 
-def bounded(s: Tensor) -> Tensor:
+def latent_std(s: Tensor) -> Tensor:
     """A latent variable's standard deviation between 0.1 and 1, as published: 0.1 + 0.9 sigmoid(s)."""
     return 0.1 + 0.9 * s.sigmoid()
 
 
-@functools.lru_cache(maxsize=16)
-def _normals(count: int, width: int) -> Tensor:
-    return torch.from_numpy(random.noise(0, TEST_STEP, range(count), width))
-
-
-def normals(count: int, width: int, like: Tensor) -> Tensor:
+def draw_normals(count: int, width: int, like: Tensor) -> Tensor:
     """The standard normal numbers [L, D] of a test."""
-    return _normals(count, width).to(like)
+    return _draw_normals(count, width).to(like)
+
+
+@functools.lru_cache(maxsize=16)
+def _draw_normals(count: int, width: int) -> Tensor:
+    return torch.from_numpy(random.noise(0, TEST_STEP, range(count), width))
 
 
 def log_mean_exp(values: Tensor) -> Tensor:
@@ -85,20 +87,21 @@ def log_mean_exp(values: Tensor) -> Tensor:
     return values.logsumexp(0) - math.log(len(values))
 
 
-def mixed(found: Gaussian) -> Gaussian:
-    """Mean and standard deviation of mixtures [L, ...]."""
-    mean = found.mu.mean(0)
-    return Gaussian(mean, (found.sigma.square() + (found.mu - mean).square()).mean(0).sqrt())
+def summarize_mixture(components: Gaussian) -> Gaussian:
+    """Mean and standard deviation of mixtures, from components [L, ...]."""
+    mean = components.mu.mean(0)
+    variance = (components.sigma.square() + (components.mu - mean).square()).mean(0)
+    return Gaussian(mean, variance.sqrt())
 
 
-def mixture_figures(found: Gaussian, y: Tensor) -> Metrics:
+def score_mixture(components: Gaussian, y: Tensor) -> Metrics:
     """MSE of the mean and coverage, of predictions [L, M, d_out]."""
-    mse = (found.mu.mean(0) - y).square().mean()
-    below = torch.special.ndtr((y - found.mu) / found.sigma).mean(0)
+    mse = (components.mu.mean(0) - y).square().mean()
+    below = torch.special.ndtr((y - components.mu) / components.sigma).mean(0)
     shares = {f"coverage_{p}": ((below - 0.5).abs() <= p / 200).to(y).mean() for p in LEVELS}
     return {"mse": mse, **shares}
 
 
-def pointwise(found: Gaussian, y: Tensor) -> Tensor:
+def pointwise_log_likelihood(components: Gaussian, y: Tensor) -> Tensor:
     """Mean over rows of log (1/L) sum_l p(y_m | z_l), for predictions [L, M, d_out]."""
-    return log_mean_exp(found.log_density(y)).mean()
+    return log_mean_exp(components.log_density(y)).mean()

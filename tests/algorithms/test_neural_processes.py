@@ -17,7 +17,7 @@ from metarun.algorithms.contexts import Draws
 from metarun.algorithms.cvae import CVAE
 from metarun.algorithms.losses import GaussianLikelihood
 from metarun.algorithms.neural_process import NeuralProcess
-from metarun.algorithms.predictive import Gaussian, kl, mixed, mixture_figures, pointwise
+from metarun.algorithms.predictive import Gaussian, kl, pointwise_log_likelihood, score_mixture, summarize_mixture
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import UserError
 from metarun.models.multi_network import multi_network
@@ -104,7 +104,7 @@ def test_attention_looks_at_what_is_near_and_a_mean_does_not() -> None:
     for algo, varies in (("np", False), ("anp", True)):
         algorithm = learner(algo)
         params, task = double(algorithm), single(tasks(), 0)
-        r = algorithm._deterministic(algorithm.adapt(params, task.support), task.query.x)
+        r = algorithm._representation(algorithm.adapt(params, task.support), task.query.x)
         assert (float((r - r[0]).abs().max()) > 1e-6) is varies
 
 
@@ -223,16 +223,16 @@ def test_mixtures_have_their_moments_and_quantiles() -> None:
     draw, count = torch.Generator().manual_seed(0), 50_000
     which = (torch.rand(count, generator=draw) < 0.5).long()
     y = mixture.mu[which, 0, 0] + mixture.sigma[which, 0, 0] * torch.randn(count, generator=draw, dtype=torch.float64)
-    found = mixed(mixture)
+    found = summarize_mixture(mixture)
     assert abs(float(y.mean() - found.mu)) < 5 * float(found.sigma) / math.sqrt(count)
     assert float(y.std() / found.sigma) == pytest.approx(1, abs=0.02)
     rows = Gaussian(*(v.expand(2, count, 1) for v in mixture))
-    shares = mixture_figures(rows, y[:, None])
+    shares = score_mixture(rows, y[:, None])
     for p in (50, 90, 95):
         assert float(shares[f"coverage_{p}"]) == pytest.approx(p / 100, abs=5 * 0.5 / math.sqrt(count))
     at = torch.tensor([[0.3]]).double()
     inside = float(((y > 0.2) & (y < 0.4)).double().mean()) / 0.2
-    assert math.exp(float(pointwise(mixture, at))) == pytest.approx(inside, rel=0.06)
+    assert math.exp(float(pointwise_log_likelihood(mixture, at))) == pytest.approx(inside, rel=0.06)
 
 
 # ---------------------------------------------------------------- bounds, where the marginal is known
