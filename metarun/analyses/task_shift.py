@@ -38,7 +38,15 @@ from metarun.analyses.figures import plot_known
 from metarun.config.components import construct
 from metarun.data.images import ImageData, Index
 from metarun.data.pool import TaskPool
-from metarun.data.shifts import ChangedImages, Episodes, ImageChange, Shifted, WithinGroups, by_group, with_test_classes
+from metarun.data.shifts import (
+    ChangedImages,
+    Episodes,
+    ImageChange,
+    Shifted,
+    WithinGroups,
+    group_classes,
+    with_test_classes,
+)
 from metarun.errors import SettingError, UserError, nearest, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, plain, spans_much
 from metarun.statistics.paired import compare
@@ -236,7 +244,7 @@ def _change_settings(experiment: Experiment, settings: Mapping[str, Any], name: 
 def _change_classes(data: Any, classes: str, pooled: bool) -> Episodes:
     splits = data.source.splits
     if classes == "within_groups":
-        _require_groups(by_group(data, splits["test"]))
+        _require_groups(group_classes(data, splits["test"]))
         return WithinGroups(data)
     if classes == "train" and pooled:
         raise Impossible("training saw the tasks of its pool, not all of these classes")
@@ -246,9 +254,9 @@ def _change_classes(data: Any, classes: str, pooled: bool) -> Episodes:
 def select_groups(data: ImageData, classes: str) -> Index:
     """The test classes of groups that training has some of (`seen_groups`) or none of (`new_groups`)."""
     test = data.source.splits["test"]
-    groups = by_group(data, test)
+    groups = group_classes(data, test)
     _require_groups(groups)
-    seen = by_group(data, data.source.splits["train"])
+    seen = group_classes(data, data.source.splits["train"])
     chosen = sorted(i for g, ids in groups.items() if (g in seen) == (classes == "seen_groups") for i in ids)
     if not chosen:
         raise Impossible("no test class is of such a group")

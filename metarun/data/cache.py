@@ -95,7 +95,7 @@ def _read(path: Path, verify: bool) -> Cached | None:
 
 
 def _consistent(names: tuple[Any, ...], starts: np.ndarray, counts: np.ndarray, rows: int) -> bool:
-    """Whether every class has a name, and rows that are there."""
+    """Whether every class has a name and existing rows."""
     one_each = starts.shape == counts.shape == (len(names),) and all(isinstance(name, str) for name in names)
     return one_each and bool(((starts >= 0) & (counts >= 0) & (counts <= rows) & (starts <= rows - counts)).all())
 
@@ -107,14 +107,14 @@ def _page_release(mapping: mmap.mmap) -> Callable[[int], None]:
     """
     read = 0
 
-    def forget(count: int) -> None:
+    def release(count: int) -> None:
         nonlocal read
         read += count
         if read > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
             mapping.madvise(mmap.MADV_DONTNEED)
             read = 0
 
-    return forget
+    return release
 
 
 def _build_locked(path: Path, build: Build, verify: bool) -> Cached | None:

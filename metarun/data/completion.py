@@ -1,15 +1,15 @@
-r"""Image completion as regression (Garnelo et al. 2018, arXiv 1807.01613): a task is one image, grey as a function of
-place.
+r"""Image completion as regression (Garnelo et al. 2018, arXiv 1807.01613): a task is one image, a function from the
+location of a pixel to its grey.
 
     x = (-1 + 2 i / (H - 1), -1 + 2 j / (W - 1)) of row i and column j, from the top left;   y = the pixel's grey
 
 The image of a task is one drawing of a character of the split (train, val and test as in omniglot.py, with its
 rotations), the character uniform over the split and the drawing uniform over the character. The context is `shots`
 pixels, uniform without replacement. Queries are the next `queries` pixels of the same random order, hence none of the
-context's; or, where their number is that of all pixels, all pixels from the top left on, the context among them.
+context; or, if `queries` is the number of all pixels, all pixels from the top left on, including the context.
 
-`train_classes` and `split` say which characters, not which pixels. Ink is 1 on paper 0, between them where `resize`
-makes greys. The random order is a function of (seed, split, step, task index), apart from what chooses the image.
+`train_classes` and `split` select characters, not pixels. Ink is 1, paper 0, and `resize` makes greys between. The
+random order is a function of (seed, split, step, task index), independent of the choice of the image.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from metarun.errors import require
 from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
 
 ONE_IMAGE = EpisodeSpec(ways=1, shots=1, queries=0)
-SHOWN, SCALE, GAP = 8, 4, 6  # tasks of the contact sheet, size of a pixel on it, and between pictures
-UNKNOWN = (70, 110, 190)
-"""The colour of pixels that a context does not have."""
+SHOWN, SCALE, GAP = 8, 4, 6  # contact sheet: tasks, size of a pixel, pixels between images
+UNKNOWN = (70, 110, 190)  # the colour of pixels outside of the context
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Completion:
 
     @property
     def picture(self) -> tuple[int, int]:
-        """Rows and columns of the image that all pixels make."""
+        """Rows and columns of an image."""
         return self.images.pixels.shape[1:]
 
     def input_shape(self) -> tuple[int, ...]:
@@ -54,8 +53,8 @@ class Completion:
         return 1
 
     def check(self, split: Split, spec: EpisodeSpec) -> None:
-        count, characters = self._count, len(self.images.source.splits[split])  # which reads the images, or refuses to
-        require(characters >= 1, "split", self.images.source.split, f"has no characters to {split} on")
+        count, characters = self._count, len(self.images.source.splits[split])  # reads the images
+        require(characters >= 1, "split", self.images.source.split, f"has no characters for {split}")
         require(1 <= spec.shots < count, "shots", spec.shots, f"must be 1 to {count - 1} of the {count} pixels")
         rest = count - spec.shots
         needed = f"must be 1 to {rest}, the pixels beside the {spec.shots} of the context, or {count} for all"
@@ -65,16 +64,16 @@ class Completion:
         drawn = self.images.episodes(split, seed, step, tasks, ONE_IMAGE).support.x
         grey_TP = drawn.flatten(1)
         count, k = self._count, spec.shots
-        everything = spec.queries == count
+        all_pixels = spec.queries == count
         bits = pixel_bits(split, seed, step, tasks, count)
-        order_TE = torch.from_numpy(choose(bits, k if everything else k + spec.queries))
-        query_TM = torch.arange(count).expand(len(tasks), -1) if everything else order_TE[:, k:]
-        places, parts = self._places(), (order_TE[:, :k], query_TM)
-        return Task(*(Batch(places[rows], grey_TP.gather(1, rows)[..., None]) for rows in parts))
+        order_TE = torch.from_numpy(choose(bits, k if all_pixels else k + spec.queries))
+        query_TM = torch.arange(count).expand(len(tasks), -1) if all_pixels else order_TE[:, k:]
+        locations, parts = self._locations(), (order_TE[:, :k], query_TM)
+        return Task(*(Batch(locations[rows], grey_TP.gather(1, rows)[..., None]) for rows in parts))
 
     def reference_inputs(self, count: int) -> Tensor:
-        """Places spread evenly over the image, over and over if there are fewer."""
-        return self._places()[torch.linspace(0, self._count - 1, count).round().long()]
+        """Locations spread evenly over the image, repeated if it has fewer."""
+        return self._locations()[torch.linspace(0, self._count - 1, count).round().long()]
 
     def facts(self) -> dict[str, Any]:
         return self.images.facts()
@@ -94,24 +93,24 @@ class Completion:
         height, width = self.picture
         whole = drawn.query.y.view(SHOWN, height, width, 1).expand(-1, -1, -1, 3)
         known = torch.tensor(UNKNOWN).div(255).expand(SHOWN, height * width, 3).clone()
-        at = (drawn.support.x + 1) / 2 * torch.tensor([height - 1, width - 1])
-        row, column = at.round().long().unbind(-1)
-        for picture, where, grey in zip(known, row * width + column, drawn.support.y, strict=True):
-            picture[where] = grey.expand(-1, 3)
-        return _tiled([list(known.view_as(whole)), list(whole)])
+        pixels = (drawn.support.x + 1) / 2 * torch.tensor([height - 1, width - 1])
+        row, column = pixels.round().long().unbind(-1)
+        for image, index, grey in zip(known, row * width + column, drawn.support.y, strict=True):
+            image[index] = grey.expand(-1, 3)
+        return _tile([list(known.view_as(whole)), list(whole)])
 
     @property
     def _count(self) -> int:
         return int(np.prod(self.picture))
 
-    def _places(self) -> Tensor:
-        """Of all pixels, [P, 2]."""
+    def _locations(self) -> Tensor:
+        """The locations x of all pixels [P, 2]."""
         rows, columns = (torch.linspace(-1, 1, side, dtype=torch.float64) for side in self.picture)
         return torch.cartesian_prod(rows, columns).float()
 
 
-def _tiled(rows: list[list[Tensor]]) -> Image.Image:
-    """Pictures [H, W, 3] in [0, 1] side by side and below each other."""
+def _tile(rows: list[list[Tensor]]) -> Image.Image:
+    """Images [H, W, 3] in [0, 1] side by side and below each other."""
     scaled = [[p.repeat_interleave(SCALE, 0).repeat_interleave(SCALE, 1) for p in row] for row in rows]
     padded = [[torch.nn.functional.pad(p, (0, 0, 0, GAP, 0, GAP), value=1.0) for p in row] for row in scaled]
     sheet = torch.cat([torch.cat(row, 1) for row in padded], 0)
@@ -129,5 +128,5 @@ def completion(
     resize: str,
     train_classes: int | None = None,
 ) -> Completion:
-    """The drawings of Omniglot; conf/data/completion.yaml says what each setting means."""
+    """The drawings of Omniglot with these settings, which conf/data/completion.yaml explains."""
     return Completion(omniglot(root, download, urls, split, split_seed, rotations, image_size, resize, train_classes))

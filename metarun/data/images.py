@@ -1,10 +1,6 @@
 """Image data sets: one uint8 tensor sorted by class, and episodes gathered from it.
 
-What every image data set is once its files are known: episodes of a table's classes, by split.
-
-`omniglot.py` and `folder.py` are functions that fill one in. Nothing is read before the first episode is asked for.
-
-A picture of episodes, for the eye: one row per class, support images on the left, queries on the right.
+`omniglot.py` and `folder.py` make them. Nothing is read before the first episode is drawn.
 """
 
 from __future__ import annotations
@@ -22,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from metarun.compute.random import Bits, choose, random_bits, uniform
+from metarun.compute.random import choose, random_bits, uniform
 from metarun.data.augment import Augmentation
 from metarun.data.pixels import Pixels
 from metarun.data.torchvision import load_torchvision
@@ -30,6 +26,14 @@ from metarun.errors import SettingError, UserError, require
 from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
 
 Index = NDArray[np.intp]
+ROTATIONS = ("classes", "train", "task", "none")
+
+# The contact sheet
+EPISODES_SHOWN = 3
+QUERIES = 8  # of each class
+GAP = 12  # pixels between support and query, and between episodes
+LINE = 2  # pixels between images
+SMALLEST = 42  # pixels, the least size of an image
 
 
 class ImageTable(NamedTuple):
@@ -39,7 +43,7 @@ class ImageTable(NamedTuple):
     names: tuple[str, ...]  # of the classes
     starts: Index
     counts: Index
-    forget: Callable[[int], None] = lambda count: None  # told how many bytes were read; gives mapped pages back
+    release: Callable[[int], None] = lambda count: None  # called after reading so many bytes; releases mapped pages
 
 
 @dataclass(frozen=True)
@@ -55,18 +59,18 @@ class ImageEpisodes:
     classes: Index  # [M, R] variants: R of each of the M classes of the split
 
     def check(self, spec: EpisodeSpec, split: Split) -> None:
-        """Raise `SettingError` when an episode of this size cannot be drawn."""
+        """Raise `SettingError` if an episode of this size cannot be drawn."""
         count = len(self.classes)
         require(2 <= spec.ways <= count, "ways", spec.ways, f"must be 2 to {count}, the classes of the {split} split")
         require(spec.shots >= 1, "shots", spec.shots, "must be at least 1")
-        images = self.fewest()
+        images = self.smallest_class()
         name = self.table.names[int(self.classes[self._counts(self.classes[:, 0]).argmin(), 0]) % len(self.table.names)]
         room = f"must be 1 to {images - spec.shots}: class {name} has {images} images and {spec.shots} are support"
         require(spec.shots < images, "shots", spec.shots, f"must be below {images}, the images of class {name}")
         require(1 <= spec.queries <= images - spec.shots, "queries", spec.queries, room)
 
-    def fewest(self) -> int:
-        """The images of the smallest class."""
+    def smallest_class(self) -> int:
+        """The number of images of the smallest class."""
         return int(self._counts(self.classes).min())
 
     def draw(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
@@ -83,66 +87,64 @@ class ImageEpisodes:
         variant_TN = uniform(variant_bits, 0, self.classes.shape[1]).astype(np.intp)
         turns_TN, class_TN = np.divmod(self.classes[choose(class_bits, spec.ways), variant_TN], len(self.table.names))
         image_TNI = image_bits.reshape(len(tasks), spec.ways, most)
-        image_TNE = choose(self._existing(image_TNI, class_TN), spec.shots + spec.queries)
+        # Images that a smaller class lacks get the largest word, so that they are not chosen.
+        missing = np.arange(most) >= self._counts(class_TN)[:, :, None]
+        image_TNI = np.where(missing, np.iinfo(np.uint64).max, image_TNI)
+        image_TNE = choose(image_TNI, spec.shots + spec.queries)
         return self.table.starts[class_TN][:, :, None] + image_TNE, turns_TN
 
-    def _existing(self, image_TNI: Bits, class_TN: Index) -> Bits:
-        """Words of images that a smaller class lacks become the largest, so that they are not chosen."""
-        missing = np.arange(image_TNI.shape[-1]) >= self._counts(class_TN)[:, :, None]
-        return np.where(missing, np.iinfo(np.uint64).max, image_TNI)
-
     def _counts(self, variants: Index) -> Index:
+        """The number of images of each variant's class."""
         return self.table.counts[variants % len(self.table.names)]
 
     def _batch(self, rows_TNE: Index, turns_TN: Index) -> Batch:
+        """Gather the rows and rotate them."""
         tasks, ways, each = rows_TNE.shape
         rows = torch.from_numpy(np.ascontiguousarray(rows_TNE.transpose(0, 2, 1)).reshape(-1))
         images = torch.index_select(self.table.images, 0, rows.to(self.table.images.device))
-        self.table.forget(images.numel())
+        self.table.release(images.numel())
         turns = torch.from_numpy(np.repeat(turns_TN[:, None], each, axis=1).reshape(-1))
         for quarter in (1, 2, 3):
-            turned = (turns == quarter).nonzero().flatten().to(images.device)
-            if len(turned):
-                images[turned] = torch.rot90(images[turned], quarter, (2, 3))
+            index = (turns == quarter).nonzero().flatten().to(images.device)
+            if len(index):
+                images[index] = torch.rot90(images[index], quarter, (2, 3))
         shape = (tasks, each * ways, *images.shape[1:])
         return Batch(images.view(shape), torch.arange(ways).repeat(each).expand(tasks, -1))
 
 
-def variants(classes: Index, total: int, rotations: str) -> Index:
-    """Classes of a split -> the variants [M, R] that its episodes choose from, given all classes of the table.
+def make_variants(classes: Index, total: int, rotations: str) -> Index:
+    """Classes of a split -> the variants [M, R] that its episodes choose from; the table has `total` classes.
 
-    `classes`: each of four rotations is a class of its own; `task`: a class has one of them for an episode; `none`.
+    `classes`: each of four rotations is a class; `task`: a class has one of them in an episode; `none`.
     """
-    turned = np.add.outer(classes, np.arange(1 if rotations == "none" else 4) * total)
-    return turned.reshape(-1, 1) if rotations == "classes" else turned
+    rotated = np.add.outer(classes, np.arange(1 if rotations == "none" else 4) * total)
+    return rotated.reshape(-1, 1) if rotations == "classes" else rotated
 
 
 def members_sha256(members: dict[str, list[str]]) -> str:
-    """The hash of a split: which class names each part holds, whatever their order."""
+    """The hash of a split: the class names of each part, in any order."""
     text = "\n".join(f"{split}:{name}" for split in sorted(members) for name in sorted(members[split]))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-EPISODES_SHOWN = 3
-ROTATIONS = ("classes", "train", "task", "none")
-
-
 class Source(NamedTuple):
-    """The images of a data set, decoded, and which classes each split has."""
+    """The decoded images of a data set, and the classes of each split."""
 
     table: ImageTable
     splits: dict[Split, Index]
-    split: str  # what the split is called
-    notes: dict[str, Any]  # more that belongs beside a number
-    cache: Path  # where the decoded images lie
+    split: str  # its name
+    notes: dict[str, Any]  # further facts
+    cache: Path  # the file of the decoded images
 
 
 @dataclass(frozen=True)
 class ImageData:
+    """Classification of images. `load` reads the images; its argument says whether to verify the cache."""
+
     pixels: Pixels
     rotations: str
     augmentation: Augmentation
-    load: Callable[[bool], Source]  # whether to verify the cache -> the images
+    load: Callable[[bool], Source]
 
     kind: ClassVar[Kind] = "classification"
 
@@ -161,7 +163,7 @@ class ImageData:
         self._episodes[split].check(spec, split)
 
     def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
-        """Images as float32, changed at random in training if that is asked for, then normalised."""
+        """Images as float32, in training augmented if so set, then normalised."""
         drawn = self._episodes[split].draw(split, seed, step, tasks, spec)
         if split != "train" or not self.augmentation.active:
             return Task(*(Batch(self.pixels.to_inputs(b.x), b.y) for b in drawn))
@@ -169,11 +171,11 @@ class ImageData:
         return Task(*(Batch(self.pixels.standardize(x), b.y) for x, b in zip(changed, drawn, strict=True)))
 
     def reference_inputs(self, count: int) -> Tensor:
-        """One image of each of `count` training classes (or several where there are fewer), drawn with seed 0 apart
-        from every training episode, and never augmented."""
+        """One image of each of `count` training classes (several if there are fewer), drawn with seed 0 at a step that
+        no training reaches, never augmented."""
         episodes = self._episodes["train"]
         ways = min(count, len(episodes.classes))
-        shots = min(-(-count // ways), episodes.fewest())
+        shots = min(-(-count // ways), episodes.smallest_class())
         drawn = episodes.draw("train", 0, 2**63, range(1), EpisodeSpec(ways, shots, queries=0))
         return self.pixels.to_inputs(drawn.support.x[0][:count])
 
@@ -194,8 +196,8 @@ class ImageData:
         }
 
     def describe(self) -> dict[str, Any]:
-        """What the data set holds, after summing the decoded images again."""
-        source = self._loaded(verify=True)
+        """The facts and the size of the data set, after verifying the cache."""
+        source = self._load(verify=True)
         counts = {split: source.table.counts[ids] for split, ids in source.splits.items()}
         return self.facts() | {
             "parts": {
@@ -207,7 +209,7 @@ class ImageData:
         }
 
     def contact_sheet(self, spec: EpisodeSpec) -> Image.Image:
-        """A picture of the first training episodes, as they are trained on."""
+        """An image of the first training episodes, augmented as in training."""
         self.check("train", spec)
         return draw_contact_sheet(self.episodes("train", 0, 0, range(EPISODES_SHOWN), spec), spec, self.pixels)
 
@@ -218,49 +220,43 @@ class ImageData:
 
     @functools.cached_property
     def source(self) -> Source:
-        return self._loaded(verify=False)
+        return self._load(verify=False)
 
-    def _loaded(self, verify: bool) -> Source:
+    def _load(self, verify: bool) -> Source:
         try:
             return self.load(verify)
-        except SettingError as error:  # complete: what asks for images does not know whose keys these are
+        except SettingError as error:  # name the whole key: callers do not know that it is one of data
             raise UserError(str(error.under("data"))) from error
 
     @functools.cached_property
     def _episodes(self) -> dict[Split, ImageEpisodes]:
         table, splits = self.source.table, self.source.splits
-        return {s: ImageEpisodes(table, variants(ids, len(table.names), self._turned(s))) for s, ids in splits.items()}
-
-    def _turned(self, split: Split) -> str:
-        """The rotations of a split: `train` turns the training classes alone."""
-        if self.rotations != "train":
-            return self.rotations
-        return "classes" if split == "train" else "none"
-
-
-QUERIES = 8  # shown of each class
-GAP = 12  # pixels between support and query, and between episodes
-LINE = 2  # pixels between images
-SMALLEST = 42  # pixels that an image is shown with at least
+        episodes = {}
+        for split, classes in splits.items():
+            rotations = self.rotations
+            if rotations == "train":
+                rotations = "classes" if split == "train" else "none"
+            episodes[split] = ImageEpisodes(table, make_variants(classes, len(table.names), rotations))
+        return episodes
 
 
 def draw_contact_sheet(episodes: Task, spec: EpisodeSpec, pixels: Pixels) -> Image.Image:
-    """Episodes [T, ...] below each other, each image as the network gets it but for its normalisation."""
+    """Episodes [T, ...] below each other: a row per class, support on the left, queries on the right. Images are the
+    inputs of the network, without normalisation."""
     sheets = []
     for t in range(len(episodes.support.x)):
-        parts = [Batch(b.x[t], b.y[t]) for b in episodes]
-        columns = (spec.shots, min(spec.queries, QUERIES))
-        grids = [_grid(part, pixels, spec.ways, count) for part, count in zip(parts, columns, strict=True)]
-        height = grids[0].shape[1]
-        sheets.append(torch.cat([grids[0], torch.full((3, height, GAP), 255, dtype=torch.uint8), grids[1]], 2))
+        support = _draw_grid(episodes.support.x[t], pixels, spec.ways, spec.shots)
+        query = _draw_grid(episodes.query.x[t], pixels, spec.ways, min(spec.queries, QUERIES))
+        gap = torch.full((3, support.shape[1], GAP), 255, dtype=torch.uint8)
+        sheets.append(torch.cat([support, gap, query], 2))
     gap = torch.full((3, GAP, sheets[0].shape[2]), 255, dtype=torch.uint8)
     rows = [part for sheet in sheets for part in (sheet, gap)][:-1]
     return Image.fromarray(torch.cat(rows, 1).permute(1, 2, 0).numpy())
 
 
-def _grid(batch: Batch, pixels: Pixels, ways: int, columns: int) -> Tensor:
-    """`columns` images of each class, class n in row n; rows of the batch are ordered shot by shot."""
-    shown = batch.x.unflatten(0, (-1, ways))[:columns].transpose(0, 1).flatten(0, 1)
+def _draw_grid(x: Tensor, pixels: Pixels, ways: int, columns: int) -> Tensor:
+    """Images [S, C, H, W], ordered shot by shot -> `columns` images of each class, class n in row n."""
+    shown = x.unflatten(0, (-1, ways))[:columns].transpose(0, 1).flatten(0, 1)
     scale = -(-SMALLEST // pixels.size)
     images = pixels.to_bytes(shown).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     return load_torchvision().utils.make_grid(images, nrow=columns, padding=LINE, pad_value=255)

@@ -1,14 +1,15 @@
-"""A data set of which only a fixed number of training tasks is ever seen: the setting that stability theory speaks of.
+"""A data set with a fixed number of training tasks: the setting of stability theory.
 
-The pool S holds `size` tasks with their support and query rows, drawn once; every training task is one of them, chosen
-uniformly with replacement as a function of (seed, step, task index). `replaced` = i exchanges task i for one from
-outside of S and leaves all else, the order of the draws too: S and S^(i) of uniform stability (Maurer 2005). Validation
+The pool S has `size` tasks with their support and query rows, drawn once. Each training task is one of them, chosen
+uniformly with replacement as a function of (seed, step, task index). `replaced` = i replaces task i by one from outside
+of S and changes nothing else, nor the order of the draws: S and S^(i) of uniform stability (Maurer 2005). Validation
 and test are those of the data set.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,30 @@ from metarun.errors import require
 from metarun.types import Batch, Dataset, EpisodeSpec, Kind, Split, Task
 
 POOL_STEP = 2**41
-"""The step whose tasks the pool is made of: one that no training reaches."""
+"""The pool consists of tasks of this step, which no training reaches."""
+
+
+class DatasetWrapper:
+    """A data set with the inputs and outputs of `dataset`."""
+
+    dataset: Dataset
+
+    @property
+    def kind(self) -> Kind:
+        return self.dataset.kind
+
+    def input_shape(self) -> tuple[int, ...]:
+        return self.dataset.input_shape()
+
+    def outputs(self, ways: int) -> int:
+        return self.dataset.outputs(ways)
+
+    def reference_inputs(self, count: int) -> Tensor:
+        return self.dataset.reference_inputs(count)
 
 
 @dataclass(frozen=True)
-class TaskPool:
+class TaskPool(DatasetWrapper):
     dataset: Dataset
     size: int
     seed: int  # of the pool, not of the run
@@ -34,19 +54,9 @@ class TaskPool:
         inside = self.replaced is None or 0 <= self.replaced < self.size
         require(inside, "train.pool_replaced", self.replaced, f"must be 0 to {self.size - 1}, a task of the pool")
 
-    @property
-    def kind(self) -> Kind:
-        return self.dataset.kind
-
     def __getattr__(self, name: str) -> Any:
-        """What a kind of data set has beyond the protocol, as `members`."""
+        """The optional members of the data set (`DatasetOptions`)."""
         return getattr(self.dataset, name)
-
-    def input_shape(self) -> tuple[int, ...]:
-        return self.dataset.input_shape()
-
-    def outputs(self, ways: int) -> int:
-        return self.dataset.outputs(ways)
 
     def check(self, split: Split, spec: EpisodeSpec) -> None:
         self.dataset.check(split, spec)
@@ -58,22 +68,16 @@ class TaskPool:
         index = torch.from_numpy(chosen.astype("int64"))
         return Task(*(Batch(b.x[index], b.y[index]) for b in self.tasks(spec)))
 
-    def tasks(self, spec: EpisodeSpec) -> Task:
-        """All tasks of the pool, in order."""
-        return self._drawn(spec)
-
-    def reference_inputs(self, count: int) -> Tensor:
-        return self.dataset.reference_inputs(count)
-
     def facts(self) -> dict[str, Any]:
         pool = {"pool": self.size, "pool_seed": self.seed, "pool_replaced": self.replaced}
         return self.dataset.facts() | pool
 
     @functools.cached_property
-    def _drawn(self) -> Any:
-        return functools.cache(self._draw)
+    def tasks(self) -> Callable[[EpisodeSpec], Task]:
+        """The size of an episode -> all tasks of the pool, in order."""
+        return functools.cache(self._draw_tasks)
 
-    def _draw(self, spec: EpisodeSpec) -> Task:
+    def _draw_tasks(self, spec: EpisodeSpec) -> Task:
         drawn = self.dataset.episodes("train", self.seed, POOL_STEP, range(self.size + 1), spec)
         order = torch.arange(self.size)
         if self.replaced is not None:

@@ -1,18 +1,17 @@
-r"""Test tasks unlike those of training: a data set around a data set, whose test episodes come from elsewhere.
+r"""Test tasks unlike those of training: data sets around a data set, with other test episodes.
 
-All is a pure function of the same arguments as in the data set inside. Population statistics stay those of its training
-images: a network that is tested under a shift does not know of it.
+Episodes are a pure function of the same arguments as in the original data set. Population statistics stay those of its
+training images: a network does not know that it is tested under a shift.
 
-Changes of images that a network was not trained on: turned, out of focus, with less contrast, noisy.
+`ImageChange` changes images in ways that a network was not trained on:
 
-    turned     about the middle, counter-clockwise by `rotate` degrees, bilinear (which softens fine strokes, but not at
-               multiples of 90). What comes in from outside is paper (0) for drawings in ink, and for photographs the
-               picture mirrored at its edge
+    rotated    about the middle, counter-clockwise by `rotate` degrees, bilinear (which softens fine strokes, but not at
+               multiples of 90). Drawings in ink are continued by paper (0), photographs are mirrored at their edges
     blurred    by a Gaussian whose standard deviation is `blur` pixels
     contrast   v -> m + c (v - m), c = `contrast`, m the mean grey of the image
     noisy      v -> v + e, e ~ N(0, noise^2) for each value
 
-in this order, then cut to [0, 1]. The noise is a function of (seed, step, task, support or query).
+in this order, then clamped to [0, 1]. The noise is a function of (seed, step, task, support or query).
 """
 
 from __future__ import annotations
@@ -33,17 +32,18 @@ from metarun.compute.random import augmentation_bits, random_bits, uniform
 from metarun.data.augment import luma
 from metarun.data.images import ImageData, Index
 from metarun.data.pixels import Pixels
+from metarun.data.pool import DatasetWrapper
 from metarun.data.torchvision import load_torchvision
 from metarun.errors import SettingError, require
-from metarun.types import Batch, Dataset, EpisodeSpec, Kind, Split, Task
+from metarun.types import Batch, Dataset, EpisodeSpec, Split, Task
 
 GROUP_STEP = 2**42
-"""Groups are chosen at the step plus this, and group g draws at the step plus (g + 2) of it: no training comes there,
-and no two groups share their random numbers."""
+"""Groups are chosen at the step plus this, and group g draws at the step plus (g + 2) times this: no training reaches
+these steps, and no two groups share random numbers."""
 
 
 class Episodes(Protocol):
-    """The part of a data set that a shift replaces; every data set has it."""
+    """The part of a data set that a shift replaces."""
 
     def check(self, split: Split, spec: EpisodeSpec) -> None: ...
 
@@ -53,30 +53,17 @@ class Episodes(Protocol):
 
 
 @dataclass(frozen=True)
-class Shifted:
+class Shifted(DatasetWrapper):
     """A data set with other test episodes."""
 
     dataset: Dataset
     tested: Episodes
-
-    @property
-    def kind(self) -> Kind:
-        return self.dataset.kind
-
-    def input_shape(self) -> tuple[int, ...]:
-        return self.dataset.input_shape()
-
-    def outputs(self, ways: int) -> int:
-        return self.dataset.outputs(ways)
 
     def check(self, split: Split, spec: EpisodeSpec) -> None:
         self._of(split).check(split, spec)
 
     def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
         return self._of(split).episodes(split, seed, step, tasks, spec)
-
-    def reference_inputs(self, count: int) -> Tensor:
-        return self.dataset.reference_inputs(count)
 
     def facts(self) -> dict[str, Any]:
         return self.dataset.facts() | {"tested_on": self.tested.facts()}
@@ -87,30 +74,30 @@ class Shifted:
 
 @dataclass(frozen=True)
 class ChangedImages:
-    """Every image, of support and query alike, goes through a change; the episodes are the same."""
+    """The same episodes with every image changed, of support and query alike."""
 
-    inside: Episodes
+    original: Episodes
     pixels: Pixels  # of its images
     change: ImageChange
 
     def check(self, split: Split, spec: EpisodeSpec) -> None:
-        self.inside.check(split, spec)
+        self.original.check(split, spec)
 
     def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
-        drawn = self.inside.episodes(split, seed, step, tasks, spec)
+        drawn = self.original.episodes(split, seed, step, tasks, spec)
         plain = (self.pixels.to_bytes(batch.x) / 255 for batch in drawn)
         changed = (self.change(x, self.pixels.ink, seed, step, tasks, part) for part, x in enumerate(plain))
         return Task(*(Batch(self.pixels.standardize(x), b.y) for x, b in zip(changed, drawn, strict=True)))
 
     def facts(self) -> dict[str, Any]:
-        return self.inside.facts() | {"images_changed": dataclasses.asdict(self.change)}
+        return self.original.facts() | {"images_changed": dataclasses.asdict(self.change)}
 
 
 @dataclass(frozen=True)
 class WithinGroups:
-    """All classes of an episode are of one group, as the characters of one alphabet.
+    """Episodes whose classes are all of one group, as the characters of one alphabet.
 
-    A task's group is chosen uniformly among those with at least `ways` classes in the test split, its classes as ever.
+    A task's group is chosen uniformly among those with at least `ways` classes in the test split.
     """
 
     data: ImageData
@@ -118,7 +105,7 @@ class WithinGroups:
     def check(self, split: Split, spec: EpisodeSpec) -> None:
         large = self._large(spec)
         if not large:
-            raise SettingError("ways", spec.ways, "no group of test classes has as many")
+            raise SettingError("ways", spec.ways, "no group of test classes has so many")
         for part in large:
             part.check("test", spec)
 
@@ -141,7 +128,7 @@ class WithinGroups:
 
     @functools.cached_property
     def _groups(self) -> dict[str, Index]:
-        return by_group(self.data, self.data.source.splits["test"])
+        return group_classes(self.data, self.data.source.splits["test"])
 
     @functools.cached_property
     def _of_group(self) -> Callable[[str], ImageData]:
@@ -149,15 +136,14 @@ class WithinGroups:
 
 
 def with_test_classes(data: ImageData, classes: Sequence[int] | Index) -> ImageData:
-    """The same images, tested on these classes (numbers of the table) instead of the split's."""
+    """The same images, tested on these classes (indices in the table) instead of the split's."""
     source = data.source
     splits = source.splits | {"test": np.asarray(classes, dtype=np.intp)}
     return dataclasses.replace(data, load=lambda verify: source._replace(splits=splits))
 
 
-def by_group(data: ImageData, classes: Index) -> dict[str, Index]:
-    """Classes by what stands before the last stroke of their names: ALPHABET of ALPHABET/CHARACTER; a class whose name
-    has none is in no group."""
+def group_classes(data: ImageData, classes: Index) -> dict[str, Index]:
+    """The indices of the classes of each group: GROUP/CLASS belongs to GROUP; a class without a slash, to none."""
     found: dict[str, list[int]] = {}
     for i in classes.tolist():
         group = data.source.table.names[i].rpartition("/")[0]
@@ -182,12 +168,12 @@ class ImageChange:
             require(0 <= value < math.inf, name, value, "must be at least 0 and finite")
 
     def __call__(self, images: Tensor, ink: bool, seed: int, step: int, tasks: range, part: int) -> Tensor:
-        """`part` tells support from query."""
+        """`part` is 0 for support, 1 for query; `ink` says whether the background is 0."""
         flat = images.flatten(0, 1)
         if self.rotate:
-            flat = turned(flat, self.rotate, "zeros" if ink else "reflection")
+            flat = rotate_images(flat, self.rotate, "zeros" if ink else "reflection")
         if self.blur:
-            flat = blurred(flat, self.blur)
+            flat = blur_images(flat, self.blur)
         if self.contrast != 1:
             flat = torch.lerp(luma(flat).mean((1, 2, 3), keepdim=True), flat, self.contrast)
         changed = flat.view_as(images)
@@ -196,17 +182,17 @@ class ImageChange:
         return changed.clamp(0, 1)
 
 
-def turned(images: Tensor, degrees: float, outside: str) -> Tensor:
-    """[B, C, H, W] turned counter-clockwise; `outside` is a padding mode of grid_sample."""
+def rotate_images(images: Tensor, degrees: float, outside: str) -> Tensor:
+    """Rotate [B, C, H, W] counter-clockwise; `outside` is a padding mode of grid_sample."""
     angle = math.radians(degrees)
     inverse = [[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]]
-    where = images.new_tensor(inverse).expand(len(images), 2, 3)
-    grid = affine_grid(where, list(images.shape), align_corners=False)
+    theta = images.new_tensor(inverse).expand(len(images), 2, 3)
+    grid = affine_grid(theta, list(images.shape), align_corners=False)
     return grid_sample(images, grid, mode="bilinear", padding_mode=outside, align_corners=False)
 
 
-def blurred(images: Tensor, deviation: float) -> Tensor:
-    """[B, C, H, W]; the kernel reaches three deviations far, but not beyond the image."""
+def blur_images(images: Tensor, deviation: float) -> Tensor:
+    """Blur [B, C, H, W] with a Gaussian kernel, cut off at three deviations or at the size of the image."""
     load_torchvision()
     from torchvision.transforms.functional import gaussian_blur
 
@@ -215,7 +201,7 @@ def blurred(images: Tensor, deviation: float) -> Tensor:
 
 
 def _normals(images: Tensor, seed: int, step: int, tasks: range, part: int) -> Tensor:
-    """Standard normals in the shape of images [T, ...], each task's from a seed of its own."""
+    """Standard normals in the shape of images [T, ...]; each task has its own seed."""
     seeds = augmentation_bits(seed, step, tasks, part, 1)[:, 0] >> 1  # below 2^63
     draws = [torch.Generator().manual_seed(int(s)) for s in seeds]
     return torch.stack([torch.randn(images.shape[1:], generator=draw) for draw in draws]).to(images)

@@ -602,7 +602,7 @@ def test_pages_are_given_back_after_so_many_bytes_and_come_back_from_the_file(
     monkeypatch.setattr(cache, "RESIDENT", 100)
     found = cached_images("toy", "print", Builder())
     found.table.images[0, 0, 0, 0] = 99
-    found.table.forget(60)
+    found.table.release(60)
     assert found.table.images[0, 0, 0, 0] == 99
-    found.table.forget(60)
+    found.table.release(60)
     assert_table(found, table())

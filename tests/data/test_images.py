@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from metarun.data.images import ImageEpisodes, ImageTable, members_sha256, variants
+from metarun.data.images import ImageEpisodes, ImageTable, make_variants, members_sha256
 from metarun.errors import SettingError
 from metarun.types import Batch, EpisodeSpec, Task
 
@@ -48,12 +48,12 @@ def episodes(counts: list[int]) -> ImageEpisodes:
 
 def turned_by_task(counts: list[int]) -> ImageEpisodes:
     """Four variants of each class, of which an episode takes one."""
-    return ImageEpisodes(table(counts), variants(np.arange(len(counts)), len(counts), "task"))
+    return ImageEpisodes(table(counts), make_variants(np.arange(len(counts)), len(counts), "task"))
 
 
 def turned_classes(counts: list[int]) -> ImageEpisodes:
     """Four classes of each class."""
-    return ImageEpisodes(table(counts), variants(np.arange(len(counts)), len(counts), "classes"))
+    return ImageEpisodes(table(counts), make_variants(np.arange(len(counts)), len(counts), "classes"))
 
 
 def draw(data: ImageEpisodes, tasks: int, spec: EpisodeSpec, seed: int = 0) -> Task:
@@ -149,7 +149,7 @@ def test_each_class_of_an_episode_has_a_variant_of_its_own() -> None:
 
 @pytest.mark.parametrize("rotations", ["none", "task", "classes"])
 def test_only_the_classes_of_the_split_are_drawn(rotations: str) -> None:
-    data = ImageEpisodes(table([4] * 6), variants(np.array([5, 1, 2]), 6, rotations))
+    data = ImageEpisodes(table([4] * 6), make_variants(np.array([5, 1, 2]), 6, rotations))
     drawn = decode(draw(data, 200, EpisodeSpec(ways=2, shots=1, queries=1)).support)
     assert set(drawn.classes.ravel()) == {1, 2, 5}
     assert set(drawn.turns.ravel()) == ({0} if rotations == "none" else {0, 1, 2, 3})
@@ -232,8 +232,8 @@ def test_the_smallest_class_of_the_split_sets_the_limit_and_is_named(
     split: list[int], name: str, images: int, rotations: str
 ) -> None:
     """Not the smallest of the table, which may be of another split; by its own name, however it is turned."""
-    data = ImageEpisodes(table([9, 7, 3, 5, 8]), variants(np.array(split), 5, rotations))
-    assert data.fewest() == images
+    data = ImageEpisodes(table([9, 7, 3, 5, 8]), make_variants(np.array(split), 5, rotations))
+    assert data.smallest_class() == images
     data.check(EpisodeSpec(2, 1, images - 1), "val")
     with pytest.raises(SettingError, match=f"must be below {images}, the images of class {name}$"):
         data.check(EpisodeSpec(2, images, 1), "val")
@@ -243,7 +243,7 @@ def test_the_smallest_class_of_the_split_sets_the_limit_and_is_named(
 
 @pytest.mark.parametrize(("rotations", "classes"), [("none", 3), ("task", 3), ("classes", 12)])
 def test_ways_are_limited_by_the_classes_with_their_turns(rotations: str, classes: int) -> None:
-    data = ImageEpisodes(table([2] * 3), variants(np.arange(3), 3, rotations))
+    data = ImageEpisodes(table([2] * 3), make_variants(np.arange(3), 3, rotations))
     data.check(EpisodeSpec(classes, 1, 1), "test")
     with pytest.raises(SettingError, match=f"must be 2 to {classes}, the classes of the test split"):
         data.check(EpisodeSpec(classes + 1, 1, 1), "test")
@@ -252,9 +252,9 @@ def test_ways_are_limited_by_the_classes_with_their_turns(rotations: str, classe
 def test_variants_are_one_four_of_a_class_or_four_classes() -> None:
     """Variant c + r C is class c turned r times; C counts the classes of all splits."""
     classes = np.array([4, 0])
-    np.testing.assert_array_equal(variants(classes, 5, "none"), [[4], [0]])
-    np.testing.assert_array_equal(variants(classes, 5, "task"), [[4, 9, 14, 19], [0, 5, 10, 15]])
-    as_classes = variants(classes, 5, "classes")
+    np.testing.assert_array_equal(make_variants(classes, 5, "none"), [[4], [0]])
+    np.testing.assert_array_equal(make_variants(classes, 5, "task"), [[4, 9, 14, 19], [0, 5, 10, 15]])
+    as_classes = make_variants(classes, 5, "classes")
     assert as_classes.shape == (8, 1)
     assert sorted(as_classes.ravel()) == [0, 4, 5, 9, 10, 14, 15, 19]
 
