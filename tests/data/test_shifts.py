@@ -11,9 +11,9 @@ from metarun.data.shifts import (
     ImageChange,
     Shifted,
     WithinGroups,
-    blurred,
-    by_group,
-    turned,
+    blur_images,
+    group_classes,
+    rotate_images,
     with_test_classes,
 )
 from metarun.errors import SettingError
@@ -25,20 +25,20 @@ def test_turning_by_quarters_is_rot90(side: int, outside: str) -> None:
     images = torch.rand(2, 3, side, side, dtype=torch.float64)
     for quarter in (1, 2, 3):
         expected = torch.rot90(images, quarter, (2, 3))
-        torch.testing.assert_close(turned(images, 90 * quarter, outside), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(rotate_images(images, 90 * quarter, outside), expected, rtol=0, atol=1e-12)
 
 
 def test_turning_brings_paper_from_outside_of_a_drawing_and_the_picture_itself_for_photographs() -> None:
     white = torch.ones(1, 1, 20, 20)
-    assert float(turned(white, 45, "zeros")[0, 0, 0, 0]) == 0
-    torch.testing.assert_close(turned(white, 45, "reflection"), white)
+    assert float(rotate_images(white, 45, "zeros")[0, 0, 0, 0]) == 0
+    torch.testing.assert_close(rotate_images(white, 45, "reflection"), white)
 
 
 def test_a_turned_spot_lies_where_the_rotation_matrix_puts_it() -> None:
     """A spot 8 pixels to the right of the middle, by 30 degrees counter-clockwise: 8 cos 30 right, 8 sin 30 up."""
     images = torch.zeros(1, 1, 33, 33, dtype=torch.float64)
     images[0, 0, 16, 24] = 1.0
-    found = turned(images, 30, "zeros")[0, 0]
+    found = rotate_images(images, 30, "zeros")[0, 0]
     rows, columns = torch.meshgrid(torch.arange(33), torch.arange(33), indexing="ij")
     mass = found / found.sum()
     middle = float((mass * rows).sum()) - 16, float((mass * columns).sum()) - 16
@@ -51,7 +51,7 @@ def test_blur_is_the_convolution_with_a_gaussian() -> None:
     line = torch.exp(-((torch.arange(21, dtype=torch.float64) - 10) ** 2) / (2 * 1.5**2))
     line[(torch.arange(21) - 10).abs() > 5] = 0  # three deviations, rounded up
     line /= line.sum()
-    torch.testing.assert_close(blurred(spot, 1.5)[0, 0], torch.outer(line, line), rtol=0, atol=1e-9)
+    torch.testing.assert_close(blur_images(spot, 1.5)[0, 0], torch.outer(line, line), rtol=0, atol=1e-9)
 
 
 def test_less_contrast_moves_every_value_towards_the_mean_grey() -> None:
@@ -117,7 +117,7 @@ def test_within_groups_a_task_does_not_depend_on_those_drawn_beside_it() -> None
 def test_within_groups_more_ways_than_any_alphabet_has_are_refused() -> None:
     within = WithinGroups(alphabets())
     within.check("test", SPEC._replace(ways=5))
-    with pytest.raises(SettingError, match="ways=6: no group of test classes has as many"):
+    with pytest.raises(SettingError, match="ways=6: no group of test classes has so many"):
         within.check("test", SPEC._replace(ways=6))
 
 
@@ -127,4 +127,4 @@ def test_a_data_set_with_other_test_classes_keeps_all_else() -> None:
     other = with_test_classes(data, chosen)
     assert set(drawn_classes(draw(other)).flatten().tolist()) <= set(chosen.tolist())
     assert same(draw(other, split="train"), draw(data, split="train"))
-    assert {g: len(ids) for g, ids in by_group(data, data.source.splits["test"]).items()} == ALPHABETS["test"]
+    assert {g: len(ids) for g, ids in group_classes(data, data.source.splits["test"]).items()} == ALPHABETS["test"]
