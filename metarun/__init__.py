@@ -26,7 +26,7 @@ __all__ = ["UserError", "build_algorithm", "compose", "run"]
 
 def compose(overrides: list[str] | None = None) -> Config:
     """The settings that these command-line overrides give."""
-    from metarun.cli.main import compose
+    from metarun.cli.compose import compose
 
     return compose(overrides or [])
 

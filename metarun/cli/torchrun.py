@@ -1,4 +1,4 @@
-"""The command line in one of several processes: rank 0 owns the folder and speaks, the others write nothing."""
+"""The command line in several processes of torchrun: rank 0 writes to the run folder and prints, the others do not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SILENT = {
 
 
 class OneFolder(Callback):
-    """Keeps Hydra from making folders and files in any process but the first."""
+    """Keep Hydra from making folders and files in any process but the first."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         if ranks.rank() > 0:
@@ -32,17 +32,20 @@ class OneFolder(Callback):
                 config.hydra.job_logging = SILENT
 
 
-def end(code: Any) -> NoReturn:
-    """End one of several processes, by no way but this one: the threads of torch's exchange between processes abort an
-    interpreter that winds down now and then (torch 2.13: "terminate called without an active exception")."""
+def end_process(code: Any) -> NoReturn:
+    """End one of several processes at once.
+
+    The threads of torch.distributed may abort an interpreter that shuts down in the ordinary way (torch 2.13:
+    "terminate called without an active exception").
+    """
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def be_quiet() -> None:
-    """Leave stdout and warnings to the first process."""
+def silence_other_ranks() -> None:
+    """Discard stdout and warnings of every process but the first."""
     if ranks.rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
         warnings.simplefilter("ignore")

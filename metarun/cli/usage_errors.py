@@ -1,4 +1,4 @@
-"""Composition errors in one line with the key, the value and the nearest valid names."""
+"""Describe a user's mistake in one line, with the key, the value and the nearest valid names."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun.cli import experiments
 from metarun.config import catalogue
-from metarun.errors import UserError, nearest
-from metarun.errors import one_line as one_line_of
+from metarun.errors import UserError, nearest, one_line
 
 EXTRAS = {
     "hydra/launcher/joblib": "joblib",
@@ -23,7 +22,7 @@ EXTRAS = {
     "hydra/launcher/ray": "ray",
     "hydra/sweeper/optuna": "optuna",
 }
-"""Plugins of Hydra, and the extra that each comes with."""
+"""Hydra's plugins, and the extra of metarun that installs each."""
 
 LAUNCHER = re.compile(r"hydra_plugins\.\w+_launcher\.")
 HYDRAS = ("hydra.", "omegaconf.", "antlr4.")
@@ -32,12 +31,12 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 ADVICE = "HYDRA_FULL_ERROR=1 shows where"
 
 
-def one_line(error: BaseException) -> str | None:
-    """What to tell the user, or None when the error is not one of theirs."""
+def describe_usage_error(error: BaseException) -> str | None:
+    """The line for the user, None if the error is not a user's mistake."""
     chain = list(_causes(error))
     for link in chain:
         if isinstance(link, UserError):
-            return one_line_of(link)
+            return one_line(link)
     for link in chain:
         if hasattr(link, "missing_cfg_file"):
             return _missing_option(link)
@@ -46,30 +45,26 @@ def one_line(error: BaseException) -> str | None:
             return _bad_key(link)
     for link in chain:
         if isinstance(link, OSError) and link.filename:
-            return one_line_of(f"{link.filename}: {link.strerror}")
+            return one_line(f"{link.filename}: {link.strerror}")
     for link in chain:
         if isinstance(link, OSError) and link.errno in DISK:  # an error in writing does not say which file it was
             return f"a file cannot be written ({link.strerror})"
-    if _of_launcher(error):
-        return one_line_of(f"hydra.launcher: cannot start jobs with these settings ({type(error).__name__}: {error})")
-    hydra_made = type(error).__module__.startswith(HYDRAS) or _raised_in(error).startswith(HYDRAS)
-    return one_line_of(error) if hydra_made else None
+    if _failed_in_launcher(error):
+        return one_line(f"hydra.launcher: cannot start jobs with these settings ({type(error).__name__}: {error})")
+    # By the module that raised it: Hydra refuses some overrides with a bare ValueError.
+    hydra_made = type(error).__module__.startswith(HYDRAS) or _modules(error)[-1].startswith(HYDRAS)
+    return one_line(error) if hydra_made else None
 
 
-def _raised_in(error: BaseException) -> str:
-    """The module in which it was raised: Hydra meets some of what can be typed with a bare ValueError."""
-    return _modules(error)[-1]
-
-
-def _of_launcher(error: BaseException) -> bool:
-    """Whether a launcher or what it stands on failed, and no job that it ran, here or in a worker of its own."""
+def _failed_in_launcher(error: BaseException) -> bool:
+    """Whether a launcher or a library below it failed, and not a job that it ran, here or in a worker of its own."""
     modules, remote = _modules(error), type(error.__cause__).__name__ == "_RemoteTraceback"
     starts = [n for n, module in enumerate(modules) if LAUNCHER.match(module)]
     return bool(starts) and not remote and not any(m.startswith("metarun") for m in modules[starts[0] :])
 
 
 def _modules(error: BaseException) -> list[str]:
-    """Those that an error passed through, where it was raised last."""
+    """The modules that an error passed through; the last one raised it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return [str(frame.f_globals.get("__name__", "")) for frame in frames] or [""]
 
@@ -104,6 +99,6 @@ def _bad_key(error: OmegaConfBaseException) -> str:
     reason = " ".join(str(error.msg or error).split("\n")[0].split())
     if re.search(r"not in struct|not in '|is not in", reason):
         siblings: Any = [] if parent is None else OmegaConf.to_container(parent, resolve=False)
-        return one_line_of(f"{key}: no such setting, {nearest(str(error.key), siblings)}")
+        return one_line(f"{key}: no such setting, {nearest(str(error.key), siblings)}")
     value = "" if error.value is None else f"={error.value}"
-    return one_line_of(f"{key}{value}: {reason}")
+    return one_line(f"{key}{value}: {reason}")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 import metarun
 from metarun.analyses.analysis import Cell, Context, Row, mask_diverged, run_analysis
-from metarun.cli.main import compose
+from metarun.cli.compose import compose
 from metarun.config.catalogue import conf_folder
 from metarun.config.components import build
 from metarun.errors import UserError

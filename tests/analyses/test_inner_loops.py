@@ -16,7 +16,7 @@ from metarun.analyses.stability import (
     compare_outcomes,
     evaluate_last_weights,
 )
-from metarun.cli.main import compose
+from metarun.cli.compose import compose
 from metarun.config.components import build
 from metarun.errors import UserError
 from metarun.jobs.train import train_job

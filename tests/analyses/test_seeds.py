@@ -11,7 +11,7 @@ from helpers.analyses import TINY, make_context, run_in_context
 
 from metarun.analyses.analysis import Context
 from metarun.analyses.seeds import Seeds, find_source_run
-from metarun.cli.main import compose
+from metarun.cli.compose import compose
 from metarun.jobs.train import train_job
 from metarun.statistics.variance import variance_components
 from metarun.storage.run_folder import RunFolder

@@ -12,7 +12,7 @@ from helpers.analyses import ignore, make_context, run_in_context
 from metarun.analyses.analysis import Context, run_analysis
 from metarun.analyses.data_amount import DataAmount
 from metarun.analyses.stability_map import StabilityMap
-from metarun.cli.main import compose
+from metarun.cli.compose import compose
 from metarun.errors import UserError
 from metarun.jobs.train import train_job
 

@@ -16,7 +16,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 
 from metarun import jobs
-from metarun.cli import main
+from metarun.cli.compose import SCHEMA
 from metarun.config import schema
 
 HEAVY = ("torch", "torchvision", "numpy", "matplotlib", "jinja2", "wandb", "PIL", "rich", "tensorboard")
@@ -103,4 +103,4 @@ def test_listing_groups_does_not_copy_the_schemas_and_what_is_loaded_is_a_copy_s
     assert copy.deepcopy([store])[0] is store
     first, second = (store.load("schema.yaml").node for _ in range(2))
     first.train.steps = 7
-    assert second.train.steps == main.SCHEMA.train.steps == schema.Config().train.steps
+    assert second.train.steps == SCHEMA.train.steps == schema.Config().train.steps

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.quadratic import LinearModel, QuadraticTasks
 
-from metarun.cli.main import compose
+from metarun.cli.compose import compose
 from metarun.data.pool import TaskPool
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import SettingError

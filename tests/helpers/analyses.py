@@ -12,7 +12,7 @@ import pytest
 
 import metarun
 from metarun.analyses.analysis import Context, run_analysis
-from metarun.cli.main import compose
+from metarun.cli.compose import compose
 from metarun.errors import UserError
 from metarun.jobs.train import train_job
 

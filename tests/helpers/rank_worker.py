@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import metarun
-from metarun.cli.torchrun import end
+from metarun.cli.torchrun import end_process
 from metarun.jobs.summary import params_sha256
 from metarun.storage import ranks
 
@@ -35,7 +35,7 @@ def main() -> None:
         found = run(case)
         path = listed.parent / "ranks" / f"{case['name']}-{ranks.rank()}.json"
         path.write_text(json.dumps(found))
-    end(0)
+    end_process(0)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metarun.cli.main import compose
+from metarun.cli.compose import compose
 from metarun.errors import UserError
 from metarun.jobs.analyze import analyze_job
 from metarun.jobs.train import train_job
@@ -63,11 +63,11 @@ def test_mistakes_are_answered_by_one_line(tmp_path: Path) -> None:
 
 
 def test_an_unknown_analysis_is_refused_by_name() -> None:
-    from metarun.cli.usage_errors import one_line
+    from metarun.cli.usage_errors import describe_usage_error
 
     with pytest.raises(Exception, match="sensitivvity") as error:
         compose(["analysis=sensitivvity"])
-    message = one_line(error.value)
+    message = describe_usage_error(error.value)
     assert message is not None
     assert "\n" not in message
     assert "sensitivity" in message

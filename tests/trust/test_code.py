@@ -19,7 +19,7 @@ import yaml
 from helpers.report_folders import write_run
 
 import metarun
-from metarun.cli import main
+from metarun.cli.compose import compose
 from metarun.config import catalogue, components
 from metarun.config.from_run import reuse_settings
 from metarun.data.cache import Decoded, cached_images
@@ -170,7 +170,7 @@ def test_a_picture_starts_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_folder(tmp_path: Path, **changes: Any) -> Path:
     """A run folder whose settings are whole, with some of them exchanged."""
     folder = tmp_path / "run"
-    config = main.compose([])
+    config = compose([])
     from dataclasses import asdict
 
     RunFolder(folder).create(asdict(config) | changes)
@@ -179,7 +179,7 @@ def run_folder(tmp_path: Path, **changes: Any) -> Path:
 
 def reused(folder: Path, *overrides: str, key: str = "run") -> Any:
     typed = [f"{key}={folder}", *(["job=evaluate"] if key == "run" else []), *overrides]
-    return reuse_settings(main.compose(typed), typed, main.compose)
+    return reuse_settings(compose(typed), typed, compose)
 
 
 TARGETS = {
@@ -292,7 +292,7 @@ def test_settings_of_a_run_folder_are_plain(tmp_path: Path, changes: dict[str, A
 
 def test_downloads_are_not_taken_from_a_run_folder(tmp_path: Path) -> None:
     urls = [{"file": ".profile", "checksum": "md5:" + 32 * "0", "urls": ["https://evil.example/x"]}]
-    data = main.compose(["data=folder"]).data | {"root": str(tmp_path), "urls": urls}
+    data = compose(["data=folder"]).data | {"root": str(tmp_path), "urls": urls}
     folder = run_folder(tmp_path, data=data, choices={"data": "folder"})
     assert reused(folder).data["urls"] == []
     assert reused(folder).data["root"] == str(tmp_path)
@@ -303,7 +303,7 @@ def test_downloads_are_not_taken_from_a_run_folder(tmp_path: Path) -> None:
 
 
 def test_what_a_run_folder_has_read_elsewhere_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = main.compose(["data=folder"]).data | {"root": "/photos\x1b[2J"}
+    data = compose(["data=folder"]).data | {"root": "/photos\x1b[2J"}
     reused(run_folder(tmp_path, data=data, choices={"data": "folder"}))
     assert "its data.root is read: /photos\\x1b[2J" in capsys.readouterr().err
 

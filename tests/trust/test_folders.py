@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from helpers.report_folders import write_analysis, write_run
 
-from metarun.cli import main
+from metarun.cli.compose import compose
 from metarun.data import files
 from metarun.data.files import open_files
 from metarun.errors import UserError
@@ -281,7 +281,7 @@ def test_what_a_run_writes_is_its_owners(tmp_path: Path, elsewhere: None) -> Non
 
     before = os.umask(0o022)
     try:
-        RunFolder(tmp_path / "run").create(asdict(main.compose([])))
+        RunFolder(tmp_path / "run").create(asdict(compose([])))
         cached_images("x", "key", decoded)  # type: ignore[arg-type]
     finally:
         os.umask(before)

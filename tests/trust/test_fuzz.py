@@ -31,7 +31,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from metarun.cli import main
+from metarun.cli.compose import compose
 from metarun.cli.report import main as report_main
 from metarun.config.components import build
 from metarun.config.from_run import reuse_settings
@@ -85,7 +85,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: None) -> Pa
     return folder
 
 
-CONFIG = asdict(main.compose([]))
+CONFIG = asdict(compose([]))
 
 
 def dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -102,7 +102,7 @@ def composed(overrides: Any) -> Any:
     """`cli.compose`, once for the same overrides: it takes half a second."""
     words = tuple(overrides)
     if words not in COMPOSED:
-        COMPOSED[words] = main.compose(words)
+        COMPOSED[words] = compose(words)
     return copy.deepcopy(COMPOSED[words])
 
 
@@ -136,14 +136,14 @@ def test_override_strings(here: Path, words: list[str]) -> None:
 def test_settings_that_are_composed_and_checked(here: Path, words: list[str]) -> None:
     """What a run does before it builds anything large."""
     try:
-        config = main.compose([w for w in words if not w.lstrip("+~").startswith(("hydra", "data", "model"))])
+        config = compose([w for w in words if not w.lstrip("+~").startswith(("hydra", "data", "model"))])
         check(config)
         build_regularization(config, "regression")
         build("data", {k: v for k, v in config.data.items() if k not in ("ways", "shots", "queries", "test_queries")})
     except Exception as error:
-        from metarun.cli.usage_errors import one_line
+        from metarun.cli.usage_errors import describe_usage_error
 
-        line = one_line(error)
+        line = describe_usage_error(error)
         assert line is not None, repr(error)
         assert "\n" not in line
 

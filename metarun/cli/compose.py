@@ -1,0 +1,91 @@
+"""Compose settings with Hydra: the schema, the folders of a job, and `compose`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from metarun.cli import experiments
+from metarun.config.catalogue import GROUPS, PACKAGED, conf_folder
+from metarun.config.schema import Config, refuse_values_for_groups
+from metarun.storage.locks import owner
+from metarun.storage.run_folder import RunFolder, new_folder
+
+CONFIG_PATH = "pkg://metarun.conf" if PACKAGED.is_dir() else str(conf_folder())
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """Compose the settings of these overrides as the command line would."""
+    if GlobalHydra.instance().is_initialized():
+        return _compose(overrides)
+    path = CONFIG_PATH.removeprefix("pkg://")
+    start = hydra.initialize_config_module if path != CONFIG_PATH else hydra.initialize_config_dir
+    with start(path, version_base="1.3"):
+        return _compose(overrides)
+
+
+def _compose(overrides: Sequence[str]) -> Config:
+    composed = hydra.compose("config", list(overrides), return_hydra_config=True)
+    choices = composed.hydra.runtime.choices
+    OmegaConf.set_struct(composed, False)
+    composed.pop("hydra")
+    return to_config(composed, choices)
+
+
+def to_config(composed: DictConfig, choices: Any) -> Config:
+    """Convert composed settings to the schema's class, with the chosen option of each group."""
+    config: Any = OmegaConf.to_object(composed)
+    refuse_values_for_groups(config)
+    config.choices = {group: choices[group] for group in GROUPS if choices.get(group)}
+    if "reg" not in config.choices:  # Hydra does not say what reg=[l1,l2] chose
+        config.choices["reg"] = f"[{','.join(config.reg)}]"
+    return config
+
+
+def new_run_folder(resume: str | None, job: str, algo: str, data: str, run: str | None, analysis: str | None) -> str:
+    """Make outputs/DATE/TIME-ALGO-DATA; the folder of a job is the old one for `resume`, one inside the run for its
+    analysis."""
+    analysed = run if job == "analyze" and analysis else None
+    if resume or analysed:
+        RunFolder(Path(resume or analysed or "")).read_config()  # before Hydra writes anything there
+        return resume or f"{analysed}/analyses/{analysis}"
+    now = datetime.now()
+    name = f"{algo}-{data}" if job == "train" else job
+    return str(new_folder(Path("outputs") / f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{name}"))
+
+
+def hydra_subfolder(resume: str | None, folder: str) -> str | None:
+    """The subfolder for Hydra's own files, None for none.
+
+    There is none if another process writes to the folder, which this job notices only later, or if the run has ended,
+    whose files all stay unchanged.
+    """
+    if owner(Path(folder)) or (resume and RunFolder(Path(resume)).has_ended()):
+        return None
+    return ".hydra/resumed" if resume else ".hydra"
+
+
+def _copy_nothing(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:
+    """A copy of the store of schemas is the store itself: a process has one, and what it loads are copies anyway.
+
+    Hydra copies all sources of settings whenever it lists a group, a hundred times for --help, and the store with them.
+    """
+    return store
+
+
+ConfigStore.__deepcopy__ = _copy_nothing  # type: ignore[attr-defined]
+
+SCHEMA = OmegaConf.structured(Config)
+OmegaConf.set_struct(SCHEMA.reg, False)  # reg.weight belongs to the chosen regularizer; regularizers/build.py checks it
+ConfigStore.instance().store(name="schema", node=SCHEMA)
+experiments.register()
+OmegaConf.register_new_resolver("metarun.folder", new_run_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("metarun.groups", experiments.list_groups, replace=True)
+OmegaConf.register_new_resolver("metarun.subdir", hydra_subfolder, replace=True)
