@@ -163,10 +163,6 @@ class Context:
             return []
         return [row for row in map(_parse_row, lines) if row is not None]
 
-    def find_row(self, cell: Cell) -> Row:
-        """The row of a cell that was measured before, to take a difference to it."""
-        return next(row for row in reversed(self.read_rows()) if _is_at(cell, row))
-
 
 def require_at_least(analysis: Any, **least: int) -> None:
     """Raise `SettingError` if a setting of the analysis is below its least value."""
@@ -184,18 +180,24 @@ def mask_diverged(losses: Tensor, scores: Tensor) -> Tensor:
 def run_analysis(analysis: Analysis, context: Context, log: Callable[[str], None]) -> dict[str, Any]:
     """Measure the missing cells, `log` a line for each, and write the results. Return the content of results.json."""
     context.folder.mkdir(parents=True, exist_ok=True)
-    cells = list(analysis.cells(context))
-    done = {_key(cell, row): row for row in context.read_rows() for cell in cells if _is_at(cell, row)}
-    start, missing = time.monotonic(), [c for c in cells if _key(c, c) not in done]
-    if len(missing) < len(cells):
-        log(f"{len(cells) - len(missing)} of {len(cells)} cells were measured before")
-    for count, cell in enumerate(missing, 1):
-        row = replace_nonfinite(cell | analysis.measure(context, cell))
-        _append_line(context.folder / "results.jsonl", json.dumps(row))
-        done[_key(cell, cell)] = row
-        left = (time.monotonic() - start) / count * (len(missing) - count)
-        log(describe_progress(len(cells) - len(missing) + count, len(cells), row, left))
-    return write_results(analysis, context, [done[_key(c, c)] for c in cells])
+    cells, stored = list(analysis.cells(context)), context.read_rows()
+    rows = {i: row for i, cell in enumerate(cells) if (row := find_row(stored, cell)) is not None}
+    start, before = time.monotonic(), len(rows)
+    if before:
+        log(f"{before} of {len(cells)} cells were measured before")
+    for i, cell in enumerate(cells):
+        if i not in rows:
+            rows[i] = replace_nonfinite(cell | analysis.measure(context, cell))
+            _append_line(context.folder / "results.jsonl", json.dumps(rows[i]))
+            per_cell = (time.monotonic() - start) / (len(rows) - before)
+            log(describe_progress(len(rows), len(cells), rows[i], per_cell * (len(cells) - len(rows))))
+    return write_results(analysis, context, [rows[i] for i in range(len(cells))])
+
+
+def find_row(rows: Sequence[Row], cell: Cell) -> Row | None:
+    """The last row of a cell."""
+    matches = (row for row in reversed(rows) if all(axis in row and row[axis] == cell[axis] for axis in cell))
+    return next(matches, None)
 
 
 def write_results(analysis: Analysis, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
@@ -258,11 +260,3 @@ def _parse_row(line: str) -> Row | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
-
-
-def _key(cell: Cell, row: Row) -> str:
-    return json.dumps({axis: row.get(axis) for axis in sorted(cell)})
-
-
-def _is_at(cell: Cell, row: Row) -> bool:
-    return all(axis in row and row[axis] == value for axis, value in cell.items())

@@ -37,7 +37,7 @@ def heat_map(
     figure.set_layout_engine("constrained")
     grids = [np.array(m[2], dtype=float) for m in maps]  # None becomes NaN
     everything = np.concatenate([g.ravel() for g in grids])
-    norm = _norm(everything)
+    norm = colour_norm(everything)
     panels = figure.subplots(1, len(maps), squeeze=False)[0]
     for axes, (label, ticks, _), grid in zip(panels, maps, grids, strict=True):
         shown = draw_grid(axes, grid, norm, _short)
@@ -73,7 +73,8 @@ def plot_known(axes: Axes, x: Iterable[float | None], y: Iterable[float | None],
         axes.plot(*zip(*known, strict=True), **({"linestyle": "none"} | look))
 
 
-def _norm(values: Any) -> Normalize:
+def colour_norm(values: np.ndarray) -> Normalize:
+    """The colours of finite values: logarithmic if they span much, and then within `SPAN` of the median."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return Normalize(0, 1)
@@ -90,10 +91,19 @@ def _short(value: float) -> str:
 
 
 def finish_sizes(axes: Axes, title: str, x: str, y: str, sizes: Sequence[int], shown: np.ndarray) -> None:
-    """Title, labels and scales of a panel whose horizontal axis is a size of the training data, with a tick at each."""
+    """Title, labels and scales of a panel whose horizontal axis is a size of the training data, with a tick at each.
+
+    A logarithmic vertical axis ends near the values `shown`, since an interval may reach below 0. If one value is far
+    from the others, which may have both signs, the axis is linear around 0 only.
+    """
     axes.set_xscale("log")
     finish(axes, title, x, y, [shown])
-    limit(axes, shown)
+    magnitudes = np.abs(shown[np.isfinite(shown)])
+    if axes.get_yscale() == "log":
+        axes.set_ylim(magnitudes.min() / 3, magnitudes.max() * 3)
+    elif len(magnitudes) > 1 and magnitudes.max() > FAR * np.median(magnitudes) > 0:
+        axes.set_yscale("symlog", linthresh=10.0 ** np.ceil(np.log10(np.median(magnitudes))))
+        axes.set_ylim(3 * min(float(np.nanmin(shown)), 0.0), 3 * float(np.nanmax(shown)))
     axes.set_xticks(sizes, [str(n) for n in sizes])
     axes.minorticks_off()
 
@@ -101,14 +111,3 @@ def finish_sizes(axes: Axes, title: str, x: str, y: str, sizes: Sequence[int], s
 def format_number(value: float | None) -> str:
     """Three digits, or "none"."""
     return "none" if value is None else f"{value:.3g}"
-
-
-def limit(axes: Any, shown: np.ndarray) -> None:
-    """The vertical axis for these values: logarithmic ones end near them, since an interval may reach below 0, and
-    values of both signs of which one is far from the others get a scale that is linear around 0 only."""
-    sizes = np.abs(shown[np.isfinite(shown)])
-    if axes.get_yscale() == "log":
-        axes.set_ylim(sizes.min() / 3, sizes.max() * 3)
-    elif len(sizes) > 1 and sizes.max() > FAR * np.median(sizes) > 0:
-        axes.set_yscale("symlog", linthresh=10.0 ** np.ceil(np.log10(np.median(sizes))))
-        axes.set_ylim(3 * min(float(np.nanmin(shown)), 0.0), 3 * float(np.nanmax(shown)))

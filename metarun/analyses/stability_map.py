@@ -20,16 +20,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from metarun.analyses.analysis import Cell, Context, Row, require_at_least
-from metarun.analyses.figures import draw_grid
+from metarun.analyses.figures import colour_norm, draw_grid
 from metarun.analyses.stability import evaluate_last_weights, measure_rate_curvature, read_last_record
 from metarun.errors import UserError, require
-from metarun.report.figures.drawing import COLOURS, Drawing, spans_much
+from metarun.report.figures.drawing import COLOURS, Drawing
 from metarun.storage.text import NOTHING, axis_label, display_scale, format_metric
 from metarun.types import GradientLearner
 
@@ -104,7 +102,11 @@ class StabilityMap:
         drawn = Figure(figsize=(1.0 + 4 * (0.75 + 0.42 * len(steps)), 1.25 + 0.38 * len(rates)))
         drawn.set_layout_engine("constrained")
         for axes, (key, (title, scale)) in zip(drawn.subplots(1, 4, sharey=True), titles.items(), strict=True):
-            _draw_map(axes, scale * grids[key], title)
+            grid = scale * grids[key]
+            draw_grid(axes, grid, colour_norm(grid), "{:.3g}".format)
+            for y, x in np.argwhere(~np.isfinite(grid)):
+                axes.text(x, y, NOTHING, ha="center", va="center", fontsize=7, color="black")
+            axes.set_title(title, fontsize=8)
             axes.set_xticks(range(len(steps)), [str(k) for k in steps])
             axes.set_yticks(range(len(rates)), [f"{r:.3g}" for r in rates])
             axes.set_xlabel("inner steps")
@@ -115,13 +117,3 @@ class StabilityMap:
         drawn.supxlabel(f"framed: inner rate x largest eigenvalue above {LIMIT:g};  {NOTHING}: no number", fontsize=7.5)
         alt = f"Test {metric}, share of diverged runs, rate times curvature and contraction by inner rate and steps."
         return [Drawing("stability_map", alt, drawn)]
-
-
-def _draw_map(axes: Axes, grid: np.ndarray, title: str) -> None:
-    known = grid[np.isfinite(grid)]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-    norm: Normalize = LogNorm(low, high) if spans_much([known]) else Normalize(low, max(high, low + 1e-12))
-    draw_grid(axes, grid, norm, "{:.3g}".format)
-    axes.set_title(title, fontsize=8)
-    for y, x in np.argwhere(~np.isfinite(grid)):
-        axes.text(x, y, NOTHING, ha="center", va="center", fontsize=7, color="black")

@@ -33,7 +33,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metarun.analyses.analysis import Cell, Context, Row, mask_diverged, require_at_least
+from metarun.analyses.analysis import Cell, Context, Row, find_row, mask_diverged, require_at_least
 from metarun.analyses.figures import plot_known
 from metarun.config.components import construct
 from metarun.data.images import ImageData, Index
@@ -117,7 +117,7 @@ class TaskShift:
         row["scores"] = scores.tolist()
         if cell["shift"] == UNSHIFTED:
             return row
-        unshifted = context.find_row({"shift": UNSHIFTED})
+        unshifted = find_row(context.read_rows(), {"shift": UNSHIFTED}) or {}  # measured first
         pairs = compare(row["scores"], unshifted["scores"], experiment.tested.loss.higher_is_better)
         row |= {"difference": pairs.difference, "half_difference": pairs.half if shift.paired else pairs.unpaired_half}
         return row | {"paired": shift.paired} | ({"better_on": pairs.wins} if shift.paired else {})
