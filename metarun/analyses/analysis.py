@@ -28,7 +28,7 @@ from metarun.storage.json_values import replace_nonfinite
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.status import FINAL
 from metarun.training import checkpoint
-from metarun.training.evaluation import REFERENCE_INPUTS, replace_model
+from metarun.training.evaluation import calibrate
 from metarun.training.experiment import Experiment, assemble
 from metarun.types import Algorithm, Params
 
@@ -98,8 +98,7 @@ class SourceRun:
     def learner(self) -> Algorithm:
         """The learner for test episodes, with population statistics if its network has them."""
         experiment = self.experiment
-        reference = experiment.placement.move(experiment.dataset.reference_inputs(REFERENCE_INPUTS))
-        return replace_model(experiment.tested, experiment.tested.model.calibrate(self.params, reference))
+        return calibrate(experiment.tested, self.params, experiment.dataset, experiment.placement)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from metarun.compute.linalg import norm, sub
 from metarun.data.pool import TaskPool
 from metarun.diagnostics.curvature import curvature_measures
 from metarun.training import checkpoint
-from metarun.training.evaluation import REFERENCE_INPUTS, adaptation_curves, mean_and_interval, replace_model
+from metarun.training.evaluation import adaptation_curves, calibrate, mean_and_interval
 from metarun.training.experiment import Experiment
 from metarun.types import GradientLearner, Params
 
@@ -61,8 +61,7 @@ def evaluate_pool(experiment: Experiment, params: Params) -> tuple[Tensor, Tenso
     pool, placement, spec = experiment.dataset, experiment.placement, experiment.train_spec
     if not isinstance(pool, TaskPool):
         return None
-    reference = placement.move(pool.reference_inputs(REFERENCE_INPUTS))
-    learner = replace_model(experiment.algorithm, experiment.algorithm.model.calibrate(params, reference))
+    learner = calibrate(experiment.algorithm, params, pool, placement)
     chunk = placement.evaluation_chunk(spec, pool.input_shape())
     steps = (learner.test_inner_steps,)
     losses, scores = adaptation_curves(learner, params, placement.move_task(pool.tasks(spec)), steps, chunk)

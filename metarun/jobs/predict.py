@@ -25,7 +25,7 @@ from metarun.jobs.terminal import show, small_table
 from metarun.regularizers.build import build_regularization
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
-from metarun.training.evaluation import REFERENCE_INPUTS, replace_model
+from metarun.training.evaluation import calibrate
 from metarun.training.experiment import build_dataset, build_learner, option_name
 from metarun.types import Algorithm, Batch, Dataset, DatasetOptions, Params, optional
 
@@ -79,8 +79,7 @@ def restore_learner(
     checkpoint.restore_params(checkpoint.best_of(source), params)
     x = placement.move(examples.x)
     if learner.model.calibrate(params, x) is not learner.model:  # the statistics are those of training images
-        reference = placement.move(dataset.reference_inputs(REFERENCE_INPUTS))
-        learner = replace_model(learner, learner.model.calibrate(params, reference))
+        learner = calibrate(learner, params, dataset, placement)
     return learner, params
 
 

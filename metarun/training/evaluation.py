@@ -55,8 +55,7 @@ class Evaluator:
     placement: Placement
 
     def __call__(self, algorithm: Algorithm, params: Params) -> Evaluation:
-        reference = self.placement.move(self.dataset.reference_inputs(REFERENCE_INPUTS))
-        calibrated = replace_model(algorithm, algorithm.model.calibrate(params, reference))
+        calibrated = calibrate(algorithm, params, self.dataset, self.placement)
         chunk = self.placement.evaluation_chunk(self.spec, self.dataset.input_shape())
         digest, parts = hashlib.sha256(), []
         for start in range(0, self.tasks, TASKS_PER_DRAW):
@@ -177,6 +176,14 @@ def score_queries(algorithm: Algorithm, adapted: Adapted, task: Task) -> Metrics
         LOSS: algorithm.loss(prediction, task.query.y),
         SCORE: algorithm.loss.score(prediction, task.query.y),
     }
+
+
+def calibrate(algorithm: Algorithm, params: Params, dataset: Dataset, placement: Placement) -> Algorithm:
+    """The learner to evaluate: with the statistics of training inputs where the network's normalisation asks for them,
+    in the precision of `params`."""
+    dtype = next(iter(params.values())).dtype
+    reference = placement.move(dataset.reference_inputs(REFERENCE_INPUTS)).to(dtype)
+    return replace_model(algorithm, algorithm.model.calibrate(params, reference))
 
 
 def replace_model(algorithm: Any, model: Model) -> Algorithm:

@@ -29,7 +29,7 @@ from metarun.jobs.terminal import show, small_table
 from metarun.storage.atomic import name_file_in_errors
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
-from metarun.training.evaluation import EPISODE_SEED, REFERENCE_INPUTS, replace_model
+from metarun.training.evaluation import EPISODE_SEED, calibrate, replace_model
 from metarun.training.experiment import Experiment, assemble, option_name
 from metarun.types import Algorithm, Batch, Params, Task
 
@@ -124,7 +124,8 @@ def largest_change(experiment: Experiment, *versions: Version) -> float:
     task = Task(*(Batch(*to_double(b._asdict()).values()) for b in first_task(experiment)))
     predictions = []
     for version in versions:
-        learner, params = calibrate(experiment, version._replace(params=to_double(version.params)))
+        params = to_double(version.params)
+        learner = calibrate(version.learner, params, experiment.dataset, experiment.placement)
         *_, adapted = learner.adaptations(params, task.support, learner.test_inner_steps)
         predictions.append(learner.predict(adapted, task.query.x))
     return float((predictions[0] - predictions[1]).abs().max())
@@ -142,12 +143,12 @@ def build(experiment: Experiment, version: Version, facts: dict[str, Any]) -> Bu
     settings = experiment.config.export
     evaluate = experiment.evaluator("test", settings.tasks, (version.learner.test_inner_steps,))
     evaluation = evaluate(version.learner, version.params)
-    learner, params = calibrate(experiment, version)
-    tensors = tensors_of(learner, params)
+    learner = calibrate(version.learner, version.params, experiment.dataset, experiment.placement)
+    tensors = tensors_of(learner, version.params)
     weights = weights_bytes(tensors, {**facts, "metric": experiment.algorithm.loss.metric, "mean": evaluation.mean})
     task = first_task(experiment)
     example, start = Example(*task.support, task.query.x), time.perf_counter()
-    program = export_program(learner, params, example, experiment.dataset.kind)
+    program = export_program(learner, version.params, example, experiment.dataset.kind)
     seconds, file = time.perf_counter() - start, io.BytesIO()
     torch.export.save(program, file)
     counts = sparsity(version.params, settings.threshold)["total"]
@@ -166,13 +167,6 @@ def build(experiment: Experiment, version: Version, facts: dict[str, Any]) -> Bu
     }
     usage = describe_usage(experiment, tensors, fewest_queries(learner))
     return Built(weights, file.getvalue(), usage, measured)
-
-
-def calibrate(experiment: Experiment, version: Version) -> Version:
-    """With the statistics of training inputs where the network's norm asks for them, in the weights' precision."""
-    learner, params = version
-    reference = experiment.dataset.reference_inputs(REFERENCE_INPUTS).to(next(iter(params.values())).dtype)
-    return Version(replace_model(learner, learner.model.calibrate(params, reference)), params)
 
 
 def first_task(experiment: Experiment) -> Task:

@@ -55,7 +55,7 @@ SIDE = 8192  # of a square matrix on other devices
 
 
 def profile_job(config: Config, record: RunFolder) -> Result:
-    """Leaves profile.json and a Chrome trace in the run folder."""
+    """Write profile.json and a Chrome trace into the run folder, and print the tables."""
     experiment = assemble(config)
     record.create(dataclasses.asdict(config))
     with scratch_recorder(experiment, record) as recorder:
@@ -106,7 +106,9 @@ def measure(experiment: Experiment, state: State, recorder: Recorder, record: Ru
     with tempfile.TemporaryDirectory() as scratch:
         profiler = record_trace(loop.step, device, (record.path if settings.trace else Path(scratch)) / TRACE)
     inside = describe_trace(profiler, device, compiles_it, seconds)
-    peak, peak_at = inside.pop("peak_bytes"), inside.pop("peak_at")
+    if device.type != "cpu":  # more exact than the trace
+        inside["memory"]["peak_bytes"] = device_peak(device, call)
+    inside["memory"]["process_peak_bytes"] = process_peak()
     operations = count_operations(lambda: call(plain))
     speed = matrix_product_speed(device, getattr(torch, config.device.precision))
     return {
@@ -115,11 +117,6 @@ def measure(experiment: Experiment, state: State, recorder: Recorder, record: Ru
         "first_call_seconds": first,
         **describe_phases(phases, config.train.tasks),
         **inside,
-        "memory": {
-            "peak_bytes": peak if device.type == "cpu" else device_peak(device, call),
-            "peak_at": peak_at,
-            "process_peak_bytes": process_peak(),
-        },
         "arithmetic": {
             "gflop": operations / 1e9,
             "gflop_per_second": operations / seconds / 1e9,

@@ -140,7 +140,7 @@ def marked_loop(
         "settings": replace(trainer.settings, **settings),
         "dataset": marked(trainer.dataset, {"episodes": SAMPLING}, mark),
         "placement": marked(trainer.placement, {"move_task": TRANSFER}, mark),
-        "regularization": marked(trainer.regularization, {"shrink": PROXIMAL}, mark),
+        "regularization": marked(trainer.regularization, {"shrink_outer": PROXIMAL}, mark),
     }
     if trainer.measures:
         parts["measures"] = marked(trainer.measures, {"__call__": MEASURES}, mark)
@@ -160,15 +160,14 @@ def loop_phases(
     laps = watch.laps(plain.step, steps, LONG_ENOUGH)
     logged = watch.laps(logging.step, min(steps, LOGGED_STEPS), 0.0)
     saving = [watch.lap(lambda: observer.save_checkpoint(state)) for _ in range(CHECKPOINTS)]
-    # Tasks may be drawn for several steps at once: the median would be that of the steps that find them drawn.
-    seconds = {name: (_mean if name == SAMPLING else _median)(laps, name) for name in EVERY_STEP}
+    seconds = {name: _typical(laps, name) for name in EVERY_STEP}
     # What else a logged step does, such as to clone the weights, counts as measures.
-    measures = _median(logged, MEASURES) + max(0.0, _median(logged, REST) - seconds[REST])
+    measures = _typical(logged, MEASURES) + max(0.0, _typical(logged, REST) - seconds[REST])
     phases = [
         *(Phase(name, seconds[name], 1) for name in EVERY_STEP),
         Phase(MEASURES, measures, settings.log_every),
-        Phase(RECORDS, _median(logged, RECORDS), settings.log_every),
-        Phase(CHECKPOINT, _median(saving, REST), settings.checkpoint_every),
+        Phase(RECORDS, _typical(logged, RECORDS), settings.log_every),
+        Phase(CHECKPOINT, _typical(saving, REST), settings.checkpoint_every),
         Phase(VALIDATION, watch.lap(lambda: trainer.validate(state.params))[REST], settings.eval_every),
     ]
     if probe := trainer.probe:
@@ -176,12 +175,11 @@ def loop_phases(
     return [phase for phase in phases if phase.seconds > 0]
 
 
-def _median(laps: list[dict[str, float]], name: str) -> float:
-    return statistics.median(lap.get(name, 0.0) for lap in laps)
-
-
-def _mean(laps: list[dict[str, float]], name: str) -> float:
-    return statistics.fmean(lap.get(name, 0.0) for lap in laps)
+def _typical(laps: list[dict[str, float]], name: str) -> float:
+    """The median; of sampling the mean, since tasks may be drawn for several steps at once: the median would be that of
+    the steps that find them drawn."""
+    average = statistics.fmean if name == SAMPLING else statistics.median
+    return average(lap.get(name, 0.0) for lap in laps)
 
 
 def describe_phases(phases: list[Phase], tasks: int) -> dict[str, Any]:

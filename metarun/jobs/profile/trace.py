@@ -123,8 +123,8 @@ def _no_stderr() -> Iterator[None]:
 
 
 def describe_trace(profiler: profile, device: torch.device, compiled: bool, seconds: float) -> dict[str, Any]:
-    """Parts, operators and memory of a meta-gradient that takes `seconds` when it is not traced. A compiled one is a
-    single region: it has no parts."""
+    """Parts, operators and memory of a meta-gradient that takes `seconds` when it is not traced. A compiled one has no
+    parts, for it is a single region."""
     recorded: Any = profiler.events()
     events = [e for e in recorded if e.device_type == DeviceType.CPU and not e.is_async]
     times, roots = own_times(events), [e for e in events if e.name == ROOT]
@@ -138,13 +138,12 @@ def describe_trace(profiler: profile, device: torch.device, compiled: bool, seco
             "on": "cuda" if any(e.kernels for e in events) else "cpu",
             "slowdown": 1e-6 * statistics.fmean(e.time_range.elapsed_us() for e in roots) / seconds,
         },
-        "peak_bytes": peak,
-        "peak_at": None if compiled else f"{part_of(path)}, {kind_of(path)}",
+        "memory": {"peak_bytes": peak, "peak_at": None if compiled else f"{part_of(path)}, {kind_of(path)}"},
     }
 
 
 def own_times(events: list[FunctionEvent]) -> list[OwnTime]:
-    """Whose time the meta-gradients were: the host's, or the device's where one was at work."""
+    """The own times of all events inside of meta-gradients: the host's, or the device's where one was at work."""
     main = next(e.thread for e in events if e.name == ROOT)
     regions = [e for e in events if e.thread == main and e.name.startswith(PREFIX)]
     on_device, found = any(e.kernels for e in events), []
@@ -218,7 +217,7 @@ def part_rows(shares: list[OwnTime], seconds: float) -> list[dict[str, Any]]:
 
 
 def part_of(path: tuple[str, ...]) -> str:
-    """By the outermost method inside of a task's meta-gradient."""
+    """The part of the algorithm, by the outermost method inside of a task's meta-gradient."""
     methods = [name.removeprefix(PREFIX) for name in path if name.startswith(PREFIX)]
     if TASK not in methods:
         return AROUND
@@ -227,6 +226,7 @@ def part_of(path: tuple[str, ...]) -> str:
 
 
 def kind_of(path: tuple[str, ...]) -> str:
+    """forward, backward or rest."""
     if any(name.startswith(BACKWARD) for name in path):
         return "backward"
     return "forward" if PREFIX + FORWARD in path else "rest"
