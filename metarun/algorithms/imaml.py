@@ -140,14 +140,18 @@ class IMAML:
         by_theta, by_phi, metrics = common.outer_gradients(self, params, phi, task)
         b, direct = split_adapted(by_phi, self.inner_rule)
         slope, system = self.implicit_system(params, phi, task.support, b)
-        solution = system.solve(self.cg_steps)
-        pulled = system.mixed_vjp(solution.x)
+        pulled, solution = self.pull_back(system)
         pulled |= {k: pulled.get(k, 0.0) + g for k, g in direct.items()}  # phi = theta where nothing is adapted
         return axpy(1.0, by_theta, pulled), metrics | {
             "stationarity": self._stationarity(params, phi, task.support, slope),
             "cg_residual": solution.residual,
             "cg_negative": (solution.min_curvature < 0).to(solution.residual.dtype),
         }
+
+    def pull_back(self, system: ImplicitSystem) -> tuple[Params, Solution]:
+        """B^T x, the gradient by theta through phi*, and the solution x. `job=profile` reports its time."""
+        solution = system.solve(self.cg_steps)
+        return system.mixed_vjp(solution.x), solution
 
     @property
     def sees_adaptation(self) -> bool:

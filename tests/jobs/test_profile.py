@@ -283,7 +283,7 @@ def test_a_real_trace_has_the_memory_of_the_tensors_that_were_alive_together(tmp
         (["predict", "forward"], "outer objective", "forward"),
         ([NODE], "outer objective", "backward"),
         ([NODE, "adapt", "forward"], "inner loop", "backward"),  # computed again on the way back
-        (["_pulled_back", NODE], "pulled back", "backward"),
+        (["_pull_back", NODE], "pull back", "backward"),
         ([], "outer objective", "rest"),
     ],
 )
@@ -356,7 +356,7 @@ def test_the_job_leaves_tables_a_profile_and_a_trace(tmp_path: Path, capfd: pyte
     assert result.status == "completed"
 
 
-@pytest.mark.parametrize(("algo", "part"), [("imaml", "pulled back"), ("reptile", "inner loop")])
+@pytest.mark.parametrize(("algo", "part"), [("imaml", "pull back"), ("reptile", "inner loop")])
 def test_each_algorithm_has_parts_of_its_own(tmp_path: Path, algo: str, part: str) -> None:
     result = metarun.run(config("job=profile", f"algo={algo}", "profile.trace=false"), tmp_path)
     assert part in [row["name"] for row in result.summary["parts"]]
