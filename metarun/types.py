@@ -368,7 +368,7 @@ class PenaltyOptions:
     """What a penalty may also have, and what is assumed without it."""
 
     kinds: tuple[Kind, ...] | None = None  # of data; None: all
-    places: tuple[str, ...] = ("inner", "outer", "both")  # choices of `where`
+    allowed_where: tuple[str, ...] = ("inner", "outer", "both")  # choices of `where`
     method: str | None = None  # subgradient or prox, of a penalty with a proximal operator
     targets: tuple[str, ...] | None = None  # name prefixes of the penalised tensors; None: all weights
     learned: bool = False  # it has a meta-learned weight

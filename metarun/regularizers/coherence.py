@@ -28,8 +28,8 @@ from torch.func import grad
 
 from metarun.algorithms.inner_loop import descend, last
 from metarun.compute.linalg import sub
-from metarun.regularizers.selection import chosen
-from metarun.regularizers.tasks import check_count, each, first, with_gradient
+from metarun.regularizers.selection import select_tensors
+from metarun.regularizers.tasks import attach_gradient, check_count, first_tasks, map_each_task
 from metarun.types import Algorithm, Batch, GradientLearner, Metrics, Params, Task
 
 
@@ -38,7 +38,7 @@ class Coherence:
     tasks: int | None = None
     targets: tuple[str, ...] | None = None
 
-    places: ClassVar[tuple[str, ...]] = ("outer",)
+    allowed_where: ClassVar[tuple[str, ...]] = ("outer",)
 
     def __post_init__(self) -> None:
         check_count(self.tasks)
@@ -51,29 +51,29 @@ class Coherence:
 
     def across(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
         assert isinstance(learner, GradientLearner)  # others were refused before the run
-        support = first(tasks, self.tasks).support
+        support = first_tasks(tasks, self.tasks).support
         alone = Task(support, Batch(support.x[:, :0], support.y[:, :0]))  # queries are of no account
 
         def directions(theta: Params, task: Task) -> tuple[Params, Metrics]:
             return {}, {"u": direction(learner, theta, task.support, self.targets)}
 
-        mean_D = each(directions, params, alone)[1]["u"].mean(0)
+        mean_D = map_each_task(directions, params, alone)[1]["u"].mean(0)
 
         def towards(theta: Params, task: Task) -> tuple[Params, Metrics]:
             return grad(lambda at: -2 * directions(at, task)[1]["u"] @ mean_D)(theta), {}
 
-        gradient = {k: g.mean(0) for k, g in each(towards, params, alone)[0].items()}
-        return with_gradient(-mean_D.square().sum(), gradient, params)
+        gradient = {k: g.mean(0) for k, g in map_each_task(towards, params, alone)[0].items()}
+        return attach_gradient(-mean_D.square().sum(), gradient, params)
 
 
 def direction(learner: GradientLearner, theta: Params, support: Batch, targets: tuple[str, ...] | None) -> Tensor:
     """u of one task, [D]: over the tensors whose names begin with one of `targets`, or all of the network's."""
     phi = last(descend(learner.inner_objective(theta, support), theta, learner.inner_rule, learner.inner_steps))
-    moved = sub(chosen(phi, targets), theta)
-    return unit(torch.cat([d.flatten() for d in moved.values()])) if moved else torch.zeros(1)
+    moved = sub(select_tensors(phi, targets), theta)
+    return unit_vector(torch.cat([d.flatten() for d in moved.values()])) if moved else torch.zeros(1)
 
 
-def unit(d: Tensor) -> Tensor:
+def unit_vector(d: Tensor) -> Tensor:
     """d / |d|; 0, with the derivative 0, where d is 0."""
     square = d.square().sum()
     some = square > 0

@@ -10,44 +10,26 @@ Source: Zou, Hastie 2005 (the "naive" elastic net, without their rescaling of th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from metarun.compute.linalg import sum_scalars
 from metarun.errors import require
-from metarun.regularizers.l1 import check_method, soft_threshold, threshold_of
-from metarun.regularizers.selection import chosen, linear_map
-from metarun.types import Params, Rates
+from metarun.regularizers.l1 import L1, soft_threshold
 
 
 @dataclass(frozen=True)
-class Elastic:
+class Elastic(L1):
     """|w|_1 + (ratio/2) |w|^2."""
 
     ratio: float = 1.0
-    method: str = "prox"
-    metric: str = "adaptive"
-    targets: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         require(0 <= self.ratio < float("inf"), "ratio", self.ratio, "must be at least 0 and finite")
-        check_method(self.method, self.metric)
+        super().__post_init__()
 
-    def of(self, weights: Params) -> Tensor:
-        tensors = chosen(weights, self.targets, linear_map).values()
-        return sum_scalars([w.abs().sum() + self.ratio / 2 * w.square().sum() for w in tensors])
+    def _of_tensor(self, w: Tensor) -> Tensor:
+        return w.abs().sum() + self.ratio / 2 * w.square().sum()
 
-    def target_names(self, weights: Params) -> list[str]:
-        return list(chosen(weights, self.targets, linear_map))
-
-    def mask_zeros(self, weights: Params) -> Params:
-        return {name: weights[name] == 0 for name in self.target_names(weights)}
-
-    def shrink(self, weights: Params, thresholds: Rates, limit: float = math.inf) -> Params:
-        names = self.target_names(weights)
-        return weights | {k: self._shrunk(weights[k], threshold_of(k, thresholds, limit)) for k in names}
-
-    def _shrunk(self, w: Tensor, tau: Tensor | float) -> Tensor:
+    def _shrink_tensor(self, w: Tensor, tau: Tensor | float) -> Tensor:
         return soft_threshold(w, tau) / (1 + tau * self.ratio)

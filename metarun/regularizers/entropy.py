@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.penalty_protocols import Adaptation
-from metarun.regularizers.rows import predictions
+from metarun.regularizers.rows import predict_rows
 from metarun.types import Kind
 
 
 @dataclass(frozen=True)
 class Entropy:
-    places: ClassVar[tuple[str, ...]] = ("outer",)
+    allowed_where: ClassVar[tuple[str, ...]] = ("outer",)
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
 
     def between(self, at: Adaptation) -> Tensor:
-        before, after = (predictions(at, weights, "query") for weights in (at.theta, at.phi))
+        before, after = (predict_rows(at, weights, "query") for weights in (at.theta, at.phi))
         return entropy(after) - entropy(before)
 
 

@@ -24,8 +24,8 @@ from torch.func import grad
 
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import dot, sub
-from metarun.regularizers.rows import check_rows, places_with, predictions, targets_of
-from metarun.regularizers.selection import chosen
+from metarun.regularizers.rows import check_rows, predict_rows, row_targets, where_for
+from metarun.regularizers.selection import select_tensors
 from metarun.types import Params
 
 
@@ -38,8 +38,8 @@ class GradientDifference:
         check_rows(self.rows)
 
     @property
-    def places(self) -> tuple[str, ...]:
-        return places_with(self.rows)
+    def allowed_where(self) -> tuple[str, ...]:
+        return where_for(self.rows)
 
     def between(self, at: Adaptation) -> Tensor:
         apart = sub(self._gradient(at, at.phi), self._gradient(at, at.theta))
@@ -49,7 +49,7 @@ class GradientDifference:
         """By the weights that `targets` names; the others are held."""
 
         def loss(part: Params) -> Tensor:
-            outputs = predictions(at, {**weights, **part}, self.rows, third_order=True)
-            return at.loss(outputs, targets_of(at, self.rows))
+            outputs = predict_rows(at, {**weights, **part}, self.rows, third_order=True)
+            return at.loss(outputs, row_targets(at, self.rows))
 
-        return grad(loss)(chosen(weights, self.targets))
+        return grad(loss)(select_tensors(weights, self.targets))

@@ -34,14 +34,14 @@ from torch import Tensor
 
 from metarun.compute.linalg import sum_scalars
 from metarun.regularizers.l1 import check_method
-from metarun.regularizers.selection import chosen
+from metarun.regularizers.selection import select_tensors
 from metarun.types import Params, Rates
 
 NO_FILTERS = ("head", "fce")
-"""How the names of layers begin whose rows are not channels that a ReLU follows."""
+"""Name prefixes of the layers whose rows are not channels followed by a ReLU."""
 
 STEPS = 16
-"""Of Newton's method; 12 were the most that groups of up to 577 weights took to 1e-12, spread over ten decades."""
+"""Steps of Newton's method. Groups of up to 577 weights, spread over ten decades, took at most 12 to reach 1e-12."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ class Group:
         check_method(self.method, self.metric)
 
     def of(self, weights: Params) -> Tensor:
-        rows = [joined(weights, names) for names in self.layers(weights)]
-        return sum_scalars([r.shape[1] ** 0.5 * lengths(r).sum() for r in rows])
+        rows = [stack_rows(weights, names) for names in self.layers(weights)]
+        return sum_scalars([r.shape[1] ** 0.5 * row_norms(r).sum() for r in rows])
 
     def layers(self, weights: Params) -> list[list[str]]:
         """The names of each layer's tensors that make up its groups, the weight first."""
-        names = chosen(weights, self.targets)
+        names = select_tensors(weights, self.targets)
         layers = [n.removesuffix(".weight") for n, w in names.items() if n.endswith(".weight") and w.ndim > 1]
         if self.targets is None:
             layers = [layer for layer in layers if not layer.startswith(NO_FILTERS)]
-        return [_members(layer, names) for layer in layers]
+        return [_group_tensors(layer, names) for layer in layers]
 
     def target_names(self, weights: Params) -> list[str]:
         return [name for names in self.layers(weights) for name in names]
@@ -73,58 +73,59 @@ class Group:
     def mask_zeros(self, weights: Params) -> Params:
         masks: Params = {}
         for names in self.layers(weights):
-            rows = joined(weights, names)
+            rows = stack_rows(weights, names)
             gone = (rows == 0).all(1, keepdim=True).expand_as(rows)
-            masks |= parted(gone, weights, names)
+            masks |= unstack_rows(gone, weights, names)
         return masks
 
     def shrink(self, weights: Params, thresholds: Rates, limit: float = math.inf) -> Params:
         shrunk: Params = {}
         for names in self.layers(weights):
-            rows = joined(weights, names)
-            left = remainder(rows, within(thresholds_of(names, thresholds, weights), limit)).expand_as(rows)
-            shrunk |= {n: weights[n] * part for n, part in parted(left, weights, names).items()}
+            rows = stack_rows(weights, names)
+            tau = limit_thresholds(stack_thresholds(names, thresholds, weights), limit)
+            factors = shrink_factors(rows, tau).expand_as(rows)
+            shrunk |= {n: weights[n] * part for n, part in unstack_rows(factors, weights, names).items()}
         return weights | shrunk
 
 
-def _members(layer: str, names: Params) -> list[str]:
-    """The tensors of the layer that have a row for each row of its weight, the weight first."""
+def _group_tensors(layer: str, names: Params) -> list[str]:
+    """The tensors of the layer with one row for each row of its weight, the weight first."""
     weight = f"{layer}.weight"
     others = [n for n in names if n.rpartition(".")[0] == layer and n != weight]
     return [weight, *(n for n in others if names[n].shape[:1] == names[weight].shape[:1])]
 
 
-def joined(weights: Params, names: list[str]) -> Tensor:
+def stack_rows(weights: Params, names: list[str]) -> Tensor:
     """The groups of a layer as rows [G, n]."""
     return torch.cat([weights[n].flatten(1) if weights[n].ndim > 1 else weights[n][:, None] for n in names], 1)
 
 
-def parted(rows: Tensor, like: Params, names: list[str]) -> Params:
+def unstack_rows(rows: Tensor, like: Params, names: list[str]) -> Params:
     """The inverse of `joined`."""
     parts = rows.split([like[n][0].numel() for n in names], 1)
     return {n: part.reshape(like[n].shape) for n, part in zip(names, parts, strict=True)}
 
 
-def thresholds_of(names: list[str], thresholds: Rates, weights: Params) -> Tensor | float:
-    """Those of a layer's weights as rows [G, n], or the one of all."""
+def stack_thresholds(names: list[str], thresholds: Rates, weights: Params) -> Tensor | float:
+    """The thresholds of a layer's weights as rows [G, n]; one threshold for all stays one."""
     if not isinstance(thresholds, dict):
         return thresholds
-    return joined({n: torch.as_tensor(thresholds[n]).expand_as(weights[n]) for n in names}, names)
+    return stack_rows({n: torch.as_tensor(thresholds[n]).expand_as(weights[n]) for n in names}, names)
 
 
-def within(tau: Tensor | float, limit: float) -> Tensor | float:
-    """The thresholds of each row [G, n], together scaled down until the root mean square of limit / tau is 1.
+def limit_thresholds(tau: Tensor | float, limit: float) -> Tensor | float:
+    """The thresholds of each row [G, n], scaled down together until the root mean square of limit / tau is 1.
 
-    At a minimum |gradient_g| = weight sqrt(n) <= |sqrt(v)| of a group that is not 0, so that nothing is scaled there.
+    At a minimum |gradient_g| = weight sqrt(n) <= |sqrt(v)| for each group that is not 0, and nothing is scaled.
     """
     if not isinstance(tau, Tensor) or limit == math.inf:
         return tau
-    return tau * (limit / positive(tau)).square().mean(1, keepdim=True).sqrt().clamp_max(1.0)
+    return tau * (limit / positive_part(tau)).square().mean(1, keepdim=True).sqrt().clamp_max(1.0)
 
 
-def lengths(rows: Tensor) -> Tensor:
-    """|w_g| of each row [G], with derivatives 0 where it is 0. The squares are in units of the row's largest weight, so
-    that neither they nor what their derivatives divide by can underflow."""
+def row_norms(rows: Tensor) -> Tensor:
+    """|w_g| of each row [G], with the derivative 0 where it is 0. The squares are in units of the row's largest weight,
+    so that neither they nor the denominators of their derivatives underflow."""
     largest = rows.detach().abs().amax(1)
     some = largest > 0
     unit = torch.where(some, largest, 1.0)
@@ -132,50 +133,52 @@ def lengths(rows: Tensor) -> Tensor:
     return torch.where(some, unit * torch.where(some, square, 1.0).sqrt(), 0.0)
 
 
-def remainder(rows: Tensor, tau: Tensor | float) -> Tensor:
-    """What the proximal operator of sum_g sqrt(n) |w_g| multiplies the rows [G, n] with: [G, 1] for one threshold,
-    [G, n] for one of each weight."""
-    reach = rows.shape[1] ** 0.5 * tau
-    return left_in_metric(rows, reach) if isinstance(reach, Tensor) and reach.ndim else left_alike(rows, reach)
+def shrink_factors(rows: Tensor, tau: Tensor | float) -> Tensor:
+    """The factors of the rows [G, n] in the proximal operator of sum_g sqrt(n) |w_g|: [G, 1] with one threshold for all
+    weights, [G, n] with one for each."""
+    scaled = rows.shape[1] ** 0.5 * tau
+    if isinstance(scaled, Tensor) and scaled.ndim:
+        return factors_in_metric(rows, scaled)
+    return factors_of_one_threshold(rows, scaled)
 
 
-def left_alike(rows: Tensor, tau: Tensor | float) -> Tensor:
-    """max(1 - tau/|w|, 0) of each row, [G, 1]. A threshold of 0 changes no bit, of the derivatives neither."""
-    length = lengths(rows)
+def factors_of_one_threshold(rows: Tensor, tau: Tensor | float) -> Tensor:
+    """max(1 - tau/|w|, 0) of each row, [G, 1]. A threshold of 0 changes no bit, nor those of the derivatives."""
+    length = row_norms(rows)
     some = length > 0
     left = 1 - torch.where(some, tau / torch.where(some, length, 1.0), 0.0)
     return torch.where(length < tau, 0.0, left)[:, None]
 
 
-def left_in_metric(rows: Tensor, tau: Tensor) -> Tensor:
+def factors_in_metric(rows: Tensor, tau: Tensor) -> Tensor:
     """x_j / w_j of x = argmin |x| + sum_j (x_j - w_j)^2 / (2 tau_j) of each row, all [G, n]."""
     still = (tau == 0).all(1, keepdim=True)
-    gone = ((rows / positive(tau)).square().sum(1, keepdim=True) < 1) & ~still
-    # What has no root gets one, since derivatives have to be finite there too.
+    gone = ((rows / positive_part(tau)).square().sum(1, keepdim=True) < 1) & ~still
+    # Rows without a root get one, since derivatives have to be finite there too.
     rows, tau = torch.where(still | gone, 1.0, rows), torch.where(gone, 0.0, tau)
-    nu = solved(rows.detach(), tau.detach())
+    nu = solve_root(rows.detach(), tau.detach())
     for _ in range(2):
-        nu = newton(nu, rows, tau)
-    return torch.where(gone, 0.0, nu / positive(nu + tau))
+        nu = newton_step(nu, rows, tau)
+    return torch.where(gone, 0.0, nu / positive_part(nu + tau))
 
 
-def solved(rows: Tensor, tau: Tensor) -> Tensor:
+def solve_root(rows: Tensor, tau: Tensor) -> Tensor:
     """nu [G, 1] with p(nu)^2 = sum_j w_j^2 / (nu + tau_j)^2 = 1. It starts at max_j |w_j| - tau_j, which is never above
-    the root; from there on no term of the sum is above 1, and p is at least 1 but for rounding."""
+    the root; from there on no term of the sum exceeds 1, and p is at least 1 except for rounding."""
     nu = (rows.abs() - tau).amax(1, keepdim=True).clamp_min(0)
     for _ in range(STEPS - 2):
-        nu = newton(nu, rows, tau)
+        nu = newton_step(nu, rows, tau)
     return nu
 
 
-def newton(nu: Tensor, rows: Tensor, tau: Tensor) -> Tensor:
+def newton_step(nu: Tensor, rows: Tensor, tau: Tensor) -> Tensor:
     """One step of Newton's method on 1/p(nu) = 1."""
-    reach = positive(nu + tau)
-    terms = (rows / reach).square()
+    denominator = positive_part(nu + tau)
+    terms = (rows / denominator).square()
     square = terms.sum(1, keepdim=True)
-    return (nu + (square.sqrt() - 1) * square / (terms / reach).sum(1, keepdim=True)).clamp_min(0)
+    return (nu + (square.sqrt() - 1) * square / (terms / denominator).sum(1, keepdim=True)).clamp_min(0)
 
 
-def positive(x: Tensor) -> Tensor:
-    """x, to divide by: where it is 0, so is what is divided."""
+def positive_part(x: Tensor) -> Tensor:
+    """x as a denominator, at least the smallest normal number: where x is 0, the numerator is 0 too."""
     return x.clamp_min(torch.finfo(x.dtype).tiny)

@@ -33,7 +33,7 @@ from torch.func import grad_and_value
 from metarun.compute.task_axis import PerTask
 from metarun.errors import require
 from metarun.regularizers.rows import check_rows
-from metarun.regularizers.tasks import check_count, each, first, with_gradient
+from metarun.regularizers.tasks import attach_gradient, check_count, first_tasks, map_each_task
 from metarun.types import Algorithm, GradientLearner, Metrics, Params, Task
 
 MEASURES = ("theil", "generalized_entropy", "atkinson", "gini", "variance_of_logs")
@@ -48,7 +48,7 @@ class Inequality:
     rows: str = "query"
     tasks: int | None = None
 
-    places: ClassVar[tuple[str, ...]] = ("outer",)
+    allowed_where: ClassVar[tuple[str, ...]] = ("outer",)
 
     def __post_init__(self) -> None:
         require(self.measure in MEASURES, "measure", self.measure, "choices: " + ", ".join(MEASURES))
@@ -57,9 +57,9 @@ class Inequality:
         check_count(self.tasks)
 
     def across(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
-        grads, loss_T = losses(learner, params, first(tasks, self.tasks), self.rows)
+        grads, loss_T = task_losses(learner, params, first_tasks(tasks, self.tasks), self.rows)
         slope_T, omega = grad_and_value(self.index)(loss_T)
-        return with_gradient(omega, {k: torch.tensordot(slope_T, g, 1) for k, g in grads.items()}, params)
+        return attach_gradient(omega, {k: torch.tensordot(slope_T, g, 1) for k, g in grads.items()}, params)
 
     def index(self, loss_T: Tensor) -> Tensor:
         """I of the losses."""
@@ -71,16 +71,16 @@ class Inequality:
         return {"theil": theil, "gini": gini, "variance_of_logs": variance_of_logs}[self.measure](loss_T)
 
 
-def losses(learner: Algorithm, params: Params, tasks: Task, rows: str) -> tuple[Params, Tensor]:
+def task_losses(learner: Algorithm, params: Params, tasks: Task, rows: str) -> tuple[Params, Tensor]:
     """Each task's loss before adaptation, [T], and its gradient, [T, ...]."""
     tasks = tasks._replace(query=tasks.support) if rows == "support" else tasks
     # Without an inner loop the meta-gradient is that of the loss; support and queries may share batch statistics in it.
-    one = before_steps(learner) if isinstance(learner, GradientLearner) else learner.meta_grad
-    grads, metrics = each(one, params, tasks)
+    one = loss_before_adaptation(learner) if isinstance(learner, GradientLearner) else learner.meta_grad
+    grads, metrics = map_each_task(one, params, tasks)
     return grads, metrics["loss"]
 
 
-def before_steps(learner: GradientLearner) -> PerTask:
+def loss_before_adaptation(learner: GradientLearner) -> PerTask:
     """theta, task -> the gradient of L_i(theta), and L_i(theta) itself."""
 
     def one(theta: Params, task: Task) -> tuple[Params, Metrics]:

@@ -36,7 +36,7 @@ from metarun.errors import SettingError, require
 from metarun.models.bottleneck import LEAST, Bottleneck
 from metarun.models.network import Network
 from metarun.models.noise import NoisyActivations, NoisyWeights
-from metarun.regularizers.selection import chosen, linear_map
+from metarun.regularizers.selection import is_linear_map, select_tensors
 from metarun.types import Algorithm, GradientLearner, Model, Params, Task
 
 FORMS = ("weights", "activations")
@@ -53,7 +53,7 @@ class Information:
     std: float | None = None  # at the start; null: 0.01 of weights, 0.7 of activations
     reduce: str | None = None
 
-    places: ClassVar[tuple[str, ...]] = ("outer",)
+    allowed_where: ClassVar[tuple[str, ...]] = ("outer",)
     compares_tasks: ClassVar[bool] = False  # one task a step is enough
 
     def __post_init__(self) -> None:
@@ -70,11 +70,11 @@ class Information:
         alone = not isinstance(model, NoisyModel)
         require(alone, "form", self.form, "the network has noise already: one such penalty at a time")
         weights = model.init(0)
-        names = tuple(chosen(weights, self.encoder))
+        names = tuple(select_tensors(weights, self.encoder))
         require(len(names) > 0, "encoder", list(self.encoder), f"names none of {', '.join(weights)}")
         std = FIRST_STD[self.form] if self.std is None else self.std
         if self.form == "weights":
-            noisy = tuple(n for n in names if linear_map(weights[n]))
+            noisy = tuple(n for n in names if is_linear_map(weights[n]))
             require(len(noisy) > 0, "encoder", list(self.encoder), "names vectors only; noise is in linear maps")
             return NoisyWeights(model, noisy, prefix, std)
         if not isinstance(model, Network):
@@ -101,10 +101,10 @@ class Information:
         if not isinstance(learner, GradientLearner):
             return None
         weights = learner.model.init(0)
-        moving = [n for n in chosen(weights, self.encoder) if is_adapted(n, learner.inner_rule)]
+        moving = [n for n in select_tensors(weights, self.encoder) if is_adapted(n, learner.inner_rule)]
         if not moving:
             return None
-        rest = [n for n in chosen(weights, None) if not n.startswith(self.encoder)]
+        rest = [n for n in select_tensors(weights, None) if not n.startswith(self.encoder)]
         others = ",".join(dict.fromkeys(n.partition(".")[0] for n in rest))
         way = f"algo.adapted=[{others}]" if others else "a shorter encoder"
         way = way if hasattr(learner, "adapted") else f"algo=maml {way}"

@@ -35,7 +35,7 @@ from torch import Tensor
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import sum_scalars
 from metarun.errors import require
-from metarun.regularizers.selection import by_prefix, chosen
+from metarun.regularizers.selection import select_tensors, value_for
 from metarun.types import Params
 
 KINDS = ("scalar", "layer", "diagonal")
@@ -51,7 +51,7 @@ class KL:
     learn: str = "scalar"
     targets: tuple[str, ...] | None = None
 
-    places: ClassVar[tuple[str, ...]] = ("inner", "outer", "both")
+    allowed_where: ClassVar[tuple[str, ...]] = ("inner", "outer", "both")
     distance_only: ClassVar[bool] = True  # a function of phi - theta
 
     def __post_init__(self) -> None:
@@ -71,25 +71,25 @@ class KL:
             return {}
         if self.learn == "scalar":
             return {"log_std": torch.tensor(math.log(self.prior_std))}
-        return {f"log_std.{k}": self._first_log(k, w) for k, w in chosen(weights, self.targets).items()}
+        return {f"log_std.{k}": self._first_log(k, w) for k, w in select_tensors(weights, self.targets).items()}
 
     def between(self, at: Adaptation) -> Tensor:
-        return sum_scalars([self._of_tensor(name, at) for name in chosen(at.phi, self.targets)]) / 2
+        return sum_scalars([self._of_tensor(name, at) for name in select_tensors(at.phi, self.targets)]) / 2
 
     def _of_tensor(self, name: str, at: Adaptation) -> Tensor:
         """Twice the divergence of one tensor's weights; ln(s/t) is one number or has the tensor's shape."""
         away = at.phi[name] - at.theta[name]
         log_t = self._log_prior(name, at).to(away.dtype)
-        log_ratio = math.log(by_prefix(name, self.posterior_stds, self.posterior_std)) - log_t
+        log_ratio = math.log(value_for(name, self.posterior_stds, self.posterior_std)) - log_t
         shape = torch.expm1(2 * log_ratio) - 2 * log_ratio  # s^2/t^2 - 1 - ln(s^2/t^2)
         return (shape + (-2 * log_t).exp() * away.square()).sum()
 
     def _log_prior(self, name: str, at: Adaptation) -> Tensor:
         trained = at.own.get("log_std", at.own.get(f"log_std.{name}"))
-        given = math.log(by_prefix(name, self.prior_stds, self.prior_std))
+        given = math.log(value_for(name, self.prior_stds, self.prior_std))
         w = at.phi[name]
         return trained if trained is not None else torch.full((), given, dtype=w.dtype, device=w.device)
 
     def _first_log(self, name: str, w: Tensor) -> Tensor:
-        given = math.log(by_prefix(name, self.prior_stds, self.prior_std))
+        given = math.log(value_for(name, self.prior_stds, self.prior_std))
         return torch.full_like(w, given) if self.learn == "diagonal" else torch.tensor(given)

@@ -11,8 +11,8 @@ of AdamW. Under Reptile's interpolation tau = eps * weight: the weight is in uni
 In the inner loop the proximal step multiplies each factor of d phi / d theta by the mask 1[|x_j| >= tau_j]: coordinates
 set to zero pass no meta-gradient through that step.
 
-Vectors (biases, shifts and gains of normalisations) are exempt; `targets` names tensors by how their names begin and
-then decides alone. Sources: Tibshirani 1996; Beck, Teboulle 2009 (ISTA).
+Vectors (biases, shifts and gains of normalisations) are exempt; `targets`, name prefixes of the
+penalised tensors, replaces that rule. Sources: Tibshirani 1996; Beck, Teboulle 2009 (ISTA).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from metarun.compute.linalg import sum_scalars
 from metarun.errors import require
-from metarun.regularizers.selection import chosen, linear_map
+from metarun.regularizers.selection import is_linear_map, select_tensors
 from metarun.types import Params, Rates
 
 METHODS = ("subgradient", "prox")
@@ -42,17 +42,27 @@ class L1:
         check_method(self.method, self.metric)
 
     def of(self, weights: Params) -> Tensor:
-        return sum_scalars([w.abs().sum() for w in chosen(weights, self.targets, linear_map).values()])
+        return sum_scalars([self._of_tensor(weights[name]) for name in self.target_names(weights)])
+
+    def _of_tensor(self, w: Tensor) -> Tensor:
+        return w.abs().sum()
 
     def target_names(self, weights: Params) -> list[str]:
-        return list(chosen(weights, self.targets, linear_map))
+        return list(select_tensors(weights, self.targets, is_linear_map))
 
     def mask_zeros(self, weights: Params) -> Params:
         return {name: weights[name] == 0 for name in self.target_names(weights)}
 
     def shrink(self, weights: Params, thresholds: Rates, limit: float = math.inf) -> Params:
-        names = self.target_names(weights)
-        return weights | {k: soft_threshold(weights[k], threshold_of(k, thresholds, limit)) for k in names}
+        """Each tensor by its own thresholds, up to the limit, or by the one threshold of all."""
+        shrunk = {}
+        for name in self.target_names(weights):
+            tau = thresholds[name].clamp_max(limit) if isinstance(thresholds, dict) else thresholds
+            shrunk[name] = self._shrink_tensor(weights[name], tau)
+        return weights | shrunk
+
+    def _shrink_tensor(self, w: Tensor, tau: Tensor | float) -> Tensor:
+        return soft_threshold(w, tau)
 
 
 def check_method(method: str, metric: str) -> None:
@@ -60,11 +70,6 @@ def check_method(method: str, metric: str) -> None:
     require(metric in METRICS, "metric", metric, "choices: " + ", ".join(METRICS))
 
 
-def threshold_of(name: str, thresholds: Rates, limit: float = math.inf) -> Tensor | float:
-    """A tensor's own threshold, up to the limit, or the one of all."""
-    return thresholds[name].clamp_max(limit) if isinstance(thresholds, dict) else thresholds
-
-
 def soft_threshold(w: Tensor, tau: Tensor | float) -> Tensor:
-    """sign(w) max(|w| - tau, 0); a threshold of 0 changes no bit, of the derivatives neither."""
+    """sign(w) max(|w| - tau, 0); a threshold of 0 changes no bit, nor those of the derivatives."""
     return torch.where(w.abs() < tau, 0.0, w - tau * w.sign())

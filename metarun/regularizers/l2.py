@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from metarun.compute.linalg import sum_scalars
-from metarun.regularizers.selection import chosen
+from metarun.regularizers.selection import select_tensors
 from metarun.types import Params
 
 
@@ -20,4 +20,4 @@ class L2:
     targets: tuple[str, ...] | None = None
 
     def of(self, weights: Params) -> Tensor:
-        return sum_scalars([w.square().sum() for w in chosen(weights, self.targets).values()]) / 2
+        return sum_scalars([w.square().sum() for w in select_tensors(weights, self.targets).values()]) / 2

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.errors import require
-from metarun.regularizers.rows import check_rows, places_with, predictions
+from metarun.regularizers.rows import check_rows, predict_rows, where_for
 from metarun.types import Kind
 
 DIRECTIONS = ("forward", "reverse")
@@ -48,11 +48,11 @@ class PredictiveKL:
         require(0 < self.std < float("inf"), "std", self.std, "must be above 0 and finite")
 
     @property
-    def places(self) -> tuple[str, ...]:
-        return places_with(self.rows)
+    def allowed_where(self) -> tuple[str, ...]:
+        return where_for(self.rows)
 
     def between(self, at: Adaptation) -> Tensor:
-        before, after = (predictions(at, weights, self.rows) for weights in (at.theta, at.phi))
+        before, after = (predict_rows(at, weights, self.rows) for weights in (at.theta, at.phi))
         if self.kind == "regression":
             return gaussian_kl(after, before, self.std)
         return softmax_kl(before, after) if self.direction == "forward" else softmax_kl(after, before)

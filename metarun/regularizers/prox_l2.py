@@ -20,7 +20,7 @@ from torch import Tensor
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import sum_scalars
 from metarun.errors import require
-from metarun.regularizers.selection import by_prefix, chosen
+from metarun.regularizers.selection import select_tensors, value_for
 from metarun.types import Params
 
 KINDS = ("scalar", "layer", "diagonal")
@@ -33,7 +33,7 @@ class ProxL2:
     factors: dict[str, float] = field(default_factory=dict)
     targets: tuple[str, ...] | None = None
 
-    places: ClassVar[tuple[str, ...]] = ("inner", "outer", "both")
+    allowed_where: ClassVar[tuple[str, ...]] = ("inner", "outer", "both")
     distance_only: ClassVar[bool] = True  # a function of phi - theta
 
     @property
@@ -50,7 +50,7 @@ class ProxL2:
         """The logarithms a, all 0."""
         if not self.learned:
             return {}
-        names = chosen(weights, self.targets)
+        names = select_tensors(weights, self.targets)
         if self.learn == "scalar":
             return {"log_factor": torch.zeros(())}
         return {
@@ -59,11 +59,11 @@ class ProxL2:
         }
 
     def between(self, at: Adaptation) -> Tensor:
-        return sum_scalars([self._of_tensor(name, at) for name in chosen(at.phi, self.targets)]) / 2
+        return sum_scalars([self._of_tensor(name, at) for name in select_tensors(at.phi, self.targets)]) / 2
 
     def _of_tensor(self, name: str, at: Adaptation) -> Tensor:
         square = (at.phi[name] - at.theta[name]).square()
         log_factor = at.own.get("log_factor", at.own.get(f"log_factor.{name}"))
         if log_factor is not None:
             square = log_factor.exp() * square
-        return by_prefix(name, self.factors, 1.0) * square.sum()
+        return value_for(name, self.factors, 1.0) * square.sum()

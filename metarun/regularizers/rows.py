@@ -27,27 +27,27 @@ def check_rows(rows: str) -> None:
     require(rows in ROWS, "rows", rows, "choices: " + ", ".join(ROWS))
 
 
-def places_with(rows: str) -> tuple[str, ...]:
+def where_for(rows: str) -> tuple[str, ...]:
     """Where a penalty on these rows can stand: adaptation has not seen the query set."""
     return ("inner", "outer", "both") if rows == "support" else ("outer",)
 
 
-def predictions(at: Adaptation, weights: Params, rows: str, third_order: bool = False) -> Tensor:
+def predict_rows(at: Adaptation, weights: Params, rows: str, third_order: bool = False) -> Tensor:
     """The network's outputs on the rows, [S, d] or [M, d]."""
     if rows == "support":
-        stats = own_moments(at.model, weights, at.support.x) if third_order else None
+        stats = batch_moments(at.model, weights, at.support.x) if third_order else None
         return at.model.apply(weights, at.support.x, stats)
     if at.query is None:
         raise UserError("rows=query: the inner loop has the support set only; choose where=outer or rows=support")
     return at.model.apply(weights, at.query.x, at.model.query_stats(weights, at.support.x))
 
 
-def targets_of(at: Adaptation, rows: str) -> Tensor:
+def row_targets(at: Adaptation, rows: str) -> Tensor:
     """The labels or targets of the rows."""
     return at.query.y if rows == "query" and at.query is not None else at.support.y
 
 
-def own_moments(model: Model, weights: Params, x: Tensor) -> Any:
+def batch_moments(model: Model, weights: Params, x: Tensor) -> Any:
     """The statistics that a batch is normalised with where they are its own; None where there are no such."""
     network: Any = model
     own = getattr(model, "norm", None) in BATCH_NORMS and network.fixed is None

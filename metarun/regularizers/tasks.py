@@ -18,20 +18,20 @@ from metarun.errors import require
 from metarun.types import Batch, EpisodeSpec, Metrics, Params, Task
 
 
-def each(function: PerTask, params: Params, tasks: Task) -> tuple[Params, Metrics]:
+def map_each_task(function: PerTask, params: Params, tasks: Task) -> tuple[Params, Metrics]:
     """Both results of (theta, task) for every task, [T, ...]; no derivative by theta is recorded."""
     x, rows = tasks.support.x, [b.x.shape[1] for b in tasks]
     chunk = Placement(x.device, x.dtype, "auto", False).chunk(EpisodeSpec(1, *rows), tuple(x.shape[2:]))
     return map_tasks(function, len(x), chunk)({k: p.detach() for k, p in params.items()}, tasks)
 
 
-def with_gradient(value: torch.Tensor, gradient: Params, params: Params) -> torch.Tensor:
+def attach_gradient(value: torch.Tensor, gradient: Params, params: Params) -> torch.Tensor:
     """A scalar that has this value and, once differentiated by theta, this gradient."""
     moves = [(gradient[k] * (params[k] - params[k].detach())).sum() for k in gradient]
     return value + torch.stack(moves).sum()
 
 
-def first(tasks: Task, count: int | None) -> Task:
+def first_tasks(tasks: Task, count: int | None) -> Task:
     """The first so many tasks; None: all of them."""
     return tasks if count is None else Task(*(Batch(b.x[:count], b.y[:count]) for b in tasks))
 

@@ -498,7 +498,7 @@ def test_entropy_falls_from_ln_n_to_0_when_a_blank_classifier_becomes_certain() 
 
 @pytest.mark.parametrize("penalty", [PredictiveKL("regression", rows="query"), GradientDifference("query")])
 def test_queries_are_refused_inside_of_the_inner_loop(penalty: Any) -> None:
-    assert penalty.places == ("outer",)
+    assert penalty.allowed_where == ("outer",)
     with pytest.raises(UserError, match="rows=query"):
         penalty.between(adaptation("regression")._replace(query=None))
 
@@ -506,7 +506,7 @@ def test_queries_are_refused_inside_of_the_inner_loop(penalty: Any) -> None:
 @pytest.mark.parametrize("penalty", [PredictiveKL("regression"), GradientDifference(), KL()])
 def test_the_support_set_serves_every_place(penalty: Any) -> None:
     at = adaptation("regression")
-    assert set(penalty.places) == {"inner", "outer", "both"}
+    assert set(penalty.allowed_where) == {"inner", "outer", "both"}
     assert_same(penalty.between(at._replace(query=None)), penalty.between(at))
 
 

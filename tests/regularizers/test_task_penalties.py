@@ -30,8 +30,8 @@ from metarun.compute.linalg import axpy, dot
 from metarun.errors import SettingError, UserError
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
-from metarun.regularizers.coherence import Coherence, direction, unit
-from metarun.regularizers.inequality import Inequality, losses
+from metarun.regularizers.coherence import Coherence, direction, unit_vector
+from metarun.regularizers.inequality import Inequality, task_losses
 from metarun.training.experiment import assemble
 from metarun.training.meta_gradient import build_meta_gradient
 from metarun.types import Batch, Params, Task
@@ -157,7 +157,7 @@ def test_the_losses_of_a_learner_with_an_inner_loop_are_those_at_theta(learner: 
     for on in ("support", "query"):
         batch = getattr(tasks, on)
         expected = torch.stack([loss(Batch(batch.x[i], batch.y[i]), matrix(params), False) for i in range(4)])
-        assert_same(losses(learner, params, tasks, on)[1], expected)
+        assert_same(task_losses(learner, params, tasks, on)[1], expected)
 
 
 @pytest.mark.parametrize("norm", ["population", "joined", "support", "group", "none"])
@@ -167,7 +167,7 @@ def test_the_losses_of_a_metric_learner_are_those_it_trains_on(metric: str, norm
     params = learner.init(0)
     params = {k: v.double() for k, v in params.items()}
     expected = vmap(learner.meta_grad, in_dims=(None, 0))(params, tasks)[1]["loss"]
-    assert_same(losses(learner, params, tasks, "query")[1], expected)
+    assert_same(task_losses(learner, params, tasks, "query")[1], expected)
 
 
 @pytest.mark.parametrize("metric", ["protonet", "matchingnet"])
@@ -308,9 +308,9 @@ def test_a_task_that_does_not_move_has_no_direction_and_finite_derivatives() -> 
 
 def test_the_unit_of_zero_is_zero_with_finite_derivatives_of_both_orders() -> None:
     for d in (torch.zeros(3).double(), torch.zeros(3)):
-        assert torch.equal(unit(d), d)
-        assert torch.equal(grad(lambda d: unit(d).sum())(d), torch.zeros_like(d))
-        assert second_derivative(lambda d: unit(d).sum())(d).isfinite().all()
+        assert torch.equal(unit_vector(d), d)
+        assert torch.equal(grad(lambda d: unit_vector(d).sum())(d), torch.zeros_like(d))
+        assert second_derivative(lambda d: unit_vector(d).sum())(d).isfinite().all()
 
 
 def test_only_the_named_tensors_are_compared() -> None:

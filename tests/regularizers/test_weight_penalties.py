@@ -21,7 +21,7 @@ from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.models.network import Network
 from metarun.regularizers.elastic import Elastic
-from metarun.regularizers.group import Group, left_alike, left_in_metric
+from metarun.regularizers.group import Group, factors_in_metric, factors_of_one_threshold
 from metarun.regularizers.l1 import L1
 from metarun.regularizers.l2 import L2
 from metarun.types import Batch, Params, Task
@@ -102,7 +102,7 @@ def test_targets_decide_alone() -> None:
     assert_same(
         L1(targets=("block0.shift", "head")).of(params), sum_abs(params, "block0.shift", "head.weight", "head.bias")
     )
-    assert_same(Elastic(0.0, targets=("head.bias",)).of(params), sum_abs(params, "head.bias"))
+    assert_same(Elastic(ratio=0.0, targets=("head.bias",)).of(params), sum_abs(params, "head.bias"))
     rows = torch.cat([params["head.weight"], params["head.bias"][:, None]], 1)
     assert_same(Group(targets=("head",)).of(params), 2 * rows.norm(dim=1).sum())
 
@@ -215,7 +215,7 @@ def thresholds_like(params: Params, seed: int = 50) -> Params:
 def test_coordinate_wise_operators_find_the_lowest_point_of_a_grid(ratio: float, adaptive: bool) -> None:
     """|x| + (ratio/2) x^2 + (x - w)^2 / (2 tau), by grids of step 1e-3 around 0; L1 is the elastic net of ratio 0."""
     params = example(seed=20)
-    penalty = Elastic(ratio) if ratio else L1()
+    penalty = Elastic(ratio=ratio) if ratio else L1()
     thresholds = thresholds_like(params) if adaptive else 0.4
     found = penalty.shrink(params, thresholds)
     grid = torch.linspace(-4, 4, 8001).double()
@@ -262,7 +262,7 @@ def test_the_operator_of_a_group_minimises_its_objective(n: int) -> None:
     w[:10, 0] = 0
     w[10] = 0
     s = s * n**0.5 * torch.linspace(0.2, 3, 40).double()[:, None]
-    found, expected = w * left_in_metric(w, s), lowest(w, s)
+    found, expected = w * factors_in_metric(w, s), lowest(w, s)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
     dead = (found == 0).all(1)
     assert 1 < int(dead.sum()) < 40
@@ -275,9 +275,9 @@ def test_with_one_threshold_for_all_both_ways_are_the_closed_form() -> None:
     length = w.norm(dim=1, keepdim=True)
     expected = torch.where(length > tau, w * (1 - tau / length), 0.0)
     assert 0 < int((expected == 0).all(1).sum()) < 20
-    assert_same(w * left_alike(w, tau), expected)
-    assert_same(w * left_in_metric(w, torch.full_like(w, tau)), expected)
-    assert_same(w * left_alike(w, tau), lowest(w, torch.full_like(w, tau)), rtol=1e-8)
+    assert_same(w * factors_of_one_threshold(w, tau), expected)
+    assert_same(w * factors_in_metric(w, torch.full_like(w, tau)), expected)
+    assert_same(w * factors_of_one_threshold(w, tau), lowest(w, torch.full_like(w, tau)), rtol=1e-8)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -305,7 +305,7 @@ def test_the_operator_of_a_group_holds_where_rates_are_decades_apart(
     w = random(300, 73, seed=1) * (spread / 2 * random(300, 73, seed=3)).exp()
     s = (spread * random(300, 73, seed=2)).exp()
     s = s * (w / s).norm(dim=1, keepdim=True) * torch.linspace(0, 1.3, 300).double()[:, None] ** 2
-    x = (w.to(dtype) * left_in_metric(w.to(dtype), s.to(dtype))).double()
+    x = (w.to(dtype) * factors_in_metric(w.to(dtype), s.to(dtype))).double()
     assert bool(x.isfinite().all())
     length = x.norm(dim=1, keepdim=True)
     alive = (length > 0)[:, 0]
