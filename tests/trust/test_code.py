@@ -315,7 +315,7 @@ def test_settings_that_grow_without_end_are_refused(tmp_path: Path) -> None:
     (folder / "config.yaml").write_text("\n".join(lines))
     with pytest.raises(UserError, match=r"config.yaml: cannot be read"):
         RunFolder(folder).read_config()
-    assert "config.yaml is damaged: the settings are unknown." in read_run(folder).missing
+    assert "config.yaml is damaged; the settings are unknown." in read_run(folder).missing
     (folder / "config.yaml").write_text(f"a: {1000 * '['}{1000 * ']'}")
     with pytest.raises(UserError, match=r"config.yaml: cannot be read"):
         RunFolder(folder).read_config()

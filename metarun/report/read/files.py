@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,32 +41,32 @@ class Analysis:
 
 def read_json(path: Path, kind: type) -> tuple[Any, str]:
     """Return the value of a JSON file, or None and what is wrong with it."""
-    try:
-        value = json.loads(untrusted.read_text(path, MAX_BYTES))
-    except FileNotFoundError:
-        return None, f"{path.name} is missing."
-    except untrusted.Refused as error:
-        return None, f"{path.name} is left out: it {error.strerror}."
-    except OSError as error:
-        return None, f"{path.name} cannot be read ({error.strerror})."
-    except (ValueError, RecursionError):
-        return None, f"{path.name} is damaged: it is not JSON."
+    value, problem = _read(path, lambda: json.loads(untrusted.read_text(path, MAX_BYTES)), "is damaged: it is not JSON")
+    if problem:
+        return None, f"{path.name} {problem}."
     return (value, "") if isinstance(value, kind) else (None, f"{path.name} is not of the expected form.")
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], str]:
     """Return the settings in a YAML file, or an empty dictionary and what is wrong with the file."""
-    try:
-        value = untrusted.read_yaml(path)
-    except FileNotFoundError:
-        return {}, f"{path.name} is missing: the settings are unknown."
-    except untrusted.Refused as error:
-        return {}, f"{path.name} is left out: it {error.strerror}; the settings are unknown."
-    except OSError as error:
-        return {}, f"{path.name} cannot be read ({error.strerror}): the settings are unknown."
-    except (ValueError, RecursionError, yaml.YAMLError):
-        return {}, f"{path.name} is damaged: the settings are unknown."
+    value, problem = _read(path, lambda: untrusted.read_yaml(path), "is damaged")
+    if problem:
+        return {}, f"{path.name} {problem}; the settings are unknown."
     return (value, "") if isinstance(value, dict) else ({}, f"{path.name} holds no settings.")
+
+
+def _read(path: Path, load: Callable[[], Any], damaged: str) -> tuple[Any, str]:
+    """The value of a file, or None and the problem in words."""
+    try:
+        return load(), ""
+    except FileNotFoundError:
+        return None, "is missing"
+    except untrusted.Refused as error:
+        return None, f"is left out: it {error.strerror}"
+    except OSError as error:
+        return None, f"cannot be read ({error.strerror})"
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return None, damaged
 
 
 def parse_overrides(value: Any) -> tuple[str, ...] | None:
