@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from metarun.report.read.runs import Run, read_run
+
 CONFIG: dict[str, Any] = {
     "job": "train",
     "seed": 0,
@@ -118,3 +120,14 @@ def write_analysis(run: Path, name: str = "sensitivity") -> Path:
     )
     (folder / "figure.png").write_bytes(PNG)
     return folder
+
+
+def read_runs(folder: Path, *changes: dict[str, Any]) -> list[Run]:
+    """A run for each set of changes: entries with a dot or `seed`, `job` are settings, all else is of the summary."""
+    found = []
+    for at, change in enumerate(changes):
+        config = {k: v for k, v in change.items() if "." in k or k in ("seed", "job")}
+        rest = {k: v for k, v in change.items() if k not in ("scores", "seconds", "lines") and "." not in k}
+        files = {k: change[k] for k in ("scores", "seconds", "lines") if k in change}
+        found.append(read_run(write_run(folder / str(at), rest, config, **files)))
+    return found

@@ -1,12 +1,22 @@
-"""The figure of test scores against zeros, and who is on it."""
+"""Figures of several runs: means over seeds, and test metrics against zeros."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from metarun.report.figures.comparison import draw_sparsity
+import numpy as np
+
+from metarun.report.figures.comparison import average_curves, draw_sparsity
 from metarun.report.read.runs import Run
+
+
+def test_the_mean_over_seeds_is_taken_where_all_have_a_value() -> None:
+    one = np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0])
+    two = np.array([2.0, 3.0, 4.0]), np.array([4.0, 9.0, 1.0])
+    x, mean, low, high = average_curves([one, two])
+    assert [v.tolist() for v in (x, mean, low, high)] == [[2, 3], [3, 6], [2, 3], [4, 9]]
+    assert [len(v) for v in average_curves([])] == [0, 0, 0, 0]
 
 
 def run(weight: float, zeros: float | None, mean: float = 0.8, ways: int = 5, method: str = "prox") -> Run:
