@@ -23,7 +23,7 @@ TIMEOUT = 30  # seconds without an answer or a byte
 BLOCK = 1 << 16
 RESUMES = 5  # of one address, after interruptions
 CHECKSUM = re.compile("sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}")
-EXPECTED = "must be a list of {file: NAME, checksum: sha256:SUM, urls: [ADDRESS, ...]}"
+EXPECTED = "must be a list of {file: NAME, checksum: sha256:DIGITS, urls: [ADDRESS, ...]}"
 BROKEN = (OSError, HTTPException, ValueError)
 
 
@@ -42,7 +42,7 @@ def as_downloads(urls: Any) -> tuple[Download, ...]:
         require(known and isinstance(entry["urls"], (list, tuple)), "urls", entry, EXPECTED)
         name, checksum, addresses = str(entry["file"] or ""), str(entry["checksum"]).lower(), entry["urls"]
         require(Path(name).name == name not in ("", ".."), "urls", name, "file must be a plain file name")
-        require(bool(CHECKSUM.fullmatch(checksum)), "urls", checksum, "checksum must be sha256:SUM or md5:SUM")
+        require(bool(CHECKSUM.fullmatch(checksum)), "urls", checksum, "checksum must be sha256:DIGITS or md5:DIGITS")
         web = all(isinstance(a, str) and a.lower().startswith(("https://", "http://")) for a in addresses)
         require(web, "urls", addresses, "every address must begin with https:// or http://")
         downloads.append(Download(name, checksum, tuple(addresses)))
@@ -79,28 +79,23 @@ def _download(download: Download, target: Path) -> None:
 
 
 def _try_address(url: str, download: Download, part: Path) -> str | None:
-    """Complete the part from this address, or return why that failed. A part with a wrong checksum is deleted."""
-    try:
-        _complete(url, part)
-    except BROKEN as error:
-        return f"failed ({' '.join(str(error).split()) or type(error).__name__})"
+    """Complete the part from this address, or return why that failed. A part with a wrong checksum is deleted.
+
+    An interrupted download is resumed as long as bytes arrive.
+    """
+    for attempt in range(RESUMES + 1):
+        before = _size(part)
+        try:
+            _append(url, part)
+            break
+        except BROKEN as error:
+            if attempt == RESUMES or _size(part) <= before:
+                return f"failed ({' '.join(str(error).split()) or type(error).__name__})"
     kind, _, digits = download.checksum.partition(":")
     if file_checksum(part, kind) == digits:
         return None
     part.unlink()
     return f"sent another file: its {kind} checksum is wrong"
-
-
-def _complete(url: str, part: Path) -> None:
-    """Resume after each interruption, as long as bytes arrive."""
-    for attempt in range(RESUMES + 1):
-        before = _size(part)
-        try:
-            _append(url, part)
-            return
-        except BROKEN:
-            if attempt == RESUMES or _size(part) <= before:
-                raise
 
 
 def _append(url: str, part: Path) -> None:
