@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from metarun.algorithms.inner_loop import descend, last
@@ -13,7 +12,19 @@ from metarun.algorithms.objective import Entry, Regularization
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import gradients, norm, sub
 from metarun.errors import require
-from metarun.types import Algorithm, Batch, GradientLearner, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
+from metarun.types import (
+    Algorithm,
+    Batch,
+    GradientLearner,
+    Kind,
+    Loss,
+    Metrics,
+    Model,
+    Objective,
+    Params,
+    Task,
+    UpdateRule,
+)
 
 
 class FastWeights(NamedTuple):
@@ -27,19 +38,39 @@ def fast_weights(model: Model, phi: Params, support: Batch) -> FastWeights:
     return FastWeights(phi, model.query_stats(phi, support.x))
 
 
-def descent(learner: GradientLearner, theta: Params, support: Batch, steps: int) -> Iterator[Params]:
-    """phi_0 = theta, phi_1, ... phi_steps of the learner's inner loop."""
-    return descend(learner.inner_objective(theta, support), theta, learner.inner_rule, steps)
+class InnerLoopLearner:
+    """What learners share that adapt by gradient descent. They are frozen dataclasses with these fields and members."""
 
+    model: Model
+    loss: Loss
+    inner_lr: float
+    inner_steps: int
+    test_inner_steps: int
+    regularization: Regularization
 
-def adapt(learner: GradientLearner, theta: Params, support: Batch) -> FastWeights:
-    """The inner loop as in training."""
-    return fast_weights(learner.model, last(descent(learner, theta, support, learner.inner_steps)), support)
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    head: ClassVar[bool] = True
 
+    @property
+    def inner_rule(self) -> UpdateRule:
+        raise NotImplementedError
 
-def adaptations(learner: GradientLearner, theta: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
-    for phi in descent(learner, theta, support, steps):
-        yield fast_weights(learner.model, phi, support)
+    def inner_objective(self, params: Params, support: Batch) -> Objective:
+        raise NotImplementedError
+
+    def init(self, seed: int) -> Params:
+        return self.model.init(seed)
+
+    def adapt(self, params: Params, support: Batch) -> FastWeights:
+        phis = descend(self.inner_objective(params, support), params, self.inner_rule, self.inner_steps)
+        return fast_weights(self.model, last(phis), support)
+
+    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
+        for phi in descend(self.inner_objective(params, support), params, self.inner_rule, steps):
+            yield fast_weights(self.model, phi, support)
+
+    def predict(self, adapted: FastWeights, x: Tensor) -> Tensor:
+        return self.model.apply(adapted.params, x, adapted.stats)
 
 
 def add_inner_penalties(learner: GradientLearner, theta: Params, support: Batch, objective: Objective) -> Objective:
@@ -108,25 +139,6 @@ def outer_gradients(learner: GradientLearner, theta: Params, phi: Params, task: 
 def distance(phi: Params, theta: Params) -> Tensor:
     """|phi - theta|, how far adaptation moved."""
     return norm(sub(phi, theta))
-
-
-def embed_together(model: Model, params: Params, task: Task) -> tuple[Tensor, Tensor]:
-    """Embeddings of support and query, [S, D] and [M, D].
-
-    One pass, so that batch statistics are those of the whole episode, unless the model normalises
-    queries with the support set's statistics.
-    """
-    support_x, query_x = task.support.x, task.query.x
-    stats = model.query_stats(params, support_x)
-    if stats is not None:
-        return model.apply(params, support_x), model.apply(params, query_x, stats)
-    z = model.apply(params, torch.cat([support_x, query_x]))
-    return z[: len(support_x)], z[len(support_x) :]
-
-
-def one_hot(y: Tensor, ways: int, like: Tensor) -> Tensor:
-    """Labels [S] -> [S, N]; by comparison, which `vmap` can batch."""
-    return (y[:, None] == torch.arange(ways, device=y.device)).to(like.dtype)
 
 
 def check_inner_loop(

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from metarun.algorithms import common
-from metarun.algorithms.similarity import check_similarity, similarity
+from metarun.algorithms.embeddings import check_similarity, compare, embed_episode, one_hot
 from metarun.types import Batch, Kind, Loss, Metrics, Model, Params, Task
 
 
@@ -59,14 +59,14 @@ class ProtoNet:
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         def outer(params: Params) -> tuple[Tensor, Metrics]:
-            z_SD, z_MD = common.embed_together(self.model, params, task)
+            z_SD, z_MD = embed_episode(self.model, params, task)
             return common.score_prediction(self, self._logits(z_MD, self._centres(z_SD, task.support.y)), task.query.y)
 
         return common.differentiate(outer, params)
 
     def _centres(self, z_SD: Tensor, y_S: Tensor) -> Tensor:
-        members_NS = common.one_hot(y_S, self.ways, like=z_SD).T
+        members_NS = one_hot(y_S, self.ways, like=z_SD).T
         return members_NS @ z_SD / members_NS.sum(1, keepdim=True)
 
     def _logits(self, z_MD: Tensor, centre_ND: Tensor) -> Tensor:
-        return similarity(z_MD, centre_ND, self.distance) / self.temperature
+        return compare(z_MD, centre_ND, self.distance) / self.temperature

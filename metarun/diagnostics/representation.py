@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from metarun.algorithms.common import one_hot
+from metarun.algorithms.embeddings import one_hot
 from metarun.algorithms.inner_loop import descend, is_adapted, last
 from metarun.diagnostics.adaptation import HEAD
 from metarun.diagnostics.task_sample import TaskSample, adapted_weights, network_weights

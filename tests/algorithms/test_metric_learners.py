@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from helpers.quadratic import EXACT, LinearModel, assert_same
 from torch import Tensor
 
-from metarun.algorithms import fce
 from metarun.algorithms.losses import CrossEntropy
-from metarun.algorithms.matchingnet import MatchingNet
+from metarun.algorithms.matchingnet import MatchingNet, _lstm_cell, embed_query, embed_support, init_fce
 from metarun.algorithms.protonet import ProtoNet
 from metarun.errors import SettingError
 from metarun.models.mlp import mlp
@@ -264,7 +263,7 @@ D = FEATURES
 
 def fce_params(seed: int = 0) -> Params:
     """Random weights and, unlike the initial ones, random biases."""
-    params = fce.init(D, seed)
+    params = init_fce(D, seed)
     draw = torch.Generator().manual_seed(seed + 1)
     return {k: torch.randn(p.shape, generator=draw, dtype=torch.float64) for k, p in params.items()}
 
@@ -288,7 +287,7 @@ def test_the_cell_is_an_lstm_cell() -> None:
     cell = torch.nn.LSTMCell(D, D, dtype=torch.float64)
     load_lstm(cell, "", params["fce.forward.weight"], params["fce.forward.bias"], D)
     x, h, c = (embeddings(3, seed) for seed in (1, 2, 3))
-    for found, expected in zip(fce._cell(params, "fce.forward", x, h, c), cell(x, (h, c)), strict=True):
+    for found, expected in zip(_lstm_cell(params, "fce.forward", x, h, c), cell(x, (h, c)), strict=True):
         assert_same(found, expected)
 
 
@@ -300,7 +299,7 @@ def test_support_context_is_a_bidirectional_lstm_plus_a_skip() -> None:
         load_lstm(lstm, suffix, params[f"{name}.weight"], params[f"{name}.bias"], D)
     z = embeddings(6, 4)
     both, _ = lstm(z)
-    assert_same(fce.support_context(params, z), both[:, :D] + both[:, D:] + z)
+    assert_same(embed_support(params, z), both[:, :D] + both[:, D:] + z)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -324,7 +323,7 @@ def test_query_context_reads_the_support_set_by_attention(steps: int) -> None:
             attention = torch.tensor([math.exp(float(h @ key)) for key in keys], dtype=torch.float64)
             r = sum(a * key for a, key in zip(attention / attention.sum(), keys, strict=True))
         expected.append(h)
-    assert_same(fce.query_context(params, queries, keys, steps), torch.stack(expected))
+    assert_same(embed_query(params, queries, keys, steps), torch.stack(expected))
 
 
 def test_fully_conditional_embeddings_replace_both_sides_of_the_comparison() -> None:
@@ -332,8 +331,8 @@ def test_fully_conditional_embeddings_replace_both_sides_of_the_comparison() -> 
     algorithm = matchingnet("cosine", 0.3, use_fce=True)
     params = PARAMS | fce_params(3)
     episode = task(11)
-    keys = fce.support_context(params, embed(episode.support.x))
-    queries = fce.query_context(params, embed(episode.query.x), keys, algorithm.fce_steps)
+    keys = embed_support(params, embed(episode.support.x))
+    queries = embed_query(params, embed(episode.query.x), keys, algorithm.fce_steps)
     expected = torch.zeros(len(queries), WAYS, dtype=torch.float64)
     for m, query in enumerate(queries):
         attention = torch.stack([alike(query, key, "cosine") / 0.3 for key in keys]).softmax(0)
@@ -347,7 +346,7 @@ def test_fully_conditional_embeddings_replace_both_sides_of_the_comparison() -> 
 
 def test_fully_conditional_embeddings_add_three_cells_to_the_parameters() -> None:
     """Two directions of 4 D x 2 D weights and a reader of 4 D x 3 D, uniform within 1 / sqrt(D), biases 0."""
-    params = fce.init(D, 0)
+    params = init_fce(D, 0)
     shapes = {k: tuple(p.shape) for k, p in params.items()}
     assert shapes == {
         "fce.forward.weight": (4 * D, 2 * D),
