@@ -24,7 +24,6 @@ from metarun.algorithms.maml import MAML
 from metarun.algorithms.protonet import ProtoNet
 from metarun.algorithms.reptile import Reptile
 from metarun.diagnostics.adaptation import adaptation_measures
-from metarun.diagnostics.step import StepMeasures, update_measures
 from metarun.diagnostics.task_sample import TaskSample
 from metarun.types import EpisodeSpec, GradientLearner, ProximalLearner, Task
 
@@ -132,25 +131,8 @@ def test_vmapped_equals_one_by_one_equals_single_precision() -> None:
     assert together == pytest.approx(narrow, rel=1e-4)
 
 
-def test_only_so_many_tasks_are_followed() -> None:
-    tasks = stack_tasks([random_task(MODEL, seed) for seed in range(6)])
-    grads = {"w": torch.randn(6, 3, 2, dtype=torch.float64)}
-    few = Task(*(b._replace(x=b.x[:2], y=b.y[:2]) for b in tasks))
-    found = StepMeasures(learner(1), 2, None)(MODEL.init(0), grads, tasks)
-    expected = adaptation_measures(learner(1), MODEL.init(0), TaskSample(few, None))
-    assert {k: found[k] for k in expected} == expected
-    assert "grad_cosine" in found
-
-
 def test_learners_with_an_inner_loop_are_recognised_by_what_they_have() -> None:
     assert isinstance(learner(1), GradientLearner)
     assert isinstance(Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 1, 1, None), GradientLearner)
     assert not isinstance(learner(1), ProximalLearner)
     assert not isinstance(ProtoNet(MODEL, MeanSquaredError(), 2, "euclidean", 1.0), GradientLearner)
-
-
-def test_update_ratios_are_relative_changes_of_all_weights_and_of_each_layer() -> None:
-    before = {"a.weight": torch.tensor([3.0, 4.0]), "b.weight": torch.tensor([12.0])}
-    after = {"a.weight": torch.tensor([3.0, 4.5]), "b.weight": torch.tensor([12.0])}
-    found = update_measures(before, after)
-    assert found == pytest.approx({"update_ratio": 0.5 / 13, "update_ratio/a": 0.1, "update_ratio/b": 0.0})

@@ -1,4 +1,4 @@
-"""Stability measures against their definitions, computed from the whole matrix of per-task gradients."""
+"""Measures of one outer step against their definitions, from the whole matrix of per-task gradients."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from itertools import combinations
 
 import pytest
 import torch
-from helpers.quadratic import EXACT
+from helpers.quadratic import (
+    EXACT,
+    LinearModel,
+    random_task,
+    stack_tasks,
+)
 from torch import Tensor
 
+from metarun.algorithms.losses import MeanSquaredError
+from metarun.algorithms.maml import MAML
+from metarun.diagnostics.adaptation import adaptation_measures
+from metarun.diagnostics.step import StepMeasures, update_measures
 from metarun.diagnostics.step import gradient_measures as measures
-from metarun.types import Params
+from metarun.diagnostics.task_sample import TaskSample
+from metarun.types import Params, Task
 
 
 def random_gradients(tasks: int, seed: int = 0, offset: float = 0.3) -> Params:
@@ -146,3 +156,22 @@ def test_the_signal_is_debiased() -> None:
         found = measures({"w": torch.randn(4, 8, generator=draw, dtype=torch.float64)})
         total += found["grad_snr"] * found["grad_variance"]
     assert abs(total / 3000) < 5 * math.sqrt(4 / 3 / 3000)
+
+
+def test_only_so_many_tasks_are_followed() -> None:
+    model = LinearModel(3, 2)
+    tasks = stack_tasks([random_task(model, seed) for seed in range(6)])
+    grads = {"w": torch.randn(6, 3, 2, dtype=torch.float64)}
+    few = Task(*(b._replace(x=b.x[:2], y=b.y[:2]) for b in tasks))
+    learner = MAML(model, MeanSquaredError(), 0.2, 1, 1, first_order=False)
+    found = StepMeasures(learner, 2, None)(model.init(0), grads, tasks)
+    expected = adaptation_measures(learner, model.init(0), TaskSample(few, None))
+    assert {k: found[k] for k in expected} == expected
+    assert "grad_cosine" in found
+
+
+def test_update_ratios_are_relative_changes_of_all_weights_and_of_each_layer() -> None:
+    before = {"a.weight": torch.tensor([3.0, 4.0]), "b.weight": torch.tensor([12.0])}
+    after = {"a.weight": torch.tensor([3.0, 4.5]), "b.weight": torch.tensor([12.0])}
+    found = update_measures(before, after)
+    assert found == pytest.approx({"update_ratio": 0.5 / 13, "update_ratio/a": 0.1, "update_ratio/b": 0.0})
