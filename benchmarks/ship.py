@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.results import DOCS, RECORDS, load
-from metarun.report.page.card import card
+from metarun.report.page.card import build_card
 from metarun.report.read.runs import read_run
 from metarun.report.tables.table import Table, to_markdown
 from metarun.storage.run_folder import RunFolder
@@ -43,7 +43,7 @@ def ship(source: RunFolder, folder: Path, command: str) -> None:
 
 def described(folder: Path, command: str) -> str:
     """The run card."""
-    known = card(read_run(folder))
+    known = build_card(read_run(folder))
     facts = [(f.name, f.value, f.note) for f in known.facts if f.name != "folder"]
     table = to_markdown(Table("Run card", ("", "", ""), tuple(facts), left=(0, 1, 2)))
     tested = f"    metarun job=evaluate run=docs/checkpoints/{folder.name}\n"
@@ -54,7 +54,7 @@ def index(kept: Path) -> str:
     """What is kept, by folder."""
     rows = []
     for place in sorted(p.parent for p in kept.glob("*/summary.json")):
-        known = card(read_run(place))
+        known = build_card(read_run(place))
         rows.append((f"[{place.name}]({place.name}/README.md)", known.result, known.reading))
     lines = ["| run | result | |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(

@@ -19,7 +19,7 @@ from metarun.algorithms.pearl import Pearl
 from metarun.algorithms.predictive import Gaussian, kl, product
 from metarun.data.point_robot import PointRobot
 from metarun.errors import UserError
-from metarun.report.page.card import card
+from metarun.report.page.card import build_card
 from metarun.report.read.runs import read_run
 from metarun.training.checkpoint import load
 from metarun.training.evaluation import score_tasks
@@ -499,7 +499,7 @@ def test_a_run_reports_returns_by_trajectories_and_can_be_evaluated_again(tmp_pa
     assert summary["alarms"] == {}
     # 5 tasks x 4 trajectories x 4 steps, and after two steps 3 x 4 x 4 more
     assert summary["collected"]["environment_steps"] == 80 + 48
-    facts = {fact.name: fact.value for fact in card(read_run(tmp_path / "run")).facts}
+    facts = {fact.name: fact.value for fact in build_card(read_run(tmp_path / "run")).facts}
     assert facts["environment steps"] == "128"
     assert facts["episodes"] == "2 explored trajectories, 1 scored at test"
     again = metarun.run(metarun.compose([*SMALL, "job=evaluate", f"run={tmp_path / 'run'}"]), tmp_path / "again")

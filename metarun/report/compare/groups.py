@@ -45,7 +45,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Return the groups of the runs that train or test, benchmark by benchmark in the order of their first run."""
     groups = []
     for benchmark, members in benchmarks(runs).items():
-        for label, same in _label(members, _variant, lambda run: shorten(component(run, "algo"))).items():
+        for label, same in _label(members, _group_settings, lambda run: shorten(component(run, "algo"))).items():
             # One run of each seed: of several, the first that has a test result, else the first.
             seeds: dict[str, Run] = {}
             for run in same:
@@ -60,7 +60,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 def benchmarks(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return the runs that train or test by the name of their benchmark."""
     compared = [run for run in runs if run.config.get("job") in COMPARED_JOBS]
-    return _label(compared, _benchmark, lambda run: f"{shorten(component(run, 'data'))} {episode_size(run)}")
+    return _label(compared, _benchmark_settings, lambda run: f"{shorten(component(run, 'data'))} {episode_size(run)}")
 
 
 def by_benchmark(groups: Iterable[Group]) -> dict[str, list[Group]]:
@@ -79,12 +79,12 @@ def _is_of_test_episodes(key: str) -> bool:
     return key.startswith("data.") and not key.startswith(TRAINING_DATA)
 
 
-def _benchmark(run: Run) -> Flat:
+def _benchmark_settings(run: Run) -> Flat:
     settings = {k: v for k, v in flatten_keys(run.config).items() if _is_of_test_episodes(k) and not is_irrelevant(k)}
     return {"data": component(run, "data"), "size": episode_size(run), "metric": metric_of(run)} | settings
 
 
-def _variant(run: Run) -> Flat:
+def _group_settings(run: Run) -> Flat:
     if not run.config:  # unknown settings may differ
         return {"algo": component(run, "algo"), "folder": str(run.path)}
     settings = {k: v for k, v in flatten_keys(run.config).items() if not _is_of_test_episodes(k)}

@@ -125,11 +125,11 @@ def collect_sweep(jobs: Sequence[Job]) -> Sweep | None:
         rows = {v: members[v] for v in members if names[v] == name}
         metrics = [metric_of(job.run) for own in rows.values() for job in own if job.run]
         metric = next((m for m in metrics if m != UNKNOWN_METRIC), UNKNOWN_METRIC)
-        found.append(Benchmark(name, metric, tuple(sorted((_row(v, rows[v], metric) for v in rows), key=_rank))))
+        found.append(Benchmark(name, metric, tuple(sorted((_build_row(v, rows[v], metric) for v in rows), key=_rank))))
     return Sweep(tuple(axes), tuple(found)) if any(len(b.rows) > 1 for b in found) else None
 
 
-def _row(values: Values, jobs: Sequence[Job], metric: str) -> Row:
+def _build_row(values: Values, jobs: Sequence[Job], metric: str) -> Row:
     # One job of each seed: of several, the first that completed, else the first.
     seeds: dict[str, Job] = {}
     for job in jobs:
@@ -169,11 +169,11 @@ def _name_benchmarks(axes: Sequence[Axis], members: Mapping[Values, Sequence[Job
 def find_axes(jobs: Sequence[Job]) -> tuple[list[Axis], list[Values]]:
     """Return the settings in which the jobs differ, and each job's values; nothing if the jobs seem unrelated."""
     all_typed = all(job.overrides is not None for job in jobs)
-    settings = [_overridden(job) if all_typed else _configured(job) for job in jobs]
+    settings = [_parse_overrides(job) if all_typed else _flatten_config(job) for job in jobs]
     keys = list(dict.fromkeys(key for own in settings for key in own))
     if not all_typed:
         keys = [key for key in keys if not _follows_from_choices(key, settings)]
-    rows = [[_value(job, own, key) for key in keys] for job, own in zip(jobs, settings, strict=True)]
+    rows = [[_value_of(job, own, key) for key in keys] for job, own in zip(jobs, settings, strict=True)]
     differing = [at for at in range(len(keys)) if len({row[at] for row in rows}) > 1]
     if len(differing) > MAX_UNRELATED and not all(job.recorded for job in jobs):
         return [], []
@@ -185,7 +185,7 @@ def find_axes(jobs: Sequence[Job]) -> tuple[list[Axis], list[Values]]:
     return axes, [tuple(row[at] for at in differing) for row in rows]
 
 
-def _overridden(job: Job) -> dict[str, Value]:
+def _parse_overrides(job: Job) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for override in job.overrides or ():
         key, _, value = override.partition("=")
@@ -194,9 +194,9 @@ def _overridden(job: Job) -> dict[str, Value]:
     return {key: value for key, value in found.items() if not _is_not_swept(key)}
 
 
-def _configured(job: Job) -> dict[str, Value]:
+def _flatten_config(job: Job) -> dict[str, Value]:
     if job.run is None or not job.run.config:
-        return _overridden(job)
+        return _parse_overrides(job)
     settings = flatten_keys({k: v for k, v in job.run.config.items() if k != "choices"})
     kept = {k: parse_value(v) for k, v in settings.items() if not is_irrelevant(k) and not k.endswith("_target_")}
     chosen = setting(job.run, "choices")
@@ -220,7 +220,7 @@ def _follows_from_choices(key: str, settings: Sequence[Mapping[str, Value]]) -> 
     return all(len(values) == 1 for values in by_choice.values())
 
 
-def _value(job: Job, own: Mapping[str, Value], key: str) -> Value:
+def _value_of(job: Job, own: Mapping[str, Value], key: str) -> Value:
     """The value of an override, or of the configuration without it."""
     if key in own:
         return own[key]

@@ -47,7 +47,7 @@ class Card(NamedTuple):
     command_note: str
 
 
-def card(run: Run) -> Card:
+def build_card(run: Run) -> Card:
     """Return the facts of one run, known or not."""
     seed = f", seed {seed_of(run)}" if seed_of(run) is not None else ""
     title = f"{component(run, 'algo')} on {component(run, 'data')}, {episode_size(run)}{seed}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import jinja2
 
 from metarun.report.figures.drawing import svg_uri
-from metarun.report.page.card import card
+from metarun.report.page.card import build_card
 from metarun.report.page.comparison import comparison_sections
 from metarun.report.page.run import Section, failed_section, run_sections
 from metarun.report.read.runs import Run
@@ -28,7 +28,7 @@ def page_sections(runs: Sequence[Run], others: Sequence[Path] = ()) -> list[Sect
 
 def render(runs: Sequence[Run], others: Sequence[Path] = ()) -> str:
     """Return the page of one run, or of several; `others` are the folders of jobs that left no run."""
-    cards, single = [card(run) for run in runs], len(runs) == 1 and not others
+    cards, single = [build_card(run) for run in runs], len(runs) == 1 and not others
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,

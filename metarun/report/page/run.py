@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from metarun.errors import one_line
 from metarun.report.figures.drawing import Drawing
 from metarun.report.figures.functions import draw_predictions
-from metarun.report.figures.panels import GRADIENTS, INNER, LEARNING, PROBES, names_in, own_panels
+from metarun.report.figures.panels import GRADIENTS, INNER, LEARNING, PENALTIES, PROBES, families, names_in, own_panels
 from metarun.report.figures.run import draw_adaptation, draw_layers, draw_learning, draw_panels, draw_profiles
-from metarun.report.read.facts import metric_names, metric_of, test_curve
+from metarun.report.read.facts import metric_names, metric_of, penalty_terms, test_curve
 from metarun.report.read.files import Analysis
 from metarun.report.read.runs import Run
-from metarun.report.tables.penalties import has_penalties, penalty_tables
+from metarun.report.tables.penalties import penalty_tables
 from metarun.report.tables.run import (
     adaptation_table,
     alarm_table,
@@ -73,7 +73,7 @@ def run_sections(run: Run) -> list[Section]:
     if has_further_metrics(run):
         parts["Predicted distributions"] = _predictions
     parts |= {"Meta-gradient": _gradients, "Inner loop": _inner_loop}
-    if has_penalties(run):
+    if penalty_terms(run) or families(metric_names(run.of("train"))).keys() & PENALTIES.keys():
         parts["Penalties"] = _penalties
     parts |= {"Probes": _probes, "Layers": _layers, "Convergence": _convergence, "Alarms": _alarms}
     found: dict[str, Callable[[], Section]] = {title: functools.partial(part, run) for title, part in parts.items()}

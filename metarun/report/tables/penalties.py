@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from metarun.report.figures.panels import PENALTIES, families
-from metarun.report.read.facts import look_up, metric_names, penalty_terms
+from metarun.report.read.facts import look_up, penalty_terms
 from metarun.report.read.runs import Run
 from metarun.report.tables.table import Table
 from metarun.storage.text import NOTHING, count, is_number, number
 
 TERMS = ("term", "class", "weight", "where", "schedule", "method", "value", "share of the gradient")
-
-
-def has_penalties(run: Run) -> bool:
-    """Whether the summary lists penalties or their metrics were logged."""
-    return bool(penalty_terms(run)) or any(prefix in PENALTIES for prefix in families(metric_names(run.of("train"))))
 
 
 def format_penalties(run: Run) -> str:
