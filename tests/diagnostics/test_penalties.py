@@ -1,19 +1,15 @@
-"""What is logged and summed up of penalties, against quadratic tasks whose every derivative is known."""
+"""Measures of penalties against quadratic tasks whose every derivative is known."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.quadratic import EXACT, LinearModel, gradient, loss, matrix, random_task, stack_tasks, weights
-from helpers.report_folders import train_record, write_run
 from torch import Tensor
 
-import metarun
 from metarun.algorithms.imaml import IMAML
 from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.maml import MAML
@@ -23,16 +19,10 @@ from metarun.algorithms.protonet import ProtoNet
 from metarun.algorithms.reptile import Reptile
 from metarun.diagnostics.penalties import share
 from metarun.diagnostics.step import StepMeasures, Values, update_measures
-from metarun.jobs.summary import describe_penalties, describe_sparsity
 from metarun.models.mlp import mlp
 from metarun.regularizers.l1 import L1, soft_threshold
 from metarun.regularizers.l2 import L2
 from metarun.regularizers.prox_l2 import ProxL2
-from metarun.report.page.run import run_sections
-from metarun.report.read.runs import read_run
-from metarun.report.tables.penalties import format_penalties, format_zeros, penalty_tables
-from metarun.storage.loggers.tables import sparsity_lines
-from metarun.storage.text import NOTHING
 from metarun.types import Batch, Params, Task
 
 MODEL = LinearModel(3, 2)
@@ -312,112 +302,3 @@ def test_zeros_are_counted_among_the_targeted_weights_of_each_layer() -> None:
     zeros = {k: v for k, v in found.items() if k.startswith("sparsity")}
     expected = {"sparsity/zeros": 7 / 15, "sparsity/a": 6 / 9, "sparsity/b": 1 / 6}
     assert zeros == pytest.approx(expected)
-
-
-# ---------------------------------------------------------------- runs, summary, console and report
-
-TINY = ["model.hidden=[6]", "train.tasks=4", "train.log_every=2", "train.eval_every=6", "train.checkpoint_every=6"]
-TINY += ["val.tasks=2", "test.tasks=2", "test.steps=1", "device.compile=false", "device.threads=1", "report=false"]
-TERMS = [
-    "algo.inner_steps=2",
-    "reg=[l1,prox_l2]",
-    "reg.l1.weight=0.01",
-    "reg.l1.schedule=linear",
-    "reg.prox_l2.learned=true",
-]
-
-
-def started(folder: Path, *overrides: str, resume: bool = False) -> dict[str, Any]:
-    config = metarun.compose([*TINY, *overrides])
-    config.resume = str(folder) if resume else None
-    return metarun.run(config, folder).summary
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A run with two terms, one of them scheduled and proximal, the other inner and learned."""
-    folder = tmp_path_factory.mktemp("penalties") / "run"
-    return folder, started(folder, *TERMS, "train.steps=12")
-
-
-def test_a_run_logs_and_sums_up_its_penalties(whole: tuple[Path, dict[str, Any]]) -> None:
-    folder, summary = whole
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in lines if line["kind"] == "train"][-1]
-    l1, prox = summary["regularization"]
-    assert (l1["name"], l1["class"], l1["weight"], l1["where"], l1["schedule"]) == ("l1", "L1", 0.01, "outer", "linear")
-    assert (l1["final_weight"], l1["method"], prox["method"], prox["final_weight"]) == (0.0, "prox", None, None)
-    assert l1["value"] == {"outer": last["penalty/l1"]}
-    assert prox["share"] == {"inner": last["penalty_share/prox_l2"]}
-    assert last["penalty_weight/l1"] == pytest.approx(0.01 / 12)
-    assert last["penalty_factor/prox_l2"] != 1
-    found = summary["sparsity"]
-    assert found["threshold"] == 1e-3
-    assert found["penalised"]["parameters"] == 12
-    assert found["total"]["parameters"] == 6 + 6 + 6 + 1
-    assert set(found["layers"]) == {"block0", "head"}
-
-
-def test_a_resumed_run_logs_the_same(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    started(tmp_path / "parts", *TERMS, "train.steps=12", "train.max_minutes=1e-9")  # stops after the first step
-    resumed = started(tmp_path / "parts", *TERMS, "train.steps=12", resume=True)
-    assert (tmp_path / "parts/metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
-    assert resumed["regularization"] == whole[1]["regularization"]
-    assert resumed["sparsity"] == whole[1]["sparsity"]
-
-
-def test_a_run_without_measures_or_penalties_says_so(tmp_path: Path) -> None:
-    off = started(tmp_path / "off", *TERMS, "train.steps=2", "diagnostics=off")
-    assert off["regularization"][0]["value"] == {"outer": None}
-    none = started(tmp_path / "none", "train.steps=2")
-    assert none["regularization"] == []
-    assert none["sparsity"]["penalised"] is None
-    assert sparsity_lines(none["sparsity"]) == []
-
-
-def test_the_end_says_how_many_penalised_weights_are_zero() -> None:
-    regularization = Regularization((term(L1()),))
-    params = {"block0.weight": torch.tensor([[0.0, 1e-4, 1.0, 0.0]]), "block0.shift": torch.zeros(1)}
-    found = describe_sparsity(params, regularization)
-    assert sparsity_lines(found) == ["zeros: 50.00 % of 4 penalised weights; 75.00 % are at most 0.001"]
-    inner = Regularization((term(L1(), where="inner"),))
-    assert describe_sparsity(params, inner)["penalised"] is None
-
-
-def test_the_report_shows_terms_shares_and_zeros(tmp_path: Path) -> None:
-    regularization = Regularization((term(L1(), 0.01, "both", "l1"), term(L2(), name="l2", shape="linear", steps=9)))
-    logged = {"penalty/l1.inner": 0.5, "penalty/l1.outer": 0.25, "penalty_share/l1.inner": 0.125, "penalty/l2": 3.0}
-    params = {"block0.weight": torch.tensor([[0.0, 1e-4, 1.0, 0.0]]), "block0.shift": torch.zeros(1)}
-    lines = [train_record(step, **{k: v / step for k, v in logged.items()}) for step in (1, 2)]
-    summary = {
-        "regularization": describe_penalties(regularization, lines),
-        "sparsity": describe_sparsity(params, regularization),
-    }
-    run = read_run(write_run(tmp_path / "run", summary, lines=lines))
-    assert format_penalties(run) == "l1: weight 0.01, both, prox; l2: weight 0.3 to 0, outer"
-    assert format_zeros(run) == ("50.00 %", "of 4 penalised weights; 60.00 % of all weights")
-    terms, layers = penalty_tables(run)
-    assert terms.rows[0] == (
-        "l1",
-        "L1",
-        "0.01",
-        "both",
-        "constant",
-        "prox",
-        "inner 0.25, outer 0.125",
-        f"inner 0.0625, outer {NOTHING}",
-    )
-    assert layers.rows[-1] == ("all", "5", "60.00 %", "80.00 %", "1", "0 of 1")
-    sections = {s.title: s for s in run_sections(run)}
-    assert [d.name for d in sections["Penalties"].drawings] == ["penalties"]
-    assert not any("penalty" in d.alt for d in sections["Layers"].drawings)
-
-
-def test_a_run_without_penalties_has_no_section_on_them_and_a_damaged_summary_costs_nothing_else(
-    tmp_path: Path,
-) -> None:
-    plain = read_run(write_run(tmp_path / "plain"))
-    assert "Penalties" not in {s.title for s in run_sections(plain)}
-    for at, broken in enumerate([{"regularization": 3, "sparsity": 4}, {"regularization": [{}, 2], "sparsity": {}}]):
-        run = read_run(write_run(tmp_path / str(at), broken))
-        assert not any("could not be made" in s.missing for s in run_sections(run))
