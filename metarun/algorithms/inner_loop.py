@@ -61,7 +61,8 @@ def learned_rates_rule(by_step: bool) -> UpdateRule:
     def rates_at(state: Any, k: Tensor) -> Params:
         if not by_step:
             return state[0]
-        return {name: rate[k.clamp(0, len(rate) - 1)] for name, rate in state[0].items()}
+        # Not rate[k]: that asks for the number k, which meta tensors, of a memory estimate, do not have.
+        return {name: rate.index_select(0, k.clamp(0, len(rate) - 1).reshape(1))[0] for name, rate in state[0].items()}
 
     def step(g: Params, state: Any) -> tuple[Params, Any]:
         rates, k = state

@@ -108,6 +108,13 @@ def test_the_estimate_is_within_a_factor_of_two_of_what_is_allocated(name: str, 
     assert measured / 2 < MARGIN * task_bytes(algorithm, params, single) < 2 * measured
 
 
+def test_rates_of_each_inner_step_have_an_estimate() -> None:
+    """The step number selects them; on meta tensors it has no value."""
+    algorithm = MAML(MLP, MeanSquaredError(), 0.01, 3, 1, first_order=False, learned_rates="step")
+    single = Task(*(Batch(b.x[0], b.y[0]) for b in points(1)))
+    assert task_bytes(algorithm, algorithm.init(0), single) > 0
+
+
 @pytest.mark.parametrize(("room", "fits"), [(99, 0), (100, 1), (249, 1), (250, 2), (1260, 10)])
 def test_one_task_fits_as_it_is_and_several_with_a_margin(room: int, fits: int) -> None:
     assert count_fitting(room, 100) == fits
