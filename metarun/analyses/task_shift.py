@@ -42,7 +42,7 @@ from metarun.data.shifts import (
     ChangedImages,
     Episodes,
     ImageChange,
-    Shifted,
+    ShiftedDataset,
     WithinGroups,
     group_classes,
     with_test_classes,
@@ -190,7 +190,7 @@ def apply_shift(experiment: Experiment, changes: Mapping[str, Any], name: str) -
     others = {k: v for k, v in changes.items() if k not in sizes}
     dataset = experiment.dataset
     if others:
-        dataset = Shifted(dataset, _shift_episodes(experiment, others, name))
+        dataset = ShiftedDataset(dataset, _shift_episodes(experiment, others, name))
     spec, learner = experiment.test_spec._replace(**sizes), experiment.tested
     if spec.ways != experiment.test_spec.ways:
         ways = experiment.test_spec.ways

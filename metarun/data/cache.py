@@ -36,7 +36,7 @@ BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError
 FORMAT = 2  # increase it when the stored format changes
 
 
-class Decoded(NamedTuple):
+class DecodedImages(NamedTuple):
     """The description of the bytes that a builder wrote."""
 
     shape: tuple[int, int, int, int]  # n, C, H, W
@@ -46,16 +46,16 @@ class Decoded(NamedTuple):
     notes: dict[str, Any]  # plain values for the data set
 
 
-class Cached(NamedTuple):
+class CachedImages(NamedTuple):
     table: ImageTable
     notes: dict[str, Any]
     path: Path  # of the bytes
 
 
-Build = Callable[[BinaryIO], Decoded]
+Build = Callable[[BinaryIO], DecodedImages]
 
 
-def cached_images(name: str, fingerprint: str, build: Build, verify: bool = False) -> Cached:
+def cache_images(name: str, fingerprint: str, build: Build, verify: bool = False) -> CachedImages:
     """The images stored for this fingerprint of the sources. Build and store them if they are missing or damaged.
 
     `verify` checks the checksum of the bytes even if their size and time stamp match.
@@ -68,7 +68,7 @@ def cached_images(name: str, fingerprint: str, build: Build, verify: bool = Fals
     return cached
 
 
-def _read(path: Path, verify: bool) -> Cached | None:
+def _read(path: Path, verify: bool) -> CachedImages | None:
     """The cached images, or None if they are missing or damaged."""
     try:
         stored = json.loads(read_text(path.with_suffix(".json")))
@@ -91,7 +91,7 @@ def _read(path: Path, verify: bool) -> Cached | None:
             return None
     except BROKEN:  # it is rebuilt from the source
         return None
-    return Cached(ImageTable(images, names, starts, counts, _page_release(mapping)), stored["notes"], path)
+    return CachedImages(ImageTable(images, names, starts, counts, _page_release(mapping)), stored["notes"], path)
 
 
 def _consistent(names: tuple[Any, ...], starts: np.ndarray, counts: np.ndarray, rows: int) -> bool:
@@ -117,7 +117,7 @@ def _page_release(mapping: mmap.mmap) -> Callable[[int], None]:
     return release
 
 
-def _build_locked(path: Path, build: Build, verify: bool) -> Cached | None:
+def _build_locked(path: Path, build: Build, verify: bool) -> CachedImages | None:
     """Build missing or damaged images, unless another process did so meanwhile."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

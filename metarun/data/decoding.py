@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun.data.cache import Decoded
+from metarun.data.cache import DecodedImages
 from metarun.data.layouts import Entry
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import UserError
@@ -25,13 +25,15 @@ Read = Callable[[Iterable[Entry]], Iterator[Any]]
 """Entries -> the bytes of their files, or arrays [H, W, C]."""
 
 
-class Unreadable(UserError):
+class UnreadableImage(UserError):
     """A file that is not an image; the message names it."""
 
 
-def write_images(file: BinaryIO, entries: Sequence[Entry], read: Read, pixels: Pixels, skip: bool = False) -> Decoded:
+def write_images(
+    file: BinaryIO, entries: Sequence[Entry], read: Read, pixels: Pixels, skip: bool = False
+) -> DecodedImages:
     """Decode the entries, sorted by class, into `file`. With `skip`, images that cannot be decoded are left out and
-    noted; without, the first raises `Unreadable`."""
+    noted; without, the first raises `UnreadableImage`."""
     skipped: list[str] = []
     counts: dict[str, int] = {}
     with closing(_decoded_groups(read(entries), pixels)) as groups:  # ends its threads, also after an error
@@ -41,7 +43,7 @@ def write_images(file: BinaryIO, entries: Sequence[Entry], read: Read, pixels: P
             if isinstance(image, CorruptImage):
                 message = f"{entry.name} is not a readable image ({image})"
                 if not skip:
-                    raise Unreadable(message)
+                    raise UnreadableImage(message)
                 print_notice(f"skipped: {message}")
                 skipped.append(entry.name)
             else:
@@ -52,7 +54,7 @@ def write_images(file: BinaryIO, entries: Sequence[Entry], read: Read, pixels: P
         raise UserError(f"class {empty[0]} has no image that can be decoded")
     sizes = list(counts.values())
     starts = [sum(sizes[:c]) for c in range(len(sizes))]
-    return Decoded((sum(sizes), *pixels.shape), tuple(counts), starts, sizes, {"skipped": skipped})
+    return DecodedImages((sum(sizes), *pixels.shape), tuple(counts), starts, sizes, {"skipped": skipped})
 
 
 def _decoded_groups(

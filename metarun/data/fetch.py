@@ -33,7 +33,7 @@ class Download(NamedTuple):
     urls: tuple[str, ...]
 
 
-def as_downloads(urls: Any) -> tuple[Download, ...]:
+def parse_downloads(urls: Any) -> tuple[Download, ...]:
     """Check the setting `urls`, a list of {file, checksum, urls}. Raise `SettingError` at the first mistake."""
     require(isinstance(urls, (list, tuple)), "urls", urls, EXPECTED)
     downloads = []

@@ -53,7 +53,7 @@ class Files(NamedTuple):
     read: Read  # names -> contents, in the same order
 
 
-def user_path(text: str) -> Path:
+def expand_path(text: str) -> Path:
     """A path from the settings, with ~ for the home folder."""
     try:
         return Path(text).expanduser()

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from metarun.data.augment import Augmentation
-from metarun.data.cache import Decoded, cached_images
-from metarun.data.decoding import Read, Unreadable, write_images
-from metarun.data.fetch import Download, as_downloads, fetch
-from metarun.data.files import Files, fingerprint, is_archive, open_files, user_path
+from metarun.data.cache import DecodedImages, cache_images
+from metarun.data.decoding import Read, UnreadableImage, write_images
+from metarun.data.fetch import Download, fetch, parse_downloads
+from metarun.data.files import Files, expand_path, fingerprint, is_archive, open_files
 from metarun.data.images import ImageData, Source
 from metarun.data.layouts import IMAGES, Layout, recognise
 from metarun.data.miniimagenet import RAVI, read_pickles
@@ -74,7 +74,7 @@ def image_folder(
     settings = SplitSettings(split, split_seed, tuple(ratios))
     check_split(settings)
     pixels = Pixels(image_size, channels, resize, fit, normalize)
-    load = ImageFiles(root, csv, as_downloads(urls), settings, pixels, on_corrupt, benchmark, train_classes)
+    load = ImageFiles(root, csv, parse_downloads(urls), settings, pixels, on_corrupt, benchmark, train_classes)
     return ImageData(pixels, rotations, Augmentation(crop, flip, jitter), load)
 
 
@@ -95,7 +95,7 @@ class ImageFiles:
         path = self._locate()
         decoding = [self.csv, *self.pixels.shape, self.pixels.resize, self.pixels.fit, self.on_corrupt]
         key = f"{fingerprint(path)} {decoding}"
-        cached = cached_images(self.benchmark or "folder", key, lambda file: self._decode(path, file), verify)
+        cached = cache_images(self.benchmark or "folder", key, lambda file: self._decode(path, file), verify)
         names, given = cached.table.names, cached.notes["given"]
         if self.benchmark and self.split.split == "auto" and choose_split(names, given) == "ratio":
             other = (
@@ -113,7 +113,7 @@ class ImageFiles:
         """The folder or archive, after downloading its files if data.urls lists any."""
         root = self.root or (os.environ.get("METARUN_DATA") if self.benchmark else None)
         if root:
-            folder = user_path(root)
+            folder = expand_path(root)
         else:  # downloads without a root: other files have another folder
             require(
                 bool(self.downloads), "root", root, f"set it to the folder or archive of the images. {self._advice}"
@@ -128,11 +128,11 @@ class ImageFiles:
         require(path.exists(), "root", folder, f"there is no such folder or archive. {self._advice}")
         return path
 
-    def _decode(self, path: Path, file: BinaryIO) -> Decoded:
+    def _decode(self, path: Path, file: BinaryIO) -> DecodedImages:
         layout, read = self._find_layout(path)
         try:
             decoded = write_images(file, layout.entries, read, self.pixels, self.on_corrupt == "skip")
-        except Unreadable as error:
+        except UnreadableImage as error:
             raise SettingError("root", path, f"{error}; data.on_corrupt=skip leaves such images out") from error
         given = {entry.label: entry.split for entry in layout.entries}
         return decoded._replace(notes=decoded.notes | {"layout": layout.name, "given": given})

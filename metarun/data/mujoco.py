@@ -147,29 +147,29 @@ def uniform_goals(high: float, counts: Sequence[int], goal_seed: int) -> dict[Sp
 def halfcheetah_vel(horizon: int, train_goals: int, val_goals: int, test_goals: int, goal_seed: int = 0) -> Robots:
     check_sizes(horizon, train_goals, val_goals, test_goals, goal_seed)
     goals = uniform_goals(3.0, [train_goals, val_goals, test_goals], goal_seed)
-    return _cheetah("halfcheetah_vel", velocity_reward, goals, horizon, "velocities in [0, 3)")
+    return _make_cheetah("halfcheetah_vel", velocity_reward, goals, horizon, "velocities in [0, 3)")
 
 
 def halfcheetah_dir(horizon: int) -> Robots:
     check_sizes(horizon, 1, 1, 1)
     goals: dict[Split, Tensor] = {"train": DIRECTIONS, "val": DIRECTIONS, "test": DIRECTIONS}
-    return _cheetah("halfcheetah_dir", direction_reward, goals, horizon, "both directions in each")
+    return _make_cheetah("halfcheetah_dir", direction_reward, goals, horizon, "both directions in each")
 
 
 def ant_dir(horizon: int, train_goals: int, val_goals: int, test_goals: int, goal_seed: int = 0) -> Robots:
     check_sizes(horizon, train_goals, val_goals, test_goals, goal_seed)
     goals = uniform_goals(2 * math.pi, [train_goals, val_goals, test_goals], goal_seed)
-    simulator = _robot("ant_dir", "ant.xml")
+    simulator = _load_robot("ant_dir", "ant.xml")
     return Robots(simulator, 2, 2, angle_reward, goals, horizon, "angles in [0, 2 pi)")
 
 
-def _cheetah(
+def _make_cheetah(
     name: str, reward: Callable[[Motion], Tensor], goals: dict[Split, Tensor], horizon: int, drawn: str
 ) -> Robots:
-    return Robots(_robot(name, "half_cheetah.xml"), 1, 1, reward, goals, horizon, drawn)
+    return Robots(_load_robot(name, "half_cheetah.xml"), 1, 1, reward, goals, horizon, drawn)
 
 
-def _robot(name: str, file: str) -> Simulator:
+def _load_robot(name: str, file: str) -> Simulator:
     simulator = Simulator(name, file, FRAMES)
     simulator.rest()  # loads it: a missing package is an error before the run begins
     return simulator

@@ -28,10 +28,10 @@ import numpy as np
 
 from metarun.compute.random import SPLITS, choose, random_bits
 from metarun.data.augment import Augmentation
-from metarun.data.cache import Decoded, cached_images
-from metarun.data.decoding import Read, Unreadable, write_images
-from metarun.data.fetch import Download, as_downloads, fetch
-from metarun.data.files import fingerprint, open_files, user_path
+from metarun.data.cache import DecodedImages, cache_images
+from metarun.data.decoding import Read, UnreadableImage, write_images
+from metarun.data.fetch import Download, fetch, parse_downloads
+from metarun.data.files import expand_path, fingerprint, open_files
 from metarun.data.images import ImageData, Index, Source
 from metarun.data.layouts import Entry
 from metarun.data.pixels import Pixels
@@ -70,20 +70,20 @@ def omniglot(
     require(0 <= split_seed < 2**63, "split_seed", split_seed, "must be at least 0")
     require(8 <= image_size <= 105, "image_size", image_size, "must be 8 to 105")
     pixels = Pixels(image_size, 1, resize, ink=True)
-    downloads = as_downloads(urls)
+    downloads = parse_downloads(urls)
 
     def load(verify: bool) -> Source:
         parts = find_parts(root, download, downloads)
         key = f"{' '.join(fingerprint(p) for p in parts)} {image_size} {resize}"
 
-        def decode(file: BinaryIO) -> Decoded:
+        def decode(file: BinaryIO) -> DecodedImages:
             entries, read = open_drawings(parts)
             try:
                 return write_images(file, entries, read, pixels)
-            except Unreadable as error:
+            except UnreadableImage as error:
                 raise UserError(f"data.root={parts[0].parent}: {error}") from error
 
-        cached = cached_images("omniglot", key, decode, verify)
+        cached = cache_images("omniglot", key, decode, verify)
         splits = limit_training_classes(
             split_characters(cached.table.names, split, split_seed), train_classes, split_seed
         )
@@ -116,7 +116,7 @@ def split_characters(names: tuple[str, ...], split: str, seed: int) -> dict[Spli
 
 def find_parts(root: str | None, download: bool, downloads: Sequence[Download]) -> list[Path]:
     """Find both parts below data.root, METARUN_DATA or metarun's own data folder, or download them to it."""
-    folder = user_path(str(root or os.environ.get("METARUN_DATA") or cache_folder() / "data"))
+    folder = expand_path(str(root or os.environ.get("METARUN_DATA") or cache_folder() / "data"))
     found = _search(folder)
     if found is None and download:
         try:

@@ -53,7 +53,7 @@ class Episodes(Protocol):
 
 
 @dataclass(frozen=True)
-class Shifted(DatasetWrapper):
+class ShiftedDataset(DatasetWrapper):
     """A data set with other test episodes."""
 
     dataset: Dataset

@@ -18,13 +18,13 @@ from typing import NamedTuple
 import numpy as np
 
 from metarun.compute.random import SPLITS, choose, random_bits
-from metarun.data.files import user_path
+from metarun.data.files import expand_path
 from metarun.data.images import Index
 from metarun.data.miniimagenet import RAVI
 from metarun.errors import SettingError, UserError, one_line, require
 from metarun.types import Split
 
-NAMED = ("auto", "given", "ravi", "ratio")
+SPLIT_NAMES = ("auto", "given", "ravi", "ratio")
 
 Members = Mapping[Split, Sequence[str]]
 """The class names of each split."""
@@ -39,10 +39,10 @@ class SplitSettings(NamedTuple):
 def check_split(settings: SplitSettings) -> None:
     """Raise `SettingError` if the settings cannot work, whatever the classes."""
     require(
-        settings.split in NAMED or _exists(settings.split),
+        settings.split in SPLIT_NAMES or _exists(settings.split),
         "split",
         settings.split,
-        f"choices: {', '.join(NAMED)}, or a split.json or folder that exists",
+        f"choices: {', '.join(SPLIT_NAMES)}, or a split.json or folder that exists",
     )
     require(0 <= settings.split_seed < 2**63, "split_seed", settings.split_seed, "must be at least 0")
     ratios = settings.ratios
@@ -66,7 +66,7 @@ def split_classes(
         require(len(classes) > 0, "split", settings.split, f"leaves no class for {split} ({len(names)} classes in all)")
     if all(set(members[s]) == set(RAVI[s]) for s in SPLITS):
         return "ravi", parts  # wherever the split came from
-    return kind if kind in NAMED else Path(kind).name, parts
+    return kind if kind in SPLIT_NAMES else Path(kind).name, parts
 
 
 def limit_training_classes(splits: dict[Split, Index], count: int | None, seed: int) -> dict[Split, Index]:
@@ -98,7 +98,7 @@ def _members(kind: str, names: Sequence[str], given: Mapping[str, Split | None],
         order = choose(random_bits("train", settings.split_seed, 0, range(1), len(names))[0], len(names))
         cuts = np.rint(np.cumsum(settings.ratios[:2]) * len(names)).astype(int)
         return {s: [names[i] for i in part] for s, part in zip(SPLITS, np.split(order, cuts), strict=True)}
-    return _read_members(user_path(kind))
+    return _read_members(expand_path(kind))
 
 
 def _read_members(path: Path) -> Members:
@@ -129,6 +129,6 @@ def _check_members(kind: str, members: Members, index: Mapping[str, int]) -> Non
 
 def _exists(path: str) -> bool:
     try:
-        return bool(path) and user_path(path).exists()
+        return bool(path) and expand_path(path).exists()
     except OSError:  # too long for a name
         return False

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from metarun.data import cache
-from metarun.data.cache import Cached, Decoded, cached_images
+from metarun.data.cache import CachedImages, DecodedImages, cache_images
 from metarun.data.images import ImageTable
 from metarun.errors import UserError
 from metarun.storage.run_folder import cache_folder
@@ -48,15 +48,15 @@ class Builder:
     def __init__(self, value: int = 1, pixels: int = 3) -> None:
         self.table, self.calls = table(value, pixels), 0
 
-    def __call__(self, file: BinaryIO) -> Decoded:
+    def __call__(self, file: BinaryIO) -> DecodedImages:
         self.calls += 1
         for image in self.table.images:
             file.write(image.numpy().tobytes())
         shape = tuple(self.table.images.shape)
-        return Decoded(shape, self.table.names, self.table.starts.tolist(), self.table.counts.tolist(), NOTES)
+        return DecodedImages(shape, self.table.names, self.table.starts.tolist(), self.table.counts.tolist(), NOTES)
 
 
-def assert_table(found: Cached, expected: ImageTable) -> None:
+def assert_table(found: CachedImages, expected: ImageTable) -> None:
     torch.testing.assert_close(found.table.images, expected.images, rtol=0, atol=0)
     assert found.table.names == expected.names
     np.testing.assert_array_equal(found.table.starts, expected.starts)
@@ -75,23 +75,23 @@ def stored(folder: Path) -> Path:
 def assert_rebuilt(folder: Path, verify: bool = False) -> None:
     """Once, to a cache that counts from then on."""
     build = Builder()
-    assert_table(cached_images("toy", "print", build, verify), table())
+    assert_table(cache_images("toy", "print", build, verify), table())
     assert build.calls == 1
-    assert_table(cached_images("toy", "print", build, verify), table())
+    assert_table(cache_images("toy", "print", build, verify), table())
     assert build.calls == 1
     assert stored(folder).read_bytes() == table().images.numpy().tobytes()
 
 
 def assert_not_rebuilt(verify: bool = False) -> None:
     build = Builder()
-    cached_images("toy", "print", build, verify)
+    cache_images("toy", "print", build, verify)
     assert build.calls == 0
 
 
 def test_a_table_is_built_once_and_read_afterwards(folder: Path) -> None:
     build = Builder()
     for _ in range(3):
-        assert_table(cached_images("toy", "print", build), table())
+        assert_table(cache_images("toy", "print", build), table())
     assert build.calls == 1
     assert stored(folder).name.startswith("toy-")
 
@@ -99,7 +99,7 @@ def test_a_table_is_built_once_and_read_afterwards(folder: Path) -> None:
 def test_what_is_read_indexes_like_what_was_built(folder: Path) -> None:
     """Offsets come back as arrays of NumPy's index type and names as a tuple of str, from the first time on."""
     for _ in range(2):
-        found = cached_images("toy", "print", Builder())
+        found = cache_images("toy", "print", Builder())
         assert found.table.starts.dtype == found.table.counts.dtype == np.intp
         assert isinstance(found.table.names, tuple)
         assert found.table.images.dtype == torch.uint8
@@ -108,8 +108,8 @@ def test_what_is_read_indexes_like_what_was_built(folder: Path) -> None:
 
 def test_notes_come_back_as_they_went_in() -> None:
     """From the process that built, and from every later one."""
-    assert cached_images("toy", "print", Builder()).notes == NOTES
-    assert cached_images("toy", "print", Builder()).notes == NOTES
+    assert cache_images("toy", "print", Builder()).notes == NOTES
+    assert cache_images("toy", "print", Builder()).notes == NOTES
 
 
 def test_names_that_are_no_unicode_come_back(folder: Path) -> None:
@@ -117,13 +117,13 @@ def test_names_that_are_no_unicode_come_back(folder: Path) -> None:
     build = Builder()
     build.table = build.table._replace(names=("a", os.fsdecode(b"caf\xe9")))
     for _ in range(2):
-        assert_table(cached_images("toy", "print", build), build.table)
+        assert_table(cache_images("toy", "print", build), build.table)
     assert build.calls == 1
 
 
 def test_writing_into_the_images_does_not_reach_the_disk(folder: Path) -> None:
     """They are mapped from the file, of which other processes see the same pages."""
-    found = cached_images("toy", "print", Builder())
+    found = cache_images("toy", "print", Builder())
     found.table.images.fill_(9)
     assert stored(folder).read_bytes() == table().images.numpy().tobytes()
     assert_not_rebuilt()
@@ -131,16 +131,16 @@ def test_writing_into_the_images_does_not_reach_the_disk(folder: Path) -> None:
 
 def test_another_fingerprint_or_name_is_another_table(folder: Path) -> None:
     for name, fingerprint, value in [("toy", "one", 1), ("toy", "two", 2), ("other", "one", 3)]:
-        assert_table(cached_images(name, fingerprint, Builder(value)), table(value))
+        assert_table(cache_images(name, fingerprint, Builder(value)), table(value))
     assert len(list(folder.glob("[!.]*"))) == 3 * 2
-    assert_table(cached_images("toy", "one", Builder(9)), table(1))
+    assert_table(cache_images("toy", "one", Builder(9)), table(1))
 
 
 def test_another_format_is_another_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an older metarun stored must not be read with a new meaning."""
-    cached_images("toy", "print", Builder(1))
+    cache_images("toy", "print", Builder(1))
     monkeypatch.setattr("metarun.data.cache.FORMAT", 10_000)
-    assert_table(cached_images("toy", "print", Builder(2)), table(2))
+    assert_table(cache_images("toy", "print", Builder(2)), table(2))
 
 
 # Damage
@@ -174,7 +174,7 @@ DAMAGES = [truncated, overwritten, flipped, lengthened, lambda _: b"", lambda _:
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_bytes_are_rebuilt(folder: Path, damage: Callable[[bytes], bytes]) -> None:
     """A full disk or a lost connection may have ended an earlier write of another program."""
-    cached_images("toy", "print", Builder())
+    cache_images("toy", "print", Builder())
     path = stored(folder)
     written_later(path, damage(path.read_bytes()))
     assert_rebuilt(folder)
@@ -183,7 +183,7 @@ def test_damaged_bytes_are_rebuilt(folder: Path, damage: Callable[[bytes], bytes
 
 def test_a_flipped_byte_with_the_old_time_stamp_is_noticed_when_verifying(folder: Path) -> None:
     """A failing disk changes bytes, but no time stamps. Summing takes a while, so that it has to be asked for."""
-    cached_images("toy", "print", Builder())
+    cache_images("toy", "print", Builder())
     path = stored(folder)
     stamp = path.stat().st_mtime_ns
     path.write_bytes(flipped(path.read_bytes()))
@@ -193,22 +193,22 @@ def test_a_flipped_byte_with_the_old_time_stamp_is_noticed_when_verifying(folder
 
 
 def test_sound_bytes_are_not_rebuilt_when_verifying() -> None:
-    cached_images("toy", "print", Builder())
+    cache_images("toy", "print", Builder())
     assert_not_rebuilt(verify=True)
 
 
 def test_a_touched_file_is_not_rebuilt(folder: Path) -> None:
     """As after copying a cache to another machine: the same bytes, at another time."""
-    cached_images("toy", "print", Builder())
+    cache_images("toy", "print", Builder())
     os.utime(stored(folder), ns=(0, 1))
     for _ in range(2):
         assert_not_rebuilt()
-    assert_table(cached_images("toy", "print", Builder(9)), table())
+    assert_table(cache_images("toy", "print", Builder(9)), table())
 
 
 @pytest.mark.parametrize("suffix", [".u8", ".json"])
 def test_half_a_cache_is_none(folder: Path, suffix: str) -> None:
-    cached_images("toy", "print", Builder())
+    cache_images("toy", "print", Builder())
     stored(folder).with_suffix(suffix).unlink()
     assert_rebuilt(folder)
 
@@ -220,7 +220,7 @@ GARBAGE = [truncated, overwritten, lambda _: b"", lambda _: b"not a table\n", la
     "damage", GARBAGE, ids=["truncated", "overwritten", "empty", "text", "no unicode", "nested too deep"]
 )
 def test_a_description_that_is_no_json_is_rebuilt(folder: Path, damage: Callable[[bytes], bytes]) -> None:
-    cached_images("toy", "print", Builder())
+    cache_images("toy", "print", Builder())
     path = stored(folder).with_suffix(".json")
     path.write_bytes(damage(path.read_bytes()))
     assert_rebuilt(folder)
@@ -228,14 +228,14 @@ def test_a_description_that_is_no_json_is_rebuilt(folder: Path, damage: Callable
 
 @pytest.mark.parametrize("other", [[1, 2], 7, "text", None, {}])
 def test_json_that_is_no_description_is_rebuilt(folder: Path, other: Any) -> None:
-    cached_images("toy", "print", Builder())
+    cache_images("toy", "print", Builder())
     stored(folder).with_suffix(".json").write_text(json.dumps(other))
     assert_rebuilt(folder)
 
 
 @pytest.mark.parametrize("key", ["shape", "names", "starts", "counts", "notes", "sha256", "mtime_ns"])
 def test_a_description_that_lacks_a_key_is_rebuilt(folder: Path, key: str) -> None:
-    cached_images("toy", "print", Builder())
+    cache_images("toy", "print", Builder())
     path = stored(folder).with_suffix(".json")
     description = json.loads(path.read_text())
     del description[key]
@@ -282,7 +282,7 @@ def test_a_description_that_lacks_a_key_is_rebuilt(folder: Path, key: str) -> No
 )
 def test_a_description_of_something_else_is_rebuilt(folder: Path, key: str, value: Any) -> None:
     """Also where the bytes themselves are untouched: episodes would index beyond them, or into another class."""
-    cached_images("toy", "print", Builder())
+    cache_images("toy", "print", Builder())
     path = stored(folder).with_suffix(".json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     assert_rebuilt(folder)
@@ -293,13 +293,13 @@ def test_one_line_says_that_a_cache_is_damaged_and_decoded_again(
     folder: Path, suffix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Decoding may take minutes: whoever waits is told why, and where to look. A new cache needs no such line."""
-    cached_images("toy", "print", Builder())
+    cache_images("toy", "print", Builder())
     path = stored(folder)
     assert capsys.readouterr().err == ""
     written_later(path.with_suffix(suffix), b"damaged")
-    cached_images("toy", "print", Builder())
+    cache_images("toy", "print", Builder())
     assert capsys.readouterr().err == f"{path}: the decoded images are damaged; decoding again\n"
-    cached_images("toy", "print", Builder())
+    cache_images("toy", "print", Builder())
     assert capsys.readouterr().err == ""
 
 
@@ -317,7 +317,7 @@ class Malicious:
 @pytest.mark.parametrize("suffix", [".u8", ".json"])
 def test_a_malicious_pickle_is_not_executed_but_rebuilt(folder: Path, tmp_path: Path, suffix: str, save: Any) -> None:
     """A cache folder may be shared: reading from it must not run what another user put there."""
-    cached_images("toy", "print", Builder())
+    cache_images("toy", "print", Builder())
     path, harm = stored(folder).with_suffix(suffix), tmp_path / "harm"
     save({"images": Malicious(harm)}, path)
     assert_rebuilt(folder)
@@ -336,21 +336,21 @@ def test_a_cache_below_a_regular_file_is_one_line_naming_the_variable(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match=r"METARUN_CACHE=.*/file/cache: ") as caught:
-        cached_images("toy", "print", Builder())
+        cache_images("toy", "print", Builder())
     assert "\n" not in str(caught.value)
 
 
 def test_a_failing_builder_leaves_nothing_behind(folder: Path) -> None:
     """Not even when some images had been written."""
 
-    def fail(file: BinaryIO) -> Decoded:
+    def fail(file: BinaryIO) -> DecodedImages:
         Builder()(file)
         raise UserError("the source is damaged")
 
     with pytest.raises(UserError, match="the source is damaged"):
-        cached_images("toy", "print", fail)
+        cache_images("toy", "print", fail)
     assert not list(folder.glob("[!.]*"))
-    assert_table(cached_images("toy", "print", Builder()), table())
+    assert_table(cache_images("toy", "print", Builder()), table())
 
 
 class Failing:
@@ -380,7 +380,7 @@ def test_a_failing_write_leaves_no_file(
     with monkeypatch.context() as patched:
         patched.setattr(os, at, Failing(getattr(os, at), call, fail))
         with pytest.raises(seen) as caught:
-            cached_images("toy", "print", Builder())
+            cache_images("toy", "print", Builder())
     assert not list(folder.glob("[!.]*"))
     if seen is UserError:
         assert "METARUN_CACHE" in str(caught.value)
@@ -398,7 +398,7 @@ def test_a_disk_that_is_full_halfway_is_one_line(folder: Path, pixels: int, name
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     try:
         with pytest.raises(UserError, match="METARUN_CACHE") as caught:
-            cached_images("toy", "print", build)
+            cache_images("toy", "print", build)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
@@ -418,7 +418,7 @@ def build_until_killed(renamed: int | None) -> None:
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def build(file: BinaryIO) -> Decoded:
+    def build(file: BinaryIO) -> DecodedImages:
         decoded = Builder(9)(file)
         if renamed is None:
             file.flush()
@@ -427,7 +427,7 @@ def build_until_killed(renamed: int | None) -> None:
 
     if renamed is not None:
         os.replace = Failing(os.replace, renamed + 1, kill)
-    cached_images("toy", "print", build)
+    cache_images("toy", "print", build)
 
 
 @pytest.mark.parametrize("renamed", [None, 0, 1], ids=["while images are written", "no file is named", "one is"])
@@ -444,11 +444,11 @@ def test_a_killed_build_is_no_cache_and_its_temporary_file_is_removed_by_the_nex
 def test_a_build_leaves_the_temporary_files_of_another_table_alone(folder: Path) -> None:
     """Two data sets may be built at once: here the second while the first is being written."""
 
-    def build(file: BinaryIO) -> Decoded:
-        assert_table(cached_images("toy", "two", Builder(2)), table(2))
+    def build(file: BinaryIO) -> DecodedImages:
+        assert_table(cache_images("toy", "two", Builder(2)), table(2))
         return Builder(1)(file)
 
-    assert_table(cached_images("toy", "one", build), table(1))
+    assert_table(cache_images("toy", "one", build), table(1))
     assert len(list(folder.glob("[!.]*"))) == 2 * 2
 
 
@@ -476,13 +476,13 @@ def build_beside(here: Path, me: str, other: str, results: Any) -> None:
     """One of two processes: whichever builds waits in its builder until the other has come to the lock as well."""
     import fcntl
 
-    def build(file: BinaryIO) -> Decoded:
+    def build(file: BinaryIO) -> DecodedImages:
         (here / f"{me} builds").touch()
         wait_for(here / f"{other} locks")
         return Builder(7, pixels=500)(file)
 
     fcntl.flock = touching(here / f"{me} locks", fcntl.flock)
-    found = cached_images("toy", "print", build)
+    found = cache_images("toy", "print", build)
     results.put((int(found.table.images.sum(dtype=torch.int64)), found.table.names, found.notes))
 
 
@@ -497,33 +497,33 @@ def test_two_processes_that_start_at_once_build_once_and_both_get_the_table(fold
         assert process.exitcode == 0
     assert len(list(tmp_path.glob("* builds"))) == 1
     build = Builder()
-    assert_table(cached_images("toy", "print", build), expected)
+    assert_table(cache_images("toy", "print", build), expected)
     assert build.calls == 0
     assert stored(folder)
 
 
 def fail_when_another_waits(here: Path) -> None:
-    def build(file: BinaryIO) -> Decoded:
+    def build(file: BinaryIO) -> DecodedImages:
         (here / "first builds").touch()
         wait_for(here / "second locks")
         raise UserError("the source is damaged")
 
     with pytest.raises(UserError, match="the source is damaged"):
-        cached_images("toy", "print", build)
+        cache_images("toy", "print", build)
 
 
 def build_while_another_comes(here: Path, me: str) -> None:
     """Having waited for the one that failed; a third comes meanwhile, and gets half a second to do the wrong thing."""
     import fcntl
 
-    def build(file: BinaryIO) -> Decoded:
+    def build(file: BinaryIO) -> DecodedImages:
         (here / f"{me} builds").touch()
         wait_for(here / "third locks")
         time.sleep(0.5)
         return Builder()(file)
 
     fcntl.flock = touching(here / f"{me} locks", fcntl.flock)
-    assert_table(cached_images("toy", "print", build), table())
+    assert_table(cache_images("toy", "print", build), table())
 
 
 def test_a_process_that_takes_over_from_a_failed_one_builds_alone(folder: Path, tmp_path: Path) -> None:
@@ -555,13 +555,13 @@ def test_without_locks_two_that_build_at_once_both_get_the_table(folder: Path) -
     """The second comes while the first builds, and is done before it."""
     second = Builder(1)
 
-    def build(file: BinaryIO) -> Decoded:
+    def build(file: BinaryIO) -> DecodedImages:
         decoded = Builder(1)(file)
-        assert_table(cached_images("toy", "print", second), table(1))
+        assert_table(cache_images("toy", "print", second), table(1))
         return decoded
 
-    assert_table(cached_images("toy", "print", build), table(1))
-    assert_table(cached_images("toy", "print", second), table(1))
+    assert_table(cache_images("toy", "print", build), table(1))
+    assert_table(cache_images("toy", "print", second), table(1))
     assert second.calls == 1
     assert stored(folder)
 
@@ -571,14 +571,14 @@ def test_a_failed_rewrite_keeps_the_table_that_was_there(folder: Path, monkeypat
     """Two processes built it and the second fails: what the first stored is whole and stays."""
     first = Builder(1)
 
-    def build(file: BinaryIO) -> Decoded:
-        cached_images("toy", "print", first)
+    def build(file: BinaryIO) -> DecodedImages:
+        cache_images("toy", "print", first)
         monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
         return Builder(2)(file)
 
     with pytest.raises(UserError):
-        cached_images("toy", "print", build)
-    assert_table(cached_images("toy", "print", first), table(1))
+        cache_images("toy", "print", build)
+    assert_table(cache_images("toy", "print", first), table(1))
     assert first.calls == 1
     assert stored(folder)
 
@@ -600,7 +600,7 @@ def test_pages_are_given_back_after_so_many_bytes_and_come_back_from_the_file(
 ) -> None:
     """What this process had written into its own copy of a page is gone with it: so the page was given back."""
     monkeypatch.setattr(cache, "RESIDENT", 100)
-    found = cached_images("toy", "print", Builder())
+    found = cache_images("toy", "print", Builder())
     found.table.images[0, 0, 0, 0] = 99
     found.table.release(60)
     assert found.table.images[0, 0, 0, 0] == 99

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from helpers.pictures import file
 
-from metarun.data.cache import Decoded
-from metarun.data.decoding import AHEAD, GROUP, Read, Unreadable, write_images
+from metarun.data.cache import DecodedImages
+from metarun.data.decoding import AHEAD, GROUP, Read, UnreadableImage, write_images
 from metarun.data.layouts import Entry
 from metarun.data.pixels import Pixels
 from metarun.errors import UserError
@@ -56,7 +56,9 @@ def reader(*broken: int) -> Read:
     return read
 
 
-def write(entries: list[Entry], *broken: int, skip: bool = False, pixels: Pixels = PIXELS) -> tuple[Decoded, list[int]]:
+def write(
+    entries: list[Entry], *broken: int, skip: bool = False, pixels: Pixels = PIXELS
+) -> tuple[DecodedImages, list[int]]:
     """What was said of the pictures, and which were written."""
     buffer = io.BytesIO()
     decoded = write_images(buffer, entries, reader(*broken), pixels, skip)
@@ -108,7 +110,7 @@ def test_pictures_are_written_in_the_order_of_the_entries_whichever_thread_is_fi
 def test_no_picture_is_lost_where_groups_end(count: int) -> None:
     decoded, written = write(classes(count))
     assert written == list(range(count))
-    assert decoded == Decoded((count, 1, 8, 8), ("a",), [0], [count], {"skipped": []})
+    assert decoded == DecodedImages((count, 1, 8, 8), ("a",), [0], [count], {"skipped": []})
 
 
 def test_counts_and_starts_are_those_of_unequal_classes() -> None:
@@ -198,14 +200,14 @@ def test_a_class_without_an_image_is_one_line(empty: str, broken: tuple[int, ...
     """Its first when there are several. Leaving images out is what led here: it must not be proposed again."""
     error = refusal(lambda: write(classes(2, 1, 3), *broken, skip=True))
     assert str(error) == f"class {empty} has no image that can be decoded"
-    assert not isinstance(error, Unreadable)
+    assert not isinstance(error, UnreadableImage)
 
 
 @pytest.mark.parametrize("broken", [0, 4, 5, 40, 209])
 def test_unless_they_may_be_left_out_the_first_broken_image_is_named(broken: int) -> None:
     entries = classes(5, 200, 5)
     error = refusal(lambda: write(entries, broken, 209))
-    assert isinstance(error, Unreadable)
+    assert isinstance(error, UnreadableImage)
     assert str(error).startswith(f"{entries[broken].name} is not a readable image (")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from helpers.download_site import CONTENT, OTHER, PAGE, Site, Source
 
-from metarun.data.fetch import Download, as_downloads, fetch
+from metarun.data.fetch import Download, fetch, parse_downloads
 from metarun.errors import SettingError, UserError
 
 
@@ -385,19 +385,19 @@ def test_the_setting_names_files_with_their_sums_and_addresses(tmp_path: Path, s
         {"file": "a.zip", "checksum": checksum(CONTENT), "urls": [url]},
         {"file": "b", "checksum": f"{kind}:{digits.upper()}", "urls": (url, url + "x")},
     ]
-    found = as_downloads(entries)
+    found = parse_downloads(entries)
     assert found == (
         Download("a.zip", checksum(CONTENT), (url,)),
         Download("b", checksum(CONTENT, "md5"), (url, url + "x")),
     )
     fetch(found, tmp_path)
     assert files(tmp_path) == {"a.zip": CONTENT, "b": CONTENT}
-    assert as_downloads([]) == ()
+    assert parse_downloads([]) == ()
 
 
 def assert_refused(entries: Any) -> None:
     with pytest.raises(SettingError) as caught:
-        as_downloads(entries)
+        parse_downloads(entries)
     assert caught.value.key == "urls"
     assert "\n" not in str(caught.value)
 

@@ -9,7 +9,7 @@ from helpers.alphabets import ALPHABETS, SPEC, alphabets, draw, drawn_classes, s
 from metarun.data.shifts import (
     ChangedImages,
     ImageChange,
-    Shifted,
+    ShiftedDataset,
     WithinGroups,
     blur_images,
     group_classes,
@@ -74,7 +74,7 @@ def test_noise_has_its_deviation_and_is_a_function_of_the_task() -> None:
 @pytest.mark.parametrize(("channels", "normalize", "ink"), [(1, "none", True), (3, "imagenet", False)])
 def test_changed_images_are_those_of_the_same_episode_changed(channels: int, normalize: str, ink: bool) -> None:
     data = alphabets(channels, normalize, ink=ink)
-    shifted = Shifted(data, ChangedImages(data, data.pixels, ImageChange(rotate=90)))
+    shifted = ShiftedDataset(data, ChangedImages(data, data.pixels, ImageChange(rotate=90)))
     plain, found = draw(data), draw(shifted)
     for a, b in zip(plain, found, strict=True):
         expected = torch.rot90(a.x, 1, (3, 4))

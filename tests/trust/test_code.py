@@ -22,7 +22,7 @@ import metarun
 from metarun.cli.compose import compose
 from metarun.config import catalogue, components
 from metarun.config.from_run import reuse_settings
-from metarun.data.cache import Decoded, cached_images
+from metarun.data.cache import DecodedImages, cache_images
 from metarun.data.files import open_files
 from metarun.data.miniimagenet import HarmlessUnpickler, read_pickles
 from metarun.data.pixels import CorruptImage, Pixels
@@ -113,13 +113,13 @@ def test_a_pickle_of_images_that_names_anything_else_is_refused(payload: Any, pr
 
 
 def test_a_cache_is_numbers_and_json(tmp_path: Path, elsewhere: None) -> None:
-    def decoded(file: Any) -> Decoded:
+    def decoded(file: Any) -> DecodedImages:
         file.write(bytes(4))
-        return Decoded((1, 1, 2, 2), ("a",), [0], [1], {})
+        return DecodedImages((1, 1, 2, 2), ("a",), [0], [1], {})
 
-    made = cached_images("x", "key", decoded)
+    made = cache_images("x", "key", decoded)
     made.path.with_suffix(".json").write_bytes(pickle.dumps(Exec()))
-    assert cached_images("x", "key", decoded).table.names == ("a",)
+    assert cache_images("x", "key", decoded).table.names == ("a",)
 
 
 @pytest.mark.parametrize("changes", [{"starts": [9]}, {"counts": [9]}, {"starts": [-1]}, {"names": [1]}, {"notes": 1}])
@@ -128,15 +128,15 @@ def test_a_cache_with_rows_that_are_not_there_is_built_again(
 ) -> None:
     from metarun.data.cache import _json_checksum
 
-    def decoded(file: Any) -> Decoded:
+    def decoded(file: Any) -> DecodedImages:
         file.write(bytes(4))
-        return Decoded((1, 1, 2, 2), ("a",), [0], [1], {})
+        return DecodedImages((1, 1, 2, 2), ("a",), [0], [1], {})
 
-    path = cached_images("x", "key", decoded).path.with_suffix(".json")
+    path = cache_images("x", "key", decoded).path.with_suffix(".json")
     stored = json.loads(path.read_text()) | changes
     stored.pop("sum")
     path.write_text(json.dumps(stored | {"sum": _json_checksum(stored)}))
-    table = cached_images("x", "key", decoded).table
+    table = cache_images("x", "key", decoded).table
     assert (table.names, list(table.starts), list(table.counts)) == (("a",), [0], [1])
 
 
@@ -297,9 +297,9 @@ def test_downloads_are_not_taken_from_a_run_folder(tmp_path: Path) -> None:
     assert reused(folder).data["urls"] == []
     assert reused(folder).data["root"] == str(tmp_path)
     with pytest.raises(SettingError, match="must begin with https"):
-        from metarun.data.fetch import as_downloads
+        from metarun.data.fetch import parse_downloads
 
-        as_downloads([urls[0] | {"urls": ["file:///etc/passwd"]}])
+        parse_downloads([urls[0] | {"urls": ["file:///etc/passwd"]}])
 
 
 def test_what_a_run_folder_has_read_elsewhere_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

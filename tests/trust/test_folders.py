@@ -273,16 +273,16 @@ def test_a_resumed_job_is_given_its_trust_again(tmp_path: Path) -> None:
 
 
 def test_what_a_run_writes_is_its_owners(tmp_path: Path, elsewhere: None) -> None:
-    from metarun.data.cache import Decoded, cached_images
+    from metarun.data.cache import DecodedImages, cache_images
 
-    def decoded(file: io.BytesIO) -> Decoded:
+    def decoded(file: io.BytesIO) -> DecodedImages:
         file.write(bytes(4))
-        return Decoded((1, 1, 2, 2), ("a",), [0], [1], {})
+        return DecodedImages((1, 1, 2, 2), ("a",), [0], [1], {})
 
     before = os.umask(0o022)
     try:
         RunFolder(tmp_path / "run").create(asdict(compose([])))
-        cached_images("x", "key", decoded)  # type: ignore[arg-type]
+        cache_images("x", "key", decoded)  # type: ignore[arg-type]
     finally:
         os.umask(before)
     modes = {p: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*")}
