@@ -1,6 +1,7 @@
 r"""Sensitivity at test time: the same weights, adapted with other rates, more steps, another proximal strength.
 
-Cells are factors of the run's `inner_lr` by numbers of adaptation steps; for a learner with a proximal term also
+Cells are factors of the run's `inner_lr` by numbers of adaptation steps (of learned rates, which begin at `inner_lr`,
+factors of what was learned); for a learner with a proximal term also
 factors of its lambda (`prox`) at the run's own rate, and lambda by conjugate-gradient steps. With x_0 the metric before
 adaptation, x* that of the tuned cell (the run's own rate and steps), x_c those of the C other cells with at least one
 step, and the sign such that larger is better:
@@ -41,7 +42,7 @@ from metarun.report.figures.drawing import Drawing
 from metarun.storage.text import axis_label, display_scale, format_metric
 from metarun.training.evaluation import EPISODE_SEED, mean_and_interval
 from metarun.training.experiment import Experiment
-from metarun.types import AlgorithmOptions, GradientLearner, ProximalLearner, optional
+from metarun.types import RATES, AlgorithmOptions, GradientLearner, ProximalLearner, optional
 
 SOLVER_METRICS = ("cg_residual", "cg_negative", "stationarity")
 IMPLICIT_MAPS = {
@@ -89,8 +90,12 @@ class Sensitivity:
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
         experiment = context.assemble({f"algo.{k}": v for k, v in cell.items() if v is not None})
+        own: Any = context.run.experiment.tested
         learner: Any = experiment.tested
         params = context.run.params
+        if "inner_lr" in cell:
+            factor = cell["inner_lr"] / own.inner_lr
+            params = {name: factor * p if name.startswith(RATES) else p for name, p in params.items()}
         if "cg_steps" in cell:
             tasks = _implicit_tasks(experiment, self.cg_tasks)
             metrics = tasks.each(learner.meta_grad, params)[1]

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from helpers.analyses import POINTS, Run, analyse, train
 
+import metarun
+from metarun.analyses.analysis import Context
 from metarun.analyses.sensitivity import robustness
+from metarun.jobs.train import train_job
+from metarun.storage.run_folder import RunFolder
 
 
 def test_the_robustness_score_is_the_mean_drop_from_the_tuned_cell() -> None:
@@ -49,6 +53,20 @@ def test_the_tuned_cell_has_the_result_of_the_run(points: Run) -> None:
     assert summary["mean_drop"] == pytest.approx(np.mean([v - tuned for v in others]))
     assert summary["gain_lost"] == pytest.approx(np.mean([min(1, (v - tuned) / (before - tuned)) for v in others]))
     assert summary["best"]["value"] == min(values)
+
+
+def test_learned_rates_are_scaled_as_they_were_learned(folder: Path) -> None:
+    """They only begin at `algo.inner_lr`: other values of it change nothing at test."""
+    run = train(folder / "metasgd", "algo=metasgd", *POINTS)
+    _, rows, _ = analyse(run, "sensitivity", "analysis.tasks=6", "analysis.rates=[0.5]", "analysis.steps=[1]")
+    context = Context(metarun.compose(run[0]), RunFolder(run[1]), run[1], train_job)
+    experiment, params = context.run.experiment, context.run.params
+    assert [r["inner_lr"] for r in rows] == [0.005, 0.01]
+    for row, factor in zip(rows, (0.5, 1.0), strict=True):
+        scaled = {name: factor * p if name.startswith("rates.") else p for name, p in params.items()}
+        found = experiment.evaluator("test", 6, (1,))(experiment.tested, scaled)
+        assert row["after_1"] == pytest.approx(float(found.scores[0].double().mean()), rel=1e-6)
+    assert rows[0]["after_1"] != rows[1]["after_1"]
 
 
 def test_a_proximal_learner_has_its_meta_gradient_over_lambda_and_solver_steps(folder: Path) -> None:
