@@ -35,16 +35,22 @@ def construct(group: str, target: Any, node: Mapping[str, Any], **provided: Any)
     """
     settings = {k: v for k, v in node.items() if k != "_target_"}
     accepted, hints = inspect.signature(target).parameters, _annotations(target)
-    bundles = {name: hints[name] for name in accepted if name not in provided and _is_bundle(accepted[name], hints)}
+    required = {name for name, parameter in accepted.items() if parameter.default is parameter.empty}
+    bundles = {n: hints[n] for n in accepted if n in required - {*provided} and dataclasses.is_dataclass(hints.get(n))}
     fields = {name: [f.name for f in dataclasses.fields(bundle)] for name, bundle in bundles.items()}
     alone = [name for name in accepted if name not in provided and name not in bundles]
-    _refuse_unknown(group, settings, [*alone, *(key for keys in fields.values() for key in keys)])
+    valid = [*alone, *(key for keys in fields.values() for key in keys)]
+    for key in settings:
+        if key not in valid:
+            raise UserError(f"{group}.{key}: no such setting, {nearest(key, valid)}")
     for name, bundle in bundles.items():
         own = {key: settings.pop(key) for key in fields[name] if key in settings}
         provided[name] = construct(group, bundle, own)
     given = {k: v for k, v in provided.items() if k in accepted}
     converted = _convert(group, settings, hints)
-    _refuse_missing(group, accepted, {*converted, *given})
+    for name in accepted:
+        if name in required - {*converted, *given}:
+            raise UserError(f"{group}.{name}: is missing, and has no default")
     try:
         return target(**converted, **given)
     except SettingError as error:
@@ -99,27 +105,17 @@ def _import(key: str, path: str) -> Any:
         raise SettingError(key, path, f"cannot be imported ({error})") from error
 
 
-def _refuse_unknown(group: str, settings: Mapping[str, Any], valid: Sequence[str]) -> None:
-    for key in settings:
-        if key not in valid:
-            raise UserError(f"{group}.{key}: no such setting, {nearest(key, valid)}")
-
-
-def _refuse_missing(group: str, accepted: Mapping[str, inspect.Parameter], given: set[str]) -> None:
-    for name, parameter in accepted.items():
-        if name not in given and parameter.default is parameter.empty:
-            raise UserError(f"{group}.{name}: is missing, and has no default")
-
-
 def _convert(group: str, settings: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings converted to their annotated types by OmegaConf, or refused by it."""
+    """Convert settings to their annotated types with OmegaConf. Raise `SettingError` for a value of another type."""
     converted = {}
     for key, value in settings.items():
-        schema = dataclasses.make_dataclass("Schema", [(key, hints.get(key, Any))])
+        hint = hints.get(key, Any)
+        schema = dataclasses.make_dataclass("Schema", [(key, hint)])
         try:
             checked = OmegaConf.merge(OmegaConf.structured(schema), {key: value})
         except OmegaConfBaseException as error:
-            raise SettingError(f"{group}.{key}", value, f"must be of type {_type_name(hints.get(key, Any))}") from error
+            name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise SettingError(f"{group}.{key}", value, f"must be of type {name}") from error
         plain = getattr(OmegaConf.to_object(checked), key)
         converted[key] = tuple(plain) if isinstance(plain, list) else plain
     return converted
@@ -130,14 +126,6 @@ def component_class(target: Any) -> Any:
     return target if isinstance(target, type) else _annotations(target).get("return")
 
 
-def _is_bundle(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> bool:
-    return parameter.default is parameter.empty and dataclasses.is_dataclass(hints.get(parameter.name))
-
-
 def _annotations(target: Any) -> dict[str, Any]:
     """The types of the parameters of a function, or of a class's constructor."""
     return typing.get_type_hints(vars(target).get("__init__", target) if isinstance(target, type) else target)
-
-
-def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

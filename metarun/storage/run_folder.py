@@ -91,7 +91,11 @@ class RunFolder:
         damaged = sum(_parse_record(line) is None for line in self._lines("metrics.jsonl")[:-1])
         for name in ("metrics.jsonl", "timing.jsonl"):
             lines = self._lines(name)
-            kept = [line for line in lines if line.endswith("\n") and _is_kept(_parse_record(line), step)]
+            kept = []
+            for line in lines:
+                record = _parse_record(line) if line.endswith("\n") else None
+                if record is not None and record["step"] <= step and record["kind"] in KINDS:
+                    kept.append(line)
             if kept != lines:
                 self._replace(name, "".join(kept))
         return damaged
@@ -140,10 +144,6 @@ def _parse_record(line: str) -> dict[str, Any] | None:
         return None
     numeric = all(_is_numeric(value) for key, value in record.items() if key != "kind")
     return record if numeric and type(record.get("step")) is int and record["step"] >= 0 else None
-
-
-def _is_kept(record: dict[str, Any] | None, step: int) -> bool:
-    return record is not None and record["step"] <= step and record["kind"] in KINDS
 
 
 def _is_numeric(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 
 class Record(NamedTuple):
@@ -14,8 +14,8 @@ class Record(NamedTuple):
     timing: dict[str, float]  # times and memory, which differ from machine to machine
 
 
-class Sink(Protocol):
-    """Where a run's metrics are logged to."""
+class Sink:
+    """Where a run's metrics are logged to. A sink overrides the methods that it has something to do for."""
 
     def start(self, run: dict[str, Any]) -> None:
         """The run begins; `run` has its name, title, folder, steps, step (where it starts), metric and config."""
@@ -23,7 +23,8 @@ class Sink(Protocol):
     def progress(self, step: int) -> None:
         """Called after each outer step."""
 
-    def log(self, record: Record) -> None: ...
+    def log(self, record: Record) -> None:
+        """A record was measured."""
 
     def note(self, message: str) -> None:
         """A message for the user."""

@@ -10,14 +10,14 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from metarun.storage.loggers import Record
+from metarun.storage.loggers import Record, Sink
 from metarun.storage.loggers.tables import metrics_line, result_table
 
 REFRESH_SECONDS = 0.25
 NOT_SHOWN = ("test", "probe")  # the table at the end and the report have these
 
 
-class PlainConsole:
+class PlainConsole(Sink):
     """One line for every `every` seconds of training records, and one for each validation."""
 
     def __init__(self, console: Console, every: float = 5.0) -> None:
@@ -28,9 +28,6 @@ class PlainConsole:
         self.steps, self.metric = run["steps"], run["metric"]
         self._print(run["title"])
         self._print(f"run folder: {run['folder']}")
-
-    def progress(self, step: int) -> None:
-        """Lines come with records."""
 
     def log(self, record: Record) -> None:
         if record.kind in NOT_SHOWN:
@@ -52,7 +49,7 @@ class PlainConsole:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-class LiveConsole:
+class LiveConsole(Sink):
     """A progress bar with the time left, and the latest training and validation metrics below it."""
 
     def __init__(self, console: Console) -> None:

@@ -23,7 +23,7 @@ WAITING = 10_000  # calls in the queue
 LONGEST = 200  # characters of an error message
 
 
-class IsolatedSink:
+class IsolatedSink(Sink):
     """The sink `name`, called in a thread of its own."""
 
     def __init__(self, name: str, sink: Sink, warn: Callable[[str], None]) -> None:
@@ -42,9 +42,6 @@ class IsolatedSink:
             self._warn_once(f"did not start within {START:g} s; records wait for it")
         if self.refusal is not None:
             raise self.refusal
-
-    def progress(self, step: int) -> None:
-        """Isolated loggers have nothing to do at a step."""
 
     def log(self, record: Record) -> None:
         self._call(lambda: self.sink.log(record))

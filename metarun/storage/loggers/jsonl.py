@@ -9,10 +9,10 @@ from typing import Any
 
 from metarun.storage.atomic import append, name_file_in_errors
 from metarun.storage.json_values import replace_nonfinite
-from metarun.storage.loggers import Record
+from metarun.storage.loggers import Record, Sink
 
 
-class JsonLines:
+class JsonLines(Sink):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files: dict[str, FileIO] = {}
@@ -22,16 +22,10 @@ class JsonLines:
             with name_file_in_errors(path := self._path(name)):
                 self.files[name] = FileIO(path, "a")
 
-    def progress(self, step: int) -> None:
-        """Nothing to write."""
-
     def log(self, record: Record) -> None:
         for name, values in (("metrics", record.values), ("timing", record.timing)):
             line = {"kind": record.kind, "step": record.step, **values}
             append(self.files[name], self._path(name), (json.dumps(replace_nonfinite(line)) + "\n").encode())
-
-    def note(self, message: str) -> None:
-        """Notes are in metarun.log."""
 
     def finish(self, summary: dict[str, Any]) -> None:
         for file in self.files.values():

@@ -20,7 +20,7 @@ from typing import Any
 from metarun.errors import SettingError, UserError, one_line
 from metarun.storage.json_values import flatten_keys
 from metarun.storage.locks import file_lock
-from metarun.storage.loggers import Record
+from metarun.storage.loggers import Record, Sink
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ OFTEN, SELDOM = 5.0, 60.0  # seconds between batches, and after one that failed
 ENDS = {"completed": "FINISHED", "time is up": "FINISHED", "interrupted": "KILLED"}
 
 
-class MLflow:
+class MLflow(Sink):
     def __init__(self, folder: Path, project: str) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # not 7, which take minutes
@@ -64,17 +64,11 @@ class MLflow:
             where = "the store of MLFLOW_TRACKING_URI" if uri else STORE
             raise UserError(f"logger=mlflow: {where} cannot be used ({one_line(error)[:300]})") from error
 
-    def progress(self, step: int) -> None:
-        """Nothing to send."""
-
     def log(self, record: Record) -> None:
         values = {**record.values, **record.timing}
         self._enqueue({f"{record.kind}/{name}": value for name, value in values.items()}, record.step)
         if time.monotonic() >= self.next or len(self.waiting) >= MOST_METRICS:
             self._send()
-
-    def note(self, message: str) -> None:
-        """Notes stay in metarun.log."""
 
     def finish(self, summary: dict[str, Any]) -> None:
         numbers = {k: v for k, v in summary.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}

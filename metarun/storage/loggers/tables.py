@@ -80,50 +80,33 @@ def describe_conditions(summary: dict[str, Any]) -> str:
 
 
 def _curve_table(summary: dict[str, Any]) -> Table:
-    metric, curve = summary["metric"], summary["curve"]
+    metric, curve, headline = summary["metric"], summary["curve"], summary["headline_step"]
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     for column in (adaptation_unit(summary["kind"]), f"test {metric}", "95 % interval", "query loss"):
         table.add_column(column, justify="right")
-    for row in _thin(curve, summary["headline_step"]):
-        mean = format_plain(metric, row["mean"], None)
-        ci95 = "+- " + format_plain(metric, row["ci95"], None)
-        loss = format_plain("loss", row["loss"], None)
-        style = "bold" if row["step"] == summary["headline_step"] else ""
-        table.add_row(str(row["step"]), mean, ci95, loss, style=style)
+    if len(curve) > MAX_ROWS:  # evenly spread rows with the first, the last and the headline
+        every = -(-len(curve) // (MAX_ROWS - 2))
+        curve = [r for r in curve if r["step"] % every == 0 or r["step"] in (headline, curve[-1]["step"])]
+    for row in curve:
+        mean, ci95 = format_plain(metric, row["mean"]), format_plain(metric, row["ci95"])
+        style = "bold" if row["step"] == headline else ""
+        table.add_row(str(row["step"]), mean, f"+- {ci95}", format_plain("loss", row["loss"]), style=style)
     return table
-
-
-def beside_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Further metrics beside the reported one, of this run and of the best possible predictor."""
-    own = {summary["metric"]: summary, **(summary.get("beside") or {})}
-    best = summary.get("oracle") or {}
-    names = [*own, *(name for name in best if summary.get("beside") and name not in own)]
-    return [(name, *(_format_beside(name, side.get(name)) for side in (own, best))) for name in names]
-
-
-def _format_beside(name: str, found: Any) -> str:
-    if not found:
-        return "-"
-    return format_plain("accuracy" if name.startswith("coverage") else name, found["mean"], found["ci95"])
 
 
 def _beside_table(summary: dict[str, Any]) -> Table:
+    """Further metrics beside the reported one, of this run and of the best possible predictor."""
+    own = {summary["metric"]: summary, **(summary.get("beside") or {})}
+    best = summary.get("oracle") or {}
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     table.add_column("on the queries")
-    table.add_column("this run", justify="right")
-    if summary.get("oracle"):
-        table.add_column("best possible", justify="right")
-    for row in beside_rows(summary):
-        table.add_row(*row[: len(table.columns)])
+    for column in ("this run", "best possible") if best else ("this run",):
+        table.add_column(column, justify="right")
+    for name in (*own, *(name for name in best if summary.get("beside") and name not in own)):
+        unit = "accuracy" if name.startswith("coverage") else name
+        found = [side.get(name) for side in ((own, best) if best else (own,))]
+        table.add_row(name, *(format_plain(unit, cell["mean"], cell["ci95"]) if cell else "-" for cell in found))
     return table
-
-
-def _thin(curve: list[dict[str, Any]], headline: int) -> list[dict[str, Any]]:
-    """All rows, or evenly spread ones of a long curve with the first, the last and the headline."""
-    if len(curve) <= MAX_ROWS:
-        return curve
-    every = -(-len(curve) // (MAX_ROWS - 2))
-    return [r for r in curve if r["step"] % every == 0 or r["step"] in (headline, curve[-1]["step"])]
 
 
 def _closing_lines(summary: dict[str, Any]) -> list[str]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from metarun.errors import SettingError
-from metarun.storage.loggers import Record
+from metarun.storage.loggers import Record, Sink
 
 
-class TensorBoard:
+class TensorBoard(Sink):
     def __init__(self, folder: Path) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -22,9 +22,6 @@ class TensorBoard:
 
     def start(self, run: dict[str, Any]) -> None:
         self.writer = self.open()
-
-    def progress(self, step: int) -> None:
-        """Nothing to write."""
 
     def log(self, record: Record) -> None:
         for name, value in {**record.values, **record.timing}.items():

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from metarun.storage.loggers import Record
+from metarun.storage.loggers import Record, Sink
 from metarun.storage.status import SUCCEEDED
 
 
-class WandB:
+class WandB(Sink):
     def __init__(self, folder: Path, project: str) -> None:
         self.folder, self.project = folder, project
         self.run: Any = None
@@ -28,15 +28,9 @@ class WandB:
             settings=wandb.Settings(silent=True, init_timeout=20),
         )
 
-    def progress(self, step: int) -> None:
-        """Nothing to send."""
-
     def log(self, record: Record) -> None:
         values = {**record.values, **record.timing}
         self.run.log({f"{record.kind}/{name}": value for name, value in values.items()}, step=record.step)
-
-    def note(self, message: str) -> None:
-        """Notes stay in metarun.log."""
 
     def finish(self, summary: dict[str, Any]) -> None:
         self.run.summary.update({k: v for k, v in summary.items() if isinstance(v, (int, float, str))})
