@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_gives_way_to_its_predecessor(tmp_path: Path) -> No
     done = metarun(f"resume={folder}", "train.steps=70", cwd=tmp_path)
     assert done.returncode == 0
     assert "last.pt is damaged" in done.stderr
-    assert "last.pt.previous of step 50 is taken instead" in done.stderr
+    assert "last.pt.previous of step 50 is used instead" in done.stderr
     for path in (folder / "checkpoints").iterdir():
         path.write_bytes(b"")
     done = metarun(f"resume={folder}", "train.steps=80", cwd=tmp_path)

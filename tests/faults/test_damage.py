@@ -47,7 +47,7 @@ def test_a_flipped_bit_in_a_weight_is_seen_by_the_checksum(run: Path, capsys: py
     last.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     assert digest(load(last)) == before
     assert capsys.readouterr().err == (
-        f"{last.parent}: last.pt is damaged (a check sum is wrong); last.pt.previous of step 15 is taken instead\n"
+        f"{last.parent}: last.pt is damaged (a checksum is wrong); last.pt.previous of step 15 is used instead\n"
     )
 
 
