@@ -4,7 +4,7 @@
     python benchmarks/loop.py --data sinusoid           # without images
     python benchmarks/loop.py --seconds 5               # of steps, of each pair
 
-Real steps of the runs as typed, with their sinks, measures and checkpoints in a temporary folder, and without
+Real steps of the runs with default settings, with their sinks, measures and checkpoints in a temporary folder, and without
 validation. Microseconds a step, means over all steps; the goal for `outside` is at most 10 % of the time.
 Run it on a machine that does nothing else.
 """

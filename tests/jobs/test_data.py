@@ -33,7 +33,7 @@ def prepare(tmp_path: Path, *more: str) -> Path:
     return tmp_path / "out"
 
 
-def test_it_says_what_the_data_set_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_the_contents_of_the_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class_folders(tmp_path / "images", CLASSES, each=5)
     class_folders(tmp_path / "images", CLASSES[:1], each=7)
     out = prepare(tmp_path)

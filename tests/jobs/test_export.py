@@ -376,7 +376,7 @@ def paths(folder: Path) -> tuple[Path, Path]:
     return folder / "inputs.pt", folder / "outputs.pt"
 
 
-def test_a_threshold_prunes_more_and_the_summary_says_what_it_cost(run: Path, tmp_path: Path) -> None:
+def test_a_threshold_prunes_more_and_the_summary_has_its_cost(run: Path, tmp_path: Path) -> None:
     result = metarun.run(settings(run, "export.threshold=0.3"), tmp_path)
     before, after = result.summary["before"], result.summary["after"]
     assert after["mean"] != before["mean"]

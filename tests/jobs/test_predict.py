@@ -87,7 +87,7 @@ def test_every_picture_gets_a_row_of_probabilities_and_the_likeliest_class(
     assert json.loads((tmp_path / "summary.json").read_text())["classes"] == sorted(NEW)
 
 
-def test_colours_are_told_apart_though_the_run_never_saw_them(home: Path, tmp_path: Path) -> None:
+def test_colours_are_distinguished_though_the_run_never_saw_them(home: Path, tmp_path: Path) -> None:
     assert predict(home, tmp_path).summary["correct"] == 12
 
 

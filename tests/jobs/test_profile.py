@@ -349,10 +349,10 @@ def test_the_job_leaves_tables_a_profile_and_a_trace(tmp_path: Path, capfd: pyte
     with gzip.open(tmp_path / "trace.json.gz", "rt") as file:
         assert any(e.get("name") == PREFIX + "adapt" for e in json.load(file)["traceEvents"])
     assert not list(tmp_path.glob("scratch-*"))
-    told = capfd.readouterr()
-    assert "ui.perfetto.dev" in told.out
-    assert "outside of the meta-gradient" in told.out
-    assert "profiler" not in told.err
+    printed = capfd.readouterr()
+    assert "ui.perfetto.dev" in printed.out
+    assert "outside of the meta-gradient" in printed.out
+    assert "profiler" not in printed.err
     assert result.status == "completed"
 
 

@@ -1,4 +1,4 @@
-"""The parts of a sweep: which run a job is, what is skipped, resumed, counted and told."""
+"""The parts of a sweep: which run a job is, what is skipped, resumed, counted and reported."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from metarun.cli.sweep import jobs_at_once
 from metarun.jobs.sweep import child, identity, overview, sitting
 from metarun.jobs.sweep.job import Job, run_job
-from metarun.storage.locks import lock_slot
-from metarun.storage.status import WORST, objective
-from metarun.storage.sweep_records import JobRecord, SweepRecord, jobs_of, read_job, read_sweep, write_job, write_sweep
+from metarun.storage.status import WORST
+from metarun.storage.sweep_records import JobRecord, SweepRecord, read_job, write_job, write_sweep
 
 SETTINGS = {"algo": {"inner_lr": 0.1, "inner_steps": 1}, "seed": 0, "train": {"steps": 5}}
 
@@ -46,7 +44,7 @@ def test_the_key_follows_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], "abcdef12"),
     ],
 )
-def test_a_folder_is_named_by_what_was_typed(overrides: list[str], name: str) -> None:
+def test_a_folder_is_named_by_its_overrides(overrides: list[str], name: str) -> None:
     assert identity.folder_name([*overrides, "train.steps=5"], ["train.steps"], "abcdef1234") == name
 
 
@@ -65,64 +63,7 @@ def test_edited_new_and_lost_settings_files_are_named(tmp_path: Path) -> None:
     assert [Path(p).stem for p in changed] == ["edited", "lost", "new"]
 
 
-def test_records_are_read_back_and_damaged_ones_are_empty(tmp_path: Path) -> None:
-    record = JobRecord("k", 3, ["a=b"], "completed", 0.5, visits={"v": False})
-    write_job(tmp_path, record)
-    assert read_job(tmp_path) == record
-    (tmp_path / "job.json").write_text('{"key": "k"')
-    assert read_job(tmp_path) == JobRecord()
-    (tmp_path / "job.json").write_text("[]")
-    assert read_job(tmp_path) == JobRecord()
-    assert read_sweep(tmp_path) == SweepRecord()
-
-
-def test_jobs_of_another_sitting_are_not_counted(tmp_path: Path) -> None:
-    for number, visit in enumerate(("now", "before", "now")):
-        folder = tmp_path / str(2 - number)
-        folder.mkdir()
-        write_job(folder, JobRecord(number=number, visits={visit: False}))
-    assert [r.number for _, r in jobs_of(tmp_path, "now")] == [0, 2]
-
-
-@pytest.mark.parametrize(
-    ("launcher", "jobs", "width"),
-    [
-        ("hydra._internal.core_plugins.basic_launcher.BasicLauncher", None, 1),
-        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", -1, 8),
-        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", -2, 7),
-        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", 3, 3),
-        ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher", None, 8),
-        ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", None, 0),
-    ],
-)
-def test_jobs_at_once_follow_the_launcher(launcher: str, jobs: int | None, width: int) -> None:
-    assert jobs_at_once(launcher, jobs, cores=8) == width
-
-
-def hold(folder: Path, count: int, log: Path) -> None:
-    with lock_slot(folder, count):
-        with open(log, "a") as file:
-            file.write("+\n")
-        time.sleep(0.3)
-        with open(log, "a") as file:
-            file.write("-\n")
-
-
-def test_no_more_jobs_than_slots_run_at_once(tmp_path: Path) -> None:
-    processes = [multiprocessing.Process(target=hold, args=(tmp_path / "s", 2, tmp_path / "log")) for _ in range(5)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    running, most = 0, 0
-    for line in (tmp_path / "log").read_text().splitlines():
-        running += 1 if line == "+" else -1
-        most = max(most, running)
-    assert most == 2
-    assert running == 0
-
-
-def test_a_command_is_what_a_user_would_type(tmp_path: Path) -> None:
+def test_a_command_is_the_one_that_a_user_would_type(tmp_path: Path) -> None:
     folder = tmp_path / "it's a=b"
     fresh = child.build_command(["algo=maml"], ["--config-dir", "mine"], folder, resumes=False)
     assert fresh[1:6] == ["-m", "metarun", "--config-dir", "mine", "algo=maml"]
@@ -142,7 +83,7 @@ def python(code: str) -> list[str]:
         ("import os; os._exit(7)", "its process ended with code 7"),
     ],
 )
-def test_the_reason_of_a_failed_process_is_told_in_a_line(tmp_path: Path, code: str, why: str) -> None:
+def test_the_reason_of_a_failed_process_is_one_line(tmp_path: Path, code: str, why: str) -> None:
     assert child.explain(child.run_child(python(code), tmp_path, dict(os.environ))) == why
 
 
@@ -160,22 +101,22 @@ def test_a_child_is_given_its_share_of_the_cores_and_the_name_of_its_sweep(monke
 
 
 def orphan(marks: Path) -> None:
-    """A parent that dies while its child waits to be told."""
+    """A parent that dies while its child waits for a signal."""
     code = (
         "import signal, sys, time\nfrom metarun.jobs.sweep.child import end_with_parent\n"
-        f"def told(*_):\n    open({str(marks / 'told')!r}, 'w').close()\n    sys.exit()\n"
-        "signal.signal(signal.SIGTERM, told)\nend_with_parent()\n"
+        f"def stop(*_):\n    open({str(marks / 'stopped')!r}, 'w').close()\n    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, stop)\nend_with_parent()\n"
         f"open({str(marks / 'ready')!r}, 'w').close()\ntime.sleep(30)"
     )
     child.run_child(python(code), marks, child.build_environment(1, "x"))
 
 
-def test_a_job_whose_sweep_was_killed_is_told_to_stop(tmp_path: Path) -> None:
+def test_a_job_whose_sweep_was_killed_stops(tmp_path: Path) -> None:
     parent = multiprocessing.Process(target=orphan, args=(tmp_path,))
     parent.start()
     wait_for(tmp_path / "ready")
     os.kill(parent.pid or 0, signal.SIGKILL)
-    wait_for(tmp_path / "told")
+    wait_for(tmp_path / "stopped")
 
 
 def wait_for(path: Path) -> None:
@@ -186,16 +127,8 @@ def wait_for(path: Path) -> None:
     raise AssertionError(f"{path} never came")
 
 
-@pytest.mark.parametrize(
-    ("status", "error", "told"),
-    [("completed", 0.2, 0.2), ("diverged", 0.2, WORST), ("completed", None, WORST), ("x", float("nan"), WORST)],
-)
-def test_a_sweeper_is_told_a_finite_number(status: str, error: float | None, told: float) -> None:
-    assert objective(status, error) == told
-
-
 class Ending:
-    """Stands for the processes of jobs: each leaves a summary and ends as it is told."""
+    """Stands for the processes of jobs: each leaves a summary and ends with this code."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.commands: list[list[str]] = []

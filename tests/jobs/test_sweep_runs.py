@@ -1,4 +1,4 @@
-"""Sweeps as they are typed: every launcher that is installed, failing jobs, kills, and what is not run twice."""
+"""Sweeps from the command line: every launcher that is installed, failing jobs, kills, and what is not run twice."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_sweep_says_what_it_does_and_leaves_a_folder_for_each_job(undisturbed: Path) -> None:
+def test_a_sweep_prints_what_it_does_and_leaves_a_folder_for_each_job(undisturbed: Path) -> None:
     found = jobs(undisturbed)
     assert sorted(name.rpartition("-")[0] for name in found) == ["seed0", "seed1"]
     assert all(r.status == "completed" and r.attempts == 1 for r, _ in found.values())

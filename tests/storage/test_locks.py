@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,26 @@ def test_on_a_file_system_without_locks_nothing_is_refused(tmp_path: Path) -> No
         assert (first, second) == (None, None)
     with lock_slot(tmp_path / "slots", 1) as first, lock_slot(tmp_path / "slots", 1) as second:
         assert (first, second) == (0, 0)
+
+
+def hold(folder: Path, count: int, log: Path) -> None:
+    with lock_slot(folder, count):
+        with open(log, "a") as file:
+            file.write("+\n")
+        time.sleep(0.3)
+        with open(log, "a") as file:
+            file.write("-\n")
+
+
+def test_no_more_jobs_than_slots_run_at_once(tmp_path: Path) -> None:
+    processes = [FORK.Process(target=hold, args=(tmp_path / "s", 2, tmp_path / "log")) for _ in range(5)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    running, most = 0, 0
+    for line in (tmp_path / "log").read_text().splitlines():
+        running += 1 if line == "+" else -1
+        most = max(most, running)
+    assert most == 2
+    assert running == 0
