@@ -149,6 +149,27 @@ def test_files_and_functions_are_small_and_files_say_what_they_hold(path: Path) 
             assert node.end_lineno - node.lineno < LONGEST_FUNCTION, node.name
 
 
+def test_no_class_inherits_for_reuse() -> None:
+    """A class of metarun derives from protocols and errors of metarun alone: shared behaviour is a value that it holds, or
+    a function that it calls."""
+    classes = {
+        n.name: n for path in FILES for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef)
+    }
+
+    def bases(name: str) -> list[str]:
+        return [base.id for base in classes[name].bases if isinstance(base, ast.Name)]
+
+    def is_interface(name: str) -> bool:
+        if name not in classes:
+            return name in ("Protocol", "Exception", "KeyboardInterrupt")
+        return any(is_interface(base) for base in bases(name))
+
+    wrong = [
+        f"{name}({base})" for name in classes for base in bases(name) if base in classes and not is_interface(base)
+    ]
+    assert not wrong, f"these derive from a class of metarun; let them hold a value or call functions instead: {wrong}"
+
+
 def test_no_algorithm_imports_another() -> None:
     algorithms = {yaml_target(p).rpartition(".")[0] for p in (ROOT / "conf/algo").glob("*.yaml")}
     for module in algorithms:

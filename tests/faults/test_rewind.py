@@ -200,9 +200,7 @@ def test_a_damaged_point_is_no_checkpoint(key: str, tmp_path: Path, capsys: pyte
     del stored["rewinding"][key]
     torch.save(stored | {"sha256": checkpoint.digest(stored)}, last)
     assert checkpoint.load(last)["step"] == 15
-    assert (
-        "last.pt is no checkpoint of metarun; last.pt.previous of step 15 is used instead" in capsys.readouterr().err
-    )
+    assert "last.pt is no checkpoint of metarun; last.pt.previous of step 15 is used instead" in capsys.readouterr().err
 
 
 def test_other_policies_are_refused_by_name() -> None:
