@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -24,28 +24,28 @@ def sgd(lr: float) -> UpdateRule:
 
 def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> UpdateRule:
     """Adam with beta1 = 0, as Reptile's inner loop: v <- beta2 v + (1 - beta2) g^2, c <- beta2 c,
-    step = lr * g / (sqrt(v / (1 - c)) + eps), from v = 0 and c = 1 or what theta has of them (`first_moments`).
+    step = lr * g / (sqrt(v / (1 - c)) + eps), from v = 0 and c = 1, or from their entries in theta (`init_moments`).
 
     c is beta2 to the number of steps, what v lacks of an average. Averages over tasks of v and of c still fit together.
     """
 
-    # Of all weights as one vector: the dozen operations a step has are quick, a dozen for each of many tensors are not.
-    def init(is_adapted: Params, theta: Params) -> Any:
+    # All weights as one vector: the dozen operations of a step are quick, a dozen for each of many tensors are not.
+    def init(adapted: Params, theta: Params) -> Any:
         if MISSING not in theta:
-            return flatten(is_adapted) * 0, 1.0
-        return flatten({name: theta[MOMENTS + name] for name in is_adapted}), theta[MISSING]
+            return flatten(adapted) * 0, 1.0
+        return flatten({name: theta[MOMENTS + name] for name in adapted}), theta[MISSING]
 
     def step(g: Params, state: Any) -> tuple[Params, Any]:
         (v, missing), slope = state, flatten(g)
         state = beta2 * v + (1 - beta2) * slope**2, beta2 * missing
-        return unflatten(rates_of(state) * slope, g), state
+        return unflatten(flat_rates(state) * slope, g), state
 
-    def rates_of(state: Any) -> Tensor:
+    def flat_rates(state: Any) -> Tensor:
         v, missing = state
-        return lr / (_root(v / (1 - missing)) + eps)
+        return lr / (differentiable_sqrt(v / (1 - missing)) + eps)
 
     def rates(state: Any, like: Params) -> Params:
-        return unflatten(rates_of(state), like)
+        return unflatten(flat_rates(state), like)
 
     return UpdateRule(init, step, lr, rates)
 
@@ -54,8 +54,8 @@ def learned_rates_rule(by_step: bool) -> UpdateRule:
     """step = rate * g with the rates `rates.NAME` of theta: one for each weight, or (`by_step`) one for the tensor at
     each step k, of which the last stays in force beyond them."""
 
-    def init(is_adapted: Params, theta: Params) -> Any:
-        rates = {name: theta[RATES + name] for name in is_adapted}
+    def init(adapted: Params, theta: Params) -> Any:
+        rates = {name: theta[RATES + name] for name in adapted}
         return rates, torch.zeros((), dtype=torch.int64, device=next(iter(rates.values())).device)
 
     def rates_at(state: Any, k: Tensor) -> Params:
@@ -66,8 +66,8 @@ def learned_rates_rule(by_step: bool) -> UpdateRule:
 
     def step(g: Params, state: Any) -> tuple[Params, Any]:
         rates, k = state
-        now = rates_at(state, k)
-        return {name: now[name] * slope for name, slope in g.items()}, (rates, k + 1)
+        rate = rates_at(state, k)
+        return {name: rate[name] * slope for name, slope in g.items()}, (rates, k + 1)
 
     def rates(state: Any, _: Params) -> Params:
         # A step uphill, by a rate below 0, has no proximal step after it.
@@ -76,36 +76,36 @@ def learned_rates_rule(by_step: bool) -> UpdateRule:
     return UpdateRule(init, step, lr=math.inf, rates=rates)
 
 
-def initial_rates(weights: Params, rate: float, steps: int | None) -> Params:
-    """The learned rates that training begins at: for each weight, or for each tensor at so many steps."""
+def init_rates(weights: Params, rate: float, steps: int | None) -> Params:
+    """The learned rates before the first outer step: for each weight, or for each tensor at each of `steps` steps."""
     return {
         RATES + n: torch.full(w.shape if steps is None else (steps,), rate, dtype=w.dtype) for n, w in weights.items()
     }
 
 
-def initial_moments(weights: Params) -> Params:
+def init_moments(weights: Params) -> Params:
     """The state of an inner Adam before its first step as entries of theta: v by the weights' names, and c."""
     one = next(iter(weights.values())).new_ones(())
     return {MOMENTS + n: torch.zeros_like(w) for n, w in weights.items()} | {MISSING: one}
 
 
-def moments_of(state: Any, phi: Params) -> Params:
-    """The state that an inner Adam has come to with phi, by the same names."""
+def named_moments(state: Any, phi: Params) -> Params:
+    """An inner Adam's state after phi, by the same names."""
     (v, missing), like = state, {n: w for n, w in phi.items() if not n.startswith(NOT_WEIGHTS)}
     return {MOMENTS + n: part for n, part in unflatten(v, like).items()} | {MISSING: missing}
 
 
-def _root(v: Tensor) -> Tensor:
+def differentiable_sqrt(v: Tensor) -> Tensor:
     """sqrt(v) with the derivative 0 at 0: a weight without a gradient, as of a dead unit, must not turn the derivative
     of the whole inner loop into 0 * inf."""
-    some = v > 0
-    return torch.where(some, torch.where(some, v, 1.0).sqrt(), 0.0)
+    positive = v > 0
+    return torch.where(positive, torch.where(positive, v, 1.0).sqrt(), 0.0)
 
 
 def descend(objective: Objective, start: Params, rule: UpdateRule, steps: int, first: int = 0) -> Iterator[Params]:
     """phi_0 = start; phi_{k+1} = phi_k - rule(grad objective(phi_k, k)), then the rule's proximal step if it has one.
 
-    Yields phi_0 ... phi_steps.
+    Yields phi_0 ... phi_steps. The step numbers k begin with `first`.
     """
     return (phi for phi, _ in descend_with_state(objective, start, rule, steps, first))
 
@@ -113,27 +113,21 @@ def descend(objective: Objective, start: Params, rule: UpdateRule, steps: int, f
 def descend_with_state(
     objective: Objective, start: Params, rule: UpdateRule, steps: int, first: int = 0
 ) -> Iterator[tuple[Params, Any]]:
-    """The same, each with the rule's state.
-
-    What the rule does not move is not differentiated either. The objective is told that its steps are those from
-    number `first` on.
-    """
-    names = [name for name in start if is_adapted(name, rule)]
-    phi, state = start, rule.init({k: start[k] for k in names}, start)
+    """The same, each with the rule's state. Only the adapted parameters are differentiated."""
+    adapted, _ = split_adapted(start, rule)
+    phi, state = start, rule.init(adapted, start)
     yield phi, state
     for k in range(first, first + steps):
-        part, rest = {n: phi[n] for n in names}, phi
-        step, state = rule.step(gradient(of_part(objective, rest, k), part), state)
-        part = sub(part, step)
+
+        def of_adapted(part: Params, rest: Params = phi, k: int = k) -> Tensor:
+            return objective(rest | part, k)
+
+        step, state = rule.step(gradient(of_adapted, adapted), state)
+        adapted = sub(adapted, step)
         if rule.proximal_step:
-            part = rule.proximal_step(part, rule.rates(state, part) if rule.rates else rule.lr, rule.lr)
-        phi = {**phi, **part}
+            adapted = rule.proximal_step(adapted, rule.rates(state, adapted) if rule.rates else rule.lr, rule.lr)
+        phi = phi | adapted
         yield phi, state
-
-
-def of_part(objective: Objective, rest: Params, step: int) -> Callable[[Params], Tensor]:
-    """The objective as a function of what is adapted."""
-    return lambda part: objective({**rest, **part}, step)
 
 
 def is_adapted(name: str, rule: UpdateRule) -> bool:

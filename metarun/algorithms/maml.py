@@ -44,7 +44,7 @@ from metarun.algorithms.differentiation import (
     Unrolled,
     segment_length,
 )
-from metarun.algorithms.inner_loop import initial_rates, learned_rates_rule, sgd, split_adapted
+from metarun.algorithms.inner_loop import init_rates, learned_rates_rule, sgd, split_adapted
 from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
 from metarun.errors import require
 from metarun.types import Batch, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
@@ -107,7 +107,7 @@ class MAML(InnerLoopLearner):
         if self.learned_rates == "none":
             return weights
         steps = self.inner_steps if self.learned_rates == "step" else None
-        return weights | initial_rates(split_adapted(weights, self.inner_rule)[0], self.inner_lr, steps)
+        return weights | init_rates(split_adapted(weights, self.inner_rule)[0], self.inner_lr, steps)
 
     @property
     def differentiation(self) -> Differentiation:

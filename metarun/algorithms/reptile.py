@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from torch.func import grad
 
 from metarun.algorithms import common
 from metarun.algorithms.common import InnerLoopLearner
-from metarun.algorithms.inner_loop import adam, descend_with_state, initial_moments, last, moments_of, sgd
+from metarun.algorithms.inner_loop import adam, descend_with_state, init_moments, last, named_moments, sgd
 from metarun.algorithms.objective import NO_REGULARIZATION, Entry, Regularization
 from metarun.compute.linalg import axpy, sub
 from metarun.errors import require
@@ -63,23 +62,18 @@ class Reptile(InnerLoopLearner):
 
     def init(self, seed: int) -> Params:
         weights = self.model.init(seed)
-        return weights | initial_moments(weights) if self.moments == "carried" else weights
+        return weights | init_moments(weights) if self.moments == "carried" else weights
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
-        phi, state = self._inner_loop(params, task.support)
+        objective = self.inner_objective(params, task.support)
+        phi, state = last(descend_with_state(objective, params, self.inner_rule, self.inner_steps))
         _, metrics = common.outer_objective(self, params, phi, task)
-        found = sub(params, phi | moments_of(state, phi) if self.moments == "carried" else phi)
+        g = sub(params, phi | named_moments(state, phi) if self.moments == "carried" else phi)
         if self.regularization.select(Entry.TASK_LOSS):
             penalty = functools.partial(common.outer_penalty, self, task=task)
             by_theta, by_phi = grad(penalty, argnums=(0, 1))(params, phi)
-            found = axpy(1.0, by_phi, axpy(1.0, by_theta, found))
-        return found, metrics | {"distance": common.distance(phi, params)}
-
-    def _inner_loop(self, params: Params, support: Batch) -> tuple[Params, Any]:
-        """phi, and the inner optimizer's state after it."""
-        return last(
-            descend_with_state(self.inner_objective(params, support), params, self.inner_rule, self.inner_steps)
-        )
+            g = axpy(1.0, by_phi, axpy(1.0, by_theta, g))
+        return g, metrics | {"distance": common.distance(phi, params)}
 
     @property
     def sees_adaptation(self) -> bool:

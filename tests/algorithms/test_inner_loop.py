@@ -15,9 +15,9 @@ from metarun.algorithms.inner_loop import (
     adam,
     descend,
     descend_with_state,
-    initial_moments,
+    init_moments,
     last,
-    moments_of,
+    named_moments,
     sgd,
 )
 from metarun.algorithms.losses import MeanSquaredError
@@ -72,10 +72,10 @@ def test_adam_goes_on_from_the_moments_that_theta_has() -> None:
     lr, start, objective = 0.05, MODEL.init(2), objective_on(SUPPORT)
     torch_params = {k: p.clone().requires_grad_() for k, p in start.items()}
     optimizer = torch.optim.Adam(torch_params.values(), lr, betas=(0.0, 0.999))
-    theta = start | initial_moments(start)
+    theta = start | init_moments(start)
     for _ in range(2):
         phi, state = last(descend_with_state(objective, theta, adam(lr), 4))
-        theta = phi | moments_of(state, phi)
+        theta = phi | named_moments(state, phi)
     for _ in range(8):
         optimizer.zero_grad()
         objective(torch_params, 0).backward()
