@@ -150,8 +150,8 @@ def test_files_and_functions_are_small_and_files_say_what_they_hold(path: Path) 
 
 
 def test_no_class_inherits_for_reuse() -> None:
-    """A class of metarun derives from protocols and errors of metarun alone: shared behaviour is a value that it holds, or
-    a function that it calls."""
+    """A class derives from protocols and errors of metarun alone: shared behaviour is a value that it holds, or a
+    function that it calls."""
     classes = {
         n.name: n for path in FILES for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef)
     }
