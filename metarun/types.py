@@ -339,7 +339,7 @@ class AlgorithmOptions:
     inner_steps: int = 0
     first_order: bool = False
     inner_checkpoint: Any = None  # None: cannot trade time for memory; False: could, but does not
-    adapted: tuple[str, ...] | None = None  # name prefixes of the adapted parameters
+    adapted: tuple[str, ...] | None = ()  # name prefixes of the adapted parameters, None: all; (): no such setting
     prox: float | None = None
     cg_steps: int | None = None  # of an implicit meta-gradient
     before_step: Any = None  # of a StatefulLearner
@@ -361,6 +361,7 @@ class ModelOptions:
 
     norm: str | None = None  # the name of its normalisation
     fixed: Any = None  # population statistics, once calibrated
+    measure: Callable[[Params, Tensor], Any] | None = None  # parameters, inputs -> the statistics of each normalisation
     matmul_only: bool = False  # made of matrix products alone: channels-last and grouped convolutions do not matter
 
 

@@ -1,7 +1,7 @@
 """From the settings `reg` to the penalties of a run: one term for each regularizer chosen.
 
-`reg=l1` puts one node under its name, `reg={l1: {...}}`; `reg=[l1,prox_l2]` several. A setting that stands beside them,
-as `reg.weight`, belongs to the only one chosen.
+`reg=l1` puts one node under its name, `reg={l1: {...}}`; `reg=[l1,prox_l2]` several. A setting beside them, as
+`reg.weight`, belongs to the only one chosen.
 """
 
 from __future__ import annotations
@@ -17,12 +17,20 @@ from metarun.config import catalogue
 from metarun.config.components import build, construct, locate
 from metarun.config.schema import Config
 from metarun.errors import SettingError, UserError, nearest, require
-from metarun.types import NOT_WEIGHTS, Algorithm, GradientLearner, Kind, StatefulLearner
+from metarun.types import (
+    NOT_WEIGHTS,
+    Algorithm,
+    GradientLearner,
+    Kind,
+    PenaltyOptions,
+    StatefulLearner,
+    optional,
+)
 
 
 @dataclass(frozen=True)
 class TermSettings:
-    """What every regularizer can be given, beside the settings of its own class."""
+    """The settings that every regularizer has, beside those of its own class."""
 
     weight: float
     where: str = "outer"
@@ -42,15 +50,15 @@ SHARED = tuple(f.name for f in fields(TermSettings))
 
 
 def build_regularization(config: Config, kind: Kind) -> Regularization:
-    """The terms of a run on data of this kind; `SettingError` with the key as it can be typed."""
+    """The terms of a run on data of this kind. Raise `SettingError` with the full key of a wrong setting."""
     nodes = term_nodes(config.reg)
-    alone = len(nodes) == 1
-    terms = [_term(name, "reg" if alone else f"reg.{name}", node, config, kind) for name, node in nodes.items()]
+    groups = {name: "reg" if len(nodes) == 1 else f"reg.{name}" for name in nodes}
+    terms = [_build_term(name, groups[name], node, config, kind) for name, node in nodes.items()]
     return Regularization(tuple(terms))
 
 
 def term_nodes(reg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The settings of each term by its name, the shorthand of a single one filled in."""
+    """The settings of each term by its name; those beside a single one are among its own."""
     if "_target_" in reg:  # written flat
         return {"reg": dict(reg)}
     nodes = {k: dict(v) for k, v in reg.items() if isinstance(v, Mapping)}
@@ -66,54 +74,53 @@ def term_nodes(reg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: node | beside for name, node in nodes.items()}
 
 
-def _term(name: str, group: str, node: dict[str, Any], config: Config, kind: Kind) -> Term:
-    _refuse_unknown(group, node, config)
+def _build_term(name: str, group: str, node: dict[str, Any], config: Config, kind: Kind) -> Term:
+    accepted = inspect.signature(locate(group, node, config.trusted_modules)).parameters
+    valid = [*SHARED, *(name for name in accepted if name != "kind")]
+    for key in node:
+        if key not in valid and key != "_target_":
+            raise UserError(f"{group}.{key}: no such setting, {nearest(key, valid)}")
+    settings: TermSettings = construct(group, TermSettings, {k: v for k, v in node.items() if k in SHARED})
     own = {k: v for k, v in node.items() if k not in SHARED}
-    weighing = {k: v for k, v in node.items() if k in SHARED}
-    settings: TermSettings = construct(group, TermSettings, weighing)
-    penalty = _penalty(group, own, config, kind)
-    places = getattr(penalty, "places", WHERE)
-    if settings.where not in places:
-        raise SettingError(f"{group}.where", settings.where, f"this one has choices: {', '.join(places)}")
+    penalty = build(group, own, config.trusted_modules, kind=kind)
+    kinds = optional(penalty, PenaltyOptions, "kinds")
+    if kinds and kind not in kinds:
+        raise UserError(f"{group}: this regularizer needs {kinds[0]}, the data set is {kind}")
+    allowed = optional(penalty, PenaltyOptions, "allowed_where")
+    if settings.where not in allowed:
+        raise SettingError(f"{group}.where", settings.where, f"this one has choices: {', '.join(allowed)}")
     schedule = Schedule(settings.weight, settings.schedule, settings.final_weight, settings.warmup, config.train.steps)
     term = Term(name, penalty, schedule, settings.where)
-    if term.proximal and term.enters("inner") and schedule.changes:
+    if term.enters(Entry.INNER_STEP) and schedule.changes:
         raise SettingError(f"{group}.schedule", settings.schedule, "an inner proximal step takes a constant weight")
     return term
 
 
-def _refuse_unknown(group: str, node: Mapping[str, Any], config: Config) -> None:
-    accepted = inspect.signature(locate(group, node, config.trusted_modules)).parameters
-    valid = ["_target_", *SHARED, *(name for name in accepted if name != "kind")]
-    for key in node:
-        if key not in valid:
-            raise UserError(f"{group}.{key}: no such setting, {nearest(key, valid[1:])}")
-
-
-def _penalty(group: str, node: dict[str, Any], config: Config, kind: Kind) -> Any:
-    penalty = build(group, node, config.trusted_modules, kind=kind)
-    if kind not in getattr(penalty, "kinds", (kind,)):
-        raise UserError(f"{group}: this regularizer needs {penalty.kinds[0]}, the data set is {kind}")
-    return penalty
-
-
 def refuse_senseless_terms(config: Config, regularization: Regularization, algorithm: Algorithm) -> None:
-    """What an algorithm cannot mean by a term, in one line."""
+    """Raise `UserError` for a term that means nothing with the algorithm, the network or the tasks of a step."""
     algo = config.choices.get("algo", type(algorithm).__name__)
+    names = [name for name in algorithm.init(0) if not name.startswith(NOT_WEIGHTS)]
     for term in regularization.terms:
-        objection = _objection(term, regularization, algorithm)
+        objection = _find_objection(term, algorithm)
         if objection:
             raise UserError(f"reg={term.name} algo={algo}: {objection}")
-        _refuse_lost_targets(term, algorithm)
-        compares = isinstance(term.penalty, TaskPenalty) and getattr(term.penalty, "compares_tasks", True)
-        if compares and config.train.tasks < 2:
+        for target in optional(term.penalty, PenaltyOptions, "targets") or ():
+            if not any(name.startswith(target) for name in names):
+                layers = ", ".join(sorted({name.partition(".")[0] for name in names}))
+                raise UserError(f"reg={term.name}: targets={target}: no tensor begins so; choices: {layers}")
+        compares = optional(term.penalty, PenaltyOptions, "compares_tasks")
+        if isinstance(term.penalty, TaskPenalty) and compares and config.train.tasks < 2:
             needed = f"must be at least 2: reg={term.name} compares the tasks of a step"
             raise SettingError("train.tasks", config.train.tasks, needed)
 
 
-def _objection(term: Term, regularization: Regularization, algorithm: Algorithm) -> str | None:
-    """Why the term means nothing with the algorithm, and what to choose; None if it does."""
-    if hasattr(term.penalty, "wrap") and not isinstance(algorithm.model, NoisyModel):
+def _find_objection(term: Term, algorithm: Algorithm) -> str | None:
+    """Why the term means nothing with the algorithm, and what to choose instead; None if it means something."""
+    learned, distance_only, unopposed, wrap, objection = (
+        optional(term.penalty, PenaltyOptions, name)
+        for name in ("learned", "distance_only", "unopposed", "wrap", "objection")
+    )
+    if wrap and not isinstance(algorithm.model, NoisyModel):
         return (
             "this algorithm is made of several networks, none of which is the encoder; "
             "choose a penalty on the weights (l1, l2, elastic, group)"
@@ -125,26 +132,17 @@ def _objection(term: Term, regularization: Regularization, algorithm: Algorithm)
                 "this algorithm has no inner loop to penalise; "
                 "choose a penalty on the weights (l1, l2, elastic, group) with where=outer, or another algorithm"
             )
-    elif getattr(term.penalty, "learned", False) and not algorithm.sees_adaptation:
+    elif learned and not algorithm.sees_adaptation:
         return (
             "a learned weight needs a meta-gradient that sees the inner loop; "
             "choose algo=maml or algo=imaml, or reg.learned=false"
         )
-    elif getattr(term.penalty, "distance_only", False) and term.where == "outer":
+    elif distance_only and term.where == "outer":
         if not algorithm.sees_adaptation:
             return (
                 "in the outer objective a penalty on phi - theta has no gradient for a learner that takes phi for "
                 "theta plus a constant; choose reg.where=inner, or algo=maml"
             )
-        if getattr(term.penalty, "unopposed", False):
+        if unopposed:
             return "in the outer objective nothing opposes a learned factor's fall to 0; choose reg.where=inner"
-    return term.penalty.objection(algorithm) if hasattr(term.penalty, "objection") else None
-
-
-def _refuse_lost_targets(term: Term, algorithm: Algorithm) -> None:
-    """Names that no tensor of the network begins with would be without effect."""
-    names = [name for name in algorithm.init(0) if not name.startswith(NOT_WEIGHTS)]
-    for target in getattr(term.penalty, "targets", None) or ():
-        if not any(name.startswith(target) for name in names):
-            layers = sorted({name.partition(".")[0] for name in names})
-            raise UserError(f"reg={term.name}: targets={target}: no tensor begins so; choices: {', '.join(layers)}")
+    return objection(algorithm) if objection else None

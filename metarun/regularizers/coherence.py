@@ -5,16 +5,16 @@ r"""Coherence of a step's adaptations: Omega(theta) = -mean_i u_i . mean_j u_j =
     gradient  -(2/M) sum_i (d d_i / d theta)^T (I - u_i u_i^T) ubar / |d_i|
 
 -1 where all tasks move the same way, 0 where their directions cancel, near -1/M where they have nothing in common.
-phi_i is what `inner_steps` steps of the learner's own inner loop end in, and is differentiated through all of them
-whatever the learner does for its own meta-gradient: with FOMAML, Reptile and iMAML this penalty costs the memory and
-the second derivatives that they are chosen to avoid. A step adapts every task twice more, once for ubar and once for
-the gradient. Only directions enter, so that a task that moves little counts as much as any other, and the gradient
-grows as 1 / |d_i|; where a task does not move at all it is taken as 0.
+phi_i is the result of `inner_steps` steps of the learner's own inner loop, differentiated through all of them whatever
+the learner does for its own meta-gradient: with FOMAML, Reptile and iMAML this penalty costs the memory and the second
+derivatives that they are chosen to avoid. A step adapts every task twice more, once for ubar and once for the gradient.
+Only directions enter: a task that moves little counts as much as any other, and the gradient grows as 1 / |d_i|; it is
+0 for a task that does not move at all.
 
 Guiroy, Verma, Pal 2019 (arXiv 1907.07287) use -u_i . mean_j u_j in another way: each adapted point is moved by
 -gamma grad_phi_i of it before its query loss is taken. A meta-gradient here is a function of one task, which cannot see
 the directions of the others, so that form is left out; this one is an outer penalty with an exact gradient.
-In the outer objective only, of two tasks a step or more. `tasks` takes the first so many of a step.
+It is a term of the outer objective and needs two tasks a step or more; `tasks` limits it to the first tasks of a step.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Coherence:
         check_count(self.tasks)
 
     def objection(self, algorithm: Algorithm) -> str | None:
-        """Why this algorithm cannot have the penalty, if so."""
+        """Why the algorithm cannot have this penalty, in one line; None if it can."""
         if isinstance(algorithm, GradientLearner):
             return None
         return "this algorithm has no inner loop whose directions could be compared; choose algo=maml or reg=inequality"
@@ -52,17 +52,17 @@ class Coherence:
     def across(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
         assert isinstance(learner, GradientLearner)  # others were refused before the run
         support = first_tasks(tasks, self.tasks).support
-        alone = Task(support, Batch(support.x[:, :0], support.y[:, :0]))  # queries are of no account
+        alone = Task(support, Batch(support.x[:, :0], support.y[:, :0]))  # queries do not matter
 
         def directions(theta: Params, task: Task) -> tuple[Params, Metrics]:
             return {}, {"u": direction(learner, theta, task.support, self.targets)}
 
         mean_D = map_each_task(directions, params, alone)[1]["u"].mean(0)
 
-        def towards(theta: Params, task: Task) -> tuple[Params, Metrics]:
+        def gradients(theta: Params, task: Task) -> tuple[Params, Metrics]:
             return grad(lambda at: -2 * directions(at, task)[1]["u"] @ mean_D)(theta), {}
 
-        gradient = {k: g.mean(0) for k, g in map_each_task(towards, params, alone)[0].items()}
+        gradient = {k: g.mean(0) for k, g in map_each_task(gradients, params, alone)[0].items()}
         return attach_gradient(-mean_D.square().sum(), gradient, params)
 
 
@@ -76,6 +76,6 @@ def direction(learner: GradientLearner, theta: Params, support: Batch, targets: 
 def unit_vector(d: Tensor) -> Tensor:
     """d / |d|; 0, with the derivative 0, where d is 0."""
     square = d.square().sum()
-    some = square > 0
+    nonzero = square > 0
     # Both branches must be finite, since the derivative of the one not taken is multiplied by 0.
-    return torch.where(some, d / torch.where(some, square, 1.0).sqrt(), 0.0)
+    return torch.where(nonzero, d / torch.where(nonzero, square, 1.0).sqrt(), 0.0)

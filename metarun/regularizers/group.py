@@ -101,7 +101,7 @@ def stack_rows(weights: Params, names: list[str]) -> Tensor:
 
 
 def unstack_rows(rows: Tensor, like: Params, names: list[str]) -> Params:
-    """The inverse of `joined`."""
+    """The inverse of `stack_rows`."""
     parts = rows.split([like[n][0].numel() for n in names], 1)
     return {n: part.reshape(like[n].shape) for n, part in zip(names, parts, strict=True)}
 

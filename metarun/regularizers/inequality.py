@@ -1,7 +1,7 @@
 r"""Inequality of a step's tasks (TAML): Omega(theta) = I(l_1 .. l_M), an index of how unequal their losses are.
 
     l_i    the loss of task i before adaptation: L_i(theta) on the query set, or with `rows=support` on the support
-           set. Of a learner without an inner loop it is the loss that its meta-gradient is taken of
+           set. For a learner without an inner loop it is the loss that its meta-gradient differentiates
     r_i    l_i / lbar, lbar the mean over the M tasks;  mean r = 1
 
     theil                 T = mean r ln r  in [0, ln M]
@@ -15,9 +15,9 @@ lowers them as well as lowering the high ones. The gradient is exact, sum_i (dI/
 0 at 0. Losses below 1e-8 count as 1e-8, so that logarithms stay finite. GE(2) is half the squared coefficient of
 variation.
 
-In the outer objective only, of two tasks a step or more: one task alone has Omega = 0. It costs one gradient more of
-every task; `tasks` takes the first so many of a step. Source: Jamal, Qi 2019, arXiv 1805.07722 (TAML, inequality
-minimisation).
+It is a term of the outer objective and needs two tasks a step or more: one task alone has Omega = 0. It costs one more
+gradient of every task; `tasks` limits it to the first tasks of a step. Source: Jamal, Qi 2019, arXiv 1805.07722 (TAML,
+inequality minimisation).
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from metarun.compute.task_axis import PerTask
 from metarun.errors import require
 from metarun.regularizers.rows import check_rows
 from metarun.regularizers.tasks import attach_gradient, check_count, first_tasks, map_each_task
@@ -73,17 +72,8 @@ class Inequality:
 
 def task_losses(learner: Algorithm, params: Params, tasks: Task, rows: str) -> tuple[Params, Tensor]:
     """Each task's loss before adaptation, [T], and its gradient, [T, ...]."""
-    tasks = tasks._replace(query=tasks.support) if rows == "support" else tasks
-    # Without an inner loop the meta-gradient is that of the loss; support and queries may share batch statistics in it.
-    one = loss_before_adaptation(learner) if isinstance(learner, GradientLearner) else learner.meta_grad
-    grads, metrics = map_each_task(one, params, tasks)
-    return grads, metrics["loss"]
 
-
-def loss_before_adaptation(learner: GradientLearner) -> PerTask:
-    """theta, task -> the gradient of L_i(theta), and L_i(theta) itself."""
-
-    def one(theta: Params, task: Task) -> tuple[Params, Metrics]:
+    def loss_before_adaptation(theta: Params, task: Task) -> tuple[Params, Metrics]:
         def loss(theta: Params) -> Tensor:
             start = next(iter(learner.adaptations(theta, task.support, 0)))
             return learner.loss(learner.predict(start, task.query.x), task.query.y)
@@ -91,7 +81,11 @@ def loss_before_adaptation(learner: GradientLearner) -> PerTask:
         gradient, value = grad_and_value(loss)(theta)
         return gradient, {"loss": value}
 
-    return one
+    tasks = tasks._replace(query=tasks.support) if rows == "support" else tasks
+    # Without an inner loop the meta-gradient is that of the loss; support and queries may share batch statistics in it.
+    function = loss_before_adaptation if isinstance(learner, GradientLearner) else learner.meta_grad
+    grads, metrics = map_each_task(function, params, tasks)
+    return grads, metrics["loss"]
 
 
 def theil(loss_T: Tensor) -> Tensor:

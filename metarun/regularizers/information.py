@@ -37,20 +37,20 @@ from metarun.models.bottleneck import LEAST, Bottleneck
 from metarun.models.network import Network
 from metarun.models.noise import NoisyActivations, NoisyWeights
 from metarun.regularizers.selection import is_linear_map, select_tensors
-from metarun.types import Algorithm, GradientLearner, Model, Params, Task
+from metarun.types import Algorithm, AlgorithmOptions, GradientLearner, Model, Params, Task, optional
 
 FORMS = ("weights", "activations")
 REDUCTIONS = ("sum", "mean")
-FIRST_STD = {"weights": 0.01, "activations": 0.7}
-FIRST_REDUCTION = {"weights": "sum", "activations": "mean"}
+DEFAULT_STD = {"weights": 0.01, "activations": 0.7}
+DEFAULT_REDUCTION = {"weights": "sum", "activations": "mean"}
 
 
 @dataclass(frozen=True)
 class Information:
-    encoder: tuple[str, ...]  # how the names of its tensors begin
+    encoder: tuple[str, ...]  # name prefixes of its tensors
     form: str = "weights"
     prior_std: float = 1.0
-    std: float | None = None  # at the start; null: 0.01 of weights, 0.7 of activations
+    std: float | None = None  # initial; null: 0.01 of weights, 0.7 of activations
     reduce: str | None = None
 
     allowed_where: ClassVar[tuple[str, ...]] = ("outer",)
@@ -66,38 +66,43 @@ class Information:
         require(known, "reduce", self.reduce, f"choices: {', '.join(REDUCTIONS)}, or null for the form's own")
 
     def wrap(self, model: Model, prefix: str, input_shape: tuple[int, ...]) -> Model:
-        """The network with noise; `prefix` begins the names of what is added to its parameters."""
+        """The network with noise; the names of the added parameters begin with `prefix`."""
         alone = not isinstance(model, NoisyModel)
         require(alone, "form", self.form, "the network has noise already: one such penalty at a time")
         weights = model.init(0)
         names = tuple(select_tensors(weights, self.encoder))
         require(len(names) > 0, "encoder", list(self.encoder), f"names none of {', '.join(weights)}")
-        std = FIRST_STD[self.form] if self.std is None else self.std
+        std = DEFAULT_STD[self.form] if self.std is None else self.std
         if self.form == "weights":
             noisy = tuple(n for n in names if is_linear_map(weights[n]))
             require(len(noisy) > 0, "encoder", list(self.encoder), "names vectors only; noise is in linear maps")
             return NoisyWeights(model, noisy, prefix, std)
         if not isinstance(model, Network):
             raise SettingError("form", self.form, "needs a network of blocks, as model=mlp; or choose weights")
-        network = replace(model, bottleneck=Bottleneck(self._last_block(model, names), input_shape, prefix))
-        return NoisyActivations(network, _width(network, weights, input_shape), std)
+        last = self._last_block(model, names)
+        network = replace(model, bottleneck=Bottleneck(last, input_shape, prefix))
+        outputs = network.activations(weights, torch.zeros(2, *input_shape))  # a batch statistic needs two rows
+        return NoisyActivations(network, outputs[f"block{last}"].shape[1], std)
 
     def across(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
         """Omega, at theta."""
         model = learner.model
         if isinstance(model, NoisyWeights):
-            terms = [self._kl(mean, log_std).flatten() for mean, log_std in model.gaussians(params)]
-            return self._reduced(torch.cat(terms))
-        assert isinstance(model, NoisyActivations)
+            gaussians = [gaussian_kl(*gaussian, self.prior_std).flatten() for gaussian in model.gaussians(params)]
+            kl = torch.cat(gaussians)
+        else:
+            assert isinstance(model, NoisyActivations)
 
-        def of_task(support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
-            return model.gaussian(params, query_x, model.query_stats(params, support_x))
+            def gaussian(support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+                return model.gaussian(params, query_x, model.query_stats(params, support_x))
 
-        mu_TMD, sigma_TMD = vmap(of_task)(tasks.support.x, tasks.query.x)
-        return self._reduced(self._kl(mu_TMD, sigma_TMD.log()).mean((0, 1)))
+            mu_TMD, sigma_TMD = vmap(gaussian)(tasks.support.x, tasks.query.x)
+            kl = gaussian_kl(mu_TMD, sigma_TMD.log(), self.prior_std).mean((0, 1))
+        reduction = self.reduce or DEFAULT_REDUCTION[self.form]
+        return kl.sum() if reduction == "sum" else kl.mean()
 
     def objection(self, learner: Algorithm) -> str | None:
-        """Why this algorithm cannot have it, in one line."""
+        """Why the algorithm cannot have this penalty, in one line; None if it can."""
         if not isinstance(learner, GradientLearner):
             return None
         weights = learner.model.init(0)
@@ -107,18 +112,11 @@ class Information:
         rest = [n for n in select_tensors(weights, None) if not n.startswith(self.encoder)]
         others = ",".join(dict.fromkeys(n.partition(".")[0] for n in rest))
         way = f"algo.adapted=[{others}]" if others else "a shorter encoder"
-        way = way if hasattr(learner, "adapted") else f"algo=maml {way}"
+        way = f"algo=maml {way}" if optional(learner, AlgorithmOptions, "adapted") == () else way
         return f"the inner loop adapts {moving[0]} of the encoder, which must stay as it is; choose {way}"
 
-    def _kl(self, mean: Tensor, log_std: Tensor) -> Tensor:
-        return gaussian_kl(mean, log_std, self.prior_std)
-
-    def _reduced(self, kl: Tensor) -> Tensor:
-        reduction = self.reduce or FIRST_REDUCTION[self.form]
-        return kl.sum() if reduction == "sum" else kl.mean()
-
     def _last_block(self, model: Network, names: tuple[str, ...]) -> int:
-        """Its number; the encoder must be the blocks from the first on."""
+        """The number of the encoder's last block; the encoder must be the first blocks in order."""
         encoded = [i for i in range(len(model.shapes)) if f"block{i}.weight" in names]
         whole = {n for n in model.init(0) if n.partition(".")[0] in {f"block{i}" for i in encoded}}
         fits = bool(encoded) and encoded == list(range(len(encoded))) and set(names) == whole
@@ -130,10 +128,3 @@ def gaussian_kl(mean: Tensor, log_std: Tensor, prior_std: float) -> Tensor:
     """KL(N(mean, exp(log_std)^2) || N(0, prior_std^2)), number by number."""
     scaled = ((2 * log_std).exp() + mean.square()) / (2 * prior_std**2)
     return math.log(prior_std) - log_std + scaled - 0.5
-
-
-def _width(network: Network, weights: Params, input_shape: tuple[int, ...]) -> int:
-    """D, the numbers that the noisy block puts out for one input."""
-    assert network.bottleneck
-    two_rows = torch.zeros(2, *input_shape)
-    return network.activations(weights, two_rows)[f"block{network.bottleneck.block}"].shape[1]

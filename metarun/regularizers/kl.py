@@ -5,8 +5,8 @@ r"""KL divergence of Gaussians over weights: Omega(theta, phi) = KL( N(phi, diag
     dOmega/d ln t_j = 1 - ( s_j^2 + (phi_j - theta_j)^2 ) / t_j^2,    0 at t_j^2 = s_j^2 + (phi_j - theta_j)^2
 
 phi is the mean of a task's posterior, theta that of the prior which the tasks share. s is `posterior_std`, t is
-`prior_std`, one number for all weights (isotropic) or by layer (`posterior_stds`, `prior_stds`, by how the names of the
-tensors begin: {head: 0.1}; what is not named has the number for all).
+`prior_std`, one number for all weights (isotropic) or by layer (`posterior_stds`, `prior_stds`, by name prefixes of the
+tensors: {head: 0.1}; others have the number for all).
 
 As long as s and t are fixed, they only scale the proximal L2 term by 1/t^2 and add a constant: `reg=prox_l2` with
 the weight w/t^2 trains the same. The divergence says something of its own with `learned=true`, where ln t are
@@ -35,10 +35,8 @@ from torch import Tensor
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import sum_scalars
 from metarun.errors import require
-from metarun.regularizers.selection import select_tensors, value_for
+from metarun.regularizers.selection import LEARN, init_learned, learned_value, select_tensors, value_for
 from metarun.types import Params
-
-KINDS = ("scalar", "layer", "diagonal")
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class KL:
         for key in ("posterior_stds", "prior_stds"):
             values = getattr(self, key)
             require(all(0 < v < math.inf for v in values.values()), key, dict(values), "must be above 0 each")
-        require(self.learn in KINDS, "learn", self.learn, "choices: " + ", ".join(KINDS))
+        require(self.learn in LEARN, "learn", self.learn, "choices: " + ", ".join(LEARN))
         one = self.learned and self.learn == "scalar"
         require(not (one and self.prior_stds), "learn", self.learn, "is one std for all; prior_stds need learn=layer")
 
@@ -69,9 +67,7 @@ class KL:
         """ln t, from the given t."""
         if not self.learned:
             return {}
-        if self.learn == "scalar":
-            return {"log_std": torch.tensor(math.log(self.prior_std))}
-        return {f"log_std.{k}": self._first_log(k, w) for k, w in select_tensors(weights, self.targets).items()}
+        return init_learned("log_std", self.learn, select_tensors(weights, self.targets), self._given_log)
 
     def between(self, at: Adaptation) -> Tensor:
         return sum_scalars([self._of_tensor(name, at) for name in select_tensors(at.phi, self.targets)]) / 2
@@ -79,17 +75,14 @@ class KL:
     def _of_tensor(self, name: str, at: Adaptation) -> Tensor:
         """Twice the divergence of one tensor's weights; ln(s/t) is one number or has the tensor's shape."""
         away = at.phi[name] - at.theta[name]
-        log_t = self._log_prior(name, at).to(away.dtype)
+        log_t = learned_value("log_std", name, at.own)
+        if log_t is None:
+            log_t = torch.full((), self._given_log(name), device=away.device, dtype=away.dtype)
+        log_t = log_t.to(away.dtype)
         log_ratio = math.log(value_for(name, self.posterior_stds, self.posterior_std)) - log_t
         shape = torch.expm1(2 * log_ratio) - 2 * log_ratio  # s^2/t^2 - 1 - ln(s^2/t^2)
         return (shape + (-2 * log_t).exp() * away.square()).sum()
 
-    def _log_prior(self, name: str, at: Adaptation) -> Tensor:
-        trained = at.own.get("log_std", at.own.get(f"log_std.{name}"))
-        given = math.log(value_for(name, self.prior_stds, self.prior_std))
-        w = at.phi[name]
-        return trained if trained is not None else torch.full((), given, dtype=w.dtype, device=w.device)
-
-    def _first_log(self, name: str, w: Tensor) -> Tensor:
-        given = math.log(value_for(name, self.prior_stds, self.prior_std))
-        return torch.full_like(w, given) if self.learn == "diagonal" else torch.tensor(given)
+    def _given_log(self, name: str) -> float:
+        """ln t as given, of the tensor `name`."""
+        return math.log(value_for(name, self.prior_stds, self.prior_std))

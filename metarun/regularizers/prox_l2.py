@@ -3,7 +3,7 @@ r"""Proximal L2: Omega(theta, phi) = (1/2) sum_j f_j (phi_j - theta_j)^2, the te
 In the inner objective it keeps adaptation near its start; in the outer one it asks for initialisations from which
 little adaptation is needed. With weight w, Omega_phiphi = w F and Omega_phitheta = -w F, F = diag(f).
 
-f is 1 for all weights, or by layer (`factors`, by how names begin: {head: 0.0, block0: 10.0}; what is not named has 1).
+f is 1 for all weights, or by layer (`factors`, by name prefixes: {head: 0.0, block0: 10.0}; others have 1).
 With `learned=true`, f_j = exp(a), a trained by the meta-gradient from 0, one for all weights (`learn=scalar`), each
 layer's tensor (`learn=layer`) or each weight (`learn=diagonal`). Sources: Rajeswaran et al. 2019, arXiv 1909.04630
 (the scalar is learnable there); Zhou et al. 2019 (Meta-MinibatchProx).
@@ -14,16 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import sum_scalars
 from metarun.errors import require
-from metarun.regularizers.selection import select_tensors, value_for
+from metarun.regularizers.selection import LEARN, init_learned, learned_value, select_tensors, value_for
 from metarun.types import Params
-
-KINDS = ("scalar", "layer", "diagonal")
 
 
 @dataclass(frozen=True)
@@ -38,11 +35,11 @@ class ProxL2:
 
     @property
     def unopposed(self) -> bool:
-        """Whether its own meta-parameters would be driven to no penalty where it stands in the outer objective."""
+        """Whether the meta-gradient would drive the learned factors to 0 in the outer objective."""
         return self.learned
 
     def __post_init__(self) -> None:
-        require(self.learn in KINDS, "learn", self.learn, "choices: " + ", ".join(KINDS))
+        require(self.learn in LEARN, "learn", self.learn, "choices: " + ", ".join(LEARN))
         sound = all(f >= 0 for f in self.factors.values())
         require(sound, "factors", dict(self.factors), "must be at least 0 each")
 
@@ -50,20 +47,14 @@ class ProxL2:
         """The logarithms a, all 0."""
         if not self.learned:
             return {}
-        names = select_tensors(weights, self.targets)
-        if self.learn == "scalar":
-            return {"log_factor": torch.zeros(())}
-        return {
-            f"log_factor.{k}": torch.zeros_like(w) if self.learn == "diagonal" else torch.zeros(())
-            for k, w in names.items()
-        }
+        return init_learned("log_factor", self.learn, select_tensors(weights, self.targets), lambda _: 0.0)
 
     def between(self, at: Adaptation) -> Tensor:
         return sum_scalars([self._of_tensor(name, at) for name in select_tensors(at.phi, self.targets)]) / 2
 
     def _of_tensor(self, name: str, at: Adaptation) -> Tensor:
         square = (at.phi[name] - at.theta[name]).square()
-        log_factor = at.own.get("log_factor", at.own.get(f"log_factor.{name}"))
+        log_factor = learned_value("log_factor", name, at.own)
         if log_factor is not None:
             square = log_factor.exp() * square
         return value_for(name, self.factors, 1.0) * square.sum()

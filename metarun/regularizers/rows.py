@@ -1,12 +1,11 @@
-"""On which rows of a task a penalty compares predictions: those of the support set, or of the query set.
+"""The rows of a task that a penalty compares predictions on: those of the support set or of the query set.
 
-Inside of the inner loop there is only the support set; in the outer objective a penalty may choose. Query rows are
-normalised as the network normalises them when it is tested: with `model.norm=support` by the support set's statistics,
-taken with the same weights.
+In the inner loop there is only the support set; in the outer objective a penalty may choose. Query rows are normalised
+as at test: with `model.norm=support` by the support set's statistics, taken with the same weights.
 
-The third derivative of torch's batch normalisation is silently wrong, since its second takes the saved mean and
-deviation for constants (github.com/pytorch/pytorch/issues/186256; torch 2.13 has it). `third_order` predictions are
-given these moments as functions of the weights, at the price of a second forward pass.
+The third derivative of torch's batch normalisation is silently wrong, since its second treats the saved mean and
+deviation as constants (github.com/pytorch/pytorch/issues/186256; in torch 2.13). `third_order` predictions receive
+these moments as functions of the weights, at the price of a second forward pass.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.errors import UserError, require
 from metarun.models.norm import BATCH_NORMS
-from metarun.types import Model, Params
+from metarun.types import Model, ModelOptions, Params, optional
 
 ROWS = ("support", "query")
 
@@ -28,7 +27,7 @@ def check_rows(rows: str) -> None:
 
 
 def where_for(rows: str) -> tuple[str, ...]:
-    """Where a penalty on these rows can stand: adaptation has not seen the query set."""
+    """The choices of `where` for a penalty on these rows: the inner loop has no query set."""
     return ("inner", "outer", "both") if rows == "support" else ("outer",)
 
 
@@ -48,7 +47,6 @@ def row_targets(at: Adaptation, rows: str) -> Tensor:
 
 
 def batch_moments(model: Model, weights: Params, x: Tensor) -> Any:
-    """The statistics that a batch is normalised with where they are its own; None where there are no such."""
-    network: Any = model
-    own = getattr(model, "norm", None) in BATCH_NORMS and network.fixed is None
-    return network.measure(weights, x) if own else None
+    """The batch's own statistics if the network normalises with them, else None."""
+    norm, fixed, measure = (optional(model, ModelOptions, name) for name in ("norm", "fixed", "measure"))
+    return measure(weights, x) if norm in BATCH_NORMS and fixed is None else None
