@@ -155,9 +155,9 @@ class Context:
         return TrainedRun(summary, folder, seconds)
 
     def read_rows(self) -> list[Row]:
-        """The rows of results.jsonl, without lines that were cut off."""
+        """The rows of results.jsonl, without lines that are damaged or cut off."""
         try:
-            lines = (self.folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = (self.folder / "results.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
         except FileNotFoundError:
             return []
         return [row for row in map(_parse_row, lines) if row is not None]

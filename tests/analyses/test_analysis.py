@@ -91,6 +91,15 @@ def test_a_line_that_was_cut_off_is_measured_again(context: Context, cut: int) -
     assert done == []
 
 
+def test_a_line_with_bytes_that_are_no_text_is_measured_again(context: Context) -> None:
+    run_analysis(Squares([]), context, ignore)
+    path = context.folder / "results.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"x": 1', b'"x\xff: 1'))
+    done: list[int] = []
+    assert run_analysis(Squares(done), context, ignore)["summary"] == {"sum": 14}
+    assert done == [1]
+
+
 def test_results_of_cells_that_are_not_asked_for_are_left_alone(context: Context) -> None:
     context.folder.mkdir()
     (context.folder / "results.jsonl").write_text('{"x": 17, "kind": null, "square": 1}\n[1]\nnull\n')
