@@ -8,7 +8,7 @@ training classes of an image set (data.train_classes), and the own tasks are `ta
 
 gap is how much better the own tasks are: test - train of an error, train - test of an accuracy. The line is drawn for
 reference: n^(-1/2) is the rate of upper bounds that hold uniformly over a class of learners (Maurer 2005, Algorithmic
-stability and meta-learning, JMLR 6), and says nothing of c. `exponent` is the slope of log gap on log n.
+stability and meta-learning, JMLR 6), without a value for c. `exponent` is the slope of log gap on log n.
 """
 
 from __future__ import annotations

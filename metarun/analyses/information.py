@@ -11,8 +11,8 @@ the task they are independent, so that
 
 z is what the learner draws: for a task from support and queries together (data), its prior from the support
 rows (context); an autoencoder's for one query of each task, data being the query and the context, the prior that of its
-input and the context. All are bounds in expectation over tasks. A weak representation bound may also mean that the
-critic, which is Gaussian, does not see what is there. metarun/diagnostics/information.py has formulas and sources.
+input and the context. All are bounds in expectation over tasks. A weak bound of the representation may also mean
+that the critic, which is Gaussian, misses the dependence. metarun/diagnostics/information.py has formulas and sources.
 
 `most` is log N of the representation's bound, `latent_most` log of the tasks: near them, raise `analysis.tasks`.
 """

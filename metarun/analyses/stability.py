@@ -1,6 +1,6 @@
 r"""Measures of trained runs: the change when one training task is replaced, the generalisation gap, the curvature.
 
-    S, S^(i)       a pool of n tasks, and the same with task i exchanged (train.pool, train.pool_replaced)
+    S, S^(i)       a pool of n tasks, and the same with task i replaced (train.pool, train.pool_replaced)
     A(S)           the weights after the last outer step; not the best validated ones, for choosing is a step of its own
     l(theta, z)    query loss of task z after `test_inner_steps` adaptation steps from theta
     change         of one test task z: |l(A(S), z) - l(A(S^(i)), z)|; `sup`, `mean` and `median` over M fixed test tasks

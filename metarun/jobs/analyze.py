@@ -1,4 +1,4 @@
-"""job=analyze: one analysis of a trained run (`run=DIR analysis=NAME`), or of the settings where it trains itself."""
+"""job=analyze: one analysis of a trained run (`run=DIR analysis=NAME`), or of settings if it trains its own runs."""
 
 from __future__ import annotations
 
