@@ -353,7 +353,8 @@ class DatasetOptions:
     picture: tuple[int, int] | None = None  # rows and columns of an image that is completed
     members: dict[str, Any] | None = None  # the class names of each split, for split.json
     pixels: Any = None  # how image files become inputs (data/pixels.py), of a data set of images
-    describe: Callable[..., Any] | None = None  # what `job=data` prints
+    describe: Callable[[], dict[str, Any]] | None = None  # the facts that `job=data` prints, of a data set of files
+    contact_sheet: Callable[[EpisodeSpec], Any] | None = None  # an image of a few training episodes, likewise
 
 
 class ModelOptions:

@@ -76,9 +76,9 @@ def _read(path: Path, verify: bool) -> CachedImages | None:
             return None
         shape, stat = stored["shape"], path.stat()
         touched = stat.st_mtime_ns != stored["mtime_ns"]
-        if stat.st_size != math.prod(shape) or (
-            (touched or verify) and file_checksum(path, "sha256") != stored["sha256"]
-        ):
+        if stat.st_size != math.prod(shape):
+            return None
+        if (touched or verify) and file_checksum(path, "sha256") != stored["sha256"]:
             return None
         if touched:  # the bytes are unchanged: the next start need not verify them
             os.utime(path, ns=(stat.st_atime_ns, stored["mtime_ns"]))
@@ -128,7 +128,7 @@ def _build_locked(path: Path, build: Build, verify: bool) -> CachedImages | None
             if path.exists() and path.with_suffix(".json").exists():
                 print_notice(f"{path}: the decoded images are damaged; decoding again")
             if lock is not None:
-                for stale in path.parent.glob(f"{path.stem}*.tmp"):  # by a process that was killed
+                for stale in path.parent.glob(f"{path.stem}*.tmp"):  # of a process that was killed
                     stale.unlink(missing_ok=True)
             _write(path, build)
     except OSError as error:
@@ -144,10 +144,8 @@ def _write(path: Path, build: Build) -> None:
             raise ValueError(f"{file.tell()} bytes were written for images of {list(decoded.shape)}")
         _flush(file)
         written = Path(file.name)
-        description = decoded._asdict() | {
-            "sha256": file_checksum(written, "sha256"),
-            "mtime_ns": written.stat().st_mtime_ns,
-        }
+        stamp = {"sha256": file_checksum(written, "sha256"), "mtime_ns": written.stat().st_mtime_ns}
+        description = decoded._asdict() | stamp
         os.replace(written, path)
     try:
         with _temporary(path) as file:

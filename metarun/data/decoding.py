@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -36,7 +36,7 @@ def write_images(
     noted; without, the first raises `UnreadableImage`."""
     skipped: list[str] = []
     counts: dict[str, int] = {}
-    with closing(_decoded_groups(read(entries), pixels)) as groups:  # ends its threads, also after an error
+    with closing(_decode_groups(read(entries), pixels)) as groups:  # ends its threads, also after an error
         images = zip(entries, chain.from_iterable(groups), strict=True)
         for entry, image in track(images, len(entries), "decoding images"):
             counts.setdefault(entry.label, 0)
@@ -53,11 +53,11 @@ def write_images(
     if empty:
         raise UserError(f"class {empty[0]} has no image that can be decoded")
     sizes = list(counts.values())
-    starts = [sum(sizes[:c]) for c in range(len(sizes))]
+    starts = list(accumulate(sizes, initial=0))[:-1]
     return DecodedImages((sum(sizes), *pixels.shape), tuple(counts), starts, sizes, {"skipped": skipped})
 
 
-def _decoded_groups(
+def _decode_groups(
     contents: Iterator[Any], pixels: Pixels
 ) -> Generator[list[NDArray[np.uint8] | CorruptImage], None, None]:
     """The images in order, in groups; a few groups are read and decoded in advance."""

@@ -98,10 +98,8 @@ class ImageFiles:
         cached = cache_images(self.benchmark or "folder", key, lambda file: self._decode(path, file), verify)
         names, given = cached.table.names, cached.notes["given"]
         if self.benchmark and self.split.split == "auto" and choose_split(names, given) == "ratio":
-            other = (
-                f"has no split, and its classes are not those of {self.benchmark}; for other classes use data=folder"
-            )
-            raise SettingError("root", path, other)
+            others = f"has no split, and its classes are not those of {self.benchmark}"
+            raise SettingError("root", path, f"{others}; for other classes use data=folder")
         split, splits = split_classes(names, given, self.split)
         splits = limit_training_classes(splits, self.train_classes, self.split.split_seed)
         notes = {"layout": cached.notes["layout"], "images": int(cached.table.counts.sum())}
@@ -115,9 +113,8 @@ class ImageFiles:
         if root:
             folder = expand_path(root)
         else:  # downloads without a root: other files have another folder
-            require(
-                bool(self.downloads), "root", root, f"set it to the folder or archive of the images. {self._advice}"
-            )
+            if not self.downloads:
+                raise SettingError("root", root, f"set it to the folder or archive of the images. {self._advice}")
             file, checksum, _ = self.downloads[0]
             name = f"{file.partition('.')[0]}-{checksum.partition(':')[2][:8]}"
             folder = cache_folder() / "data" / name

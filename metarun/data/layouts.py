@@ -64,9 +64,8 @@ def make_layout(name: str, entries: list[Entry]) -> Layout:
     splits: dict[str, Split | None] = {}
     for entry in entries:
         if splits.setdefault(entry.label, entry.split) != entry.split:
-            raise UserError(
-                f"class {entry.label} is in both {splits[entry.label]} and {entry.split}; a class belongs to one split"
-            )
+            both = f"{splits[entry.label]} and {entry.split}"
+            raise UserError(f"class {entry.label} is in both {both}; a class belongs to one split")
     folded = Counter(label.casefold().strip() for label in splits)
     alike = sorted((x for x in splits if folded[x.casefold().strip()] > 1), key=lambda x: (x.casefold().strip(), x))
     if alike:

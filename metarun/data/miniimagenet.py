@@ -50,19 +50,19 @@ def read_pickles(files: Files) -> tuple[Layout, Callable[[Iterable[Entry]], Iter
     return make_layout("pickles", entries), read
 
 
-def _load(files: Files, name: str) -> tuple[np.ndarray, dict[str, list[int]]]:
+def _load(files: Files, file: str) -> tuple[np.ndarray, dict[str, list[int]]]:
     """Return `image_data` and `class_dict` of one pickle. Raise `UserError` if they are not as described above."""
-    where = files.path / name
+    where = files.path / file
     try:
-        stored = HarmlessUnpickler(io.BytesIO(next(files.read([name], LARGEST))), encoding="latin1").load()
+        stored = HarmlessUnpickler(io.BytesIO(next(files.read([file], LARGEST))), encoding="latin1").load()
         images = _as_array(stored["image_data"])
-        rows_of = {
-            _text(n): [index(row) for row in _as_array(rows).tolist()] for n, rows in stored["class_dict"].items()
-        }
+        rows_of = {}
+        for label, rows in stored["class_dict"].items():
+            name = label.decode() if isinstance(label, bytes) else str(label)
+            rows_of[name] = [index(row) for row in _as_array(rows).tolist()]
     except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(
-            f"{where}: is not a readable pickle of images ({type(error).__name__}: {one_line(error)})"
-        ) from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{where}: is not a readable pickle of images ({reason})") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise UserError(f"{where}: image_data is {images.dtype} {list(images.shape)}, not uint8 [n, H, W, 3]")
     beyond = [row for rows in rows_of.values() for row in rows if not 0 <= row < len(images)]
@@ -139,10 +139,6 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
     return text.encode("latin1")
-
-
-def _text(label: Any) -> str:
-    return label.decode() if isinstance(label, bytes) else str(label)
 
 
 def _as_array(stored: Any) -> np.ndarray:

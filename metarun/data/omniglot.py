@@ -84,9 +84,8 @@ def omniglot(
                 raise UserError(f"data.root={parts[0].parent}: {error}") from error
 
         cached = cache_images("omniglot", key, decode, verify)
-        splits = limit_training_classes(
-            split_characters(cached.table.names, split, split_seed), train_classes, split_seed
-        )
+        splits = split_characters(cached.table.names, split, split_seed)
+        splits = limit_training_classes(splits, train_classes, split_seed)
         notes = {} if train_classes is None else {"train_classes": train_classes}
         return Source(cached.table, splits, split, notes, cached.path)
 

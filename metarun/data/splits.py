@@ -118,9 +118,8 @@ def _check_members(kind: str, members: Members, index: Mapping[str, int]) -> Non
     for one, other in combinations(SPLITS, 2):
         both = sorted({*members[one]} & {*members[other]})
         if both:
-            raise UserError(
-                f"data.split={kind}: class {both[0]} is in both {one} and {other}; a class belongs to one split"
-            )
+            overlap = f"class {both[0]} is in both {one} and {other}; a class belongs to one split"
+            raise UserError(f"data.split={kind}: {overlap}")
     missing = [n for s in SPLITS for n in members[s] if n not in index]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
