@@ -20,7 +20,7 @@ from helpers.report_folders import write_run
 
 import metarun
 from metarun.cli.compose import compose
-from metarun.config import catalogue, components
+from metarun.config import components
 from metarun.config.from_run import reuse_settings
 from metarun.data.cache import DecodedImages, cache_images
 from metarun.data.files import open_files
@@ -205,23 +205,6 @@ TARGETS = {
 def test_a_target_that_is_no_component_of_its_group_is_refused(group: str, target: str) -> None:
     with pytest.raises(SettingError, match=rf"^{group}\._target_="):
         components.locate(group, {"_target_": target})
-
-
-@pytest.mark.parametrize("group", ["algo", "data", "model", "reg", "analysis"])
-def test_every_option_that_ships_is_a_component_of_its_group(group: str) -> None:
-    for name in catalogue.list_options(group):
-        node = catalogue.read_component(group, name)
-        for inner in [node, *(v for v in node.values() if isinstance(v, dict))]:
-            if "_target_" in inner:
-                assert components.locate(group, inner)
-
-
-@pytest.mark.parametrize(
-    "target", ["metarun..x", ".os.system", "metarun.\0.x", "metarun.algorithms.maml.", "a b.c", "."]
-)
-def test_a_target_that_is_no_path_is_refused(target: str) -> None:
-    with pytest.raises(SettingError):
-        components.locate("algo", {"_target_": target}, ["", "a b"])
 
 
 def test_a_target_is_refused_before_its_module_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

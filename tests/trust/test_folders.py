@@ -10,7 +10,6 @@ import re
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,12 +23,10 @@ from metarun.data.files import open_files
 from metarun.errors import UserError
 from metarun.jobs.sweep.child import build_command
 from metarun.report import write_report
-from metarun.report.read.jobs import find_jobs, list_jobs, rerun_command
+from metarun.report.read.jobs import list_jobs, rerun_command
 from metarun.report.read.runs import read_run
 from metarun.report.tables.table import escape_formula
-from metarun.storage import untrusted
 from metarun.storage.run_folder import RunFolder
-from metarun.storage.sweep_records import JobRecord, SweepRecord, read_job, read_sweep
 
 SECRET = "the secret of another file"
 
@@ -56,13 +53,6 @@ def test_a_run_folder_with_a_link_out_of_it_is_refused(tmp_path: Path, secret: P
     with pytest.raises(UserError, match=r"is a link|no readable config.yaml"):
         RunFolder(folder).read_config()
     assert secret.read_text() == SECRET
-
-
-def test_links_inside_of_a_run_folder_and_to_it_are_followed(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    (folder / "latest.json").symlink_to("summary.json")
-    (tmp_path / "alias").symlink_to(folder)
-    assert RunFolder(tmp_path / "alias").read_config()["job"] == "train"
 
 
 SHOWN = ("config.yaml", "summary.json", "metrics.jsonl", "timing.jsonl", "test.json", ".hydra/overrides.yaml")
@@ -234,39 +224,6 @@ def test_a_command_has_only_overrides_in_it(tmp_path: Path, override: str) -> No
     assert "rm" not in rerun_command(job)
 
 
-@pytest.mark.parametrize(
-    "stored",
-    [
-        {"number": "7"},
-        {"visits": []},
-        {"visits": {"a": 1}},
-        {"overrides": "algo=maml"},
-        {"overrides": [1]},
-        {"seconds": float("nan")},
-        {"status": 3},
-        {"started": "now"},
-        [],
-        7,
-    ],
-)
-def test_a_record_of_a_sweep_with_other_types_is_none(tmp_path: Path, stored: object) -> None:
-    (tmp_path / "job.json").write_text(json.dumps(stored))
-    (tmp_path / "sweep.json").write_text(json.dumps(stored if isinstance(stored, list) else {"command": stored}))
-    assert read_job(tmp_path) == JobRecord()
-    assert read_sweep(tmp_path) == SweepRecord()
-    assert find_jobs(tmp_path)[1] == [tmp_path]
-
-
-def test_a_record_shows_no_control_characters(tmp_path: Path) -> None:
-    record = asdict(
-        JobRecord("k", 1, ["a=1\x1b[2J"], "failed", 0.5, "because\x1b]0;x\x07\nof", 1, 2.0, 3.0, {"v": True})
-    )
-    (tmp_path / "job.json").write_text(json.dumps(record))
-    read = read_job(tmp_path)
-    assert (read.overrides, read.reason) == (["a=1\\x1b[2J"], "because\\x1b]0;x\\x07 of")
-    assert (read.objective, read.visits) == (0.5, {"v": True})
-
-
 def test_a_resumed_job_is_given_its_trust_again(tmp_path: Path) -> None:
     typed = build_command(["algo=maml", "trusted_modules=[mine]"], [], tmp_path, resumes=True)
     assert typed[3:] == [f"resume='{tmp_path}'", "trusted_modules=[mine]"]
@@ -288,30 +245,3 @@ def test_what_a_run_writes_is_its_owners(tmp_path: Path, elsewhere: None) -> Non
     modes = {p: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*")}
     assert not [p for p, mode in modes.items() if mode & 0o022]
     assert not [p for p, mode in modes.items() if p.is_file() and mode & 0o111]
-
-
-LINES: dict[str, Callable[[], str]] = {
-    "a text for a number": lambda: '{"kind": "train", "step": 1, "loss": "x"}',
-    "a step before the first": lambda: '{"kind": "train", "step": -1}',
-    "true for a step": lambda: '{"kind": "train", "step": true}',
-    "another kind": lambda: '{"kind": "x", "step": 1}',
-    "a table of tables": lambda: '{"kind": "train", "step": 1, "loss": {"a": {"b": 1}}}',
-    "a list": lambda: "[1]",
-    "many brackets": lambda: 100_000 * "[",
-    "no UTF-8": lambda: "\udc80",
-}
-
-
-@pytest.mark.parametrize("line", LINES)
-def test_a_resumed_run_keeps_records_alone(tmp_path: Path, line: str) -> None:
-    whole = '{"kind": "train", "step": 1, "loss": 0.5, "by_step": [1, null]}\n'
-    text = f"{whole}{LINES[line]()}\n"
-    (tmp_path / "metrics.jsonl").write_bytes(text.encode(errors="surrogateescape"))
-    RunFolder(tmp_path).drop_after(5)
-    assert (tmp_path / "metrics.jsonl").read_text() == whole
-
-
-def test_a_folder_of_more_files_than_a_run_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(untrusted, "MOST_ENTRIES", 3)
-    with pytest.raises(UserError, match="has more than 3 files"):
-        RunFolder(write_run(tmp_path / "run")).read_config()

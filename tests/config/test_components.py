@@ -1,0 +1,41 @@
+"""From settings to objects: what a target may name, and what its settings may be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from metarun.config import catalogue, components
+from metarun.config.components import build
+from metarun.errors import SettingError
+
+
+@pytest.mark.parametrize("group", ["algo", "data", "model", "reg", "analysis"])
+def test_every_option_that_ships_is_a_component_of_its_group(group: str) -> None:
+    for name in catalogue.list_options(group):
+        node = catalogue.read_component(group, name)
+        for inner in [node, *(v for v in node.values() if isinstance(v, dict))]:
+            if "_target_" in inner:
+                assert components.locate(group, inner)
+
+
+@pytest.mark.parametrize(
+    "target", ["metarun..x", ".os.system", "metarun.\0.x", "metarun.algorithms.maml.", "a b.c", "."]
+)
+def test_a_target_that_is_no_path_is_refused(target: str) -> None:
+    with pytest.raises(SettingError):
+        components.locate("algo", {"_target_": target}, ["", "a b"])
+
+
+def test_a_component_of_the_users_own_needs_only_its_package_declared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Penalty:\n    def __init__(self, weight: float = 1.0):\n        self.weight = weight\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    node = {"_target_": "mine.Penalty", "weight": 2}
+    with pytest.raises(SettingError, match="add its package to trusted_modules"):
+        build("reg", node)
+    assert build("reg", node, ["mine"]).weight == 2.0
