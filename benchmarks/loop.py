@@ -4,8 +4,8 @@
     python benchmarks/loop.py --data sinusoid           # without images
     python benchmarks/loop.py --seconds 5               # of steps, of each pair
 
-Real steps of the runs with default settings, with their sinks, measures and checkpoints in a temporary folder, and without
-validation. Microseconds a step, means over all steps; the goal for `outside` is at most 10 % of the time.
+Real steps with default settings, sinks, measures and checkpoints in a temporary folder, and without validation.
+Microseconds a step, means over all steps; the goal for `outside` is at most 10 % of the time.
 Run it on a machine that does nothing else.
 """
 
@@ -48,7 +48,7 @@ def run(experiment: Any, state: Any, meta_gradient: Any, folder: Path, seconds: 
     """Train for so long, and so many records and checkpoints as belong to the steps done."""
     from rich.console import Console
 
-    from metarun.jobs.profile.phases import NEVER, Stopwatch, marked_loop
+    from metarun.jobs.profile.phases import NEVER, Stopwatch, mark_loop
     from metarun.jobs.train import build_alarms
     from metarun.storage.loggers.console import PlainConsole
     from metarun.storage.loggers.jsonl import JsonLines
@@ -64,7 +64,7 @@ def run(experiment: Any, state: Any, meta_gradient: Any, folder: Path, seconds: 
     session = Recorder(record, sinks, trainer.settings.steps, trainer.settings.tasks, build_alarms(experiment, record))
     settings = dataclasses.replace(trainer.settings, eval_every=NEVER)
     watch = Stopwatch(trainer.placement.device)
-    loop = marked_loop(dataclasses.replace(trainer, settings=settings), state, meta_gradient, session, watch)
+    loop = mark_loop(dataclasses.replace(trainer, settings=settings), state, meta_gradient, session, watch)
 
     def steps() -> None:
         end = time.perf_counter() + seconds

@@ -31,11 +31,11 @@ def data_job(config: Config, record: RunFolder) -> Result:
     record.write_json("split.json", dataset.members)
     record.write_json("dataset.json", facts)
     dataset.contact_sheet(spec).save(record.path / "contact.png")
-    show(*lines(name, facts, record.path))
+    show(*render(name, facts, record.path))
     return Result("completed", facts, record.path)
 
 
-def lines(name: str, facts: dict[str, Any], folder: Path) -> Iterator[str | Table]:
+def render(name: str, facts: dict[str, Any], folder: Path) -> Iterator[str | Table]:
     """What the terminal shows."""
     layout = f", laid out as {facts['layout']}" if "layout" in facts else ""
     yield f"data set: {name}{layout}, split {facts['split']} ({facts['split_sha256'][:12]})"

@@ -48,8 +48,8 @@ def predict_job(config: Config, record: RunFolder) -> Result:
     if pixels is None:
         name = option_name("data", config)
         raise SettingError("run", source.path, f"was trained on data={name}, which has no images")
-    examples = read_examples(given_folder(config, "support"), pixels)
-    pictures = read_pictures(given_folder(config, "query"), pixels)
+    examples = read_examples(require_folder(config, "support"), pixels)
+    pictures = read_pictures(require_folder(config, "query"), pixels)
     placement = make_placement(config.device)
     learner, params = restore_learner(config, source, dataset, placement, examples)
     probabilities = predict(learner, params, examples, pictures, placement)
@@ -60,7 +60,7 @@ def predict_job(config: Config, record: RunFolder) -> Result:
     record.create(dataclasses.asdict(config))
     write_table(record.path / "predictions.csv", predictions)
     record.write_json("summary.json", summary)
-    show(*lines(summary, predictions, record))
+    show(*render(summary, predictions, record))
     return Result("completed", summary, record.path, params)
 
 
@@ -116,7 +116,7 @@ def write_table(path: Path, predictions: Predictions) -> None:
             writer.writerow([name, predictions.classes[best], f"{row[best]:.4f}", *(f"{p:.4f}" for p in row)])
 
 
-def lines(summary: dict[str, Any], predictions: Predictions, record: RunFolder) -> Iterator[str | Table]:
+def render(summary: dict[str, Any], predictions: Predictions, record: RunFolder) -> Iterator[str | Table]:
     """What the terminal shows."""
     shots = "-".join(str(s) for s in sorted(set(summary["shots"])))
     classes = len(predictions.classes)
@@ -136,7 +136,7 @@ def lines(summary: dict[str, Any], predictions: Predictions, record: RunFolder) 
     yield f"table: {record.path / 'predictions.csv'}"
 
 
-def given_folder(config: Config, name: str) -> Path:
+def require_folder(config: Config, name: str) -> Path:
     """`predict.NAME`; raise `SettingError` where it is not set."""
     value = getattr(config.predict, name)
     if not value:

@@ -28,27 +28,27 @@ from metarun.jobs.profile.phases import (
     REST,
     Phase,
     Stopwatch,
+    add_marks,
     describe_phases,
-    inside,
-    loop_phases,
-    marked,
-    marked_loop,
+    mark_loop,
+    time_phases,
+    wrap_function,
 )
 from metarun.jobs.profile.trace import (
     PREFIX,
     ROOT,
     OwnTime,
-    allocations,
+    collect_own_times,
+    find_memory_peak,
     group_of,
     kind_of,
     mark_methods,
-    memory_peak,
-    operator_rows,
-    own_times,
     part_of,
-    part_rows,
+    read_allocations,
     record_trace,
     region,
+    tabulate_operators,
+    tabulate_parts,
 )
 from metarun.training.experiment import assemble
 from metarun.training.loop import outer_step
@@ -110,7 +110,7 @@ def test_marked_values_are_of_their_class_keep_their_fields_and_copy_with_their_
         seen.append(name)
         return region(name)
 
-    watched = marked(plain, {"input_shape": "shape"}, mark)
+    watched = add_marks(plain, {"input_shape": "shape"}, mark)
     copied = dataclasses.replace(watched, noise=1.0)
     assert isinstance(watched, Sinusoid)
     assert dataclasses.asdict(watched) == dataclasses.asdict(plain)
@@ -143,7 +143,7 @@ def test_profiled_steps_are_the_steps_of_training() -> None:
     plain, state = trainer.start(), trainer.start()
     observer: Any = Silent()
     watch = Stopwatch(torch.device("cpu"))
-    loop = marked_loop(trainer, state, build_meta_gradient(trainer), observer, watch)
+    loop = mark_loop(trainer, state, build_meta_gradient(trainer), observer, watch)
     for _ in range(4):
         loop.step()
         outer_step(trainer, plain, build_meta_gradient(trainer), observer)
@@ -183,7 +183,7 @@ def test_sampling_of_several_steps_at_once_is_spread_over_them(monkeypatch: pyte
     monkeypatch.setattr(Stopwatch, "laps", lambda *_: found)
     trainer = assemble(config()).trainer()
     observer: Any = Silent()
-    phases = loop_phases(trainer, trainer.start(), build_meta_gradient(trainer), observer, 3)
+    phases = time_phases(trainer, trainer.start(), build_meta_gradient(trainer), observer, 3)
     seconds = {phase.name: phase.seconds for phase in phases}
     assert (seconds["sampling"], seconds[META]) == pytest.approx((0.3, 2.0))
 
@@ -213,7 +213,7 @@ def test_times_on_a_cpu_are_the_own_times_below_the_meta_gradient_and_add_up_to_
         event("aten::copy_", 30, 5),
         event("aten::elsewhere", 20, 30, thread=2),
     )
-    own = dict(own_times(events))
+    own = dict(collect_own_times(events))
     assert own == {(ROOT,): 70, (ROOT, "aten::mul"): 25, (ROOT, "aten::mul", "aten::copy_"): 5}
 
 
@@ -230,9 +230,9 @@ def test_times_on_a_gpu_are_those_of_the_kernels_that_an_event_launched() -> Non
         event(NODE, 30, 10, thread=2),
         event("aten::mul", 31, 2, thread=2, kernels=(60,)),
     )
-    own = own_times(events)
+    own = collect_own_times(events)
     assert sum(time for _, time in own) == 100
-    rows = {row["name"]: row for row in part_rows([OwnTime(path, time / 100) for path, time in own], seconds=1.0)}
+    rows = {row["name"]: row for row in tabulate_parts([OwnTime(path, time / 100) for path, time in own], seconds=1.0)}
     inner = rows["inner loop"]
     assert (inner["rest_milliseconds"], inner["backward_milliseconds"]) == pytest.approx((400, 600))
     assert rows["outer objective"]["share"] == 0
@@ -241,7 +241,7 @@ def test_times_on_a_gpu_are_those_of_the_kernels_that_an_event_launched() -> Non
 def test_memory_at_its_most_is_the_largest_sum_of_what_is_alive() -> None:
     events = tree(event(ROOT, 10, 100), event(PREFIX + "meta_grad", 40, 20))
     changes = [(5.0, 1000), (20.0, 100), (30.0, -60), (50.0, 70), (70.0, -110)]
-    assert memory_peak(events, changes) == (110, (ROOT, PREFIX + "meta_grad"))
+    assert find_memory_peak(events, changes) == (110, (ROOT, PREFIX + "meta_grad"))
 
 
 @pytest.mark.parametrize(("device", "size"), [("cpu", 70), ("cuda", 90)])
@@ -253,7 +253,7 @@ def test_memory_is_that_of_the_device(device: str, size: int) -> None:
     changes = [change(3000, 70, DeviceType.CPU), change(3000, 90, DeviceType.CUDA), change(1, 1, DeviceType.CPU, "x")]
     results = SimpleNamespace(trace_start_ns=lambda: 1000, events=lambda: changes)
     profiler: Any = SimpleNamespace(profiler=SimpleNamespace(kineto_results=results))
-    assert allocations(profiler, torch.device(device)) == [(2.0, size)]
+    assert read_allocations(profiler, torch.device(device)) == [(2.0, size)]
 
 
 def test_a_real_trace_has_the_memory_of_the_tensors_that_were_alive_together(tmp_path: Path) -> None:
@@ -266,8 +266,8 @@ def test_a_real_trace_has_the_memory_of_the_tensors_that_were_alive_together(tmp
         del second, third
 
     cpu = torch.device("cpu")
-    profiler = record_trace(inside(hold, META, region), cpu, tmp_path / "trace.json.gz")
-    peak, _ = memory_peak(profiler.events(), allocations(profiler, cpu))
+    profiler = record_trace(wrap_function(hold, META, region), cpu, tmp_path / "trace.json.gz")
+    peak, _ = find_memory_peak(profiler.events(), read_allocations(profiler, cpu))
     assert peak == pytest.approx(3 * 4 * size, rel=0.01)
 
 
@@ -298,7 +298,7 @@ def test_parts_are_by_the_outermost_method_and_kinds_by_autograd_node_or_network
 def test_methods_that_take_no_time_count_as_the_outer_objective() -> None:
     task = (ROOT, PREFIX + "meta_grad")
     times = [((*task, PREFIX + "_small"), 0.005), ((*task, PREFIX + "_large"), 0.6), (task, 0.395)]
-    rows = part_rows([OwnTime(*time) for time in times], seconds=1.0)
+    rows = tabulate_parts([OwnTime(*time) for time in times], seconds=1.0)
     assert {row["name"]: row["share"] for row in rows} == pytest.approx({"outer objective": 0.4, "large": 0.6})
 
 
@@ -327,7 +327,7 @@ def test_operators_are_grouped_by_what_they_do(name: str, group: str) -> None:
 
 def test_an_operator_inside_of_one_of_its_kind_is_no_further_call() -> None:
     times = [((ROOT, "aten::conv2d"), 0.25), ((ROOT, "aten::conv2d", "aten::convolution"), 0.75)]
-    (row,) = operator_rows([OwnTime(*time) for time in times], seconds=2.0, steps=1)
+    (row,) = tabulate_operators([OwnTime(*time) for time in times], seconds=2.0, steps=1)
     assert row == {"name": "convolution", "calls": 1, "share": 1.0, "milliseconds": 2000}
 
 

@@ -244,7 +244,7 @@ def test_the_overview_counts_jobs_and_names_the_best() -> None:
     sweep = SweepRecord(total=10, width=2)
     counts = overview.count_jobs(jobs, sweep)
     assert counts == overview.Counts(succeeded=2, skipped=0, lost=1, running=1, waiting=6)
-    assert overview.seconds_left(jobs, counts, 2, time.time()) == pytest.approx(6 * 15 / 2)
+    assert overview.estimate_seconds_left(jobs, counts, 2, time.time()) == pytest.approx(6 * 15 / 2)
     assert overview.describe_progress(jobs, sweep)[0].startswith(
         "6 waiting, 1 running, 2 done, 1 failed, best 0.25 (job1)"
     )
@@ -258,6 +258,6 @@ def test_the_last_lines_say_how_many_succeeded_and_why_others_did_not() -> None:
 
 
 def test_the_step_of_a_running_job_is_that_of_its_last_whole_record(tmp_path: Path) -> None:
-    assert overview.last_step(tmp_path) == "starting"
+    assert overview.read_step(tmp_path) == "starting"
     (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n{"st')
-    assert overview.last_step(tmp_path) == "step 20"
+    assert overview.read_step(tmp_path) == "step 20"

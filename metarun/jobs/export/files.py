@@ -23,7 +23,7 @@ NORMS = {
 }
 
 
-def safetensors_save() -> Callable[[Params, dict[str, str]], bytes]:
+def import_safetensors_save() -> Callable[[Params, dict[str, str]], bytes]:
     """The package's function; raise `UserError` where it is not installed."""
     try:
         from safetensors.torch import save
@@ -32,10 +32,10 @@ def safetensors_save() -> Callable[[Params, dict[str, str]], bytes]:
     return save
 
 
-def weights_bytes(params: Params, facts: dict[str, Any]) -> bytes:
+def encode_weights(params: Params, facts: dict[str, Any]) -> bytes:
     """The content of a safetensors file: tensors by name, and facts as its metadata."""
     metadata = {"format": "pt", **{key: str(value) for key, value in facts.items()}}
-    return safetensors_save()({name: w.detach().cpu().contiguous() for name, w in params.items()}, metadata)
+    return import_safetensors_save()({name: w.detach().cpu().contiguous() for name, w in params.items()}, metadata)
 
 
 def describe_usage(experiment: Experiment, tensors: Params, least_queries: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from rich.table import Table
 from metarun.config.from_run import source_run
 from metarun.config.schema import Config
 from metarun.diagnostics.sparsity import sparsity
-from metarun.jobs.export.files import describe_usage, safetensors_save, weights_bytes
+from metarun.jobs.export.files import describe_usage, encode_weights, import_safetensors_save
 from metarun.jobs.export.pruning import cut_units, zero_small_weights
 from metarun.jobs.result import Result
 from metarun.jobs.summary import params_sha256, versions
@@ -65,7 +65,7 @@ class Built(NamedTuple):
 def export_job(config: Config, record: RunFolder) -> Result:
     """Write model.safetensors, config.json, predict.pt2 and summary.json into the run folder."""
     source = source_run(config)
-    safetensors_save()  # refuses before anything is done
+    import_safetensors_save()  # refuses before anything is done
     config.device.name = "cpu"  # a program is bound to the device that it was traced on
     if config.device.precision == "bfloat16":
         config.device.precision = "float32"  # of the weights, which were never narrower
@@ -95,7 +95,7 @@ def export_job(config: Config, record: RunFolder) -> Result:
     }
     record.create(dataclasses.asdict(config))
     write(record, summary, after)
-    show(*lines(summary, record.path))
+    show(*render(summary, record.path))
     return Result("completed", summary, record.path, pruned.params)
 
 
@@ -112,16 +112,16 @@ def prune(experiment: Experiment, trained: Version) -> tuple[Version, dict[str, 
     if not smaller.cut:
         return zeroed, facts
     pruned = Version(replace_model(trained.learner, smaller.model), smaller.params)
-    facts["change"] = largest_change(experiment, zeroed, pruned)
+    facts["change"] = measure_change(experiment, zeroed, pruned)
     if not facts["change"] <= EXACT:
         facts |= {"units_cut": {}, "kept_for": "silent units are kept: without them predictions would change"}
         return zeroed, facts
     return pruned, facts
 
 
-def largest_change(experiment: Experiment, *versions: Version) -> float:
+def measure_change(experiment: Experiment, *versions: Version) -> float:
     """The largest difference between two versions' predictions on the first test task, in float64."""
-    task = Task(*(Batch(*to_double(b._asdict()).values()) for b in first_task(experiment)))
+    task = Task(*(Batch(*to_double(b._asdict()).values()) for b in draw_first_task(experiment)))
     predictions = []
     for version in versions:
         params = to_double(version.params)
@@ -138,15 +138,15 @@ def to_double(params: Params) -> Params:
 def build(experiment: Experiment, version: Version, facts: dict[str, Any]) -> Built:
     """Trace the version, test it, and time the program."""
     # Here, since torch.export takes long to import and no other job needs it.
-    from metarun.jobs.export.program import Example, export_program, fewest_queries, seconds_per_call, tensors_of
+    from metarun.jobs.export.program import Example, collect_tensors, export_program, fewest_queries, time_calls
 
     settings = experiment.config.export
     evaluate = experiment.evaluator("test", settings.tasks, (version.learner.test_inner_steps,))
     evaluation = evaluate(version.learner, version.params)
     learner = calibrate(version.learner, version.params, experiment.dataset, experiment.placement)
-    tensors = tensors_of(learner, version.params)
-    weights = weights_bytes(tensors, {**facts, "metric": experiment.algorithm.loss.metric, "mean": evaluation.mean})
-    task = first_task(experiment)
+    tensors = collect_tensors(learner, version.params)
+    weights = encode_weights(tensors, {**facts, "metric": experiment.algorithm.loss.metric, "mean": evaluation.mean})
+    task = draw_first_task(experiment)
     example, start = Example(*task.support, task.query.x), time.perf_counter()
     program = export_program(learner, version.params, example, experiment.dataset.kind)
     seconds, file = time.perf_counter() - start, io.BytesIO()
@@ -156,7 +156,7 @@ def build(experiment: Experiment, version: Version, facts: dict[str, Any]) -> Bu
         "mean": evaluation.mean,
         "ci95": evaluation.ci95,
         "episodes_sha256": evaluation.episodes_sha256,
-        "latency_ms": 1e3 * seconds_per_call(program, example, settings.calls),
+        "latency_ms": 1e3 * time_calls(program, example, settings.calls),
         "parameters": counts["parameters"],
         "zeros": counts["parameters"] - counts["nonzero"],
         "units": counts["units"],
@@ -169,7 +169,7 @@ def build(experiment: Experiment, version: Version, facts: dict[str, Any]) -> Bu
     return Built(weights, file.getvalue(), usage, measured)
 
 
-def first_task(experiment: Experiment) -> Task:
+def draw_first_task(experiment: Experiment) -> Task:
     """The first test task; support [S, ...], queries [M, ...]."""
     drawn = experiment.dataset.episodes("test", EPISODE_SEED, 0, range(1), experiment.test_spec)
     return Task(*(Batch(b.x[0], b.y[0]) for b in experiment.placement.move_task(drawn)))
@@ -186,7 +186,7 @@ def write(record: RunFolder, summary: dict[str, Any], built: Built) -> None:
     record.write_json("summary.json", summary)
 
 
-def lines(summary: dict[str, Any], folder: Path) -> Iterator[str | Table]:
+def render(summary: dict[str, Any], folder: Path) -> Iterator[str | Table]:
     """What the terminal shows."""
     before, after, pruning = summary["before"], summary["after"], summary["pruning"]
     yield f"metarun: {summary['algo']} of {summary['run']}, {summary['adaptation_steps']} adaptation steps"

@@ -40,7 +40,7 @@ class Example(NamedTuple):
     query_x: Tensor
 
 
-def tensors_of(learner: Algorithm, params: Params) -> Params:
+def collect_tensors(learner: Algorithm, params: Params) -> Params:
     """The meta-parameters and, as `stats.*`, the statistics that the network holds if it holds any."""
     stats: Params = {}
     for i, (mean, variance) in enumerate(optional(learner.model, ModelOptions, "fixed") or ()):
@@ -62,7 +62,7 @@ def export_program(learner: Algorithm, params: Params, example: Example, kind: K
     if optional(learner.model, ModelOptions, "norm") == "joined":
         needed = "makes a batch for each query, which torch.export cannot trace; model.norm=support can be exported"
         raise UserError(f"job=export: model.norm=joined {needed}")
-    tensors = tensors_of(learner, params)
+    tensors = collect_tensors(learner, params)
     rows = {"query_x": {0: Dim("rows", min=fewest_queries(learner))}, "support_x": None, "support_y": None}
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -83,7 +83,7 @@ def fewest_queries(learner: Algorithm) -> int:
     return 2 if optional(learner.model, ModelOptions, "norm") == "batch" else 1
 
 
-def seconds_per_call(program: ExportedProgram, inputs: Example, calls: int) -> float:
+def time_calls(program: ExportedProgram, inputs: Example, calls: int) -> float:
     """The median over calls, after one that warms up."""
     module, seconds = program.module(), []
     with torch.no_grad():

@@ -46,20 +46,20 @@ def cut_units(model: Any, params: Params) -> Pruned:
     """The network without its silent units; what cannot be cut is returned as it is."""
     if not isinstance(model, Network) or model.norm not in CUTTABLE_NORMS or model.bottleneck is not None:
         return Pruned(model, params, {})
-    masks = unit_masks(model, params)
+    masks = find_kept_units(model, params)
     lost = {f"block{i}": int((~keep).sum()) for i, keep in enumerate(masks) if not keep.all()}
     if not lost:
         return Pruned(model, params, {})
     units = [int(keep.sum()) for keep in masks]
     inputs = [model.shapes[0][1], *units]
     shapes = tuple((n, width, *old[2:]) for n, width, old in zip(units, inputs, model.shapes, strict=False))
-    indices = kept_indices(model, masks)
+    indices = index_tensors(model, masks)
     features = len(feature_indices(model, masks[-1]))
     smaller = replace(model, shapes=shapes, features=features)
     return Pruned(smaller, {name: select(name, w, params, indices) for name, w in params.items()}, lost)
 
 
-def unit_masks(model: Network, params: Params) -> list[Tensor]:
+def find_kept_units(model: Network, params: Params) -> list[Tensor]:
     """Which units stay, of each block [units]; one at least.
 
     A unit is silent where it puts out 0 for every input and stays so.
@@ -82,7 +82,7 @@ def unit_masks(model: Network, params: Params) -> list[Tensor]:
     return masks
 
 
-def kept_indices(model: Network, masks: list[Tensor]) -> dict[str, tuple[Tensor, ...]]:
+def index_tensors(model: Network, masks: list[Tensor]) -> dict[str, tuple[Tensor, ...]]:
     """Name of a tensor -> the indices that stay on its first axis, and on its second if it has such."""
     rows = [keep.nonzero().flatten() for keep in masks]
     found: dict[str, tuple[Tensor, ...]] = {}

@@ -34,8 +34,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from metarun.algorithms.objective import add_noise
 from metarun.compute.compilation import compile_function, should_compile
 from metarun.config.schema import Config
-from metarun.jobs.profile.phases import META, NEVER, describe_phases, loop_phases, marked_loop
-from metarun.jobs.profile.table import lines
+from metarun.jobs.profile.phases import META, NEVER, describe_phases, mark_loop, time_phases
+from metarun.jobs.profile.table import render
 from metarun.jobs.profile.trace import describe_trace, mark_methods, record_trace, region
 from metarun.jobs.result import Result
 from metarun.jobs.summary import versions
@@ -62,7 +62,7 @@ def profile_job(config: Config, record: RunFolder) -> Result:
         state = experiment.trainer().start()
         profile = measure(experiment, state, recorder, record)
     record.write_json("profile.json", profile)
-    show(*lines(profile, record.path))
+    show(*render(profile, record.path))
     return Result("completed", profile, record.path, state.params, experiment)
 
 
@@ -98,19 +98,19 @@ def measure(experiment: Experiment, state: State, recorder: Recorder, record: Ru
     first = time.perf_counter() - start
     for _ in range(settings.warmup - 1):
         call()
-    phases = loop_phases(trainer, state, function, recorder, settings.steps)
+    phases = time_phases(trainer, state, function, recorder, settings.steps)
     seconds = next(phase.seconds for phase in phases if phase.name == META)
     marked = dataclasses.replace(trainer, algorithm=mark_methods(trainer.algorithm))
     traced = function if compiles_it else build_meta_gradient(marked)
-    loop = marked_loop(trainer, state, traced, recorder, region, log_every=NEVER, on_nonfinite="skip")
+    loop = mark_loop(trainer, state, traced, recorder, region, log_every=NEVER, on_nonfinite="skip")
     with tempfile.TemporaryDirectory() as scratch:
         profiler = record_trace(loop.step, device, (record.path if settings.trace else Path(scratch)) / TRACE)
     inside = describe_trace(profiler, device, compiles_it, seconds)
     if device.type != "cpu":  # more exact than the trace
-        inside["memory"]["peak_bytes"] = device_peak(device, call)
-    inside["memory"]["process_peak_bytes"] = process_peak()
+        inside["memory"]["peak_bytes"] = measure_device_peak(device, call)
+    inside["memory"]["process_peak_bytes"] = read_process_peak()
     operations = count_operations(lambda: call(plain))
-    speed = matrix_product_speed(device, getattr(torch, config.device.precision))
+    speed = measure_matrix_products(device, getattr(torch, config.device.precision))
     return {
         **describe_conditions(experiment, compiles_it),
         "steps": settings.steps,
@@ -148,7 +148,7 @@ def describe_conditions(experiment: Experiment, compiled: bool) -> dict[str, Any
     }
 
 
-def device_peak(device: torch.device, call: Callable[[], MetaGradient]) -> int | None:
+def measure_device_peak(device: torch.device, call: Callable[[], MetaGradient]) -> int | None:
     """Bytes of the device's memory during the call, above those before; None where the device does not report them."""
     if device.type != "cuda":
         return None
@@ -158,7 +158,7 @@ def device_peak(device: torch.device, call: Callable[[], MetaGradient]) -> int |
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def process_peak() -> int | None:
+def read_process_peak() -> int | None:
     """Bytes, the largest resident size of this process so far; None where the system does not report it."""
     try:
         import resource
@@ -187,7 +187,7 @@ def count_operations(action: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def matrix_product_speed(device: torch.device, dtype: torch.dtype) -> float:
+def measure_matrix_products(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large square matrix product, the median over half a second."""
     side = SIDES.get(device.type, SIDE)
     a = torch.randn(side, side, device=device, dtype=dtype)

@@ -106,13 +106,13 @@ class Loop(NamedTuple):
         outer_step(*self)
 
 
-def marked(value: Value, names: Mapping[str, str], mark: Mark, **changed: Any) -> Value:
+def add_marks(value: Value, names: Mapping[str, str], mark: Mark, **changed: Any) -> Value:
     """A copy whose methods are inside of marks, `names` of methods -> of marks, and whose fields are `changed`.
 
     Its class is a subclass of the value's own: what asks for a type, and what copies with changes, works as before.
     """
     own: Any = type(value)
-    methods = {n: inside(inspect.getattr_static(own, n), name, mark) for n, name in names.items()}
+    methods = {n: wrap_function(inspect.getattr_static(own, n), name, mark) for n, name in names.items()}
     copied = copy.copy(value)
     subclass = type(own.__name__, (own,), {**methods, "__module__": own.__module__, "__slots__": ()})
     for name, part in {"__class__": subclass, **changed}.items():
@@ -120,7 +120,7 @@ def marked(value: Value, names: Mapping[str, str], mark: Mark, **changed: Any) -
     return copied
 
 
-def inside(method: Callable[..., Any], name: str, mark: Mark) -> Callable[..., Any]:
+def wrap_function(method: Callable[..., Any], name: str, mark: Mark) -> Callable[..., Any]:
     """The function, each of its calls inside of a mark."""
 
     @functools.wraps(method)
@@ -131,31 +131,31 @@ def inside(method: Callable[..., Any], name: str, mark: Mark) -> Callable[..., A
     return call
 
 
-def marked_loop(
+def mark_loop(
     trainer: Trainer, state: State, meta_gradient: StepGradient, observer: Observer, mark: Mark, **settings: Any
 ) -> Loop:
     """The loop with marks around its phases, and with some other settings of `train`. Its state is one of its own,
     whose tensors and moments are those of `state`."""
     parts: dict[str, Any] = {
         "settings": replace(trainer.settings, **settings),
-        "dataset": marked(trainer.dataset, {"episodes": SAMPLING}, mark),
-        "placement": marked(trainer.placement, {"move_task": TRANSFER}, mark),
-        "regularization": marked(trainer.regularization, {"shrink_outer": PROXIMAL}, mark),
+        "dataset": add_marks(trainer.dataset, {"episodes": SAMPLING}, mark),
+        "placement": add_marks(trainer.placement, {"move_task": TRANSFER}, mark),
+        "regularization": add_marks(trainer.regularization, {"shrink_outer": PROXIMAL}, mark),
     }
     if trainer.measures:
-        parts["measures"] = marked(trainer.measures, {"__call__": MEASURES}, mark)
-    optimizer = marked(state.optimizer, {"step": OPTIMIZER, "zero_grad": OPTIMIZER}, mark)
-    observed = marked(observer, {"on_log": RECORDS, "save_checkpoint": CHECKPOINT}, mark)
+        parts["measures"] = add_marks(trainer.measures, {"__call__": MEASURES}, mark)
+    optimizer = add_marks(state.optimizer, {"step": OPTIMIZER, "zero_grad": OPTIMIZER}, mark)
+    observed = add_marks(observer, {"on_log": RECORDS, "save_checkpoint": CHECKPOINT}, mark)
     own = replace(state, optimizer=optimizer)
-    return Loop(replace(trainer, **parts), own, inside(meta_gradient, META, mark), observed)
+    return Loop(replace(trainer, **parts), own, wrap_function(meta_gradient, META, mark), observed)
 
 
-def loop_phases(
+def time_phases(
     trainer: Trainer, state: State, meta_gradient: StepGradient, observer: Observer, steps: int
 ) -> list[Phase]:
     """Time every phase of a run with these settings; trains `state` on by a few steps."""
     watch, settings = Stopwatch(trainer.placement.device), trainer.settings
-    plain = marked_loop(trainer, state, meta_gradient, observer, watch, log_every=NEVER, on_nonfinite="skip")
+    plain = mark_loop(trainer, state, meta_gradient, observer, watch, log_every=NEVER, on_nonfinite="skip")
     logging = plain._replace(trainer=replace(plain.trainer, settings=replace(plain.trainer.settings, log_every=1)))
     laps = watch.laps(plain.step, steps, LONG_ENOUGH)
     logged = watch.laps(logging.step, min(steps, LOGGED_STEPS), 0.0)

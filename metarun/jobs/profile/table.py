@@ -14,9 +14,9 @@ from metarun.jobs.terminal import small_table
 LEAST = 0.005  # share of the smallest group of operators that is shown
 
 
-def lines(profile: dict[str, Any], folder: Path) -> Iterator[str | Table]:
+def render(profile: dict[str, Any], folder: Path) -> Iterator[str | Table]:
     """All of it, with how to open the trace."""
-    yield headline(profile)
+    yield describe_run(profile)
     phases = small_table("phase", "ms each", "every", "ms a step", "share")
     for row in profile["phases"]:
         times = ms(row["milliseconds"]), str(row["every"]), ms(row["milliseconds_per_step"])
@@ -42,14 +42,14 @@ def lines(profile: dict[str, Any], folder: Path) -> Iterator[str | Table]:
     traced = profile["traced"]
     whose = "time of kernels on the device" if traced["on"] == "cuda" else "own time on the main thread"
     yield f"shares inside: {whose}, traced, which takes {traced['slowdown']:.2f} times as long"
-    yield memory(profile["memory"])
-    yield arithmetic(profile["arithmetic"])
+    yield describe_memory(profile["memory"])
+    yield describe_arithmetic(profile["arithmetic"])
     yield f"profile: {folder / 'profile.json'}"
     if profile["trace"]:
         yield f"trace: {folder / profile['trace']} (open it at https://ui.perfetto.dev or in chrome://tracing)"
 
 
-def headline(profile: dict[str, Any]) -> str:
+def describe_run(profile: dict[str, Any]) -> str:
     chunk = f", {profile['chunk']} at a time" if profile["chunk"] else ""
     where = f"{profile['device']}, {profile['threads']} threads, {profile['precision']}"
     run = "compiled" if profile["compiled"] else "not compiled"
@@ -59,7 +59,7 @@ def headline(profile: dict[str, Any]) -> str:
     )
 
 
-def memory(facts: dict[str, Any]) -> str:
+def describe_memory(facts: dict[str, Any]) -> str:
     parts = []
     if facts["peak_bytes"] is not None:
         when = f" (in {facts['peak_at']})" if facts["peak_at"] else ""
@@ -69,7 +69,7 @@ def memory(facts: dict[str, Any]) -> str:
     return f"memory: {'; '.join(parts) or 'not known on this device'}"
 
 
-def arithmetic(facts: dict[str, Any]) -> str:
+def describe_arithmetic(facts: dict[str, Any]) -> str:
     reached, possible = facts["gflop_per_second"], facts["matrix_product_gflop_per_second"]
     return (
         f"arithmetic: {facts['gflop']:.3g} GFLOP in convolutions and matrix products of a meta-gradient, "

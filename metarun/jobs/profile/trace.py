@@ -31,7 +31,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from metarun.jobs.profile.phases import META, marked
+from metarun.jobs.profile.phases import META, add_marks
 from metarun.types import Algorithm
 
 STEPS = 2
@@ -78,10 +78,10 @@ def region(name: str) -> record_function:
 
 def mark_methods(algorithm: Algorithm) -> Algorithm:
     """The learner with a region around each of its methods, and one called `forward` around its network and loss."""
-    model = marked(algorithm.model, dict.fromkeys(_methods(algorithm.model, private=False), FORWARD), region)
-    loss = marked(algorithm.loss, {"__call__": FORWARD}, region)
+    model = add_marks(algorithm.model, dict.fromkeys(_methods(algorithm.model, private=False), FORWARD), region)
+    loss = add_marks(algorithm.loss, {"__call__": FORWARD}, region)
     own = {name: name for name in _methods(algorithm, private=True)}
-    return marked(algorithm, own, region, model=model, loss=loss)
+    return add_marks(algorithm, own, region, model=model, loss=loss)
 
 
 def _methods(value: Any, private: bool) -> Iterator[str]:
@@ -127,13 +127,13 @@ def describe_trace(profiler: profile, device: torch.device, compiled: bool, seco
     parts, for it is a single region."""
     recorded: Any = profiler.events()
     events = [e for e in recorded if e.device_type == DeviceType.CPU and not e.is_async]
-    times, roots = own_times(events), [e for e in events if e.name == ROOT]
+    times, roots = collect_own_times(events), [e for e in events if e.name == ROOT]
     whole = sum(time for _, time in times) or 1.0
     shares = [OwnTime(path, time / whole) for path, time in times]
-    peak, path = memory_peak(events, allocations(profiler, device))
+    peak, path = find_memory_peak(events, read_allocations(profiler, device))
     return {
-        "parts": [] if compiled else part_rows(shares, seconds),
-        "operators": operator_rows(shares, seconds, len(roots)),
+        "parts": [] if compiled else tabulate_parts(shares, seconds),
+        "operators": tabulate_operators(shares, seconds, len(roots)),
         "traced": {
             "on": "cuda" if any(e.kernels for e in events) else "cpu",
             "slowdown": 1e-6 * statistics.fmean(e.time_range.elapsed_us() for e in roots) / seconds,
@@ -142,7 +142,7 @@ def describe_trace(profiler: profile, device: torch.device, compiled: bool, seco
     }
 
 
-def own_times(events: list[FunctionEvent]) -> list[OwnTime]:
+def collect_own_times(events: list[FunctionEvent]) -> list[OwnTime]:
     """The own times of all events inside of meta-gradients: the host's, or the device's where one was at work."""
     main = next(e.thread for e in events if e.name == ROOT)
     regions = [e for e in events if e.thread == main and e.name.startswith(PREFIX)]
@@ -173,7 +173,7 @@ def _running(events: Iterable[FunctionEvent], at: float) -> tuple[str, ...]:
     return tuple(e.name for e in events if e.time_range.start <= at < e.time_range.end)
 
 
-def allocations(profiler: profile, device: torch.device) -> list[tuple[float, int]]:
+def read_allocations(profiler: profile, device: torch.device) -> list[tuple[float, int]]:
     """Microseconds and bytes of each change of the device's memory, in the order of time."""
     results: Any = profiler.profiler and profiler.profiler.kineto_results
     kind, start = getattr(DeviceType, device.type.upper()), results.trace_start_ns()
@@ -181,7 +181,7 @@ def allocations(profiler: profile, device: torch.device) -> list[tuple[float, in
     return sorted((1e-3 * (e.start_ns() - start), e.nbytes()) for e in changes)
 
 
-def memory_peak(events: list[FunctionEvent], changes: list[tuple[float, int]]) -> tuple[int, tuple[str, ...]]:
+def find_memory_peak(events: list[FunctionEvent], changes: list[tuple[float, int]]) -> tuple[int, tuple[str, ...]]:
     """The largest sum of tensors alive in the first meta-gradient, above what was alive before, and what ran then."""
     root = next(e for e in events if e.name == ROOT)
     alive, most, when = 0, 0, root.time_range.start
@@ -193,7 +193,7 @@ def memory_peak(events: list[FunctionEvent], changes: list[tuple[float, int]]) -
     return most, _running((e for e in events if e.thread == root.thread), when)
 
 
-def part_rows(shares: list[OwnTime], seconds: float) -> list[dict[str, Any]]:
+def tabulate_parts(shares: list[OwnTime], seconds: float) -> list[dict[str, Any]]:
     """Inner loop and outer objective, other methods of the algorithm, what is around the tasks; in shares of the
     meta-gradient's time."""
     totals: dict[str, float] = defaultdict(float)
@@ -232,7 +232,7 @@ def kind_of(path: tuple[str, ...]) -> str:
     return "forward" if PREFIX + FORWARD in path else "rest"
 
 
-def operator_rows(shares: list[OwnTime], seconds: float, steps: int) -> list[dict[str, Any]]:
+def tabulate_operators(shares: list[OwnTime], seconds: float, steps: int) -> list[dict[str, Any]]:
     """The groups of operators, the longest first; an operator inside of one of its own group is no further call."""
     totals: dict[str, float] = defaultdict(float)
     calls: dict[str, float] = defaultdict(float)

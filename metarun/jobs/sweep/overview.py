@@ -123,10 +123,10 @@ def describe_progress(jobs: Sequence[JobState], sweep: SweepRecord) -> list[str]
     parts += [f"{counts.lost} failed"] if counts.lost else []
     errors = [(job.error, job.folder.name) for job in jobs if job.error is not None]
     parts += [f"best {error:.4g} ({name})" for error, name in sorted(errors)[:1]]
-    left = seconds_left(jobs, counts, sweep.width, time.time())
+    left = estimate_seconds_left(jobs, counts, sweep.width, time.time())
     parts += [f"{duration(left)} left"] if left is not None else []
     running = [job.folder for job in jobs if job.record.status == "running"]
-    return [", ".join(parts), *(f"  {folder.name}  {last_step(folder)}" for folder in running[:SHOWN])]
+    return [", ".join(parts), *(f"  {folder.name}  {read_step(folder)}" for folder in running[:SHOWN])]
 
 
 def count_jobs(jobs: Sequence[JobState], sweep: SweepRecord) -> Counts:
@@ -136,7 +136,7 @@ def count_jobs(jobs: Sequence[JobState], sweep: SweepRecord) -> Counts:
     return Counts(succeeded, sum(job.skipped for job in jobs), ended - succeeded, running, waiting)
 
 
-def seconds_left(jobs: Sequence[JobState], counts: Counts, width: int, now: float) -> float | None:
+def estimate_seconds_left(jobs: Sequence[JobState], counts: Counts, width: int, now: float) -> float | None:
     """By the mean time of the jobs that ended in this sitting, `width` at once; None before the first."""
     seconds = [job.record.seconds for job in jobs if job.succeeded and not job.skipped]
     if not seconds:
@@ -147,7 +147,7 @@ def seconds_left(jobs: Sequence[JobState], counts: Counts, width: int, now: floa
     return work / max(1, min(width, counts.waiting + counts.running))
 
 
-def last_step(folder: Path) -> str:
+def read_step(folder: Path) -> str:
     """`step 1200`, from the last whole line of metrics.jsonl."""
     try:
         lines = read_tail(folder / "metrics.jsonl").split(b"\n")[:-1]
