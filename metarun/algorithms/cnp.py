@@ -10,17 +10,18 @@ test scores queries and context apart. Sizes of training contexts: contexts.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metarun.algorithms import common
-from metarun.algorithms.contexts import Draws, Rows, SetLearner, check_network, check_sizes, concatenate, masked_mean
+from metarun.algorithms.contexts import Draws, Rows, check_network, check_sizes, concatenate, masked_mean
 from metarun.algorithms.predictive import Gaussian, decoder_std, score_mixture
 from metarun.models.multi_network import MultiNetwork, multi_network
-from metarun.types import Batch, Loss, Metrics, NetworkFactory, Params, Task
+from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
 
 
 class Summary(NamedTuple):
@@ -31,13 +32,30 @@ class Summary(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CNP(SetLearner):
+class CNP:
     """Predict a Gaussian for each target from the mean of the encoded context."""
 
     model: MultiNetwork
     loss: Loss
     draws: Draws
     sigma_floor: float
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("regression",)
+    predicts: ClassVar[PredictionKind] = "gaussians"
+    head: ClassVar[bool] = True
+    test_inner_steps: ClassVar[int] = 0
+
+    def init(self, seed: int) -> Params:
+        return self.model.init(seed)
+
+    def add_noise(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+        return params, self.draws.add(tasks, seed, step, first)
+
+    def adapt(self, params: Params, support: Batch) -> Summary:
+        return self._summarize(params, self.draws.rows(support))
+
+    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Summary]:
+        yield self.adapt(params, support)
 
     def predict(self, adapted: Summary, x: Tensor) -> Tensor:
         return torch.cat(self._gaussian(adapted, x), -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,7 +16,6 @@ from metarun.types import (
     Algorithm,
     Batch,
     GradientLearner,
-    Kind,
     Loss,
     Metrics,
     Model,
@@ -38,39 +37,16 @@ def fast_weights(model: Model, phi: Params, support: Batch) -> FastWeights:
     return FastWeights(phi, model.query_stats(phi, support.x))
 
 
-class InnerLoopLearner:
-    """What learners share that adapt by gradient descent. They are frozen dataclasses with these fields and members."""
+def adapt(learner: GradientLearner, theta: Params, support: Batch) -> FastWeights:
+    """The end of the inner loop as in training."""
+    phis = descend(learner.inner_objective(theta, support), theta, learner.inner_rule, learner.inner_steps)
+    return fast_weights(learner.model, last(phis), support)
 
-    model: Model
-    loss: Loss
-    inner_lr: float
-    inner_steps: int
-    test_inner_steps: int
-    regularization: Regularization
 
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
-    head: ClassVar[bool] = True
-
-    @property
-    def inner_rule(self) -> UpdateRule:
-        raise NotImplementedError
-
-    def inner_objective(self, params: Params, support: Batch) -> Objective:
-        raise NotImplementedError
-
-    def init(self, seed: int) -> Params:
-        return self.model.init(seed)
-
-    def adapt(self, params: Params, support: Batch) -> FastWeights:
-        phis = descend(self.inner_objective(params, support), params, self.inner_rule, self.inner_steps)
-        return fast_weights(self.model, last(phis), support)
-
-    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
-        for phi in descend(self.inner_objective(params, support), params, self.inner_rule, steps):
-            yield fast_weights(self.model, phi, support)
-
-    def predict(self, adapted: FastWeights, x: Tensor) -> Tensor:
-        return self.model.apply(adapted.params, x, adapted.stats)
+def adaptations(learner: GradientLearner, theta: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
+    """phi_0 = theta, phi_1, ... phi_steps of the inner loop."""
+    for phi in descend(learner.inner_objective(theta, support), theta, learner.inner_rule, steps):
+        yield fast_weights(learner.model, phi, support)
 
 
 def add_inner_penalties(learner: GradientLearner, theta: Params, support: Batch, objective: Objective) -> Objective:

@@ -12,17 +12,15 @@ all here, with the full weight and noise 0, which is the mean of what is drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metarun.compute import random
 from metarun.errors import UserError, require
-from metarun.models.multi_network import MultiNetwork
-from metarun.types import Batch, Kind, ModelOptions, Params, PredictionKind, Task, optional
+from metarun.types import Batch, ModelOptions, Task, optional
 
 MARKS = 2  # columns of the marks: here, weight
 ROW_NORMS = ("none", "layer")
@@ -104,34 +102,6 @@ class Draws:
             ones = torch.ones_like(x[:, 0])
             return Rows(x, batch.y, ones, x.new_zeros(len(x), self.width), self.weight * ones[0])
         return Rows(x, batch.y, marks[:, 0], eps, marks[0, 1])
-
-
-class SetLearner:
-    """What learners share that encode a context set. They are frozen dataclasses with these fields and `_summarize`."""
-
-    model: MultiNetwork
-    draws: Draws
-
-    kinds: ClassVar[tuple[Kind, ...]] = ("regression",)
-    predicts: ClassVar[PredictionKind] = "gaussians"
-    head: ClassVar[bool] = True
-    test_inner_steps: ClassVar[int] = 0
-
-    def init(self, seed: int) -> Params:
-        return self.model.init(seed)
-
-    def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
-        return params, self.draws.add(tasks, seed, step, first)
-
-    def adapt(self, params: Params, support: Batch) -> Any:
-        return self._summarize(params, self.draws.rows(support))
-
-    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Any]:
-        yield self.adapt(params, support)
-
-    def _summarize(self, params: Params, context: Rows) -> Any:
-        """What is kept of a context."""
-        raise NotImplementedError
 
 
 def concatenate(a: Rows, b: Rows) -> Rows:

@@ -21,15 +21,16 @@ is active where the posterior has collapsed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from metarun.algorithms import common
-from metarun.algorithms.contexts import Draws, Rows, SetLearner, check_network, check_sizes, concatenate, masked_mean
+from metarun.algorithms.contexts import Draws, Rows, check_network, check_sizes, concatenate, masked_mean
 from metarun.algorithms.predictive import (
     CHUNKS,
     Gaussian,
@@ -43,7 +44,7 @@ from metarun.algorithms.predictive import (
 )
 from metarun.errors import require
 from metarun.models.multi_network import MultiNetwork, multi_network
-from metarun.types import Batch, Loss, Metrics, NetworkFactory, Params, Task
+from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
 
 OBJECTIVES = ("cvae", "gsnn", "hybrid")
 ACTIVE = 0.01  # nats
@@ -58,7 +59,7 @@ class Summary(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CVAE(SetLearner):
+class CVAE:
     """A latent variable for each target, with a learned conditional prior."""
 
     model: MultiNetwork
@@ -69,6 +70,23 @@ class CVAE(SetLearner):
     objective: str
     alpha: float
     test_samples: int
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("regression",)
+    predicts: ClassVar[PredictionKind] = "gaussians"
+    head: ClassVar[bool] = True
+    test_inner_steps: ClassVar[int] = 0
+
+    def init(self, seed: int) -> Params:
+        return self.model.init(seed)
+
+    def add_noise(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+        return params, self.draws.add(tasks, seed, step, first)
+
+    def adapt(self, params: Params, support: Batch) -> Summary:
+        return self._summarize(params, self.draws.rows(support))
+
+    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Summary]:
+        yield self.adapt(params, support)
 
     def predict(self, adapted: Summary, x: Tensor) -> Tensor:
         """Mean and standard deviation of the mixture over z."""

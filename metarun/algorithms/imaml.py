@@ -30,16 +30,16 @@ grad L^S(phi) + Omega_phi(theta, phi) = 0 by theta.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metarun.algorithms import common
-from metarun.algorithms.common import InnerLoopLearner
+from metarun.algorithms.common import FastWeights
 from metarun.algorithms.inner_loop import descend, last, sgd, split_adapted
 from metarun.algorithms.objective import NO_REGULARIZATION, Entry, Regularization
 from metarun.algorithms.penalty_protocols import Adaptation
@@ -56,7 +56,7 @@ from metarun.compute.linalg import (
     sub,
 )
 from metarun.errors import require
-from metarun.types import Batch, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
+from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
 
 Product = Callable[[Params], Params]
 CURVATURES = ("hessian", "gauss_newton")
@@ -96,7 +96,7 @@ class ImplicitSystem(NamedTuple):
 
 
 @dataclass(frozen=True)
-class IMAML(InnerLoopLearner):
+class IMAML:
     """Learn the centre of a proximal term, differentiating its minimiser implicitly."""
 
     model: Model
@@ -111,6 +111,9 @@ class IMAML(InnerLoopLearner):
     adapted: tuple[str, ...] | None = None
     curvature: str = "hessian"
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    head: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         common.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps, self.adapted)
         alone = not self.regularization.select("inner")
@@ -119,6 +122,18 @@ class IMAML(InnerLoopLearner):
         require(self.cg_steps >= 1, "cg_steps", self.cg_steps, "must be at least 1")
         require(self.cg_damping >= 0, "cg_damping", self.cg_damping, "must be at least 0")
         require(self.curvature in CURVATURES, "curvature", self.curvature, "choices: " + ", ".join(CURVATURES))
+
+    def init(self, seed: int) -> Params:
+        return self.model.init(seed)
+
+    def adapt(self, params: Params, support: Batch) -> FastWeights:
+        return common.adapt(self, params, support)
+
+    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
+        return common.adaptations(self, params, support, steps)
+
+    def predict(self, adapted: FastWeights, x: Tensor) -> Tensor:
+        return self.model.apply(adapted.params, x, adapted.stats)
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         phi = self.adapt(params, task.support).params

@@ -31,11 +31,14 @@ outer steps, in stages e = 0 .. 9 of E/10 steps, to the last step alone:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
 
 from metarun.algorithms import common
-from metarun.algorithms.common import InnerLoopLearner
+from metarun.algorithms.common import FastWeights
 from metarun.algorithms.differentiation import (
     Checkpointed,
     Differentiation,
@@ -47,7 +50,7 @@ from metarun.algorithms.differentiation import (
 from metarun.algorithms.inner_loop import init_rates, learned_rates_rule, sgd, split_adapted
 from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
 from metarun.errors import require
-from metarun.types import Batch, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
+from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
 
 LEARNED_RATES = ("none", "weight", "step")
 ANNEALING_STAGES = 10
@@ -63,7 +66,7 @@ class Stage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MAML(InnerLoopLearner):
+class MAML:
     """Learn an initialisation from which a few gradient steps fit a new task."""
 
     model: Model
@@ -79,6 +82,9 @@ class MAML(InnerLoopLearner):
     step_weights: tuple[float, ...] | None = None  # None: the last step's loss alone
     multi_step_until: int = 0
     first_order_until: int = 0
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         common.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps, self.adapted)
@@ -108,6 +114,15 @@ class MAML(InnerLoopLearner):
             return weights
         steps = self.inner_steps if self.learned_rates == "step" else None
         return weights | init_rates(split_adapted(weights, self.inner_rule)[0], self.inner_lr, steps)
+
+    def adapt(self, params: Params, support: Batch) -> FastWeights:
+        return common.adapt(self, params, support)
+
+    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
+        return common.adaptations(self, params, support, steps)
+
+    def predict(self, adapted: FastWeights, x: Tensor) -> Tensor:
+        return self.model.apply(adapted.params, x, adapted.stats)
 
     @property
     def differentiation(self) -> Differentiation:

@@ -23,14 +23,15 @@ bounds what z says of the targets beyond the context, I(z; T | C), from above.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metarun.algorithms import common
-from metarun.algorithms.contexts import Draws, Rows, SetLearner, check_network, check_sizes, concatenate, masked_mean
+from metarun.algorithms.contexts import Draws, Rows, check_network, check_sizes, concatenate, masked_mean
 from metarun.algorithms.predictive import (
     CHUNKS,
     Gaussian,
@@ -46,7 +47,7 @@ from metarun.algorithms.predictive import (
 from metarun.errors import require
 from metarun.models.attention import Attention
 from metarun.models.multi_network import MultiNetwork, multi_network
-from metarun.types import Batch, Loss, Metrics, NetworkFactory, Params, Task
+from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
 
 
 class Summary(NamedTuple):
@@ -60,7 +61,7 @@ class Summary(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NeuralProcess(SetLearner):
+class NeuralProcess:
     """A latent function z, inferred from the context; a Gaussian for each target given z."""
 
     model: MultiNetwork
@@ -72,6 +73,23 @@ class NeuralProcess(SetLearner):
     test_samples: int
     deterministic: bool
     attends: bool
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("regression",)
+    predicts: ClassVar[PredictionKind] = "gaussians"
+    head: ClassVar[bool] = True
+    test_inner_steps: ClassVar[int] = 0
+
+    def init(self, seed: int) -> Params:
+        return self.model.init(seed)
+
+    def add_noise(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+        return params, self.draws.add(tasks, seed, step, first)
+
+    def adapt(self, params: Params, support: Batch) -> Summary:
+        return self._summarize(params, self.draws.rows(support))
+
+    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Summary]:
+        yield self.adapt(params, support)
 
     def predict(self, adapted: Summary, x: Tensor) -> Tensor:
         """Mean and standard deviation of the mixture over z."""

@@ -144,7 +144,7 @@ class NoisyModel(Protocol):
     """A network that a penalty has given noise, or a learner with noise of its own; what it returns here goes to the
     meta-gradient and nowhere else."""
 
-    def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+    def add_noise(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
         """Meta-parameters and tasks [T, ...] with the noise of this outer step, a function of (seed, step) and, by
         task, of its number among those of the step: `first` and the following ones."""
 
@@ -236,7 +236,7 @@ def add_model_noise(
     model: Model, params: Params, tasks: Task, seed: int, step: int, first: int = 0
 ) -> tuple[Params, Task]:
     """Meta-parameters and tasks with the network's noise for the meta-gradient of an outer step, if it has any."""
-    return model.noisy(params, tasks, seed, step, first) if isinstance(model, NoisyModel) else (params, tasks)
+    return model.add_noise(params, tasks, seed, step, first) if isinstance(model, NoisyModel) else (params, tasks)
 
 
 def add_noise(
@@ -244,4 +244,4 @@ def add_noise(
 ) -> tuple[Params, Task]:
     """The same, also with what the learner itself draws for a step."""
     params, tasks = add_model_noise(learner.model, params, tasks, seed, step, first)
-    return learner.noisy(params, tasks, seed, step, first) if isinstance(learner, NoisyModel) else (params, tasks)
+    return learner.add_noise(params, tasks, seed, step, first) if isinstance(learner, NoisyModel) else (params, tasks)

@@ -18,26 +18,28 @@ random and ordered shot by shot, so that consecutive rows hold every class equal
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.func import grad
 
 from metarun.algorithms import common
-from metarun.algorithms.common import InnerLoopLearner
+from metarun.algorithms.common import FastWeights
 from metarun.algorithms.inner_loop import adam, descend_with_state, init_moments, last, named_moments, sgd
 from metarun.algorithms.objective import NO_REGULARIZATION, Entry, Regularization
 from metarun.compute.linalg import axpy, sub
 from metarun.errors import require
-from metarun.types import Batch, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
+from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
 
 RULES = {"sgd": sgd, "adam": adam}
 MOMENTS = ("fresh", "carried")
 
 
 @dataclass(frozen=True)
-class Reptile(InnerLoopLearner):
+class Reptile:
     """Move the initialisation towards the weights that each task's training ends in."""
 
     model: Model
@@ -49,6 +51,9 @@ class Reptile(InnerLoopLearner):
     inner_batch: int | None  # rows of a mini-batch; None: the whole support set
     regularization: Regularization = NO_REGULARIZATION
     moments: str = "fresh"  # of the inner Adam
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         common.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps)
@@ -63,6 +68,15 @@ class Reptile(InnerLoopLearner):
     def init(self, seed: int) -> Params:
         weights = self.model.init(seed)
         return weights | init_moments(weights) if self.moments == "carried" else weights
+
+    def adapt(self, params: Params, support: Batch) -> FastWeights:
+        return common.adapt(self, params, support)
+
+    def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
+        return common.adaptations(self, params, support, steps)
+
+    def predict(self, adapted: FastWeights, x: Tensor) -> Tensor:
+        return self.model.apply(adapted.params, x, adapted.stats)
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         objective = self.inner_objective(params, task.support)

@@ -3,7 +3,7 @@ r"""Networks with noise in their weights or in one block's output. The scale of 
     weights       w = m + exp(l) eps      l one for each weight, eps ~ N(0, 1), the same for all tasks of an outer step
     activations   z = mu(x) + sigma(x) eps      eps for each row of each task (bottleneck.py)
 
-`noisy` draws the noise for the meta-gradient of an outer step, as a function of (seed, step). Everywhere else, in
+`add_noise` draws the noise for the meta-gradient of an outer step, as a function of (seed, step). Everywhere else, in
 validation, test, measures and predictions, a network uses its mean.
 """
 
@@ -65,7 +65,7 @@ class NoisyWeights(_Noisy):
         weights = self.model.init(seed)
         return weights | {self._log_std(n): torch.full_like(weights[n], self.std).log() for n in self.names}
 
-    def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+    def add_noise(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
         """The parameters with eps beside the weights, and the tasks unchanged."""
         sizes = [params[n].numel() for n in self.names]
         drawn = torch.from_numpy(random.noise(seed, step, range(1), sum(sizes))[0])
@@ -103,7 +103,7 @@ class NoisyActivations(_Noisy):
         shift = torch.full(shape[:1], inverse_sigma(self.std))
         return self.model.init(seed) | dict(zip(bottleneck.names, (weight, shift), strict=True))
 
-    def noisy(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+    def add_noise(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
         """The tasks with eps behind each row of the inputs; `first` is the number of the first of these tasks."""
         rows = [batch.x.shape[1] for batch in tasks]
         drawn = random.noise(seed, step, range(first, first + len(tasks.support.x)), sum(rows) * self.width)

@@ -76,7 +76,7 @@ def test_padding_changes_nothing(algo: str) -> None:
     """A padded task with a mask has loss, metrics and gradient of the same task cut to the rows that are here."""
     algorithm = learner(algo)
     params = double(algorithm)
-    _, drawn = algorithm.noisy(params, tasks(8), 0, 0)
+    _, drawn = algorithm.add_noise(params, tasks(8), 0, 0)
     sizes = [[int(b.x[i, :, 1].sum()) for b in drawn] for i in range(8)]
     assert len({tuple(s) for s in sizes}) > 3
     assert any(s[0] < 6 for s in sizes)
@@ -165,7 +165,7 @@ def test_the_weight_of_the_kl_scales_it_in_the_loss_alone(algo: str) -> None:
     found = {}
     for weight in (0.0, 1.0, 3.0):
         algorithm = learner(algo, f"algo.kl_weight={weight}", "algo.kl_warmup=0")
-        drawn = single(algorithm.noisy({}, tasks(1), 0, 5)[1], 0)
+        drawn = single(algorithm.add_noise({}, tasks(1), 0, 5)[1], 0)
         wide = {
             k: 4 * v for k, v in double(algorithm).items()
         }  # at its start a posterior hardly differs from its prior

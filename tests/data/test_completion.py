@@ -201,7 +201,7 @@ def test_learners_take_places_of_two_axes(algo: str) -> None:
     smaller = ["algo.representation=8", "model.hidden=[8,6]", *([] if algo == "cnp" else ["algo.latent=4"])]
     algorithm = build_learner(metarun.compose([f"algo={algo}", *smaller]), DATA, 1)
     tasks = DATA.episodes("train", 0, 0, range(3), SPEC)
-    params, drawn = algorithm.noisy(algorithm.init(0), tasks, 0, 0)
+    params, drawn = algorithm.add_noise(algorithm.init(0), tasks, 0, 0)
     grads, metrics = algorithm.meta_grad(params, Task(*(Batch(b.x[0], b.y[0]) for b in drawn)))
     assert bool(metrics["loss"].isfinite())
     first = "encoder.block0.weight"
