@@ -51,12 +51,18 @@ def unflatten(vector: Tensor, like: Params) -> Params:
     return {k: part.view(v.shape) for (k, v), part in zip(like.items(), parts, strict=True)}
 
 
-def layer_norms(x: Params) -> dict[str, float]:
-    """|x| of each layer: of the tensors `LAYER.weight`, `LAYER.bias`, ... together, by the layer's name."""
+def split_layers(x: Params) -> dict[str, Params]:
+    """The tensors of each layer by their last names: block0 -> weight, shift, gain."""
     layers: dict[str, Params] = {}
     for name, value in x.items():
-        layers.setdefault(name.rpartition(".")[0] or name, {})[name] = value
-    return {layer: float(norm(part)) for layer, part in layers.items()}
+        layer, _, last = name.rpartition(".")
+        layers.setdefault(layer or name, {})[last] = value
+    return layers
+
+
+def layer_norms(x: Params) -> dict[str, float]:
+    """|x| of each layer, of all its tensors together, by the layer's name."""
+    return {layer: float(norm(tensors)) for layer, tensors in split_layers(x).items()}
 
 
 def select(mask: Tensor, x: Params, y: Params) -> Params:

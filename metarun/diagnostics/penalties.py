@@ -44,7 +44,7 @@ from torch.func import grad, grad_and_value
 from metarun.algorithms.inner_loop import is_adapted
 from metarun.algorithms.objective import Entry, Regularization, Term
 from metarun.algorithms.penalty_protocols import Adaptation, ProximalPenalty
-from metarun.compute.linalg import norm, sub, sum_scalars
+from metarun.compute.linalg import flatten, norm, split_layers, sub, sum_scalars
 from metarun.diagnostics.task_sample import TaskSample, adapted_weights, mean_gradient, mean_metrics, network_weights
 from metarun.types import Algorithm, GradientLearner, Metrics, Params, ProximalLearner, Task
 
@@ -190,10 +190,6 @@ def targets(regularization: Regularization, where: str, weights: Params) -> list
 
 def zero_shares(prefix: str, weights: Params, names: list[str]) -> Metrics:
     """Shares of exact zeros: PREFIX/zeros of all these tensors together, and PREFIX/LAYER of each layer."""
-    layers: dict[str, list[Tensor]] = {"zeros": []} if names else {}
-    for name in names:
-        zero = (weights[name] == 0).flatten()
-        for key in ("zeros", name.rpartition(".")[0] or name):
-            layers.setdefault(key, []).append(zero)
-    shares = {layer: torch.cat(zeros).to(torch.get_default_dtype()).mean() for layer, zeros in layers.items()}
-    return {f"{prefix}/{layer}": value for layer, value in shares.items()}
+    zeros = {name: weights[name] == 0 for name in names}
+    layers = {"zeros": zeros} | split_layers(zeros) if names else {}
+    return {f"{prefix}/{layer}": flatten(z).to(torch.get_default_dtype()).mean() for layer, z in layers.items()}

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metarun.compute.linalg import split_layers
 from metarun.diagnostics.task_sample import network_weights
 from metarun.types import Params
 
@@ -57,18 +58,11 @@ class Counts(NamedTuple):
 
 def sparsity(params: Params, threshold: float = THRESHOLD) -> dict[str, Any]:
     """{"threshold", "total": facts, "layers": {layer: facts}} of the network's tensors; `Counts.facts` has the keys."""
-    counts = {layer: count_layer(tensors, threshold) for layer, tensors in layers(params).items()}
+    counts = {
+        layer: count_layer(tensors, threshold) for layer, tensors in split_layers(network_weights(params)).items()
+    }
     facts = {layer: each.facts() for layer, each in counts.items()}
     return {"threshold": threshold, "total": add(counts.values()).facts(), "layers": facts}
-
-
-def layers(params: Params) -> dict[str, Params]:
-    """The network's tensors by layer and last name: block0 -> weight, shift, gain."""
-    found: dict[str, Params] = {}
-    for name, value in network_weights(params).items():
-        layer, _, last = name.rpartition(".")
-        found.setdefault(layer or name, {})[last] = value
-    return found
 
 
 def add(counts: Iterable[Counts]) -> Counts:

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.diagnostics.sparsity import layers
+from metarun.compute.linalg import split_layers
+from metarun.diagnostics.task_sample import network_weights
 from metarun.models.network import Network
 from metarun.models.norm import BATCH_NORMS
 from metarun.types import NOT_WEIGHTS, Params
@@ -64,7 +65,7 @@ def find_kept_units(model: Network, params: Params) -> list[Tensor]:
 
     A unit is silent where it puts out 0 for every input and stays so.
     """
-    found = layers(params)
+    found = split_layers(network_weights(params))
     alone = all(name.startswith(("block", "head")) for name in found)  # nothing but the head reads the features
     last = len(model.shapes) - 1
     masks = []
