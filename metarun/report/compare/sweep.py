@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from metarun.report.compare.groups import benchmarks, is_irrelevant
 from metarun.report.compare.results import Interval, best_validation, interval_of, test_interval
 from metarun.report.read.facts import UNKNOWN_METRIC, metric_of, setting
+from metarun.report.read.files import as_mapping
 from metarun.report.read.jobs import LOST, Job
 from metarun.report.read.runs import Run
 from metarun.storage.json_values import flatten_keys
@@ -199,8 +200,7 @@ def _flatten_config(job: Job) -> dict[str, Value]:
         return _parse_overrides(job)
     settings = flatten_keys({k: v for k, v in job.run.config.items() if k != "choices"})
     kept = {k: parse_value(v) for k, v in settings.items() if not is_irrelevant(k) and not k.endswith("_target_")}
-    chosen = setting(job.run, "choices")
-    groups = chosen if isinstance(chosen, Mapping) else {}
+    groups = as_mapping(setting(job.run, "choices"))
     choices = {str(k): parse_value(v) for k, v in groups.items() if k != "recipe" and not _is_not_swept(str(k))}
     return choices | kept
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -278,12 +278,9 @@ def draw_sparsity(runs: Sequence[Run]) -> Drawing | None:
 
 
 def _measure_sparsity(run: Run) -> SparseRun | None:
-    penalised: Any = look_up(run.summary, "sparsity.penalised")
     mean, metric = run.summary.get("mean"), metric_of(run)
-    if not isinstance(penalised, Mapping) or not is_number(mean):
-        return None
-    zeros, small = (penalised.get(key) for key in SHARES)
-    if not is_number(zeros) or not is_number(small):
+    zeros, small = (look_up(run.summary, f"sparsity.penalised.{key}") for key in SHARES)
+    if not is_number(mean) or not is_number(zeros) or not is_number(small):
         return None
     threshold, half = look_up(run.summary, "sparsity.threshold"), run.summary.get("ci95")
     kinds = [" ".join(filter(None, (str(t.get("name")), t.get("method")))) for t in penalty_terms(run)]

@@ -16,6 +16,7 @@ from metarun.report.read.facts import (
     setting,
     step_unit,
 )
+from metarun.report.read.files import as_mapping
 from metarun.report.read.runs import Run
 from metarun.report.tables.penalties import format_penalties, format_zeros
 from metarun.storage.text import (
@@ -129,7 +130,7 @@ def _cost(run: Run) -> list[Fact]:
 
 def _machine(run: Run) -> list[Fact]:
     summary, versions, machine = run.summary, run.summary.get("versions"), run.summary.get("machine")
-    parts = [f"{name} {v}" for name, v in versions.items()] if isinstance(versions, Mapping) else []
+    parts = [f"{name} {version}" for name, version in as_mapping(versions).items()]
     processor = []
     if isinstance(machine, Mapping):
         cores = f"{number(machine.get('threads'))} of {number(machine.get('cores'))} cores"

@@ -157,11 +157,9 @@ def _alarms(run: Run) -> Section:
 
 def _analysis(analysis: Analysis) -> Section:
     """Message, figures and tables that `job=analyze` left."""
-    summary = analysis.results.get("summary")
-    summary = summary if isinstance(summary, Mapping) else analysis.results
     small = [(name, data) for name, data in analysis.figures if len(data) <= MAX_EMBEDDED][:MAX_PICTURES]
     left_out = [str(analysis.path / name) for name, data in analysis.figures if (name, data) not in small]
-    texts = str(summary.get("message") or "").splitlines()
+    texts = str(analysis.summary.get("message") or "").splitlines()
     texts += [f"More figures are in {', '.join(left_out)}."] if left_out else []
     tables = tuple(analysis_tables(analysis))
     pictures = tuple((f"Figure of the analysis {analysis.name}: {name}", data) for name, data in small)

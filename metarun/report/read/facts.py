@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metarun.report.read.files import Record
+from metarun.report.read.files import Record, as_mapping, as_mappings
 from metarun.report.read.runs import Run
 from metarun.storage.text import adaptation_unit, display_scale, is_number
 
@@ -34,7 +34,7 @@ def look_up(values: Mapping[str, Any], key: str) -> Any:
     """Return a nested value by its dotted name, or None."""
     value: Any = values
     for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+        value = as_mapping(value).get(part)
     return value
 
 
@@ -95,9 +95,9 @@ def metric_names(records: Sequence[Record]) -> list[str]:
 
 def inner_gradients_per_step(run: Run) -> float:
     """Return the inner gradients of one outer step; NaN if unknown."""
-    spent = look_up(run.summary, "convergence.budget")
-    if isinstance(spent, Mapping) and is_number(spent.get("inner_gradients")) and is_number(spent.get("steps")):
-        return spent["inner_gradients"] / max(spent["steps"], 1)
+    spent, done = (look_up(run.summary, f"convergence.budget.{key}") for key in ("inner_gradients", "steps"))
+    if is_number(spent) and is_number(done):
+        return spent / max(done, 1)
     tasks, algo = setting(run, "train.tasks"), setting(run, "algo")
     steps = algo.get("inner_steps", 0) if isinstance(algo, Mapping) else None
     return float(tasks * steps) if is_number(tasks) and is_number(steps) else math.nan
@@ -125,8 +125,7 @@ def validations(run: Run) -> list[Validation]:
 
 def test_curve(run: Run) -> dict[str, np.ndarray]:
     """Return `step`, `mean`, `ci95` and `loss` after each adaptation step, in display units; {} without a test."""
-    rows = run.summary.get("curve")
-    rows = [r for r in rows if isinstance(r, Mapping)] if isinstance(rows, list) else []
+    rows = as_mappings(run.summary.get("curve"))
     scale = display_scale(metric_of(run))
     scales = {"step": 1.0, "mean": scale, "ci95": scale, "loss": 1.0}
     return {key: np.array([_scaled(r.get(key), by) for r in rows]) for key, by in scales.items()} if rows else {}
@@ -146,8 +145,7 @@ def headline_scores(run: Run) -> np.ndarray | None:
 
 def penalty_terms(run: Run) -> list[Mapping[str, Any]]:
     """Return the summary's entry for each penalty."""
-    listed = run.summary.get("regularization")
-    return [t for t in listed if isinstance(t, Mapping)] if isinstance(listed, list) else []
+    return as_mappings(run.summary.get("regularization"))
 
 
 def command_of(run: Run) -> tuple[str, str]:

@@ -38,6 +38,21 @@ class Analysis:
     results: Mapping[str, Any]
     figures: tuple[tuple[str, bytes], ...]  # file names and PNGs, figure.png first
 
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        summary = self.results.get("summary")
+        return summary if isinstance(summary, Mapping) else self.results
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """Return the value if it is a mapping, else an empty one: files of other programs may hold anything."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def as_mappings(value: Any) -> list[Mapping[str, Any]]:
+    """Return the mappings in a list; none if the value is no list."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
 
 def read_json(path: Path, kind: type) -> tuple[Any, str]:
     """Return the value of a JSON file, or None and what is wrong with it."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from metarun.report.read.facts import look_up, penalty_terms
+from metarun.report.read.files import as_mapping
 from metarun.report.read.runs import Run
 from metarun.report.tables.table import Table
 from metarun.storage.text import NOTHING, count, is_number, number
@@ -24,8 +25,8 @@ def format_penalties(run: Run) -> str:
 
 def format_zeros(run: Run) -> tuple[str, str]:
     """The share of zeros among the penalised weights, and the number of these; empty without such a penalty."""
-    penalised = look_up(run.summary, "sparsity.penalised")
-    if not isinstance(penalised, Mapping) or not is_number(penalised.get("zeros_share")):
+    penalised = as_mapping(look_up(run.summary, "sparsity.penalised"))
+    if not is_number(penalised.get("zeros_share")):
         return "", ""
     total = _percent(look_up(run.summary, "sparsity.total.zeros_share"))
     note = f"of {count(penalised.get('parameters'))} penalised weights; {total} of all weights"
@@ -70,11 +71,9 @@ def _format_locations(values: Any) -> str:
 
 
 def _sparsity_table(run: Run) -> Table:
-    found, threshold = run.summary.get("sparsity"), number(look_up(run.summary, "sparsity.threshold"))
-    found = found if isinstance(found, Mapping) else {}
-    layers = found.get("layers")
-    rows = []
-    for name, facts in {**(layers if isinstance(layers, Mapping) else {}), "all": found.get("total")}.items():
+    found = as_mapping(run.summary.get("sparsity"))
+    threshold, rows = number(found.get("threshold")), []
+    for name, facts in {**as_mapping(found.get("layers")), "all": found.get("total")}.items():
         if isinstance(facts, Mapping):
             units = f"{count(facts.get('zero_units'))} of {count(facts['units'])}" if facts.get("units") else NOTHING
             shares = (_percent(facts.get("zeros_share")), _percent(facts.get("small_share")))

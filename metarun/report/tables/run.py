@@ -8,7 +8,7 @@ from typing import Any
 
 from metarun.report.compare.results import interval_of
 from metarun.report.read.facts import metric_of, step_unit
-from metarun.report.read.files import Analysis
+from metarun.report.read.files import Analysis, as_mapping, as_mappings
 from metarun.report.read.runs import Run
 from metarun.report.tables.table import Table
 from metarun.storage.text import (
@@ -49,8 +49,7 @@ def adaptation_table(run: Run) -> Table:
     metric, unit = metric_of(run), step_unit(run)
     rows = tuple(
         (number(r.get("step")), format_metric(metric, r.get("mean"), r.get("ci95"), unit=False), number(r.get("loss")))
-        for r in run.summary["curve"]
-        if isinstance(r, Mapping)
+        for r in as_mappings(run.summary.get("curve"))
     )
     note = f"± is half of a 95 % interval over {count(run.summary.get('n_tasks'))} tasks."
     return Table(f"By {unit}", (unit, axis_label(metric), "query loss"), rows[:MAX_ROWS], note)
@@ -59,9 +58,10 @@ def adaptation_table(run: Run) -> Table:
 def alarm_table(alarms: Mapping[str, Any]) -> Table:
     rows = []
     for name, alarm in alarms.items():
-        known = isinstance(alarm, Mapping)
-        cells = [number(alarm.get(key)) for key in ("count", "first", "last", "message")] if known else [number(alarm)]
-        rows.append((str(name), *cells, *[""] * (4 - len(cells))))
+        cells: tuple[str, ...] = (number(alarm), "", "", "")
+        if isinstance(alarm, Mapping):
+            cells = tuple(number(alarm.get(key)) for key in ("count", "first", "last", "message"))
+        rows.append((str(name), *cells))
     return Table("Alarms raised", ("alarm", "times", "first step", "last step", "message"), tuple(rows), left=(0, 4))
 
 
@@ -84,7 +84,7 @@ def further_metrics_table(run: Run) -> Table:
 
 def metric_values(value: Any) -> MetricValues:
     """Return the entries of a part of the summary that are metrics."""
-    return {str(k): v for k, v in value.items() if isinstance(v, Mapping)} if isinstance(value, Mapping) else {}
+    return {str(k): v for k, v in as_mapping(value).items() if isinstance(v, Mapping)}
 
 
 def metrics_of(run: Run) -> MetricValues:
@@ -114,25 +114,20 @@ def format_over_seeds(name: str, seeds: Sequence[MetricValues]) -> str:
 
 def convergence_tables(run: Run) -> tuple[Table, ...]:
     """Return the tables of the convergence summary that have rows."""
-    found, metric = run.summary.get("convergence"), metric_of(run)
-    if not isinstance(found, Mapping):
-        return ()
+    found, metric = as_mapping(run.summary.get("convergence")), metric_of(run)
     tables = (_threshold_table(found, metric), _area_table(found, metric), _trend_table(found, metric))
     return tuple(table for table in tables if table.rows)
 
 
 def _threshold_table(found: Mapping[str, Any], metric: str) -> Table:
     """The cost to reach each threshold, or a lower bound."""
-    thresholds = found.get("thresholds")
     rows = []
-    for threshold in thresholds if isinstance(thresholds, list) else ():
-        if isinstance(threshold, Mapping):
-            reached, censored = threshold.get("at"), threshold.get("censored_at")
-            sign, cost = ("", reached) if isinstance(reached, Mapping) else ("> ", censored)
-            cost = cost if isinstance(cost, Mapping) else {}
-            cells = [f"{sign}{_format_cost(k, cost.get(k))}" if is_number(cost.get(k)) else NOTHING for k in COSTS]
-            name = str(threshold.get("name", "")).replace("_", " ")
-            rows.append((name, format_metric(metric, threshold.get("value")), *cells))
+    for threshold in as_mappings(found.get("thresholds")):
+        reached = isinstance(threshold.get("at"), Mapping)
+        sign, cost = "" if reached else "> ", as_mapping(threshold.get("at" if reached else "censored_at"))
+        cells = [f"{sign}{_format_cost(k, cost.get(k))}" if is_number(cost.get(k)) else NOTHING for k in COSTS]
+        name = str(threshold.get("name", "")).replace("_", " ")
+        rows.append((name, format_metric(metric, threshold.get("value")), *cells))
     note = "“> x”: not reached within x. Thresholds relative to a run's own best differ from run to run."
     smooth, hold = found.get("smooth"), found.get("hold")
     if smooth not in (None, 1) or hold not in (None, 1):
@@ -145,7 +140,7 @@ def _format_cost(key: str, value: Any) -> str:
 
 
 def _area_table(found: Mapping[str, Any], metric: str) -> Table:
-    areas, budget = (part if isinstance(part := found.get(key), Mapping) else {} for key in ("area", "budget"))
+    areas, budget = as_mapping(found.get("area")), as_mapping(found.get("budget"))
     rows = (
         ("mean value over the budget", *(format_metric(metric, areas.get(key)) for key in COSTS)),
         ("budget", *(_format_cost(key, budget.get(key)) for key in COSTS)),
@@ -189,9 +184,7 @@ def _describe_rate(rate: Mapping[str, Any]) -> str:
 
 def analysis_tables(analysis: Analysis) -> list[Table]:
     """The numbers of an analysis's summary, and its rows."""
-    summary = analysis.results.get("summary")
-    summary = summary if isinstance(summary, Mapping) else analysis.results
-    plain = {k: v for k, v in summary.items() if is_number(v) or (isinstance(v, str) and len(v) < 200)}
+    plain = {k: v for k, v in analysis.summary.items() if is_number(v) or (isinstance(v, str) and len(v) < 200)}
     facts = tuple((str(k).replace("_", " "), number(v)) for k, v in plain.items() if k != "message")
     tables = [Table("Summary", ("", "value"), facts, left=(0, 1))] if facts else []
     if analysis.rows:
