@@ -23,9 +23,10 @@ has to infer. All its arrays have a leading T axis.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -33,9 +34,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.compute.random import Bits, bits_of_steps, normal, random_bits, uniform
-from metarun.data.prefetch import RandomFunctions, as_column, split_points
+from metarun.data.prefetch import EpisodePrefetcher, as_column, split_points
 from metarun.errors import require
-from metarun.types import EpisodeSpec, Split, Task
+from metarun.types import EpisodeSpec, Kind, Split, Task
 
 Array = NDArray[np.floating]
 
@@ -49,7 +50,7 @@ QUANTILES = (0.6744897501960817, 1.6448536269514722, 1.959963984540054)  # their
 
 
 @dataclass(frozen=True)
-class GaussianProcess(RandomFunctions):
+class GaussianProcess:
     kernel: str
     length_scale: tuple[float, float]
     amplitude: tuple[float, float]
@@ -57,6 +58,8 @@ class GaussianProcess(RandomFunctions):
     x_range: tuple[float, float]
     smoothness: float = 2.5
     period: tuple[float, float] = (1.0, 1.0)
+
+    kind: ClassVar[Kind] = "regression"
 
     def __post_init__(self) -> None:
         require(self.kernel in KERNELS, "kernel", self.kernel, "choices: " + ", ".join(KERNELS))
@@ -73,6 +76,19 @@ class GaussianProcess(RandomFunctions):
 
     def input_shape(self) -> tuple[int, ...]:
         return (1,)
+
+    def outputs(self, ways: int) -> int:
+        return 1
+
+    def check(self, split: Split, spec: EpisodeSpec) -> None:
+        """Accept every size: any number of points can be drawn."""
+
+    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        return self._prefetcher(split, seed, step, tasks, spec)
+
+    @functools.cached_property
+    def _prefetcher(self) -> EpisodePrefetcher:
+        return EpisodePrefetcher(self._draw)
 
     def _draw(self, split: Split, seed: int, steps: range, tasks: range, spec: EpisodeSpec) -> list[Task]:
         points = spec.shots + spec.queries

@@ -29,16 +29,24 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from metarun.compute.random import Bits, normal, random_bits, uniform
-from metarun.data.control import GOAL_STREAM, GoalEnvironment, check_sizes, split_goals
+from metarun.data.control import (
+    GOAL_STREAM,
+    NORMALS,
+    check_sizes,
+    draw_trajectories,
+    goals_sha256,
+    number_goals,
+    split_goals,
+)
 from metarun.errors import UserError
-from metarun.types import Split
+from metarun.types import EpisodeSpec, Kind, Split, Task
 
 FRAMES = 5  # of the simulation for one action
 NOISE = 0.1  # of initial states
@@ -72,7 +80,7 @@ def angle_reward(motion: Motion) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Robots(GoalEnvironment):
+class Robots:
     """A simulated robot, its reward, and the goals of each split."""
 
     simulator: Simulator
@@ -83,12 +91,28 @@ class Robots(GoalEnvironment):
     horizon: int
     split: str  # how the goals were chosen
 
+    kind: ClassVar[Kind] = "control"
+    normals_per_trajectory: ClassVar[int] = NORMALS
+
     def input_shape(self) -> tuple[int, ...]:
         return (self.simulator.states - self.ground,)
 
     def outputs(self, ways: int) -> int:
         """The length of an action."""
         return self.simulator.actions
+
+    def check(self, split: Split, spec: EpisodeSpec) -> None:
+        """Accept every size: any number of trajectories can be drawn."""
+
+    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        return draw_trajectories(self, self.tasks(split), split, seed, step, tasks, spec)
+
+    def tasks(self, split: Split) -> Tensor:
+        """Rows y of a split's tasks [n, G + 1]: the goal and its index."""
+        return number_goals(self.goals[split])
+
+    def train_tasks(self) -> Tensor:
+        return self.tasks("train")
 
     def reference_inputs(self, count: int) -> Tensor:
         """Observations of initial states."""
@@ -97,7 +121,7 @@ class Robots(GoalEnvironment):
 
     def facts(self) -> dict[str, Any]:
         counts = {f"{split}_goals": len(goals) for split, goals in self.goals.items()}
-        split = {"split": self.split, "split_sha256": self.goals_sha256(), "reward": "dense"}
+        split = {"split": self.split, "split_sha256": goals_sha256(self.goals), "reward": "dense"}
         return split | {"horizon": self.horizon} | counts | {"mujoco": self.simulator.version}
 
     def idle_return(self) -> float:

@@ -15,16 +15,24 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from metarun.compute.random import Bits, normal, random_bits
-from metarun.data.control import GOAL_STREAM, GoalEnvironment, check_sizes, split_goals
+from metarun.data.control import (
+    GOAL_STREAM,
+    NORMALS,
+    check_sizes,
+    draw_trajectories,
+    goals_sha256,
+    number_goals,
+    split_goals,
+)
 from metarun.errors import require
-from metarun.types import EpisodeSpec, Metrics, Split
+from metarun.types import EpisodeSpec, Kind, Metrics, Split, Task
 
 REWARDS = ("dense", "sparse")
 STRIDE = 0.1
@@ -32,7 +40,7 @@ STATE = 2
 
 
 @dataclass(frozen=True)
-class PointRobot(GoalEnvironment):
+class PointRobot:
     reward: str
     horizon: int
     train_goals: int
@@ -40,6 +48,10 @@ class PointRobot(GoalEnvironment):
     test_goals: int
     goal_radius: float = 0.2
     goal_seed: int = 0
+
+    kind: ClassVar[Kind] = "control"
+    normals_per_trajectory: ClassVar[int] = NORMALS
+    words_per_state: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         require(self.reward in REWARDS, "reward", self.reward, "choices: " + ", ".join(REWARDS))
@@ -53,13 +65,26 @@ class PointRobot(GoalEnvironment):
         """The length of an action."""
         return STATE
 
+    def check(self, split: Split, spec: EpisodeSpec) -> None:
+        """Accept every size: any number of trajectories can be drawn."""
+
+    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        return draw_trajectories(self, self.tasks(split), split, seed, step, tasks, spec)
+
+    def tasks(self, split: Split) -> Tensor:
+        """Rows y of a split's tasks [n, G + 1]: the goal and its index."""
+        return number_goals(self.goals[split])
+
+    def train_tasks(self) -> Tensor:
+        return self.tasks("train")
+
     def reference_inputs(self, count: int) -> Tensor:
         """States around the goals."""
         bits = random_bits("train", 0, GOAL_STREAM + 1, range(2 * count), STATE).reshape(2, count, STATE)
         return torch.from_numpy(normal(bits[0], bits[1]).astype(np.float32))
 
     def facts(self) -> dict[str, Any]:
-        split = {"split": "half circle", "split_sha256": self.goals_sha256()}
+        split = {"split": "half circle", "split_sha256": goals_sha256(self.goals)}
         return split | {"reward": self.reward, "horizon": self.horizon} | self._counts
 
     def idle_return(self) -> float:
@@ -76,10 +101,6 @@ class PointRobot(GoalEnvironment):
             state, _, shown = self.step(state, (y[:, :STATE] - state) / STRIDE, y)
             total = total + shown
         return {"return": total}
-
-    @property
-    def words_per_state(self) -> int:
-        return 0
 
     def random_states(self, words: Bits) -> Tensor:
         return torch.zeros(*words.shape[:-1], STATE)
@@ -99,7 +120,7 @@ class PointRobot(GoalEnvironment):
         return state, -distance, (1 - distance) * (distance <= self.goal_radius)
 
     @functools.cached_property
-    def goals(self) -> dict[Split, Tensor]:  # type: ignore[override]  # frozen: nobody writes either
+    def goals(self) -> dict[Split, Tensor]:
         count = sum(self._counts.values())
         order = np.argsort(random_bits("train", self.goal_seed, GOAL_STREAM, range(count), 1)[:, 0])
         angles = np.linspace(0, np.pi, count)[order]

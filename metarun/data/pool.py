@@ -24,10 +24,16 @@ POOL_STEP = 2**41
 """The pool consists of tasks of this step, which no training reaches."""
 
 
-class DatasetWrapper:
-    """A data set with the inputs and outputs of `dataset`."""
-
+@dataclass(frozen=True)
+class TaskPool:
     dataset: Dataset
+    size: int
+    seed: int  # of the pool, not of the run
+    replaced: int | None
+
+    def __post_init__(self) -> None:
+        inside = self.replaced is None or 0 <= self.replaced < self.size
+        require(inside, "train.pool_replaced", self.replaced, f"must be 0 to {self.size - 1}, a task of the pool")
 
     @property
     def kind(self) -> Kind:
@@ -41,18 +47,6 @@ class DatasetWrapper:
 
     def reference_inputs(self, count: int) -> Tensor:
         return self.dataset.reference_inputs(count)
-
-
-@dataclass(frozen=True)
-class TaskPool(DatasetWrapper):
-    dataset: Dataset
-    size: int
-    seed: int  # of the pool, not of the run
-    replaced: int | None
-
-    def __post_init__(self) -> None:
-        inside = self.replaced is None or 0 <= self.replaced < self.size
-        require(inside, "train.pool_replaced", self.replaced, f"must be 0 to {self.size - 1}, a task of the pool")
 
     def __getattr__(self, name: str) -> Any:
         """The optional members of the data set (`DatasetOptions`)."""

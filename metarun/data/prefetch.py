@@ -5,15 +5,14 @@ The episodes are a function of the arguments alone; drawing them ahead changes n
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
+from metarun.types import Batch, EpisodeSpec, Split, Task
 
 AHEAD = 16
 """Steps that are drawn at once. More would save little: most of the time then goes into the random words themselves."""
@@ -38,31 +37,6 @@ class EpisodePrefetcher:
             self.steps = range(step, step + (AHEAD if consecutive else 1))
             self.key, self.drawn = key, self.draw(split, seed, self.steps, tasks, spec)
         return self.drawn[step - self.steps.start]
-
-
-class RandomFunctions:
-    """What data sets of random functions R -> R share: each task is one function, seen at random points."""
-
-    kind: ClassVar[Kind] = "regression"
-
-    def outputs(self, ways: int) -> int:
-        del ways
-        return 1
-
-    def check(self, split: Split, spec: EpisodeSpec) -> None:
-        """Accept every size: any number of points can be drawn."""
-        del split, spec
-
-    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
-        return self._prefetcher(split, seed, step, tasks, spec)
-
-    @functools.cached_property
-    def _prefetcher(self) -> EpisodePrefetcher:
-        return EpisodePrefetcher(self._draw)
-
-    def _draw(self, split: Split, seed: int, steps: range, tasks: range, spec: EpisodeSpec) -> list[Task]:
-        """The tasks of each of the steps."""
-        raise NotImplementedError
 
 
 def as_column(values: np.ndarray) -> Tensor:

@@ -32,10 +32,9 @@ from metarun.compute.random import augmentation_bits, random_bits, uniform
 from metarun.data.augment import luma
 from metarun.data.images import ImageData, Index
 from metarun.data.pixels import Pixels
-from metarun.data.pool import DatasetWrapper
 from metarun.data.torchvision import load_torchvision
 from metarun.errors import SettingError, require
-from metarun.types import Batch, Dataset, EpisodeSpec, Split, Task
+from metarun.types import Batch, Dataset, EpisodeSpec, Kind, Split, Task
 
 GROUP_STEP = 2**42
 """Groups are chosen at the step plus this, and group g draws at the step plus (g + 2) times this: no training reaches
@@ -53,11 +52,24 @@ class Episodes(Protocol):
 
 
 @dataclass(frozen=True)
-class ShiftedDataset(DatasetWrapper):
+class ShiftedDataset:
     """A data set with other test episodes."""
 
     dataset: Dataset
     tested: Episodes
+
+    @property
+    def kind(self) -> Kind:
+        return self.dataset.kind
+
+    def input_shape(self) -> tuple[int, ...]:
+        return self.dataset.input_shape()
+
+    def outputs(self, ways: int) -> int:
+        return self.dataset.outputs(ways)
+
+    def reference_inputs(self, count: int) -> Tensor:
+        return self.dataset.reference_inputs(count)
 
     def check(self, split: Split, spec: EpisodeSpec) -> None:
         self._of(split).check(split, spec)

@@ -15,30 +15,33 @@ with several phases only the support set tells the phase.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from metarun.compute.random import Bits, bits_of_steps, normal, uniform
-from metarun.data.prefetch import RandomFunctions, as_column, split_points
+from metarun.data.prefetch import EpisodePrefetcher, as_column, split_points
 from metarun.errors import require
-from metarun.types import EpisodeSpec, Split, Task
+from metarun.types import EpisodeSpec, Kind, Split, Task
 
 IDENTITIES = ("random", "own")
 
 
 @dataclass(frozen=True)
-class Sinusoid(RandomFunctions):
+class Sinusoid:
     amplitude: tuple[float, float]
     phase: tuple[float, float]
     x_range: tuple[float, float]
     noise: float
     identity: int | None = None
     identity_at_test: str = "random"
+
+    kind: ClassVar[Kind] = "regression"
 
     def __post_init__(self) -> None:
         for name in ("amplitude", "phase", "x_range"):
@@ -53,6 +56,19 @@ class Sinusoid(RandomFunctions):
 
     def input_shape(self) -> tuple[int, ...]:
         return (1 + (self.identity or 0),)
+
+    def outputs(self, ways: int) -> int:
+        return 1
+
+    def check(self, split: Split, spec: EpisodeSpec) -> None:
+        """Accept every size: any number of points can be drawn."""
+
+    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        return self._prefetcher(split, seed, step, tasks, spec)
+
+    @functools.cached_property
+    def _prefetcher(self) -> EpisodePrefetcher:
+        return EpisodePrefetcher(self._draw)
 
     def _draw(self, split: Split, seed: int, steps: range, tasks: range, spec: EpisodeSpec) -> list[Task]:
         words = 2 + 3 * (spec.shots + spec.queries)

@@ -33,8 +33,8 @@ CONTENTS = {
 IMAGES = {f"c{c}/{i}.png": random.Random(10 * c + i).randbytes(120) + b"x" * 200 for c in range(3) for i in range(2)}
 
 
-def contents(place: Path) -> dict[str, bytes]:
-    files = open_files(place)
+def contents(path: Path) -> dict[str, bytes]:
+    files = open_files(path)
     return dict(zip(files.names, files.read(files.names), strict=True))
 
 
@@ -47,11 +47,11 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def inside(tmp_path: Path) -> Iterator[Path]:
     """A folder some levels down; when the test is over all around it must be as it was when the test began."""
-    place = tmp_path / "up" / "upper" / "inside"
-    place.mkdir(parents=True)
+    path = tmp_path / "up" / "upper" / "inside"
+    path.mkdir(parents=True)
     (tmp_path / "up" / "secret.png").write_bytes(b"secret")
-    yield place
-    shutil.rmtree(place)
+    yield path
+    shutil.rmtree(path)
     assert everything(tmp_path) == {
         tmp_path / "up": None,
         tmp_path / "up/upper": None,
@@ -59,15 +59,15 @@ def inside(tmp_path: Path) -> Iterator[Path]:
     }
 
 
-# The same files from every kind of place
+# The same files from folders and every kind of archive
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_place_gives_the_same_names_and_contents(tmp_path: Path, kind: str) -> None:
     """Sorted names, whatever order they were stored in, and contents in any order asked for, also more than once."""
-    place = KINDS[kind](tmp_path / "place", CONTENTS)
-    files = open_files(place)
-    assert files.path == place
+    path = KINDS[kind](tmp_path / "data", CONTENTS)
+    files = open_files(path)
+    assert files.path == path
     assert files.names == tuple(sorted(CONTENTS))
     for seed in range(3):
         wanted = random.Random(seed).choices(files.names, k=20)
@@ -82,8 +82,8 @@ def test_hidden_files_and_what_macos_adds_are_left_out(tmp_path: Path, kind: str
         **{".DS_Store": b"x", "a/.DS_Store": b"x", "a/._one.png": b"x", ".git/a/1.png": b"x", "a/.thumbs/1.png": b"x"},
         **{"__MACOSX/a/._one.png": b"x", "__MACOSX/a/one.png": b"x"},
     }
-    place = KINDS[kind](tmp_path / "place", {**more, **CONTENTS})
-    assert contents(place) == CONTENTS
+    path = KINDS[kind](tmp_path / "data", {**more, **CONTENTS})
+    assert contents(path) == CONTENTS
 
 
 @pytest.mark.parametrize("kind", [k for k in ARCHIVES if k.startswith("tar")])
@@ -128,25 +128,25 @@ def test_reading_changes_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     """Nothing is extracted beside the archive, nor left among temporary files."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    place = KINDS[kind](tmp_path / "place", CONTENTS)
-    before, stamp = everything(tmp_path), fingerprint(place)
-    contents(place)
-    next(open_files(place).read(["a/one.png"]))
+    path = KINDS[kind](tmp_path / "data", CONTENTS)
+    before, stamp = everything(tmp_path), fingerprint(path)
+    contents(path)
+    next(open_files(path).read(["a/one.png"]))
     assert everything(tmp_path) == before
-    assert fingerprint(place) == stamp
+    assert fingerprint(path) == stamp
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files can be counted on Linux only")
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_file_stays_open(tmp_path: Path, kind: str) -> None:
     """Nor is one closed by chance, when the memory is collected: Python warns of that."""
-    place = KINDS[kind](tmp_path / "place", CONTENTS)
+    path = KINDS[kind](tmp_path / "data", CONTENTS)
     gc.collect()  # what other tests left
     before = len(os.listdir("/proc/self/fd"))
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        contents(place)
-        next(open_files(place).read(["a/one.png"]))
+        contents(path)
+        next(open_files(path).read(["a/one.png"]))
         gc.collect()
     assert [str(w.message) for w in seen] == []
     assert len(os.listdir("/proc/self/fd")) == before
@@ -238,13 +238,13 @@ def test_a_link_with_the_name_of_a_file_is_never_read_in_its_place(inside: Path,
 def test_files_that_are_too_large_are_refused_before_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    place = KINDS[kind](tmp_path / "place", {"a/big.png": b"\0" * 5001, "a/fits.png": b"\0" * 5000})
-    files = open_files(place)
+    path = KINDS[kind](tmp_path / "data", {"a/big.png": b"\0" * 5001, "a/fits.png": b"\0" * 5000})
+    files = open_files(path)
     assert list(files.read(["a/fits.png"], 5000)) == [b"\0" * 5000]
     for reader, method in ((zipfile.ZipFile, "read"), (tarfile.TarFile, "extractfile"), (Path, "read_bytes")):
         monkeypatch.setattr(reader, method, lambda *_: pytest.fail("it was read"))
     message = refusal(lambda: list(files.read(["a/big.png"], 5000)))
-    assert message == f"{place}: a/big.png has 5001 bytes; at most 5000 are read"
+    assert message == f"{path}: a/big.png has 5001 bytes; at most 5000 are read"
 
 
 def claim(path: Path, size: int, claimed: int) -> Path:
@@ -260,9 +260,9 @@ def test_no_image_may_have_more_than_64_mebibytes(tmp_path: Path) -> None:
     as_folder(tmp_path / "folder", {"a/1.png": b""})
     os.truncate(tmp_path / "folder/a/1.png", LARGEST + 1)  # a hole
     zipped = as_zip(tmp_path / "x.zip", {"a/1.png": bytes(100_000)}, zipfile.ZIP_DEFLATED)
-    for place in (claim(zipped, 100_000, LARGEST + 1), tmp_path / "folder"):
-        message = refusal(lambda place=place: contents(place))  # type: ignore[misc]
-        assert message.startswith(f"{place}: a/1.png has {2**26 + 1} bytes; at most {2**26} ")
+    for path in (claim(zipped, 100_000, LARGEST + 1), tmp_path / "folder"):
+        message = refusal(lambda path=path: contents(path))  # type: ignore[misc]
+        assert message.startswith(f"{path}: a/1.png has {2**26 + 1} bytes; at most {2**26} ")
 
 
 def test_a_zip_that_lies_about_a_size_gives_no_more_than_it_claims(tmp_path: Path) -> None:
@@ -316,11 +316,11 @@ def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path, kind: str) ->
     whole = path.read_bytes()
     summed = whole.index(b"PK\x01\x02") if kind.startswith("zip") else len(whole)
     choice = random.Random(0)
-    places = [choice.randrange(len(whole)) for _ in range(80)] + [512 * i + 7 for i in range(len(whole) // 1024)]
-    places = [p for p in places if p < len(whole)]
-    damaged = [whole[:p] + bytes([whole[p] ^ 1 << choice.randrange(8)]) + whole[p + 1 :] for p in places]
-    for place, found in zip(places, outcomes(path, damaged), strict=True):
-        if isinstance(found, dict) and place < summed:
+    positions = [choice.randrange(len(whole)) for _ in range(80)] + [512 * i + 7 for i in range(len(whole) // 1024)]
+    positions = [p for p in positions if p < len(whole)]
+    damaged = [whole[:p] + bytes([whole[p] ^ 1 << choice.randrange(8)]) + whole[p + 1 :] for p in positions]
+    for position, found in zip(positions, outcomes(path, damaged), strict=True):
+        if isinstance(found, dict) and position < summed:
             assert found.keys() == IMAGES.keys()
             assert kind == "tar" or found == IMAGES
 
@@ -331,8 +331,8 @@ def set_field(path: Path, name: str, offset: int, value: int) -> None:
     with zipfile.ZipFile(path) as archive:
         local = archive.getinfo(name).header_offset
     central = whole.rindex(b"PK\x01\x02", 0, whole.rindex(name.encode()))
-    for place in (local + offset, central + offset + 2):
-        whole[place : place + 2] = value.to_bytes(2, "little")
+    for start in (local + offset, central + offset + 2):
+        whole[start : start + 2] = value.to_bytes(2, "little")
     path.write_bytes(whole)
 
 
@@ -379,54 +379,54 @@ def test_an_archive_that_went_away_is_named(tmp_path: Path, kind: str) -> None:
 def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
     """People link the images of a subset instead of copying them."""
     store = as_folder(tmp_path / "store", {"n1/1.png": b"one", "n2/2.png": b"two"})
-    place = as_folder(tmp_path / "place", {"n3/3.png": b"three"})
-    (place / "n1").symlink_to(store / "n1")
-    (place / "n3/2.png").symlink_to(store / "n2/2.png")
-    assert contents(place) == {"n1/1.png": b"one", "n3/2.png": b"two", "n3/3.png": b"three"}
+    path = as_folder(tmp_path / "data", {"n3/3.png": b"three"})
+    (path / "n1").symlink_to(store / "n1")
+    (path / "n3/2.png").symlink_to(store / "n2/2.png")
+    assert contents(path) == {"n1/1.png": b"one", "n3/2.png": b"two", "n3/3.png": b"three"}
 
 
 def test_links_that_go_round_or_nowhere_end(tmp_path: Path) -> None:
-    place = as_folder(tmp_path / "place", {"a/b/1.png": b"one"})
-    (place / "a/b/up").symlink_to(place)
-    (place / "a/here").symlink_to(place / "a")
-    (place / "gone").symlink_to(tmp_path / "gone")
-    assert contents(place) == {"a/b/1.png": b"one"}
+    path = as_folder(tmp_path / "data", {"a/b/1.png": b"one"})
+    (path / "a/b/up").symlink_to(path)
+    (path / "a/here").symlink_to(path / "a")
+    (path / "gone").symlink_to(tmp_path / "gone")
+    assert contents(path) == {"a/b/1.png": b"one"}
 
 
 def test_a_link_to_itself_is_no_file(tmp_path: Path) -> None:
-    place = as_folder(tmp_path / "place", {"a/1.png": b"one"})
-    (place / "a/self.png").symlink_to(place / "a/self.png")
-    assert contents(place) == {"a/1.png": b"one"}
-    assert fingerprint(place)
+    path = as_folder(tmp_path / "data", {"a/1.png": b"one"})
+    (path / "a/self.png").symlink_to(path / "a/self.png")
+    assert contents(path) == {"a/1.png": b"one"}
+    assert fingerprint(path)
 
 
 def test_a_folder_with_two_names_has_the_same_one_whatever_order_the_system_lists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names are classes: another one elsewhere would be another split there."""
-    place = as_folder(tmp_path / "place", {"m/1.png": b"one"})
+    path = as_folder(tmp_path / "data", {"m/1.png": b"one"})
     for name in ("a", "z"):
-        (place / name).symlink_to(place / "m")
+        (path / name).symlink_to(path / "m")
     listed = os.scandir
     found = []
     for order in (False, True):
         monkeypatch.setattr(os, "scandir", lambda f, o=order: iter(sorted(listed(f), key=lambda e: e.name, reverse=o)))
-        found.append((open_files(place).names, fingerprint(place)))
+        found.append((open_files(path).names, fingerprint(path)))
     assert len(found[0][0]) == 1
     assert found[0] == found[1]
 
 
 def test_pipes_and_sockets_in_a_folder_are_left_out(tmp_path: Path) -> None:
     """Reading one would wait for ever."""
-    place = as_folder(tmp_path / "place", {"a/1.png": b"one"})
-    os.mkfifo(place / "a/2.png")
-    assert contents(place) == {"a/1.png": b"one"}
+    path = as_folder(tmp_path / "data", {"a/1.png": b"one"})
+    os.mkfifo(path / "a/2.png")
+    assert contents(path) == {"a/1.png": b"one"}
 
 
 def test_names_that_are_not_utf8_are_files_as_others(tmp_path: Path) -> None:
-    place = as_folder(tmp_path / "place", {os.fsdecode(b"caf\xe9/1.png"): b"one"})
-    assert contents(place) == {os.fsdecode(b"caf\xe9/1.png"): b"one"}
-    assert fingerprint(place)
+    path = as_folder(tmp_path / "data", {os.fsdecode(b"caf\xe9/1.png"): b"one"})
+    assert contents(path) == {os.fsdecode(b"caf\xe9/1.png"): b"one"}
+    assert fingerprint(path)
 
 
 # The fingerprint
@@ -463,10 +463,10 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_fingerprint_of_a_folder_changes_with_its_files(tmp_path: Path, change: str) -> None:
-    place = as_folder(tmp_path / "place", CONTENTS)
-    before = fingerprint(place)
-    CHANGES[change](place)
-    assert fingerprint(place) != before
+    path = as_folder(tmp_path / "data", CONTENTS)
+    before = fingerprint(path)
+    CHANGES[change](path)
+    assert fingerprint(path) != before
 
 
 def test_the_fingerprint_of_an_archive_changes_when_it_is_written(tmp_path: Path) -> None:
@@ -482,8 +482,8 @@ def test_the_fingerprint_of_an_archive_changes_when_it_is_written(tmp_path: Path
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_what_was_moved_keeps_its_fingerprint(tmp_path: Path, kind: str) -> None:
     """So that the decoded images are found again."""
-    place = KINDS[kind](tmp_path / "here" / "place", CONTENTS)
-    before = fingerprint(place)
+    path = KINDS[kind](tmp_path / "here" / "place", CONTENTS)
+    before = fingerprint(path)
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert fingerprint(tmp_path / "there" / "place") == before
     (tmp_path / "there" / "place").rename(tmp_path / "renamed")
@@ -492,10 +492,10 @@ def test_what_was_moved_keeps_its_fingerprint(tmp_path: Path, kind: str) -> None
 
 def test_hidden_files_are_not_in_the_fingerprint(tmp_path: Path) -> None:
     """A look at the folder in the Finder writes one."""
-    place = as_folder(tmp_path / "place", CONTENTS)
-    before = fingerprint(place)
-    as_folder(place, {".DS_Store": b"x", "a/.DS_Store": b"x"})
-    assert fingerprint(place) == before
+    path = as_folder(tmp_path / "data", CONTENTS)
+    before = fingerprint(path)
+    as_folder(path, {".DS_Store": b"x", "a/.DS_Store": b"x"})
+    assert fingerprint(path) == before
 
 
 def test_the_bytes_of_an_image_come_as_they_are(tmp_path: Path) -> None:

@@ -37,11 +37,11 @@ from helpers.folder_data import (
     defaults,
     digest,
     draw,
-    listed,
     mini,
     pickles,
     picture,
-    shown,
+    recognise_images,
+    write_split,
 )
 from helpers.image_files import KINDS, Contents, as_folder, as_tar, as_zip, attempt, png, refusal
 from PIL import Image
@@ -65,8 +65,8 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, st
     folder = tmp_path_factory.mktemp("expected")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("METARUN_CACHE", str(folder / "cache"))
-        place = as_folder(folder / "place", FOLDERS)
-        return {size: digest(dataset(place, image_size=size)) for size in (SIDE, 8)}
+        root = as_folder(folder / "data", FOLDERS)
+        return {size: digest(dataset(root, image_size=size)) for size in (SIDE, 8)}
 
 
 # The same episodes from every layout
@@ -80,10 +80,10 @@ def test_every_layout_gives_the_same_episodes_bit_for_bit(
     """And the same hash of the split, so that figures of one can be compared with those of another."""
     contents, settings = LAYOUTS[layout]
     if settings.get("split") == "LISTED":
-        settings = {"split": str(listed(tmp_path))}
-    place = KINDS[kind](tmp_path / "place", contents)
+        settings = {"split": str(write_split(tmp_path))}
+    root = KINDS[kind](tmp_path / "data", contents)
     for size in (SIDE, 8) if kind == "folder" else (SIDE,):
-        data = dataset(place, **settings, image_size=size)
+        data = dataset(root, **settings, image_size=size)
         assert digest(data) == expected[size]
         assert data.facts()["split_sha256"] == SHA256
         assert data.facts()["layout"] == layout
@@ -99,16 +99,16 @@ def test_the_one_archive_in_a_folder_is_read_as_if_it_were_the_root(
 ) -> None:
     """As downloads leave it; a note may lie beside it."""
     contents, settings = LAYOUTS[layout]
-    settings = {"split": str(listed(tmp_path))} if "split" in settings else settings
-    as_folder(tmp_path / "place", {"README.txt": b"notes"})
+    settings = {"split": str(write_split(tmp_path))} if "split" in settings else settings
+    as_folder(tmp_path / "data", {"README.txt": b"notes"})
     as_tar(tmp_path / "place/data.tar.gz", contents, "w:gz")
-    assert digest(dataset(tmp_path / "place", **settings)) == expected[SIDE]
+    assert digest(dataset(tmp_path / "data", **settings)) == expected[SIDE]
 
 
 @pytest.mark.parametrize("split", PARTS)
-def test_episodes_show_images_of_their_classes_each_once(place: Path, split: Split) -> None:
-    task = draw(dataset(place), split, tasks=50)
-    images = shown(torch.cat([task.support.x, task.query.x], 1))
+def test_episodes_show_images_of_their_classes_each_once(root: Path, split: Split) -> None:
+    task = draw(dataset(root), split, tasks=50)
+    images = recognise_images(torch.cat([task.support.x, task.query.x], 1))
     labels = torch.cat([task.support.y, task.query.y], 1)
     rows = np.array(images, dtype=object).reshape(50, -1, 2)
     for episode, numbers in zip(rows, labels, strict=True):
@@ -126,9 +126,9 @@ def test_grey_pickles_are_read(tmp_path: Path) -> None:
     for split, labels in PARTS.items():
         classes = {label: list(range(4 * i, 4 * i + 4)) for i, label in enumerate(labels)}
         arrays = {"image_data": np.stack([g for label in labels for g in grey[label]]), "class_dict": classes}
-        as_folder(tmp_path / "place", {f"mini-imagenet-cache-{split}.pkl": pickle.dumps(arrays)})
+        as_folder(tmp_path / "data", {f"mini-imagenet-cache-{split}.pkl": pickle.dumps(arrays)})
     spec = EpisodeSpec(3, 1, 1)
-    one, three = (draw(dataset(tmp_path / "place", channels=c), "val", spec).support.x for c in (1, 3))
+    one, three = (draw(dataset(tmp_path / "data", channels=c), "val", spec).support.x for c in (1, 3))
     torch.testing.assert_close(one.expand_as(three), three, rtol=0, atol=0)
 
 
@@ -182,19 +182,19 @@ def test_another_split_of_the_published_classes_has_a_caveat(hundred: Path) -> N
     assert "cannot be compared with papers" in data.facts()["caveat"]
 
 
-def test_other_classes_have_a_caveat_as_miniimagenet_and_none_as_a_folder(place: Path) -> None:
-    caveat = mini(place).facts()["caveat"]
+def test_other_classes_have_a_caveat_as_miniimagenet_and_none_as_a_folder(root: Path) -> None:
+    caveat = mini(root).facts()["caveat"]
     assert caveat.startswith("not the published miniimagenet: images of other classes")
-    assert "caveat" not in dataset(place).facts()
-    fewer = mini(place, split=str(listed(place.parent)))
+    assert "caveat" not in dataset(root).facts()
+    fewer = mini(root, split=str(write_split(root.parent)))
     assert fewer.facts()["caveat"] == caveat
 
 
 def test_other_classes_without_a_split_are_not_miniimagenet(tmp_path: Path) -> None:
-    message = refusal(lambda: draw(mini(as_folder(tmp_path / "place", CLASSES))))
-    assert message.startswith(f"data.root={tmp_path / 'place'}: has no split, and its classes are not those of ")
-    assert dataset(tmp_path / "place").facts()["split"] == "ratio"
-    assert mini(tmp_path / "place", split="ratio").facts()["caveat"]
+    message = refusal(lambda: draw(mini(as_folder(tmp_path / "data", CLASSES))))
+    assert message.startswith(f"data.root={tmp_path / 'data'}: has no split, and its classes are not those of ")
+    assert dataset(tmp_path / "data").facts()["split"] == "ratio"
+    assert mini(tmp_path / "data", split="ratio").facts()["caveat"]
 
 
 # The variable
@@ -220,15 +220,15 @@ def test_other_data_sets_below_the_variable_do_not_matter(
     assert digest(mini(None, image_size=SIDE)) == expected[SIDE]
 
 
-def test_the_root_goes_before_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+def test_the_root_goes_before_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.setenv("METARUN_DATA", str(tmp_path / "gone"))
-    assert mini(place).facts()["images"] == 51
+    assert mini(root).facts()["images"] == 51
     assert str(tmp_path / "gone") in refusal(lambda: mini(None).members)
 
 
-def test_the_variable_is_for_benchmarks_only(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+def test_the_variable_is_for_benchmarks_only(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     """One's own images are where one says."""
-    monkeypatch.setenv("METARUN_DATA", str(place))
+    monkeypatch.setenv("METARUN_DATA", str(root))
     assert "data.root=None" in refusal(lambda: dataset(None).members)
 
 
@@ -248,34 +248,34 @@ def sealed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
 def test_images_are_decoded_once(tmp_path: Path, sealed: Callable[[], None], kind: str) -> None:
-    place = KINDS[kind](tmp_path / "place", FOLDERS)
-    first = dataset(place)
+    root = KINDS[kind](tmp_path / "data", FOLDERS)
+    first = dataset(root)
     before = (digest(first), first.facts())
     sealed()
-    again = dataset(place)
+    again = dataset(root)
     assert (digest(again), again.facts()) == before
 
 
-def test_what_does_not_change_the_bytes_needs_no_decoding(place: Path, sealed: Callable[[], None]) -> None:
+def test_what_does_not_change_the_bytes_needs_no_decoding(root: Path, sealed: Callable[[], None]) -> None:
     """Nor does moving the folder."""
-    digest(dataset(place))
+    digest(dataset(root))
     sealed()
-    place.rename(place.parent / "moved")
+    root.rename(root.parent / "moved")
     changes: list[Settings] = [
         *[{"split": "ratio"}, {"split": "ratio", "split_seed": 3}, {"ratios": [0.4, 0.3, 0.3], "split": "ratio"}],
         *[{"rotations": "classes"}, {"crop": 2, "flip": True, "jitter": 0.1}, {"normalize": "imagenet"}],
     ]
     for settings in changes:
-        draw(dataset(place.parent / "moved", **settings))
+        draw(dataset(root.parent / "moved", **settings))
 
 
 @pytest.mark.parametrize(
     "change", [{"image_size": 8}, {"channels": 1}, {"resize": "nearest"}, {"fit": "crop"}, {"on_corrupt": "skip"}]
 )
 def test_what_changes_the_bytes_is_not_taken_from_the_cache(
-    place: Path, monkeypatch: pytest.MonkeyPatch, change: Settings
+    root: Path, monkeypatch: pytest.MonkeyPatch, change: Settings
 ) -> None:
-    digest(dataset(place))
+    digest(dataset(root))
     decoded = []
     real = Pixels.decode
 
@@ -284,7 +284,7 @@ def test_what_changes_the_bytes_is_not_taken_from_the_cache(
         return real(self, content)
 
     monkeypatch.setattr(Pixels, "decode", counting)
-    x = draw(dataset(place, **change)).support.x
+    x = draw(dataset(root, **change)).support.x
     assert len(decoded) == 51
     size = change.get("image_size", SIDE)
     assert x.shape[2:] == (change.get("channels", 3), size, size)
@@ -293,11 +293,11 @@ def test_what_changes_the_bytes_is_not_taken_from_the_cache(
 def test_another_table_is_another_data_set(tmp_path: Path) -> None:
     """Of the same files."""
     contents, settings = LAYOUTS["csv"]
-    place = as_folder(
-        tmp_path / "place", {**contents, "fewer.csv": b"".join(contents["table.csv"].splitlines(True)[:-1])}
+    root = as_folder(
+        tmp_path / "data", {**contents, "fewer.csv": b"".join(contents["table.csv"].splitlines(True)[:-1])}
     )
-    assert dataset(place, **settings).facts()["images"] == 51
-    assert dataset(place, csv="fewer.csv").facts()["images"] == 50
+    assert dataset(root, **settings).facts()["images"] == 51
+    assert dataset(root, csv="fewer.csv").facts()["images"] == 50
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
@@ -312,17 +312,17 @@ def test_a_change_of_the_files_is_noticed(tmp_path: Path, kind: str) -> None:
     seen = []
     for step, (contents, count) in enumerate([(FOLDERS, 51), (other, 51), (fewer, 50), (moved, 51), (more, 52)]):
         if kind == "folder":
-            shutil.rmtree(tmp_path / "place", ignore_errors=True)
-        make(tmp_path / "place", contents)
-        for path in [tmp_path / "place", *(tmp_path / "place").rglob("*.png")]:
+            shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        make(tmp_path / "data", contents)
+        for path in [tmp_path / "data", *(tmp_path / "data").rglob("*.png")]:
             os.utime(path, (step, step) if path.name in ("place", "ox_0.png") else (0, 0))
-        data = dataset(tmp_path / "place")
+        data = dataset(tmp_path / "data")
         assert data.facts()["images"] == count
         seen.append(digest(data)["train"])
     assert len(set(seen)) == 5
 
 
-def start(place: Path, log: Path, results: Any) -> None:
+def start(root: Path, log: Path, results: Any) -> None:
     real = Pixels.decode
 
     def logged(self: Pixels, content: Any) -> Any:
@@ -331,16 +331,16 @@ def start(place: Path, log: Path, results: Any) -> None:
         return real(self, content)
 
     Pixels.decode = logged  # type: ignore[method-assign]  # in the child
-    results.put(digest(dataset(place)))
+    results.put(digest(dataset(root)))
 
 
 def test_three_processes_that_start_at_once_have_the_same_episodes(
-    tmp_path: Path, place: Path, expected: dict[int, dict[str, str]]
+    tmp_path: Path, root: Path, expected: dict[int, dict[str, str]]
 ) -> None:
     """As the seeds of one experiment do. One decodes, the others wait for it."""
     processes = multiprocessing.get_context("fork")
     results = processes.Queue()
-    running = [processes.Process(target=start, args=(place, tmp_path / "log", results)) for _ in range(3)]
+    running = [processes.Process(target=start, args=(root, tmp_path / "log", results)) for _ in range(3)]
     for process in running:
         process.start()
     assert [results.get(timeout=60) for _ in running] == [expected[SIDE]] * 3
@@ -358,12 +358,12 @@ AUGMENT: Settings = {"crop": 2, "flip": True, "jitter": 0.3}
 
 @pytest.mark.parametrize("settings", [{key: value} for key, value in AUGMENT.items()] + [AUGMENT])
 def test_augmentation_changes_training_images_and_nothing_else(
-    place: Path, expected: dict[int, dict[str, str]], settings: Settings
+    root: Path, expected: dict[int, dict[str, str]], settings: Settings
 ) -> None:
     """The same episodes: labels and shapes stay, and so do validation and test, bit for bit."""
-    plain, changed = dataset(place), dataset(place, **settings)
+    plain, changed = dataset(root), dataset(root, **settings)
     found = digest(changed)
-    assert found == digest(dataset(place, **settings))
+    assert found == digest(dataset(root, **settings))
     assert (found["val"], found["test"]) == (expected[SIDE]["val"], expected[SIDE]["test"])
     assert found["train"] != expected[SIDE]["train"]
     for one, other in zip(draw(plain), draw(changed), strict=True):
@@ -374,9 +374,9 @@ def test_augmentation_changes_training_images_and_nothing_else(
     torch.testing.assert_close(changed.reference_inputs(7), plain.reference_inputs(7), rtol=0, atol=0)
 
 
-def test_mirroring_shows_the_images_of_the_same_episodes(place: Path) -> None:
+def test_mirroring_shows_the_images_of_the_same_episodes(root: Path) -> None:
     """Each as it is or mirrored left to right."""
-    plain, changed = (draw(dataset(place, flip=flip)).query.x.flatten(0, 1) for flip in (False, True))
+    plain, changed = (draw(dataset(root, flip=flip)).query.x.flatten(0, 1) for flip in (False, True))
     mirrored = [bool(torch.equal(b, a.flip(-1))) for a, b in zip(plain, changed, strict=True)]
     kept = [bool(torch.equal(b, a)) for a, b in zip(plain, changed, strict=True)]
     assert all(m != k for m, k in zip(mirrored, kept, strict=True))
@@ -384,8 +384,8 @@ def test_mirroring_shows_the_images_of_the_same_episodes(place: Path) -> None:
     assert any(kept)
 
 
-def test_rotations_as_classes_make_four_of_each_in_every_split(place: Path) -> None:
-    data = dataset(place, rotations="classes")
+def test_rotations_as_classes_make_four_of_each_in_every_split(root: Path) -> None:
+    data = dataset(root, rotations="classes")
     assert data.facts()["classes"] == {split: 4 * len(labels) for split, labels in PARTS.items()}
     assert data.facts()["split_sha256"] == SHA256
     for split, labels in PARTS.items():
@@ -394,8 +394,8 @@ def test_rotations_as_classes_make_four_of_each_in_every_split(place: Path) -> N
             data.check(split, EpisodeSpec(4 * len(labels) + 1, 1, 1))
 
 
-def test_rotations_of_training_classes_leave_the_others_upright(place: Path) -> None:
-    data = dataset(place, rotations="train")
+def test_rotations_of_training_classes_leave_the_others_upright(root: Path) -> None:
+    data = dataset(root, rotations="train")
     assert data.facts()["classes"] == {split: (4 if split == "train" else 1) * len(p) for split, p in PARTS.items()}
     seen = draw(data, "test", EpisodeSpec(len(PARTS["test"]), 1, 1)).query.x
     assert all(0 in turns(image) for image in seen.flatten(0, 1))
@@ -407,8 +407,8 @@ def turns(image: torch.Tensor) -> list[int]:
     return [t for t, pixels in enumerate(upright) if pixels.numpy().tobytes() in KNOWN]
 
 
-def test_rotations_by_task_keep_classes_and_turn_all_images_of_a_class_alike(place: Path) -> None:
-    data = dataset(place, rotations="task")
+def test_rotations_by_task_keep_classes_and_turn_all_images_of_a_class_alike(root: Path) -> None:
+    data = dataset(root, rotations="task")
     assert data.facts()["classes"] == {split: len(labels) for split, labels in PARTS.items()}
     task = draw(data, tasks=20)
     seen = set()
@@ -422,24 +422,24 @@ def test_rotations_by_task_keep_classes_and_turn_all_images_of_a_class_alike(pla
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 7, 16, 20])
-def test_reference_inputs_are_fixed_training_images_as_many_as_asked_for(place: Path, count: int) -> None:
+def test_reference_inputs_are_fixed_training_images_as_many_as_asked_for(root: Path, count: int) -> None:
     """Of four classes with five images or more: as even as it goes, each image once, never augmented or normalised
     in another way than inputs are."""
-    x = dataset(place, **AUGMENT).reference_inputs(count)
+    x = dataset(root, **AUGMENT).reference_inputs(count)
     assert x.shape == (count, 3, SIDE, SIDE)
-    torch.testing.assert_close(x, dataset(place).reference_inputs(count), rtol=0, atol=0)
-    images = shown(x)
+    torch.testing.assert_close(x, dataset(root).reference_inputs(count), rtol=0, atol=0)
+    images = recognise_images(x)
     assert len(set(images)) == count
     labels = [label for label, _ in images]
     assert set(labels) <= set(PARTS["train"])
     each_of = [labels.count(label) for label in PARTS["train"]]
     assert max(each_of) - min(each_of) <= 1
-    centred = dataset(place, normalize="centred").reference_inputs(count)
+    centred = dataset(root, normalize="centred").reference_inputs(count)
     torch.testing.assert_close(centred, 2 * x - 1)
 
 
-def test_reference_inputs_are_no_episode(place: Path) -> None:
-    data = dataset(place)
+def test_reference_inputs_are_no_episode(root: Path) -> None:
+    data = dataset(root)
     first = data.episodes("train", 0, 0, range(1), EpisodeSpec(4, 1, 1)).support.x[0]
     assert not torch.equal(data.reference_inputs(4), first)
 
@@ -584,9 +584,9 @@ DAMAGED = {
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, kind: str, damage: str) -> None:
     """And nothing is kept of the attempt."""
-    place = KINDS[kind](tmp_path / "place", {**FOLDERS, "train/ox/ox_3.png": DAMAGED[damage]})
-    message = refusal(lambda: draw(dataset(place)))
-    assert message.startswith(f"data.root={place}: train/ox/ox_3.png is not a readable image (")
+    root = KINDS[kind](tmp_path / "data", {**FOLDERS, "train/ox/ox_3.png": DAMAGED[damage]})
+    message = refusal(lambda: draw(dataset(root)))
+    assert message.startswith(f"data.root={root}: train/ox/ox_3.png is not a readable image (")
     assert message.endswith("; data.on_corrupt=skip leaves such images out")
     assert not list((tmp_path / "cache").glob("*.u8"))
     assert not list((tmp_path / "cache").glob("*.json"))
@@ -597,45 +597,45 @@ def test_images_that_cannot_be_decoded_can_be_skipped_and_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     """Their class has fewer images, the others' episodes are as they were."""
-    place = KINDS[kind](tmp_path / "place", {**FOLDERS, "train/ox/ox_3.png": b"", "train/yak/yak_0.png": b"x"})
-    data = dataset(place, on_corrupt="skip")
+    root = KINDS[kind](tmp_path / "data", {**FOLDERS, "train/ox/ox_3.png": b"", "train/yak/yak_0.png": b"x"})
+    data = dataset(root, on_corrupt="skip")
     facts = data.facts()
     assert (facts["images"], facts["skipped"]) == (49, 2)
     assert "skipped: train/ox/ox_3.png is not a readable image" in capsys.readouterr().err
     counts = dict(zip(data.source.table.names, data.source.table.counts.tolist(), strict=True))
     assert counts == {label: len(files) for label, files in FILES.items()} | {"ox": 5, "yak": 4}
-    seen = {name for _, name in shown(draw(data, spec=EpisodeSpec(4, 2, 2), tasks=60).query.x)}
+    seen = {name for _, name in recognise_images(draw(data, spec=EpisodeSpec(4, 2, 2), tasks=60).query.x)}
     assert seen == {n for label in PARTS["train"] for n in FILES[label]} - {"ox_3.png", "yak_0.png"}
     sound = dataset(as_folder(tmp_path / "sound", FOLDERS))
     assert digest(data)["val"] == digest(sound)["val"]
     assert sound.facts()["skipped"] == 0
-    again = dataset(place, on_corrupt="skip")
+    again = dataset(root, on_corrupt="skip")
     assert again.facts() == facts
 
 
 def test_a_class_without_one_image_that_can_be_decoded_is_named(tmp_path: Path) -> None:
     bad = {name: b"x" if name.startswith("val/cat/") else content for name, content in FOLDERS.items()}
-    message = refusal(lambda: draw(dataset(as_folder(tmp_path / "place", bad), on_corrupt="skip")))
+    message = refusal(lambda: draw(dataset(as_folder(tmp_path / "data", bad), on_corrupt="skip")))
     assert "class cat has no image that can be decoded" in message
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2", "tar.xz"])
 def test_a_damaged_archive_is_one_line(tmp_path: Path, kind: str) -> None:
     """Wherever it is damaged; on_corrupt=skip is for images, not for this."""
-    place = KINDS[kind](tmp_path / "place", FOLDERS)
-    whole = place.read_bytes()
+    root = KINDS[kind](tmp_path / "data", FOLDERS)
+    whole = root.read_bytes()
     for part in (0, 1, 2, 3):
-        place.write_bytes(whole[: part * len(whole) // 3 - 8] if part else whole[:100])
-        assert str(place) in refusal(lambda: draw(dataset(place, on_corrupt="skip")))
+        root.write_bytes(whole[: part * len(whole) // 3 - 8] if part else whole[:100])
+        assert str(root) in refusal(lambda: draw(dataset(root, on_corrupt="skip")))
     middle = len(whole) // 2
-    place.write_bytes(whole[:middle] + bytes(b ^ 0xFF for b in whole[middle : middle + 3000]) + whole[middle + 3000 :])
-    assert str(place) in refusal(lambda: draw(dataset(place, on_corrupt="skip")))
+    root.write_bytes(whole[:middle] + bytes(b ^ 0xFF for b in whole[middle : middle + 3000]) + whole[middle + 3000 :])
+    assert str(root) in refusal(lambda: draw(dataset(root, on_corrupt="skip")))
 
 
 def test_an_image_larger_than_any_should_be_is_refused(tmp_path: Path) -> None:
-    place = as_folder(tmp_path / "place", {**FOLDERS, "train/ox/ox_3.png": b""})
-    os.truncate(place / "train/ox/ox_3.png", 2**26 + 1)
-    message = refusal(lambda: draw(dataset(place)))
+    root = as_folder(tmp_path / "data", {**FOLDERS, "train/ox/ox_3.png": b""})
+    os.truncate(root / "train/ox/ox_3.png", 2**26 + 1)
+    message = refusal(lambda: draw(dataset(root)))
     assert "train/ox/ox_3.png" in message
     assert f"{2**26 + 1} bytes" in message
 
@@ -647,7 +647,7 @@ def test_an_image_larger_than_any_should_be_is_refused(tmp_path: Path) -> None:
 def test_a_class_with_too_few_images_is_named(tmp_path: Path, split: Split) -> None:
     label = PARTS[split][1]
     kept = {n: c for n, c in FOLDERS.items() if f"/{label}/" not in n or n.endswith(("_0.png", "_1.png"))}
-    data = dataset(as_folder(tmp_path / "place", kept))
+    data = dataset(as_folder(tmp_path / "data", kept))
     data.check(split, EpisodeSpec(3, 1, 1))
     for spec, key in [
         (EpisodeSpec(3, 1, 2), "queries"),
@@ -665,15 +665,15 @@ NOWHERE: dict[str, Callable[[Path], Path | str | None]] = {
     "gone": lambda tmp: tmp / "gone",
     "gone, archive": lambda tmp: tmp / "gone.zip",
     "nobody's home": lambda tmp: "~nobody of this name/data",
-    "empty": lambda tmp: as_folder(tmp / "place", {}),
-    "no images": lambda tmp: as_folder(tmp / "place", {"a/1.txt": b"", "b/2.mat": b"", "data.csv": b"filename,label"}),
-    "images only": lambda tmp: as_folder(tmp / "place", {"1.png": b"", "2.png": b""}),
-    "hidden": lambda tmp: as_folder(tmp / "place", {".a/1.png": b"", ".b/1.png": b""}),
-    "two pickles": lambda tmp: as_folder(tmp / "place", {k: v for k, v in pickles().items() if "val" not in k}),
-    "two archives": lambda tmp: as_zip(as_zip(tmp / "place/a.zip", CLASSES).with_name("b.zip"), CLASSES).parent,
-    "empty zip": lambda tmp: as_zip(tmp / "place.zip", {}),
-    "empty tar": lambda tmp: as_tar(tmp / "place.tar", {}),
-    "zeros": lambda tmp: as_folder(tmp, {"place.tar": bytes(20_000)}) / "place.tar",
+    "empty": lambda tmp: as_folder(tmp / "data", {}),
+    "no images": lambda tmp: as_folder(tmp / "data", {"a/1.txt": b"", "b/2.mat": b"", "data.csv": b"filename,label"}),
+    "images only": lambda tmp: as_folder(tmp / "data", {"1.png": b"", "2.png": b""}),
+    "hidden": lambda tmp: as_folder(tmp / "data", {".a/1.png": b"", ".b/1.png": b""}),
+    "two pickles": lambda tmp: as_folder(tmp / "data", {k: v for k, v in pickles().items() if "val" not in k}),
+    "two archives": lambda tmp: as_zip(as_zip(tmp / "data/a.zip", CLASSES).with_name("b.zip"), CLASSES).parent,
+    "empty zip": lambda tmp: as_zip(tmp / "data.zip", {}),
+    "empty tar": lambda tmp: as_tar(tmp / "data.tar", {}),
+    "zeros": lambda tmp: as_folder(tmp, {"data.tar": bytes(20_000)}) / "data.tar",
 }
 
 
@@ -690,48 +690,48 @@ def test_a_root_without_images_is_one_line_that_names_what_is_read(tmp_path: Pat
 
 @pytest.mark.parametrize("content", [b"x", b"filename,label\n1.png,a\n", FILES["ox"]["ox_0.png"], b"PK\x03\x04 cut"])
 def test_a_root_that_is_another_file_is_one_line(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "place").write_bytes(content)
-    message = refusal(lambda: draw(dataset(tmp_path / "place")))
-    assert message.startswith(f"data.root={tmp_path / 'place'}: ")
+    (tmp_path / "data").write_bytes(content)
+    message = refusal(lambda: draw(dataset(tmp_path / "data")))
+    assert message.startswith(f"data.root={tmp_path / 'data'}: ")
     assert "not a readable zip or tar archive" in message
 
 
-def test_a_csv_that_is_not_there_is_named_as_it_was_typed(place: Path) -> None:
-    as_folder(place, {"sub/table.csv": b""})
-    message = refusal(lambda: draw(dataset(place, csv="tables.csv")))
+def test_a_csv_that_is_not_there_is_named_as_it_was_typed(root: Path) -> None:
+    as_folder(root, {"sub/table.csv": b""})
+    message = refusal(lambda: draw(dataset(root, csv="tables.csv")))
     assert message.startswith("data.csv=tables.csv: ")
     assert "choices: sub/table.csv" in message
 
 
 def test_mistakes_in_a_table_are_one_line_with_the_root(tmp_path: Path) -> None:
     contents = {**LAYOUTS["csv"][0], "table.csv": b"filename,label\nphotos/gone.png,ox\n"}
-    place = as_folder(tmp_path / "place", contents)
-    message = refusal(lambda: draw(dataset(place, csv="table.csv")))
-    assert message.startswith(f"data.root={place}: ")
+    root = as_folder(tmp_path / "data", contents)
+    message = refusal(lambda: draw(dataset(root, csv="table.csv")))
+    assert message.startswith(f"data.root={root}: ")
     assert "table.csv line 2: photos/gone.png is not there" in message
 
 
-def test_a_split_that_is_not_all_there_is_one_line(place: Path, tmp_path: Path) -> None:
-    path = listed(tmp_path)
+def test_a_split_that_is_not_all_there_is_one_line(root: Path, tmp_path: Path) -> None:
+    path = write_split(tmp_path)
     path.write_text(path.read_text().replace('"ox"', '"ocelot"'))
-    message = refusal(lambda: draw(dataset(place, split=str(path))))
+    message = refusal(lambda: draw(dataset(root, split=str(path))))
     assert message == f"data.split={path}: lists class ocelot without any image"
 
 
-def test_a_class_in_two_splits_is_one_line_with_the_root(place: Path) -> None:
-    as_folder(place, {"val/ox/x.png": b""})
-    message = refusal(lambda: draw(dataset(place)))
-    assert message.startswith(f"data.root={place}: ")
+def test_a_class_in_two_splits_is_one_line_with_the_root(root: Path) -> None:
+    as_folder(root, {"val/ox/x.png": b""})
+    message = refusal(lambda: draw(dataset(root)))
+    assert message.startswith(f"data.root={root}: ")
     assert "class ox is in both train and val" in message
 
 
 def test_class_names_that_are_not_utf8_are_classes_or_refused(tmp_path: Path) -> None:
     """Of old archives, in Latin 1. Never a failure in the middle of a run."""
-    place = as_folder(tmp_path / "place", FOLDERS)
-    (place / "train/ox").rename(place / "train" / os.fsdecode(b"b\xe9b\xe9"))
+    root = as_folder(tmp_path / "data", FOLDERS)
+    (root / "train/ox").rename(root / "train" / os.fsdecode(b"b\xe9b\xe9"))
 
     def read() -> bool:
-        data = dataset(place)
+        data = dataset(root)
         return data.facts()["images"] == 51 and json.loads(json.dumps(data.members)) == data.members
 
     assert attempt(read)[0] in (None, True)

@@ -57,7 +57,7 @@ def small(name: str) -> list[str]:
     return [*SMALL, f"data={name}", *few]
 
 
-def made(name: str, horizon: int = 4) -> Robots:
+def make_robots(name: str, horizon: int = 4) -> Robots:
     return getattr(robots, name)(horizon, **({} if name == "halfcheetah_dir" else FEW))
 
 
@@ -149,8 +149,8 @@ def original(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return gymnasium.make("HalfCheetah-v5").unwrapped
 
 
-def state_of(place: Any) -> Tensor:
-    return torch.from_numpy(np.concatenate([place.data.qpos, place.data.qvel]))
+def state_of(environment: Any) -> Tensor:
+    return torch.from_numpy(np.concatenate([environment.data.qpos, environment.data.qvel]))
 
 
 @simulated
@@ -159,19 +159,19 @@ def state_of(place: Any) -> Tensor:
 def test_the_dynamics_are_gymnasiums(name: str, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit where gymnasium's contact solver starts anew as ours does, and else within what its warm start does to
     20 steps. Reward terms too; the displacement of gymnasium's ant is that of another frame, so it is taken here."""
-    place, ours, generator = original(name, monkeypatch), made(name), np.random.default_rng(0)
-    observation, _ = place.reset(seed=3)
-    state, y = state_of(place), torch.tensor([1.3, 0.0], dtype=torch.float64)
+    environment, ours, generator = original(name, monkeypatch), make_robots(name), np.random.default_rng(0)
+    observation, _ = environment.reset(seed=3)
+    state, y = state_of(environment), torch.tensor([1.3, 0.0], dtype=torch.float64)
     tolerance = {"rtol": 0, "atol": 0 if exact else 1e-9}
     for _ in range(20):
         torch.testing.assert_close(ours.observe(state), torch.from_numpy(observation), **tolerance)
-        action, before = generator.uniform(-1, 1, ours.outputs(1)), state_of(place)
+        action, before = generator.uniform(-1, 1, ours.outputs(1)), state_of(environment)
         if exact:
-            place.data.qacc_warmstart[:] = 0
-        observation, _, _, _, info = place.step(action)
+            environment.data.qacc_warmstart[:] = 0
+        observation, _, _, _, info = environment.step(action)
         state, learned, shown = ours.step(state, torch.from_numpy(action), y)
-        torch.testing.assert_close(state, state_of(place), **tolerance)
-        velocity = ((state_of(place) - before) / place.dt)[:2]
+        torch.testing.assert_close(state, state_of(environment), **tolerance)
+        velocity = ((state_of(environment) - before) / environment.dt)[:2]
         expected = {
             "halfcheetah_vel": lambda v, i: -abs(i["x_velocity"] - 1.3) + i["reward_ctrl"] / 2,
             "halfcheetah_dir": lambda v, i: 1.3 * i["x_velocity"] + i["reward_ctrl"] / 2,
@@ -187,15 +187,15 @@ def test_the_dynamics_are_gymnasiums(name: str, exact: bool, monkeypatch: pytest
 @simulated
 @pytest.mark.parametrize("name", ["halfcheetah_vel", "ant_dir"])
 def test_a_robot_is_what_gymnasium_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, ours = original(name, monkeypatch), made(name)
-    assert ours.input_shape() == place.observation_space.shape
-    assert ours.outputs(1) == place.action_space.shape[0]
-    assert ours.simulator.seconds == place.dt == pytest.approx(0.05)
-    rest = np.concatenate([place.init_qpos, place.init_qvel])
+    environment, ours = original(name, monkeypatch), make_robots(name)
+    assert ours.input_shape() == environment.observation_space.shape
+    assert ours.outputs(1) == environment.action_space.shape[0]
+    assert ours.simulator.seconds == environment.dt == pytest.approx(0.05)
+    rest = np.concatenate([environment.init_qpos, environment.init_qvel])
     assert ours.simulator.rest().numpy().tolist() == rest.tolist()
     words = learner_bits(0, 0, range(4000), STARTS, ours.words_per_state)
     noise = ours.random_states(words).double() - torch.from_numpy(rest)
-    position, velocity = noise[:, : place.model.nq], noise[:, place.model.nq :]
+    position, velocity = noise[:, : environment.model.nq], noise[:, environment.model.nq :]
     assert float(position.abs().max()) <= 0.1 + 1e-6  # rounded to single precision
     torch.testing.assert_close(position.std(0), torch.full_like(position[0], 0.1 / math.sqrt(3)), rtol=0.06, atol=0)
     torch.testing.assert_close(velocity.std(0), torch.full_like(velocity[0], 0.1), rtol=0.06, atol=0)
@@ -204,14 +204,14 @@ def test_a_robot_is_what_gymnasium_says(name: str, monkeypatch: pytest.MonkeyPat
 
 @simulated
 def test_the_idle_return_is_that_of_no_torques(monkeypatch: pytest.MonkeyPatch) -> None:
-    place, ours = original("halfcheetah_vel", monkeypatch), made("halfcheetah_vel", 10)
-    place.reset(seed=0)
-    place.set_state(place.init_qpos, place.init_qvel)
+    environment, ours = original("halfcheetah_vel", monkeypatch), make_robots("halfcheetah_vel", 10)
+    environment.reset(seed=0)
+    environment.set_state(environment.init_qpos, environment.init_qvel)
     goals, total = ours.goals["train"][:, 0].double().numpy(), 0.0
     for _ in range(10):
-        total += float(-np.abs(place.step(np.zeros(6))[-1]["x_velocity"] - goals).mean())
+        total += float(-np.abs(environment.step(np.zeros(6))[-1]["x_velocity"] - goals).mean())
     assert ours.idle_return() == pytest.approx(total, abs=1e-9)
-    assert made("ant_dir", 10).idle_return() > 9
+    assert make_robots("ant_dir", 10).idle_return() > 9
 
 
 # ---------------------------------------------------------------- as a function
@@ -221,7 +221,7 @@ def test_the_idle_return_is_that_of_no_torques(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", ["halfcheetah_dir", "ant_dir"])
 def test_a_step_depends_on_nothing_but_what_it_is_given(name: str) -> None:
     """Alone, in company, in another order and by vmap, to the bit; the inputs stay as they are."""
-    ours, generator = made(name), torch.Generator().manual_seed(0)
+    ours, generator = make_robots(name), torch.Generator().manual_seed(0)
     states = ours.random_states(learner_bits(0, 0, range(6), STARTS, ours.words_per_state)).double()
     actions = 2 * torch.rand(6, ours.outputs(1), generator=generator, dtype=torch.float64) - 1
     y = ours.tasks("train")[:2].double()[[0, 1, 0, 1, 0, 1]]
@@ -247,7 +247,7 @@ def test_an_unstable_simulation_is_not_a_number_and_leaves_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ours = made("halfcheetah_vel")
+    ours = make_robots("halfcheetah_vel")
     state = ours.simulator.rest()
     bad, rest = state.clone(), torch.zeros(6, dtype=state.dtype)
     bad[10] = 1e12
@@ -262,7 +262,7 @@ def test_an_unstable_simulation_is_not_a_number_and_leaves_no_trace(
 
 @simulated
 def test_tasks_and_episodes() -> None:
-    ours, spec = made("halfcheetah_vel"), EpisodeSpec(1, 2, 1)
+    ours, spec = make_robots("halfcheetah_vel"), EpisodeSpec(1, 2, 1)
     rows = ours.tasks("val")
     assert rows[:, 1].tolist() == [0, 1, 2]
     assert rows[:, 0].equal(ours.goals["val"][:, 0])
@@ -273,9 +273,9 @@ def test_tasks_and_episodes() -> None:
     assert len(state.reshape(12, -1).unique(dim=0)) == 12
     part = ours.episodes("test", 0, 0, range(2, 4), spec)
     assert part.support.x.equal(episode.support.x[2:4])
-    both = made("halfcheetah_dir")
+    both = make_robots("halfcheetah_dir")
     assert [both.tasks(split)[:, 0].tolist() for split in ("train", "val", "test")] == [[-1, 1]] * 3
-    facts = [made(name).facts() for name in NAMES]
+    facts = [make_robots(name).facts() for name in NAMES]
     assert len({f["split_sha256"] for f in facts}) == 3
     assert facts[0]["train_goals"] == 5
     assert facts[1]["test_goals"] == 2

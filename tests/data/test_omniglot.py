@@ -259,13 +259,13 @@ def test_an_incomplete_copy_is_refused_with_both_counts(
     assert not list(tmp_path.glob("cache/[!.]*"))
 
 
-def cut(whole: bytes) -> bytes:
+def truncate(whole: bytes) -> bytes:
     """A download that was interrupted."""
     return whole[: len(whole) // 2]
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("damage", [cut, lambda _: b"<html>Sign in to the network</html>", lambda _: b""])
+@pytest.mark.parametrize("damage", [truncate, lambda _: b"<html>Sign in to the network</html>", lambda _: b""])
 def test_an_archive_that_is_none_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = as_archives(tmp_path / "data") / "images_evaluation.zip"
     path.write_bytes(damage(path.read_bytes()))
@@ -341,7 +341,7 @@ def text(_: bytes) -> bytes:
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("damage", [cut, text, lambda _: b"", data_shortened, header_shortened, bomb])
+@pytest.mark.parametrize("damage", [truncate, text, lambda _: b"", data_shortened, header_shortened, bomb])
 @pytest.mark.parametrize("kind", [as_archives, as_folders])
 def test_a_drawing_that_is_no_image_is_named(
     tmp_path: Path, kind: Callable[[Path, Files], Path], damage: Callable[[bytes], bytes]
@@ -480,7 +480,7 @@ def test_settings_that_cannot_work_are_refused_by_their_name(name: str, value: o
 # Rotations, with drawings that say how they are turned
 
 
-def drawn(data: ImageData, split: str, spec: EpisodeSpec = SPEC, tasks: int = 200) -> np.ndarray:
+def draw_drawings(data: ImageData, split: str, spec: EpisodeSpec = SPEC, tasks: int = 200) -> np.ndarray:
     """[T, rows, 3] of support and query together: character, drawing, turns."""
     return np.concatenate([decode(batch) for batch in draw(data, split, tasks, spec)], axis=1)
 
@@ -494,7 +494,7 @@ def of_class(rows: np.ndarray) -> Iterable[np.ndarray]:
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_without_rotations_every_drawing_is_upright_and_of_its_split(tmp_path: Path, split: str) -> None:
     data = omniglot(as_archives(tmp_path))
-    rows = drawn(data, split)
+    rows = draw_drawings(data, split)
     assert not rows[..., 2].any()
     assert {MINIATURE[c] for c in rows[..., 0].ravel()} == set(data.members[split])
     assert set(rows[..., 1].ravel()) == set(range(20))
@@ -502,7 +502,7 @@ def test_without_rotations_every_drawing_is_upright_and_of_its_split(tmp_path: P
 
 @pytest.mark.usefixtures("small")
 def test_rotations_by_task_turn_each_class_alike_and_never_let_two_turns_meet(tmp_path: Path) -> None:
-    rows = drawn(omniglot(as_archives(tmp_path), rotations="task"), "train")
+    rows = draw_drawings(omniglot(as_archives(tmp_path), rotations="task"), "train")
     for part in of_class(rows):
         assert (part[:, :, [0, 2]] == part[:, :1, [0, 2]]).all()
         assert set(part[..., 2].ravel()) == {0, 1, 2, 3}
@@ -515,7 +515,7 @@ def test_rotations_by_task_turn_each_class_alike_and_never_let_two_turns_meet(tm
 def test_rotations_as_classes_let_two_turns_of_a_character_be_two_classes(tmp_path: Path) -> None:
     """All 4 x 3 classes of the validation split in one episode: each character in each of its turns, once."""
     data = omniglot(as_archives(tmp_path), rotations="classes")
-    rows = drawn(data, "val", EpisodeSpec(ways=12, shots=1, queries=1), tasks=3)
+    rows = draw_drawings(data, "val", EpisodeSpec(ways=12, shots=1, queries=1), tasks=3)
     pairs = [(c, r) for c in (4, 5, 6) for r in range(4)]
     assert [sorted(map(tuple, row[:12, [0, 2]].tolist())) for row in rows] == [pairs] * 3
 

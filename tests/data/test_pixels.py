@@ -348,7 +348,7 @@ def test_showing_values_beyond_the_range_ends_at_black_and_white() -> None:
     assert shown[0, 0].tolist() == [0, 0, 128, 255, 255]
 
 
-def cut(content: bytes) -> bytes:
+def truncate(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
@@ -367,12 +367,12 @@ DAMAGED: dict[str, bytes] = {
     "empty": b"",
     "text": b"no image at all\n" * 99,
     "a page": b"<!doctype html><html>\n<body>Sign in to the network</body></html>",
-    "JPEG, cut": cut(file(RGB, "jpeg")),
+    "JPEG, cut": truncate(file(RGB, "jpeg")),
     "JPEG, its first bytes": file(RGB, "jpeg")[:20],
-    "PNG, cut": cut(file(RGB, "png")),
-    "GIF, cut": cut(paletted("gif")),
-    "BMP, cut": cut(file(RGB, "bmp")),
-    "TIFF, cut": cut(file(RGB, "tiff")),
+    "PNG, cut": truncate(file(RGB, "png")),
+    "GIF, cut": truncate(paletted("gif")),
+    "BMP, cut": truncate(file(RGB, "bmp")),
+    "TIFF, cut": truncate(file(RGB, "tiff")),
     "TIFF, its first bytes": file(RGB, "tiff")[:60],
     "PNG, a byte too many": file(RGB, "png").replace(b"IDAT", b"IDAT\0", 1),
     "PNG, a byte changed": file(RGB, "png")[:-40] + b"?" + file(RGB, "png")[-39:],

@@ -64,7 +64,7 @@ def pickles() -> dict[str, bytes]:
     return found
 
 
-def listed(folder: Path) -> Path:
+def write_split(folder: Path) -> Path:
     (folder / "split.json").write_text(json.dumps({split: list(labels)[::-1] for split, labels in PARTS.items()}))
     return folder / "split.json"
 
@@ -107,7 +107,7 @@ def digest(data: ImageData) -> dict[str, str]:
 KNOWN = {pixels.tobytes(): (label, name) for label, images in PICTURES.items() for name, pixels in images.items()}
 
 
-def shown(x: torch.Tensor) -> list[tuple[str, str]]:
+def recognise_images(x: torch.Tensor) -> list[tuple[str, str]]:
     """Class and file of images [..., 3, 12, 12] in [0, 1]."""
     pixels = (x * 255).round().to(torch.uint8).flatten(0, -4).permute(0, 2, 3, 1)
     return [KNOWN[image.numpy().tobytes()] for image in pixels]

@@ -26,20 +26,20 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def as_folder(place: Path, files: Contents) -> Path:
-    place.mkdir(parents=True, exist_ok=True)
+def as_folder(path: Path, files: Contents) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_bytes(content)
-    return place
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
 
 
-def as_zip(place: Path, files: Contents, compression: int = zipfile.ZIP_STORED) -> Path:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(place, "w", compression) as archive:
+def as_zip(path: Path, files: Contents, compression: int = zipfile.ZIP_STORED) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in files.items():
             archive.writestr(zipfile.ZipInfo(name), content, compression)
-    return place
+    return path
 
 
 def member(name: str, content: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, io.BytesIO]:
@@ -51,23 +51,23 @@ def member(name: str, content: bytes = b"", **fields: object) -> tuple[tarfile.T
     return info, io.BytesIO(content)
 
 
-def as_tar(place: Path, files: Contents, mode: str = "w:", form: int = tarfile.PAX_FORMAT) -> Path:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(place, mode, format=form) as archive:  # type: ignore[call-overload]
+def as_tar(path: Path, files: Contents, mode: str = "w:", form: int = tarfile.PAX_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode, format=form) as archive:  # type: ignore[call-overload]
         for name, content in files.items():
             archive.addfile(*member(name, content))
-    return place
+    return path
 
 
 KINDS: dict[str, Maker] = {
     "folder": as_folder,
     "zip": as_zip,
-    "zip, deflated": lambda place, files: as_zip(place, files, zipfile.ZIP_DEFLATED),
-    "zip, lzma": lambda place, files: as_zip(place, files, zipfile.ZIP_LZMA),
+    "zip, deflated": lambda path, files: as_zip(path, files, zipfile.ZIP_DEFLATED),
+    "zip, lzma": lambda path, files: as_zip(path, files, zipfile.ZIP_LZMA),
     "tar": as_tar,
-    "tar.gz": lambda place, files: as_tar(place, files, "w:gz"),
-    "tar.bz2": lambda place, files: as_tar(place, files, "w:bz2"),
-    "tar.xz": lambda place, files: as_tar(place, files, "w:xz"),
+    "tar.gz": lambda path, files: as_tar(path, files, "w:gz"),
+    "tar.bz2": lambda path, files: as_tar(path, files, "w:bz2"),
+    "tar.xz": lambda path, files: as_tar(path, files, "w:xz"),
 }
 
 
