@@ -65,6 +65,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> Path:
     """A data set of ten classes: train, val, test with class folders."""
-    return as_folder(tmp_path / "place", FOLDERS)
+    return as_folder(tmp_path / "data", FOLDERS)

@@ -35,8 +35,8 @@ def test_the_map_has_each_rate_by_each_number_of_steps_and_counts_what_diverged(
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_learners_without_inner_loop_have_no_map_but_fewer_classes(tmp_path: Path, place: Path) -> None:
-    small = ["algo=protonet", "data=folder", f"data.root={place}", "data.ways=2", "data.image_size=16"]
+def test_learners_without_inner_loop_have_no_map_but_fewer_classes(tmp_path: Path, root: Path) -> None:
+    small = ["algo=protonet", "data=folder", f"data.root={root}", "data.ways=2", "data.image_size=16"]
     small += ["data.queries=1", "data.test_queries=1", "train.steps=1", "train.tasks=1", "val.tasks=2", "test.tasks=2"]
     context = Context(compose([*small, "device.threads=1", "report=false"]), None, tmp_path / "analysis", train_job)
     with pytest.raises(UserError, match="has no inner loop with a rate to change"):

@@ -482,11 +482,11 @@ def test_the_fingerprint_of_an_archive_changes_when_it_is_written(tmp_path: Path
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_what_was_moved_keeps_its_fingerprint(tmp_path: Path, kind: str) -> None:
     """So that the decoded images are found again."""
-    path = KINDS[kind](tmp_path / "here" / "place", CONTENTS)
+    path = KINDS[kind](tmp_path / "here" / "data", CONTENTS)
     before = fingerprint(path)
     shutil.move(tmp_path / "here", tmp_path / "there")
-    assert fingerprint(tmp_path / "there" / "place") == before
-    (tmp_path / "there" / "place").rename(tmp_path / "renamed")
+    assert fingerprint(tmp_path / "there" / "data") == before
+    (tmp_path / "there" / "data").rename(tmp_path / "renamed")
     assert fingerprint(tmp_path / "renamed") == before
 
 

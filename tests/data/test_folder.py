@@ -101,7 +101,7 @@ def test_the_one_archive_in_a_folder_is_read_as_if_it_were_the_root(
     contents, settings = LAYOUTS[layout]
     settings = {"split": str(write_split(tmp_path))} if "split" in settings else settings
     as_folder(tmp_path / "data", {"README.txt": b"notes"})
-    as_tar(tmp_path / "place/data.tar.gz", contents, "w:gz")
+    as_tar(tmp_path / "data/data.tar.gz", contents, "w:gz")
     assert digest(dataset(tmp_path / "data", **settings)) == expected[SIDE]
 
 
@@ -315,7 +315,7 @@ def test_a_change_of_the_files_is_noticed(tmp_path: Path, kind: str) -> None:
             shutil.rmtree(tmp_path / "data", ignore_errors=True)
         make(tmp_path / "data", contents)
         for path in [tmp_path / "data", *(tmp_path / "data").rglob("*.png")]:
-            os.utime(path, (step, step) if path.name in ("place", "ox_0.png") else (0, 0))
+            os.utime(path, (step, step) if path.name in ("data", "ox_0.png") else (0, 0))
         data = dataset(tmp_path / "data")
         assert data.facts()["images"] == count
         seen.append(digest(data)["train"])

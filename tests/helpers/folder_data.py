@@ -87,8 +87,8 @@ def defaults(name: str) -> Settings:
 
 def dataset(root: Path | str | None = None, data: str = "folder", **settings: Any) -> ImageData:
     """As conf/data has it, but for the settings that are given."""
-    place = {"root": None if root is None else str(root), "image_size": SIDE}
-    return image_folder(**defaults(data) | place | settings)
+    location = {"root": None if root is None else str(root), "image_size": SIDE}
+    return image_folder(**defaults(data) | location | settings)
 
 
 def draw(data: ImageData, split: Split = "train", spec: EpisodeSpec = SPEC, tasks: int = 4) -> Task:
