@@ -35,7 +35,7 @@ INITIAL_ACTIONS = ("policy", "held")
 
 @dataclass(frozen=True)
 class CollectionSettings:
-    """How much is collected, stored and drawn."""
+    """The numbers of trajectories and transitions that are collected, stored and drawn."""
 
     batch: int  # transitions of a task in a gradient
     context_batch: int  # transitions of a context
@@ -161,7 +161,7 @@ class Collection:
         return self._store(state, which, recent, collector.roll_out(extra, EXTRA, context=recent) if extra else None)
 
     def _store(self, state: LearnerState, which: Tensor, recent: Tensor, extra: Tensor | None) -> LearnerState:
-        """With rows [n, R, W] of these tasks stored, and the return of the last trajectory of each."""
+        """Store rows [n, R, W] of these tasks, and the return of the last trajectory of each."""
         rows = recent if extra is None else torch.cat([recent, extra], 1)
         state = replay.replace_recent(state, which, recent[:, -state["recent"].shape[1] :])
         state = replay.add(state, which, rows)

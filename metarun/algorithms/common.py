@@ -1,4 +1,4 @@
-"""What several algorithms need: fast weights, losses as functions of parameters, and their gradients."""
+"""Shared by several algorithms: fast weights, losses as functions of parameters, and their gradients."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from metarun.types import Batch, ModelOptions, Task, optional
 
 MARKS = 2  # columns of the marks: here, weight
 ROW_NORMS = ("none", "layer")
-"""Those that normalise each row by itself: sets are padded, and a prediction depends on no other target. Groups do so
+"""Norms that normalise each row by itself: sets are padded, and a prediction depends on no other target. Groups do so
 too, but have a single unit each in a network of eight."""
 
 
@@ -54,7 +54,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Draws:
-    """What an outer step draws for its tasks."""
+    """The random numbers that an outer step draws for its tasks."""
 
     inputs: int  # d
     min_shots: int
@@ -88,7 +88,7 @@ class Draws:
         return Task(*parts)
 
     def _noise(self, seed: int, step: int, numbers: range, counts: list[int]) -> list[Tensor]:
-        """For support and query, [T, rows, E]."""
+        """Noise for support and query, [T, rows, E]."""
         each = sum(counts) if self.each_row else 1
         drawn = torch.from_numpy(random.noise(seed, step, numbers, each * self.width)).unflatten(1, (each, self.width))
         if self.each_row:
@@ -96,7 +96,7 @@ class Draws:
         return [drawn.expand(-1, count, -1) for count in counts]
 
     def rows(self, batch: Batch) -> Rows:
-        """Of one task."""
+        """Split the rows of one task."""
         x, marks, eps = batch.x.tensor_split((self.inputs, self.inputs + MARKS), 1)
         if marks.shape[1] == 0:
             ones = torch.ones_like(x[:, 0])

@@ -136,14 +136,14 @@ class CVAE:
         return logp_LM + prior.log_density(z_LMD) - q.log_density(z_LMD)
 
     def functions(self, adapted: Summary, x: Tensor, count: int) -> Tensor:
-        """With the same noise at all places."""
+        """With the same noise at all inputs."""
         return self._predict_samples(adapted, x, count).mu
 
     def encode(self, params: Params, rows: Batch) -> Tensor:
         return self.adapt(params, rows).r
 
     def latents(self, params: Params, task: Task) -> tuple[Gaussian, Gaussian]:
-        """Those of the first query; an objective that trains no q draws from the prior."""
+        """The latents of the first query; an objective that trains no q draws from the prior."""
         adapted, (x, y) = self.adapt(params, task.support), (v[:1] for v in task.query)
         prior = self._prior(adapted, x)
         q = prior if self.objective == "gsnn" else self._posterior(adapted, x, y)

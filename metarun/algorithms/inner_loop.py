@@ -1,4 +1,4 @@
-"""The one descent loop: steps of a rule on an objective, each state yielded so that callers can watch."""
+"""The inner loop: steps of an update rule on an objective, one yielded after the other; and the rules."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def descend(objective: Objective, start: Params, rule: UpdateRule, steps: int, f
 def descend_with_state(
     objective: Objective, start: Params, rule: UpdateRule, steps: int, first: int = 0
 ) -> Iterator[tuple[Params, Any]]:
-    """The same, each with the rule's state. Only the adapted parameters are differentiated."""
+    """Like `descend`, each phi with the rule's state. Only the adapted parameters are differentiated."""
     adapted, _ = split_adapted(start, rule)
     phi, state = start, rule.init(adapted, start)
     yield phi, state

@@ -1,4 +1,4 @@
-"""What predictions are scored by: a loss to differentiate and a figure to report, both means over rows.
+"""Losses to differentiate and the metrics reported beside them, both means over rows.
 
 A learner of a regression predicts values, or Gaussians: mean and standard deviation side by side, [M, 2 d_out].
 """
@@ -92,12 +92,12 @@ def log_density(mu: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
 
 
 def as_prediction(loss: Loss, values: Tensor, deviation: Tensor) -> Tensor:
-    """Values [..., d_out], and how far they are off, as the loss takes a prediction."""
+    """Values [..., d_out] and their standard deviations in the form that the loss takes as a prediction."""
     return torch.cat([values, deviation], -1) if isinstance(loss, GaussianLikelihood) else values
 
 
 def loss_for(kind: Kind, predicts: PredictionKind = "values") -> Loss:
-    """`predicts` is what the learner says of itself."""
+    """The loss for data of a kind; `predicts` is the learner's kind of prediction."""
     if kind == "classification":
         return CrossEntropy()
     if kind == "control":

@@ -55,7 +55,7 @@ from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, 
 LEARNED_RATES = ("none", "weight", "step")
 ANNEALING_STAGES = 10
 LEAST_WEIGHT = 0.03
-"""Of 1/T, what the weight of an earlier step falls to before it becomes 0."""
+"""Times 1/T: the least weight of an earlier step before it becomes 0."""
 
 
 class Stage(NamedTuple):

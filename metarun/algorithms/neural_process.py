@@ -198,7 +198,7 @@ def neural_process(
     kl_weight: float = 1.0,
     deterministic: bool = True,
 ) -> NeuralProcess:
-    """With attention over the context if `heads` is not 0, and nothing but z if `deterministic` is false."""
+    """Build one, with attention over the context if `heads` is not 0, and nothing but z if `deterministic` is false."""
     sizes = {"latent": latent, "train_samples": train_samples, "test_samples": test_samples}
     check_sizes(sigma_floor, representation=representation, **sizes)
     require(heads >= 0, "heads", heads, "must be at least 1, or 0 for the mean in place of attention")

@@ -1,4 +1,4 @@
-r"""The penalties of a run together: what each weighs at a step, and where it enters.
+r"""The penalties of a run together: the weight of each at a step, and how it enters training.
 
     inner objective   L^S(phi) + sum_j w_j Omega_j           over the terms with where=inner or both
     outer objective   mean_i [ L^Q_i(phi_i) + sum_j w_j Omega_j(theta, phi_i) ] + sum_j w_j Omega_j(theta)
@@ -100,7 +100,7 @@ class Term:
 
     @property
     def prefix(self) -> str:
-        """Of the names of its entries among the meta-parameters."""
+        """The prefix of the names of its meta-parameters."""
         return f"{REG}{self.name}."
 
     def weight(self, theta: Params) -> Tensor | float:
@@ -141,8 +141,7 @@ class Term:
 
 @runtime_checkable
 class NoisyModel(Protocol):
-    """A network that a penalty has given noise, or a learner with noise of its own; what it returns here goes to the
-    meta-gradient and nowhere else."""
+    """A network with the noise of a penalty, or a learner with noise of its own. Noise enters meta-gradients alone."""
 
     def add_noise(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
         """Meta-parameters and tasks [T, ...] with the noise of this outer step, a function of (seed, step) and, by
@@ -206,7 +205,7 @@ class Regularization:
         return sum_scalars([t.evaluate(at) for t in self.select(Entry.TASK_LOSS)])
 
     def shared_penalty(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
-        """What is added once to the outer objective of theta; 0 without such a term."""
+        """sum_j w_j Omega_j that is added once to the outer objective of theta; 0 without such a term."""
         return sum_scalars([t.evaluate_shared(learner, params, tasks) for t in self.select(Entry.SHARED_LOSS)])
 
     def mask_zeros(self, phi: Params) -> Params:
@@ -242,6 +241,6 @@ def add_model_noise(
 def add_noise(
     learner: Algorithm, params: Params, tasks: Task, seed: int, step: int, first: int = 0
 ) -> tuple[Params, Task]:
-    """The same, also with what the learner itself draws for a step."""
+    """The same, also with the noise that the learner itself draws for a step."""
     params, tasks = add_model_noise(learner.model, params, tasks, seed, step, first)
     return learner.add_noise(params, tasks, seed, step, first) if isinstance(learner, NoisyModel) else (params, tasks)

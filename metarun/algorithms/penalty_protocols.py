@@ -1,4 +1,4 @@
-"""What a penalty can look at: the protocols that the files of `regularizers/` fill in. All Omega are unweighted."""
+"""The protocols that the penalties in `regularizers/` implement. All Omega are unweighted."""
 
 from __future__ import annotations
 

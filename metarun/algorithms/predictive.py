@@ -1,4 +1,4 @@
-r"""Distributions that neural processes and conditional autoencoders predict, and how they are scored.
+r"""The distributions that neural processes and conditional autoencoders predict, and their scores.
 
 A learner with latent variables predicts the mixture (1/L) sum_l N(mu_l, sigma_l^2) over L draws of z; without, L = 1.
 
@@ -34,7 +34,7 @@ fill the memory."""
 
 
 class Gaussian(NamedTuple):
-    """With independent entries."""
+    """A Gaussian with independent entries."""
 
     mu: Tensor
     sigma: Tensor

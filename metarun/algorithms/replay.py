@@ -24,7 +24,7 @@ def init_buffers(tasks: int, capacity: int, recent: int, width: int) -> LearnerS
 
 
 def add(state: LearnerState, which: Tensor, rows: Tensor) -> LearnerState:
-    """With rows [n, R, W] written to the rings of n different tasks."""
+    """Write rows [n, R, W] to the rings of n different tasks."""
     capacity = state["replay"].shape[1]
     replay, written, first = state["replay"].clone(), state["written"].clone(), max(0, rows.shape[1] - capacity)
     offsets = torch.arange(first, rows.shape[1], device=rows.device)
@@ -35,7 +35,7 @@ def add(state: LearnerState, which: Tensor, rows: Tensor) -> LearnerState:
 
 
 def replace_recent(state: LearnerState, which: Tensor, rows: Tensor) -> LearnerState:
-    """With these tasks' recent rows replaced by all of the rows [n, R, W]."""
+    """Replace these tasks' recent rows by the rows [n, R, W]."""
     recent = state["recent"].clone()
     recent[which] = rows
     return state | {"recent": recent}
@@ -48,7 +48,7 @@ def sample(state: LearnerState, which: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def sample_recent(state: LearnerState, which: Tensor, uniforms: Tensor) -> Tensor:
-    """The same of the recent rows."""
+    """Sample from the recent rows, like `sample`."""
     return _sample(state["recent"], which, uniforms, torch.full_like(which, state["recent"].shape[1]))
 
 
