@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from metarun.report.figures.drawing import COLOURS, Drawing, finish, spans_much
+from metarun.report.figures.drawing import COLOURS, Drawing, finish, needs_log_scale
 
 Map = tuple[str, Sequence[float], Sequence[Sequence[float | None]]]
 """The axis of the rows, its values, and the numbers [rows, columns]."""
@@ -79,7 +79,7 @@ def colour_norm(values: np.ndarray) -> Normalize:
     if not len(finite):
         return Normalize(0, 1)
     low, high, middle = finite.min(), finite.max(), np.median(finite)
-    if spans_much([finite]):
+    if needs_log_scale([finite]):
         return LogNorm(max(low, middle / SPAN), min(high, middle * SPAN), clip=True)
     return Normalize(low, high if high > low else low + 1)
 

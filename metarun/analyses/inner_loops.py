@@ -41,7 +41,7 @@ from metarun.analyses.stability import (
     read_last_record,
 )
 from metarun.errors import UserError, nearest, require
-from metarun.report.figures.drawing import COLOURS, GREY, Drawing, look, plain, spans_much
+from metarun.report.figures.drawing import COLOURS, GREY, Drawing, look, needs_log_scale, plain
 from metarun.statistics.intervals import t_interval
 from metarun.storage.text import axis_label, display_scale
 from metarun.types import Algorithm, AlgorithmOptions, optional
@@ -235,7 +235,7 @@ def draw_scatter(rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
         x, y = ([r[key] for r in found] for key in ("change_median", "gap"))
         axes.plot(x, y, shown.marker, color=shown.colour, markersize=6, label=plain(variant["name"]) if found else None)
     changes = [r["change_median"] for r in known]
-    if spans_much([np.array(changes)]) or (len(changes) > 1 and max(changes) > 5 * min(changes) > 0):
+    if needs_log_scale([np.array(changes)]) or (len(changes) > 1 and max(changes) > 5 * min(changes) > 0):
         _set_log_scale(axes)
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set(xlabel="change of the median test task's query loss, one training task replaced")

@@ -48,7 +48,7 @@ from metarun.data.shifts import (
     with_test_classes,
 )
 from metarun.errors import SettingError, UserError, nearest, require
-from metarun.report.figures.drawing import COLOURS, GREY, Drawing, plain, spans_much
+from metarun.report.figures.drawing import COLOURS, GREY, Drawing, needs_log_scale, plain
 from metarun.statistics.paired import compare
 from metarun.storage.text import axis_label, display_scale, format_metric
 from metarun.training.evaluation import mean_and_interval
@@ -280,7 +280,7 @@ def _draw_scores(axes: Axes, rows: Sequence[Row], scale: float) -> None:
     shown = [(y, r) for y, r in enumerate(rows) if r.get("mean") is not None]
     x, half = (np.array([scale * (r[key] or 0) for _, r in shown]) for key in ("mean", "half"))
     broken = [(scale * r["median"], y) for y, r in enumerate(rows) if r.get("not_finite") and r["median"] is not None]
-    if spans_much([x, np.array([m for m, _ in broken])]):
+    if needs_log_scale([x, np.array([m for m, _ in broken])]):
         axes.set_xscale("log")
     if shown:
         axes.errorbar(x, [y for y, _ in shown], xerr=half, fmt="o", color=COLOURS[0], capsize=3, label="mean of tasks")

@@ -126,7 +126,7 @@ def finish(axes: Axes, title: str, x: str, y: str, shown: Sequence[np.ndarray] =
     """Set title, labels and ticks; a logarithmic scale if the `shown` values are positive and span a wide range."""
     axes.set_title(title, y=1.03)  # a fixed position spares matplotlib a search
     axes.set(xlabel=x, ylabel=y)
-    if spans_much(shown):
+    if needs_log_scale(shown):
         axes.set_yscale("log")
     elif (threshold := _linear_threshold(shown)) is not None:
         axes.set_yscale("symlog", linthresh=threshold, linscale=0.4)
@@ -140,7 +140,7 @@ def finish(axes: Axes, title: str, x: str, y: str, shown: Sequence[np.ndarray] =
         axes.xaxis.set_major_formatter(FuncFormatter(_tick))
 
 
-def spans_much(shown: Sequence[np.ndarray]) -> bool:
+def needs_log_scale(shown: Sequence[np.ndarray]) -> bool:
     """Whether all finite values are positive and the largest is more than fifty times the smallest."""
     found = _finite(shown)
     return bool(len(found) > 1 and found.min() > 0 and found.max() > LOG_RANGE * found.min())
@@ -150,12 +150,9 @@ def _linear_threshold(shown: Sequence[np.ndarray]) -> float | None:
     """A power of ten below most positive values, if there are zeros among them and a few are very much larger."""
     found = _finite(shown)
     positive = found[found > 0]
-    if (
-        not len(positive)
-        or found.min() < 0
-        or len(positive) == len(found)
-        or found.max() < LOG_RANGE * np.median(positive)
-    ):
+    if not len(positive) or len(positive) == len(found) or found.min() < 0:
+        return None
+    if found.max() < LOG_RANGE * np.median(positive):
         return None
     return float(10.0 ** np.floor(np.log10(np.quantile(positive, 0.1))))
 
@@ -168,9 +165,8 @@ def _finite(shown: Sequence[np.ndarray]) -> np.ndarray:
 def use_root_scale(axes: Axes, most: float) -> None:
     """Leave room for the first steps if there are many: distances on the axis are those of the square roots."""
     if most > FEW_STEPS:
-        root = lambda x: np.sign(x) * np.sqrt(np.abs(x))  # noqa: E731
-        square = lambda x: np.sign(x) * np.square(x)  # noqa: E731
-        axes.set_xscale("function", functions=(root, square))
+        scale = lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * np.square(x)
+        axes.set_xscale("function", functions=scale)
         axes.set_xlim(-0.0015 * most, 1.05 * most)
         axes.set_xticks([0, *(tick for tick in one_two_five(1, most) if tick <= most)])
         axes.xaxis.set_major_formatter(FuncFormatter(_tick))

@@ -37,7 +37,7 @@ COST = "Inner gradients are those of the support loss in training; a learner wit
 ZEROS = "Each line is one algorithm and method, its points the weights of the penalty. Bars: 95 % intervals over tasks."
 DIFFERENCES = "Dark: paired, task by task. Light: the interval if the two had been tested on different tasks."
 BEST = "The validation metric of the best of several is optimistic; the test metric played no part in the choice."
-NO_BEST = "No run was validated, so that none is called the best."
+NO_BEST = "No run was validated, so none is called the best."
 MAX_ROWS = 60  # of a table of swept settings
 
 

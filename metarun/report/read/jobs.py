@@ -26,7 +26,7 @@ DEFAULT_REASONS = {
     "waiting": "it was not started",
     "interrupted": "it was stopped before its end",
     "not finite": "no validation was a finite number",
-    "unknown": "neither job.json nor summary.json says how it ended",
+    "unknown": "neither job.json nor summary.json records how it ended",
 }
 SWEEP_OVERRIDES = ("sweep.", "hydra.sweep", "hydra.run.", "hydra/")  # a single run does without them
 
