@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -63,20 +64,29 @@ def pairs() -> Iterable[Any]:
         yield pytest.param(algo, data, marks=[] if recipe else [pytest.mark.long])
 
 
+PROVIDED = {"model", "loss", "ways", "input_shape", "outputs", "network", "regularization", "kind", "environment"}
+
+
+def settings_of(target: Any) -> set[str]:
+    """The names of a component's settings: its parameters, and the fields of those that are bundles of settings."""
+    hints, names = typing.get_type_hints(target.__init__ if isinstance(target, type) else target), set()
+    for name, parameter in inspect.signature(target).parameters.items():
+        bundle = hints.get(name) if name not in PROVIDED and parameter.default is parameter.empty else None
+        names |= {field.name for field in dataclasses.fields(bundle)} if dataclasses.is_dataclass(bundle) else {name}
+    return names
+
+
 @pytest.mark.parametrize(("algo", "data"), list(pairs()))
 def test_every_pair_composes_to_settings_that_its_classes_accept(algo: str, data: str) -> None:
     config = metarun.compose([f"algo={algo}", f"data={data}"])
     for group in ("algo", "data"):
         node = getattr(config, group)
-        parameters = inspect.signature(locate(group, node)).parameters
-        known = {*parameters, "_target_", *TRAINING_SIZE, *EPISODE_SIZE}
-        assert set(node) <= known
+        assert set(node) <= {*settings_of(locate(group, node)), "_target_", *TRAINING_SIZE, *EPISODE_SIZE}
 
 
 @pytest.mark.parametrize("group", ["algo", "data", "model", "reg"])
 def test_yaml_files_name_every_setting_of_their_class(group: str) -> None:
     """So that a user sees all of them in --cfg job, and no default hides in code."""
-    provided = {"model", "loss", "ways", "input_shape", "outputs", "network", "regularization", "kind", "environment"}
     for option in catalogue.list_options(group):
         node = getattr(composed(group, option), group)
         if group == "reg":
@@ -84,7 +94,7 @@ def test_yaml_files_name_every_setting_of_their_class(group: str) -> None:
                 continue
             node = node[option]
             assert set(SHARED) <= set(node)
-        assert set(inspect.signature(locate(group, node)).parameters) - provided <= set(node)
+        assert settings_of(locate(group, node)) - PROVIDED <= set(node)
 
 
 @pytest.mark.parametrize("algo", ALGOS)
