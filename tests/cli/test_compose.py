@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
