@@ -14,7 +14,8 @@ prox_margin         smallest eigenvalue of the inner objective's Hessian at phi,
                     strongly convex there, which the implicit gradient of arXiv 1909.04630 needs
 
 Networks with ReLU or max-pooling have no second derivative at kinks and ties: this is the curvature of their smooth
-pieces. Batch statistics are those of the support set, as in adaptation. Derivatives are by the network's weights alone.
+pieces. Batch statistics are those of the support set, as in adaptation. Derivatives are by the network's weights, those
+of the inner objective by the weights that the inner loop adapts.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def curvature_measures(learner: GradientLearner, params: Params, sample: TaskSam
 
 def spectra(learner: GradientLearner, theta: Params, support: Batch, start: Params, steps: int) -> Metrics:
     """Of one task: both ends of the Hessian of L^S at theta and at phi; the largest eigenvalue of the inner objective's
-    at theta, and the smallest at phi if there are inner penalties."""
+    at theta, and the smallest at phi unless it is lambda + that of L^S."""
     inner_objective = learner.inner_objective(theta, support)
 
     def support_loss(weights: Params) -> Tensor:
@@ -68,20 +69,23 @@ def spectra(learner: GradientLearner, theta: Params, support: Batch, start: Para
     def objective(weights: Params) -> Tensor:
         return inner_objective(theta | weights, 0)
 
-    def ends(function: Callable[[Params], Tensor], at: Params) -> Ritz:
-        return extremes(hessian_product(function, network_weights(at)), start, steps)
+    def ends(function: Callable[[Params], Tensor], weights: Params) -> Ritz:
+        return extremes(hessian_product(function, weights), {name: start[name] for name in weights}, steps)
 
     phi = adapted_weights(learner, theta, support)
+    theta_adapted, phi_adapted = (
+        {name: w for name, w in at.items() if is_adapted(name, learner.inner_rule)} for at in (theta, phi)
+    )
     metrics: Metrics = {}
     for where, at in (("theta", theta), ("phi", phi)):
-        ritz = ends(support_loss, at)
+        ritz = ends(support_loss, network_weights(at))
         size = ritz.size.clamp_min(torch.finfo(ritz.size.dtype).tiny)
         metrics |= {f"max_{where}": ritz.largest, f"min_{where}": ritz.smallest}
         metrics |= {f"residual_max_{where}": ritz.residual_largest / size}
         metrics |= {f"residual_min_{where}": ritz.residual_smallest / size}
-    metrics["max_objective"] = ends(objective, theta).largest
-    if learner.regularization.select(Entry.INNER_LOSS):
-        metrics["min_objective_phi"] = ends(objective, phi).smallest
+    metrics["max_objective"] = ends(objective, theta_adapted).largest
+    if learner.regularization.select(Entry.INNER_LOSS) or len(phi_adapted) < len(start):
+        metrics["min_objective_phi"] = ends(objective, phi_adapted).smallest
     return metrics
 
 

@@ -142,6 +142,25 @@ def test_curvature_of_a_network_is_that_of_its_dense_hessian_at_theta_and_at_phi
         assert found[f"hessian_min_{where}"] == pytest.approx(float(known[:, 0].mean()), rel=1e-8)
 
 
+@pytest.mark.parametrize("adapted", ["head", "block0"])
+def test_the_inner_objective_is_curved_in_the_adapted_weights_alone(adapted: str) -> None:
+    """Against the rows and columns of the dense Hessian; each part is convex where the whole is not."""
+    tasks, theta = [labelled(seed) for seed in range(2)], networks_params(torch.float64)
+    moves = flatten({k: torch.full_like(v, float(k.startswith(adapted))) for k, v in theta.items()}).bool()
+    lr, prox = 0.5, 0.3
+    learner = IMAML(NETWORK, CrossEntropy(), prox, lr, 2, 2, cg_steps=2, cg_damping=0.0, adapted=(adapted,))
+    largest, smallest = [], []
+    for task in tasks:
+        phi = learner.adapt(theta, task.support).params
+        at_theta, at_phi = (support_hessian(at, task)[moves][:, moves] for at in (theta, phi))
+        largest.append(float(torch.linalg.eigvalsh(at_theta)[-1]))
+        smallest.append(float(torch.linalg.eigvalsh(at_phi)[0]))
+    found = curvature_measures(learner, theta, TaskSample(stack_tasks(tasks), None), steps=33)
+    assert found["rate_curvature"] == pytest.approx(lr * (sum(largest) / 2 + prox), rel=EXACT)
+    assert found["prox_margin"] == pytest.approx(prox + min(smallest), rel=1e-8)
+    assert found["prox_margin"] > prox - 1e-9 > prox + found["hessian_min_phi"]
+
+
 def test_an_eigenvalue_lies_within_the_residual_of_a_network_measured_with_few_steps() -> None:
     theta, task = networks_params(torch.float64), labelled(0)
     known = torch.linalg.eigvalsh(support_hessian(theta, task))
