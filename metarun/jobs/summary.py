@@ -111,7 +111,9 @@ def describe_metric(values: Tensor) -> dict[str, float]:
 
 
 def describe_end(state: State, tasks: int, status: str, reason: str, alarms: Alarms | None) -> dict[str, Any]:
-    """The steps done, how the run ended, and its alarms if it trained."""
+    """The steps done, how the run ended, and its alarms if it trained; `measures_share` is that of the measures in the
+    training time without validation and probes."""
+    training = state.seconds - state.spent.get("validation", 0.0) - state.spent.get("probes", 0.0)
     return {
         "status": status,
         "reason": reason,
@@ -123,7 +125,7 @@ def describe_end(state: State, tasks: int, status: str, reason: str, alarms: Ala
         "val_error": state.best_error,
         "seconds": state.seconds,
         "seconds_spent": dict(state.spent),
-        "measures_share": measures_share(state),
+        "measures_share": state.spent.get("measures", 0.0) / training if training > 0 else None,
         "tasks_per_second": state.step * tasks / state.seconds if state.seconds else None,
         "peak_memory_mb": peak_memory_mb(),
         **({"alarms": alarms.summary()} if alarms else {}),
@@ -147,12 +149,6 @@ def describe_convergence(experiment: Experiment, record: RunFolder) -> dict[str,
         higher_is_better=algorithm.loss.higher_is_better,
         chance=1 / classes if classes else None,
     )
-
-
-def measures_share(state: State) -> float | None:
-    """The share of the measures in the training time, which excludes validation and probes."""
-    rest = state.seconds - state.spent.get("validation", 0.0) - state.spent.get("probes", 0.0)
-    return state.spent.get("measures", 0.0) / rest if rest > 0 else None
 
 
 def params_sha256(params: Params) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,7 +61,10 @@ class Evaluator:
         for start in range(0, self.tasks, TASKS_PER_DRAW):
             indices = range(start, min(start + TASKS_PER_DRAW, self.tasks))
             drawn = self.dataset.episodes(self.split, EPISODE_SEED, 0, indices, self.spec)
-            update_digest(digest, drawn)
+            # Task by task, so that the hash does not depend on how many are drawn at once.
+            for tensors in zip(*drawn.support, *drawn.query, strict=True):
+                for tensor in tensors:
+                    digest.update(tensor.contiguous().numpy().tobytes())
             tasks = self.placement.move_task(drawn)
             parts.append(score_tasks(calibrated, params, tasks, self.steps, chunk, self.placement.processes))
         metrics = {name: torch.cat([part[name] for part in parts]).T for name in parts[0]}  # each [R, T]
@@ -150,20 +153,16 @@ def score_tasks(
     """The same by name, with the further metrics of an AssessingLearner; each [T, R]."""
 
     def one(params: Params, task: Task) -> tuple[Metrics, Metrics]:
-        states = enumerate(adapted_states(algorithm, params, task, max(steps)))
-        rows = [score_queries(algorithm, adapted, task) for step, adapted in states if step in steps]
+        if isinstance(algorithm, ExploringLearner):  # it explores its own support set
+            states = algorithm.explore_steps(params, task.support, max(steps))
+        else:
+            states = algorithm.adaptations(params, task.support, max(steps))
+        rows = [score_queries(algorithm, adapted, task) for step, adapted in enumerate(states) if step in steps]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, {}
 
     with torch.no_grad():
         found, _ = map_tasks(one, len(tasks.support.x), chunk, processes=processes)(params, tasks)
     return {name: values.cpu() for name, values in found.items()}
-
-
-def adapted_states(algorithm: Algorithm, params: Params, task: Task, steps: int) -> Iterator[Adapted]:
-    """The adapted state after 0, 1, ... steps: to the support set, or to what an ExploringLearner explores itself."""
-    if isinstance(algorithm, ExploringLearner):
-        return algorithm.explore_steps(params, task.support, steps)
-    return algorithm.adaptations(params, task.support, steps)
 
 
 def score_queries(algorithm: Algorithm, adapted: Adapted, task: Task) -> Metrics:
@@ -189,10 +188,3 @@ def calibrate(algorithm: Algorithm, params: Params, dataset: Dataset, placement:
 def replace_model(algorithm: Any, model: Model) -> Algorithm:
     """The same learner with another network, such as one with fixed statistics."""
     return algorithm if model is algorithm.model else dataclasses.replace(algorithm, model=model)
-
-
-def update_digest(digest: Any, tasks: Task) -> None:
-    """Hash task by task, so that the hash does not depend on how many are drawn at once."""
-    for parts in zip(*tasks.support, *tasks.query, strict=True):
-        for tensor in parts:
-            digest.update(tensor.contiguous().numpy().tobytes())

@@ -11,7 +11,7 @@ from metarun.algorithms.objective import Regularization
 from metarun.compute.device import Placement, make_placement
 from metarun.config import catalogue
 from metarun.config.components import build, component_class, locate
-from metarun.config.schema import Config, TrainConfig, check
+from metarun.config.schema import Config, check
 from metarun.data.pool import TaskPool
 from metarun.diagnostics.probe import Probe
 from metarun.diagnostics.step import StepMeasures
@@ -97,7 +97,9 @@ def assemble(config: Config) -> Experiment:
     """Build the objects of a run, and check everything that can be checked before the first step."""
     check(config)
     placement = make_placement(config.device)
-    dataset = limit_tasks(build_dataset(config), config.train)
+    dataset, train = build_dataset(config), config.train
+    if train.pool is not None:
+        dataset = TaskPool(dataset, train.pool, train.pool_seed, train.pool_replaced)
     check_pair(config, dataset)
     train_spec, test_spec = episode_sizes(config)
     check_episodes(config, dataset, train_spec, test_spec)
@@ -148,13 +150,6 @@ def limit_chunk(experiment: Experiment) -> Experiment:
 def build_dataset(config: Config) -> Dataset:
     node = {k: v for k, v in config.data.items() if k not in EPISODE_SIZE}
     return build("data", node, config.trusted_modules)
-
-
-def limit_tasks(dataset: Dataset, settings: TrainConfig) -> Dataset:
-    """The data set, with the training tasks limited to `train.pool`."""
-    if settings.pool is None:
-        return dataset
-    return TaskPool(dataset, settings.pool, settings.pool_seed, settings.pool_replaced)
 
 
 def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:

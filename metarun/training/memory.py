@@ -11,6 +11,7 @@ does not count: a resumed run must decide as before. The program (some 0.5 GB) a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -70,11 +71,12 @@ class AllocationPeak(TorchDispatchMode):
             self.seen.add(key)
             self.live += size
             self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._freed, key, size)
 
-    def _freed(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.live -= size
+            def free() -> None:
+                self.seen.discard(key)
+                self.live -= size
+
+            weakref.finalize(storage, free)
 
 
 def peak_bytes(function: Callable[..., Any], *arguments: Any) -> int:
@@ -126,15 +128,11 @@ def total_bytes(device: torch.device) -> int:
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on Windows
         physical = UNKNOWN_TOTAL
-    return min([physical, *(limit for path in CGROUP_LIMITS if (limit := _number(Path(path))))])
-
-
-def _number(path: Path) -> int | None:
-    """The number in the file; None if there is no file or no number in it ("max")."""
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
+    limits = [physical]
+    for path in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or no number in it ("max")
+            limits.append(int(Path(path).read_text(encoding="ascii")) or physical)
+    return min(limits)
 
 
 def fit_chunk(

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from metarun.compute.linalg import norm, scale
 from metarun.config.schema import OptimConfig
@@ -70,14 +69,14 @@ def step_rates(optimizer: torch.optim.Optimizer, params: Params, lr: float) -> R
     group = optimizer.param_groups[0]
     if "betas" not in group:
         return lr / (1 - group["momentum"])
-    return {name: lr * _scaling(optimizer.state[p], group, p) for name, p in params.items() if p in optimizer.state}
-
-
-def _scaling(state: dict[str, Tensor], group: dict[str, Any], p: Tensor) -> Tensor:
-    """1 / (sqrt(v_hat) + eps)."""
-    # 1 - beta^step without the cancellation that single precision would have in the first steps.
-    correction = -torch.expm1(state["step"].to(p) * math.log(group["betas"][1]))
-    return 1 / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"])
+    rates = {}
+    for name, p in params.items():
+        if p in optimizer.state:
+            state = optimizer.state[p]
+            # 1 - beta^step without the cancellation that single precision would have in the first steps.
+            correction = -torch.expm1(state["step"].to(p) * math.log(group["betas"][1]))
+            rates[name] = lr * (1 / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"]))
+    return rates
 
 
 def clipped(gradient: Params, limit: float | None) -> Params:
