@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from metarun.cli import experiments
 from metarun.config.catalogue import GROUPS, PACKAGED, conf_folder
 from metarun.config.schema import Config, refuse_values_for_groups
-from metarun.storage.locks import owner
+from metarun.storage.locks import find_owner
 from metarun.storage.run_folder import RunFolder, new_folder
 
 CONFIG_PATH = "pkg://metarun.conf" if PACKAGED.is_dir() else str(conf_folder())
@@ -67,7 +67,7 @@ def hydra_subfolder(resume: str | None, folder: str) -> str | None:
     There is none if another process writes to the folder, which this job notices only later, or if the run has ended,
     whose files all stay unchanged.
     """
-    if owner(Path(folder)) or (resume and RunFolder(Path(resume)).has_ended()):
+    if find_owner(Path(folder)) or (resume and RunFolder(Path(resume)).has_ended()):
         return None
     return ".hydra/resumed" if resume else ".hydra"
 

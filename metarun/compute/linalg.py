@@ -1,4 +1,4 @@
-"""Algebra on dictionaries of tensors: vectors of parameter space, and the solver that iMAML needs."""
+"""Linear algebra on dictionaries of tensors, the vectors of parameter space, and iMAML's linear solver."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def axpy(a: float | Tensor, x: Params, y: Params) -> Params:
 
 
 def sub(x: Params, y: Params) -> Params:
+    """x - y."""
     return {k: x[k] - y[k] for k in x}
 
 
 def scale(a: float | Tensor, x: Params) -> Params:
+    """a x."""
     return {k: a * v for k, v in x.items()}
 
 
@@ -37,16 +39,17 @@ def sum_scalars(values: Iterable[Tensor]) -> Tensor:
 
 
 def norm(x: Params) -> Tensor:
+    """|x|, a scalar."""
     return dot(x, x).sqrt()
 
 
 def flatten(x: Params) -> Tensor:
-    """All entries as one vector."""
+    """Concatenate all entries to one vector."""
     return torch.cat([v.reshape(-1) for v in x.values()])
 
 
 def unflatten(vector: Tensor, like: Params) -> Params:
-    """A vector's parts in the shapes of `like`."""
+    """Split a vector into the shapes of `like`; the inverse of `flatten`."""
     parts = vector.split([v.numel() for v in like.values()])
     return {k: part.view(v.shape) for (k, v), part in zip(like.items(), parts, strict=True)}
 
@@ -76,15 +79,15 @@ def gradient(objective: Callable[[Params], Tensor], at: Params) -> Params:
 
 
 def gradients(objective: Callable[..., tuple[Tensor, Any]], *at: Params) -> tuple[tuple[Params, ...], Any]:
-    """The gradient of a scalar by each argument, and what the objective returns beside it (tensors).
+    """The gradient of a scalar by each argument, and the auxiliary tensors that the objective returns.
 
-    By a pull-back after the objective has returned: `torch.func.grad` differentiates while its own level is still open,
-    and so records how the gradient itself could be differentiated at that level. Nobody asks for that graph, and for
-    MAML it takes as much memory as all the rest. Levels further out record what they need either way.
+    It is a pull-back after the objective has returned: `torch.func.grad` differentiates while its own level is still
+    open, and so records how the gradient itself could be differentiated at that level. That graph is never used, and
+    for MAML it takes as much memory as all the rest. Levels further out record what they need either way.
     """
-    found: Any = vjp(objective, *at, has_aux=True)
-    value, pullback, aside = found
-    return pullback(torch.ones_like(value), retain_graph=False), aside
+    output: Any = vjp(objective, *at, has_aux=True)
+    value, pullback, aux = output
+    return pullback(torch.ones_like(value), retain_graph=False), aux
 
 
 def hessian_product(objective: Callable[[Params], Tensor], at: Params) -> Callable[[Params], Params]:
@@ -97,7 +100,7 @@ def hessian_product(objective: Callable[[Params], Tensor], at: Params) -> Callab
 
 
 def gradient_and_hvp(objective: Callable[[Params], Tensor], at: Params) -> tuple[Params, Callable[[Params], Params]]:
-    """The gradient of `objective` at `at`, which comes with it for nothing, and `hessian_product`."""
+    """The gradient of `objective` at `at`, and `hessian_product`, which computes it anyway."""
     slope, pullback = vjp(lambda at: gradient(objective, at), at)[:2]
     return slope, lambda v: pullback(v)[0]
 
@@ -107,8 +110,8 @@ def gauss_newton(
 ) -> tuple[Params, Callable[[Params], Params]]:
     """The gradient of loss(outputs(.)) at `at`, and v -> G v with G = J' L J (Schraudolph 2002).
 
-    J is the Jacobian of the outputs and L the Hessian of the loss by them. What the Hessian has besides, the outputs'
-    own curvature, is left out: for a loss that is convex in the outputs G has no negative eigenvalue.
+    J is the Jacobian of the outputs and L the Hessian of the loss by them. G is the Hessian without the curvature of
+    the outputs: for a loss that is convex in the outputs it has no negative eigenvalue.
     """
     z, transposed = vjp(outputs, at)[:2]  # u -> J' u, a linear map whose own transpose is v -> J v
     forth = vjp(lambda u: transposed(u)[0], torch.zeros_like(z))[1]
@@ -125,11 +128,11 @@ class Solution(NamedTuple):
 def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: int) -> Solution:
     """Solve A x = b with a fixed number of conjugate-gradient steps from x = 0.
 
-    `product` is v -> A v with A symmetric. The count is fixed because `vmap` allows no data-dependent
-    stop. A direction p with p'Ap <= 0 shows that A is not positive definite, where a further step would
-    leave the minimiser for a saddle: the iterate is frozen there, and `min_curvature` tells. If that
-    is the very first direction, x = b is returned (for iMAML the first-order meta-gradient) and not 0. A product
-    that is not finite makes x NaN, so that whoever asked for it can refuse.
+    `product` is v -> A v with A symmetric. The count is fixed because `vmap` allows no data-dependent stop. A direction
+    p with p'Ap <= 0 shows that A is not positive definite, where a further step would leave the minimiser for a saddle:
+    the iterate is frozen there, and `min_curvature` is not positive. If that is the very first direction, x = b is
+    returned (for iMAML the first-order meta-gradient) and not 0. A product that is not finite makes x NaN, which the
+    caller can detect.
     """
     x = scale(0.0, b)
     r = p = b

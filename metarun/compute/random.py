@@ -1,11 +1,11 @@
-"""Random numbers that are a function of where they are used, not of what was drawn before.
+"""Random numbers that are a function of where they are used, not of earlier draws.
 
 NumPy's Philox is counter-based: its state is a key and a 256-bit counter, and the stream is fixed across versions.
 With key = seed and counter = (word, step, split, 0), task i of a step owns the words i W .. (i+1) W - 1. So episode
-(seed, split, step, i) is the same whichever tasks are drawn beside it, by whom and in which order. The last place of
-the counter is 1 for words that change images (augmentation), 2 for the noise of a stochastic network, 3 for the sizes
-of context sets and 4 for the order of pixels or for what an acting learner does and draws (no run has both), so that
-these change no episode.
+(seed, split, step, i) is the same whichever tasks are drawn beside it, in which process and in which order. The last
+part of the counter is 1 for words that change images (augmentation), 2 for the noise of a stochastic network, 3 for the
+sizes of context sets and 4 for the order of pixels or for the actions and draws of an acting learner (no run has both),
+so that these change no episode.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Bits = NDArray[np.uint64]
 
 def random_bits(split: Split, seed: int, step: int, tasks: range, words: int) -> Bits:
     """64-bit words [T, words] of the given tasks."""
-    return _words(seed, step, tasks, words, [SPLITS.index(split), 0])
+    return _draw_words(seed, step, tasks, words, [SPLITS.index(split), 0])
 
 
 def bits_of_steps(split: Split, seed: int, steps: range, tasks: range, words: int) -> Bits:
@@ -40,31 +40,31 @@ def bits_of_steps(split: Split, seed: int, steps: range, tasks: range, words: in
 
 def augmentation_bits(seed: int, step: int, tasks: range, part: int, words: int) -> Bits:
     """64-bit words [T, words] for changing the images of training episodes; `part` is 0 for support, 1 for query."""
-    return _words(seed, step, tasks, words, [part, 1])
+    return _draw_words(seed, step, tasks, words, [part, 1])
 
 
 def pixel_bits(split: Split, seed: int, step: int, tasks: range, words: int) -> Bits:
     """64-bit words [T, words] for the order of an image's pixels."""
-    return _words(seed, step, tasks, words, [SPLITS.index(split), 4])
+    return _draw_words(seed, step, tasks, words, [SPLITS.index(split), 4])
 
 
 def size_bits(seed: int, step: int, tasks: range, words: int) -> Bits:
-    """64-bit words [T, words] for how much of a training task a learner is shown."""
-    return _words(seed, step, tasks, words, [0, 3])
+    """64-bit words [T, words] for the sizes of the context sets of training tasks."""
+    return _draw_words(seed, step, tasks, words, [0, 3])
 
 
 def learner_bits(seed: int, step: int, rows: range, part: int, words: int) -> Bits:
-    """64-bit words [R, words] for what a learner does at an outer step; `part` is what they are for."""
-    return _words(seed, step, rows, words, [part, 4])
+    """64-bit words [R, words] for the draws of a learner at an outer step; `part` numbers their uses."""
+    return _draw_words(seed, step, rows, words, [part, 4])
 
 
 def noise(seed: int, step: int, rows: range, count: int) -> NDArray[np.floating]:
     """Standard normals [rows, count] for a stochastic network at an outer step."""
-    bits = _words(seed, step, rows, 2 * count, [0, 2])
+    bits = _draw_words(seed, step, rows, 2 * count, [0, 2])
     return normal(bits[:, :count], bits[:, count:])
 
 
-def _words(seed: int, step: int, tasks: range, words: int, stream: list[int]) -> Bits:
+def _draw_words(seed: int, step: int, tasks: range, words: int, stream: list[int]) -> Bits:
     blocks = -(-words // WORDS_PER_BLOCK)
     counter = [tasks.start * blocks, step, *stream]
     raw = np.random.Philox(key=seed, counter=counter).random_raw(len(tasks) * blocks * WORDS_PER_BLOCK)

@@ -26,7 +26,7 @@ PLAIN_PATH = re.compile(r"[\w./~-]+")  # neither quoted nor a list in Hydra's gr
 OPTION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*|\[[\w.,-]*\]")
 
 
-def source_run(config: Config) -> RunFolder:
+def open_source_run(config: Config) -> RunFolder:
     """Return the run that `run=` names. Raise `SettingError` if it names none."""
     if not config.run:
         needed = f"job={config.job} needs a run's folder, as run=outputs/DATE/TIME-maml-sinusoid"
@@ -46,14 +46,19 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     stored = read_settings(source)
     groups = [f"{group}={option}" for group, option in stored.get("choices", {}).items()]
     asked = [o for o in overrides if o.partition("=")[0] not in COMMAND_SETTINGS]
-    base, changed = (OmegaConf.structured(compose([*groups, *more])) for more in ([], asked))
-    changes = differences(_plain(base), _plain(changed)) | _explicit_changes(asked, _plain(changed))
+    base: Any
+    typed: Any
+    base, typed = (OmegaConf.to_container(OmegaConf.structured(compose([*groups, *more]))) for more in ([], asked))
+    changes, flat = diff_settings(base, typed), diff_settings({}, typed)
+    for key in (o.partition("=")[0].lstrip("+~") for o in asked):
+        if key in flat:  # also a value that equals the default: the stored run may have another one
+            changes[key] = flat[key]
     if config.resume:
         _refuse_other_run(changes, stored, config)
     merged = _merge(stored, changes)
-    _set_trust(merged, _plain(changed))
+    _set_trust(merged, typed)
     if config.job == "evaluate":
-        merged["published"] = _select_published(stored, changes, _plain(changed))
+        merged["published"] = _select_published(stored, changes, typed)
     for key in COMMAND_SETTINGS[:-1]:
         merged[key] = getattr(config, key)
     _print_paths_read(source, stored, changes)
@@ -87,7 +92,7 @@ def read_settings(source: str) -> dict[str, Any]:
     An interpolation could read the environment or make folders; choices are given to Hydra again.
     """
     stored = RunFolder(Path(source)).read_config()
-    for key, value in differences({}, {"": stored}).items():
+    for key, value in diff_settings({}, {"": stored}).items():
         if any("${" in text or text == "???" for text in _strings([key, value])):
             raise UserError(f"{source}: config.yaml: {one_line(key[1:])} holds an interpolation; settings are plain")
     choices = stored.get("choices", {})
@@ -125,20 +130,13 @@ def _print_paths_read(source: str, stored: dict[str, Any], changes: dict[str, An
             print_notice(f"{one_line(source)}: its data.{key} is read: {one_line(path)}")
 
 
-def _explicit_changes(overrides: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that overrides name, also where they equal the default: the stored run may have another value."""
-    flat = differences({}, settings)
-    names = dict.fromkeys(o.partition("=")[0].lstrip("+~") for o in overrides)
-    return {key: flat[key] for key in names if key in flat}
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def diff_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return dotted key -> new value where two trees differ."""
     changed: dict[str, Any] = {}
     for key, value in new.items():
         before = old.get(key, {} if isinstance(value, dict) and value else None)
         if isinstance(value, dict) and isinstance(before, dict):
-            changed |= differences(before, value, f"{prefix}{key}.")
+            changed |= diff_settings(before, value, f"{prefix}{key}.")
         elif value != before or key not in old:
             changed[prefix + key] = value
     return changed
@@ -146,7 +144,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> d
 
 def _refuse_other_run(changes: dict[str, Any], stored: dict[str, Any], config: Config) -> None:
     """Raise `UserError` for changes that make it another run; print them if `resume_allow` names all of them."""
-    before, unknown = differences({}, stored), object()
+    before, unknown = diff_settings({}, stored), object()
     harmless = (*RESUMABLE, "choices")
     other = {k: v for k, v in changes.items() if v != before.get(k, unknown) and not _is_below(k, harmless)}
     refused = [key for key in other if not _is_below(key, config.resume_allow)]
@@ -185,10 +183,6 @@ def _select_published(stored: dict[str, Any], changes: dict[str, Any], typed: di
     """The paper's metrics: those that the command sets, or the stored ones unless it changes what is tested."""
     if any(_is_below(key, ("published",)) for key in changes):
         return typed["published"]
-    before = differences({}, stored)
+    before = diff_settings({}, stored)
     other = any(_is_below(k, ("algo", "data", "model", "test")) and v != before.get(k) for k, v in changes.items())
     return {} if other else stored.get("published", {})
-
-
-def _plain(config: Any) -> Any:
-    return OmegaConf.to_container(config)

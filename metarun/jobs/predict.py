@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from metarun.compute.device import Placement, make_placement
-from metarun.config.from_run import source_run
+from metarun.config.from_run import open_source_run
 from metarun.config.schema import Config
 from metarun.data.folder import Examples, Pictures, read_examples, read_pictures
 from metarun.errors import SettingError, UserError
@@ -42,7 +42,7 @@ class Predictions(NamedTuple):
 
 def predict_job(config: Config, record: RunFolder) -> Result:
     """Write predictions.csv and summary.json into the run folder."""
-    source = source_run(config)
+    source = open_source_run(config)
     dataset = build_dataset(config)
     pixels = optional(dataset, DatasetOptions, "pixels")
     if pixels is None:

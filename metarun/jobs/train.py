@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from metarun.compute.distributed import connect_processes
-from metarun.config.from_run import source_run
+from metarun.config.from_run import open_source_run
 from metarun.config.schema import Config
 from metarun.diagnostics.alarms import Alarms, Baseline
 from metarun.diagnostics.chance import chance_level
@@ -72,7 +72,7 @@ def train_job(config: Config, record: RunFolder, quiet: bool = False) -> Result:
 
 def evaluate_job(config: Config, record: RunFolder) -> Result:
     """Test the best checkpoint of `config.run`, with the changes of the command line."""
-    source = source_run(config)
+    source = open_source_run(config)
     connect_processes().on_first(lambda: refuse_used(record))
     experiment = connect_processes().in_turn(lambda: assemble(config))
     state = experiment.trainer().start()

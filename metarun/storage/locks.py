@@ -72,7 +72,7 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
         file = FileIO(folder / OWNER_FILE, "a+")
     with file:
         if try_lock(file) is False:
-            raise UserError(f"{folder}: another process writes there ({_read(file)}); wait for it or stop it first")
+            raise UserError(f"{folder}: another process writes there ({_owner(file)}); wait for it or stop it first")
         with name_file_in_errors(folder / OWNER_FILE):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -87,17 +87,17 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
             raise
 
 
-def owner(folder: Path) -> str | None:
+def find_owner(folder: Path) -> str | None:
     """The process that writes to a run folder now, None if there is none."""
     try:
         with FileIO(folder / OWNER_FILE, "r+") as file:
-            return _read(file) if try_lock(file) is False else None
+            return _owner(file) if try_lock(file) is False else None
     except OSError:
         return None
 
 
-def _read(file: FileIO) -> str:
-    with contextlib.suppress(OSError):  # Windows lets nobody read the byte that another process has locked
+def _owner(file: FileIO) -> str:
+    with contextlib.suppress(OSError):  # on Windows nothing can read the byte that another process has locked
         file.seek(0)
         if name := file.read(200).decode(errors="replace").strip():
             return name

@@ -1,4 +1,4 @@
-"""Read folders and files that somebody else may have made: without following links, without waiting, up to a size.
+"""Read folders and files of unknown origin: without following links, without waiting, up to a size.
 
 A run folder that is named on the command line may come from anywhere. Reading it executes nothing (YAML's safe loader,
 JSON, tensors alone). The functions here keep it from leading to other files, and from having no end.

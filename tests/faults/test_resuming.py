@@ -11,7 +11,7 @@ from helpers.runs import ENDLESS, here, started, wait_for_lines
 
 import metarun
 from metarun.config.from_run import reuse_settings
-from metarun.storage.locks import lock_run_folder, owner
+from metarun.storage.locks import find_owner, lock_run_folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -99,6 +99,6 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_the_folder_free(tmp_
     assert (tmp_path / "run/.hydra/config.yaml").read_bytes() == settings
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert owner(tmp_path / "run") is None
+    assert find_owner(tmp_path / "run") is None
     with lock_run_folder(tmp_path / "run"):
-        assert str(owner(tmp_path / "run")).startswith("process ")
+        assert str(find_owner(tmp_path / "run")).startswith("process ")

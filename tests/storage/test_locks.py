@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from metarun.errors import UserError
-from metarun.storage.locks import file_lock, lock_run_folder, lock_slot, owner
+from metarun.storage.locks import file_lock, find_owner, lock_run_folder, lock_slot
 
 FORK = multiprocessing.get_context("fork")
 
@@ -41,17 +41,17 @@ def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_folder_has_one_writer_which_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "run"
-    assert owner(folder) is None
+    assert find_owner(folder) is None
     with lock_run_folder(folder):
-        name = owner(folder)
+        name = find_owner(folder)
         assert str(name).startswith(f"process {os.getpid()} on ")
         with pytest.raises(UserError) as caught, lock_run_folder(folder):
             pass
         assert str(caught.value) == f"{folder}: another process writes there ({name}); wait for it or stop it first"
-        assert owner(folder) == name
-    assert owner(folder) is None
+        assert find_owner(folder) == name
+    assert find_owner(folder) is None
     with lock_run_folder(folder):
-        assert owner(folder) == name
+        assert find_owner(folder) == name
 
 
 def test_locks_are_free_once_their_holder_is_killed(tmp_path: Path) -> None:
@@ -59,10 +59,10 @@ def test_locks_are_free_once_their_holder_is_killed(tmp_path: Path) -> None:
     process = FORK.Process(target=hold_until_killed, args=(tmp_path, started))
     process.start()
     assert started.wait(60)
-    assert owner(tmp_path)
+    assert find_owner(tmp_path)
     process.kill()
     process.join()
-    assert owner(tmp_path) is None
+    assert find_owner(tmp_path) is None
     with lock_run_folder(tmp_path), file_lock(tmp_path / "table") as lock, lock_slot(tmp_path / "slots", 1) as slot:
         assert lock is not None
         assert slot == 0
@@ -109,7 +109,7 @@ def wait_for_lock(path: Path) -> bool:
 @pytest.mark.usefixtures("without_locks")
 def test_on_a_file_system_without_locks_nothing_is_refused(tmp_path: Path) -> None:
     with lock_run_folder(tmp_path), lock_run_folder(tmp_path):
-        assert owner(tmp_path) is None
+        assert find_owner(tmp_path) is None
     with file_lock(tmp_path / "table") as first, file_lock(tmp_path / "table") as second:
         assert (first, second) == (None, None)
     with lock_slot(tmp_path / "slots", 1) as first, lock_slot(tmp_path / "slots", 1) as second:

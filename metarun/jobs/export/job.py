@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.table import Table
 
-from metarun.config.from_run import source_run
+from metarun.config.from_run import open_source_run
 from metarun.config.schema import Config
 from metarun.diagnostics.sparsity import sparsity
 from metarun.jobs.export.files import describe_usage, encode_weights, import_safetensors_save
@@ -64,7 +64,7 @@ class Built(NamedTuple):
 
 def export_job(config: Config, record: RunFolder) -> Result:
     """Write model.safetensors, config.json, predict.pt2 and summary.json into the run folder."""
-    source = source_run(config)
+    source = open_source_run(config)
     import_safetensors_save()  # refuses before anything is done
     config.device.name = "cpu"  # a program is bound to the device that it was traced on
     if config.device.precision == "bfloat16":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 
 class Record(NamedTuple):
@@ -14,20 +14,22 @@ class Record(NamedTuple):
     timing: dict[str, float]  # times and memory, which differ from machine to machine
 
 
-class Sink:
-    """Where a run's metrics are logged to. A sink overrides the methods that it has something to do for."""
+class Sink(Protocol):
+    """Where a run's metrics are logged to. `progress` and `note` do nothing unless a sink overrides them."""
 
     def start(self, run: dict[str, Any]) -> None:
         """The run begins; `run` has its name, title, folder, steps, step (where it starts), metric and config."""
 
     def progress(self, step: int) -> None:
         """Called after each outer step."""
+        return
 
     def log(self, record: Record) -> None:
         """A record was measured."""
 
     def note(self, message: str) -> None:
         """A message for the user."""
+        return
 
     def finish(self, summary: dict[str, Any]) -> None:
         """The run ended, in whichever way."""
