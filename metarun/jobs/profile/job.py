@@ -171,8 +171,8 @@ def read_process_peak() -> int | None:
 def convolution_backward(
     grad_out: Sequence[int], x: Sequence[int], w: Sequence[int], *settings: Any, **kwargs: Any
 ) -> int:
-    """Operations of aten.convolution_backward, from the shapes of its tensors; the last of its settings says which
-    gradients are wanted: by x, w and bias."""
+    """Operations of aten.convolution_backward, from the shapes of its tensors. The last setting selects the gradients:
+    by x, w and bias."""
     *_, transposed, _, _, wanted = settings
     positions = x[2:] if transposed else grad_out[2:]
     one = 2 * x[0] * math.prod(positions) * math.prod(w)
