@@ -1,8 +1,8 @@
 """Environments with a hidden goal: tasks as rows, and episodes made of them.
 
-Rows x of an episode are trajectories: the state in which each begins, then `NORMALS` standard normal numbers
-for the learner that acts. Rows y are the goal and its index in its split. Training goals are drawn at random,
-validation and test take theirs in turn.
+Rows x of an episode are trajectories: the state in which each begins, then standard normal numbers for the learner
+that acts. Rows y are the goal and its index in its split. Training goals are drawn at random, validation and test take
+theirs in turn.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ from metarun.errors import require
 from metarun.types import Batch, Environment, EpisodeSpec, Split, Task
 
 GOAL_STREAM = 2**43
-"""The step whose random words choose the goals; no training comes there."""
-
+"""The step whose random words choose the goals; no training reaches it."""
 
 NORMALS = 16
-"""The standard normal numbers of a trajectory."""
+"""The `normals_per_trajectory` of each environment here."""
 
 
 def draw_trajectories(
     environment: Environment, rows: Tensor, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec
 ) -> Task:
-    """Episodes of the tasks with rows y [n, G + 1], those of a split."""
-    trajectories, width = spec.shots + spec.queries, environment.words_per_state
-    words = random_bits(split, seed, step, tasks, 1 + (2 * NORMALS + width) * trajectories)
+    """Episodes of a split, whose tasks have the rows y [n, G + 1]."""
+    trajectories, normals = spec.shots + spec.queries, environment.normals_per_trajectory
+    words = random_bits(split, seed, step, tasks, 1 + (2 * normals + environment.words_per_state) * trajectories)
     index = uniform(words[:, 0], 0, len(rows)).astype(np.int64) if split == "train" else np.asarray(tasks)
-    first, second, start = np.split(words[:, 1:].reshape(len(tasks), trajectories, -1), [NORMALS, 2 * NORMALS], axis=-1)
+    first, second, start = np.split(words[:, 1:].reshape(len(tasks), trajectories, -1), [normals, 2 * normals], axis=-1)
     numbers = torch.from_numpy(normal(first, second).astype(np.float32))
     x = torch.cat([environment.random_states(start), numbers], -1)
     y = rows[torch.from_numpy(index % len(rows))][:, None].expand(-1, trajectories, -1)
