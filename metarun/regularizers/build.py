@@ -99,11 +99,11 @@ def _build_term(name: str, group: str, node: dict[str, Any], config: Config, kin
 def refuse_senseless_terms(config: Config, regularization: Regularization, algorithm: Algorithm) -> None:
     """Raise `UserError` for a term that means nothing with the algorithm, the network or the tasks of a step."""
     algo = config.choices.get("algo", type(algorithm).__name__)
-    names = [name for name in algorithm.init(0) if not name.startswith(NOT_WEIGHTS)]
     for term in regularization.terms:
         objection = _find_objection(term, algorithm)
         if objection:
             raise UserError(f"reg={term.name} algo={algo}: {objection}")
+        names = [name for name in algorithm.init(0) if not name.startswith(NOT_WEIGHTS)]
         for target in optional(term.penalty, PenaltyOptions, "targets") or ():
             if not any(name.startswith(target) for name in names):
                 layers = ", ".join(sorted({name.partition(".")[0] for name in names}))

@@ -49,7 +49,6 @@ class KL:
     learn: str = "scalar"
     targets: tuple[str, ...] | None = None
 
-    allowed_where: ClassVar[tuple[str, ...]] = ("inner", "outer", "both")
     distance_only: ClassVar[bool] = True  # a function of phi - theta
 
     def __post_init__(self) -> None:

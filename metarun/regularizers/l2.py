@@ -1,7 +1,7 @@
 """L2: Omega(w) = (1/2) sum_j w_j^2, whose gradient is w.
 
 Unlike `optim.weight_decay` with an adaptive optimizer, the penalty passes through the optimizer as part of the
-meta-gradient. `targets` names tensors by how their names begin; null takes all.
+meta-gradient. `targets` are name prefixes of the penalised tensors; null: all.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ class ProxL2:
     factors: dict[str, float] = field(default_factory=dict)
     targets: tuple[str, ...] | None = None
 
-    allowed_where: ClassVar[tuple[str, ...]] = ("inner", "outer", "both")
     distance_only: ClassVar[bool] = True  # a function of phi - theta
 
     @property
