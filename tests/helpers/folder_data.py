@@ -81,8 +81,12 @@ CLASSES = LAYOUTS["class folders"][0]
 
 
 def defaults(name: str) -> Settings:
-    data = yaml.safe_load((CONF / f"{name}.yaml").read_text())["data"]
-    return {key: value for key, value in data.items() if key not in ("_target_", *EPISODE)}
+    """The settings of the data set in conf/data, those of the file that it is based on included."""
+    content = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    data: Settings = {}
+    for base in content.get("defaults", ()):
+        data |= defaults(base) if isinstance(base, str) and base != "_self_" else {}
+    return data | {key: value for key, value in content["data"].items() if key not in ("_target_", *EPISODE)}
 
 
 def dataset(root: Path | str | None = None, data: str = "folder", **settings: Any) -> ImageData:
