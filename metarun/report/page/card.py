@@ -119,13 +119,10 @@ def _cost(run: Run) -> list[Fact]:
     work = Fact("inner gradient evaluations", NOTHING if math.isnan(gradients) else count(gradients))
     if isinstance(collected, Mapping):  # a learner that acts
         work = Fact("environment steps", count(collected.get("environment_steps")))
+    rate = count(speed) if is_number(speed) and speed >= 100 else number(speed, 3)
     return [
         Fact("outer steps", count(summary.get("steps_done")), of),
-        Fact(
-            "training tasks",
-            count(summary.get("tasks_seen")),
-            f"{count(speed) if speed >= 100 else number(speed, 3)} a second" if speed else "",
-        ),
+        Fact("training tasks", count(summary.get("tasks_seen")), f"{rate} a second" if speed else ""),
         work,
         Fact("time", duration(summary.get("seconds")), f"{100 * share:.1f} % for metrics" if is_number(share) else ""),
         Fact("peak memory", f"{count(memory)} MB" if is_number(memory) else NOTHING),
