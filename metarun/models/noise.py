@@ -10,7 +10,7 @@ validation, test, measures and predictions, a network uses its mean.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,68 +18,35 @@ from torch import Tensor
 from torch.nn.init import xavier_uniform_
 
 from metarun.compute import random
-from metarun.models.bottleneck import append_noise, inverse_sigma
-from metarun.models.network import Network
-from metarun.types import Batch, ModelOptions, Params, Task, optional
+from metarun.models.bottleneck import Bottleneck, append_noise, inverse_sigma
+from metarun.types import Batch, Model, ModelOptions, Params, Task, optional
 
 
 @dataclass(frozen=True)
-class _Noisy:
-    """Calls the network with the weights that `_weights` makes of the parameters."""
-
-    model: Any
-
-    @property
-    def features(self) -> int:
-        return self.model.features
-
-    @property
-    def matmul_only(self) -> bool:
-        return optional(self.model, ModelOptions, "matmul_only")
-
-    def apply(self, params: Params, x: Tensor, stats: Any = None) -> Tensor:
-        return self.model.apply(self._weights(params), x, stats)
-
-    def activations(self, params: Params, x: Tensor, stats: Any = None) -> dict[str, Tensor]:
-        return self.model.activations(self._weights(params), x, stats)
-
-    def query_stats(self, params: Params, support_x: Tensor) -> Any:
-        return self.model.query_stats(self._weights(params), support_x)
-
-    def calibrate(self, params: Params, x: Tensor) -> Self:
-        model = self.model.calibrate(params, x)
-        return self if model is self.model else replace(self, model=model)
-
-    def _weights(self, params: Params) -> Params:
-        return params
-
-
-@dataclass(frozen=True)
-class NoisyWeights(_Noisy):
+class WeightNoise:
     names: tuple[str, ...]  # of the noisy tensors
     prefix: str  # of the names of the added parameters
     std: float  # the initial standard deviation
 
-    def init(self, seed: int) -> Params:
-        """The network's weights, and l = ln std for each noisy one."""
-        weights = self.model.init(seed)
-        return weights | {self._log_std(n): torch.full_like(weights[n], self.std).log() for n in self.names}
+    def init(self, weights: Params, seed: int) -> Params:
+        """l = ln std for each noisy weight."""
+        return {self._log_std(n): torch.full_like(weights[n], self.std).log() for n in self.names}
 
-    def add_noise(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+    def add(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
         """The parameters with eps beside the weights, and the tasks unchanged."""
         sizes = [params[n].numel() for n in self.names]
         drawn = torch.from_numpy(random.noise(seed, step, range(1), sum(sizes))[0])
         parts = zip(self.names, drawn.split(sizes), strict=True)
         return params | {self._noise(n): part.view(params[n].shape).to(params[n]) for n, part in parts}, tasks
 
-    def gaussians(self, params: Params) -> list[tuple[Tensor, Tensor]]:
-        """Mean and logarithm of the standard deviation of each noisy tensor."""
-        return [(params[n], params[self._log_std(n)]) for n in self.names]
-
-    def _weights(self, params: Params) -> Params:
+    def weights(self, params: Params) -> Params:
         """m + exp(l) eps where there is noise, else m."""
         noisy = [n for n in self.names if self._noise(n) in params]
         return params | {n: params[n] + params[self._log_std(n)].exp() * params[self._noise(n)] for n in noisy}
+
+    def gaussians(self, params: Params) -> list[tuple[Tensor, Tensor]]:
+        """Mean and logarithm of the standard deviation of each noisy tensor."""
+        return [(params[n], params[self._log_std(n)]) for n in self.names]
 
     def _log_std(self, name: str) -> str:
         return f"{self.prefix}log_std.{name}"
@@ -89,21 +56,19 @@ class NoisyWeights(_Noisy):
 
 
 @dataclass(frozen=True)
-class NoisyActivations(_Noisy):
-    model: Network  # with a bottleneck
+class ActivationNoise:
+    bottleneck: Bottleneck  # that of the network
     width: int  # D, the numbers of noise for one row
     std: float  # the initial standard deviation
 
-    def init(self, seed: int) -> Params:
-        """The network's weights, and sigma's map: Xavier-uniform from the next seed, shifted to sigma = std."""
-        bottleneck = self.model.bottleneck
-        assert bottleneck
-        shape = self.model.shapes[bottleneck.block]
+    def init(self, weights: Params, seed: int) -> Params:
+        """sigma's map: Xavier-uniform from the next seed, shifted to sigma = std."""
+        shape = weights[f"block{self.bottleneck.block}.weight"].shape
         weight = xavier_uniform_(torch.empty(shape), generator=torch.Generator().manual_seed(seed + 1))
         shift = torch.full(shape[:1], inverse_sigma(self.std))
-        return self.model.init(seed) | dict(zip(bottleneck.names, (weight, shift), strict=True))
+        return dict(zip(self.bottleneck.names, (weight, shift), strict=True))
 
-    def add_noise(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+    def add(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
         """The tasks with eps behind each row of the inputs; `first` is the number of the first of these tasks."""
         rows = [batch.x.shape[1] for batch in tasks]
         drawn = random.noise(seed, step, range(first, first + len(tasks.support.x)), sum(rows) * self.width)
@@ -111,6 +76,44 @@ class NoisyActivations(_Noisy):
         eps = [torch.from_numpy(p).unflatten(1, (r, self.width)) for p, r in zip(parts, rows, strict=True)]
         return params, Task(*(Batch(append_noise(b.x, e), b.y) for b, e in zip(tasks, eps, strict=True)))
 
-    def gaussian(self, params: Params, x: Tensor, stats: Any = None) -> tuple[Tensor, Tensor]:
-        """mu and sigma of rows, [B, D] each."""
-        return self.model.gaussian(params, x, stats)
+    def weights(self, params: Params) -> Params:
+        """The parameters themselves: the noise is in the rows."""
+        return params
+
+
+@dataclass(frozen=True)
+class NoisyNetwork:
+    """A network, and the noise in its weights or in the output of its bottleneck."""
+
+    model: Model
+    noise: WeightNoise | ActivationNoise
+
+    @property
+    def features(self) -> int:
+        return self.model.features
+
+    @property
+    def matmul_only(self) -> bool:
+        return optional(self.model, ModelOptions, "matmul_only")
+
+    def init(self, seed: int) -> Params:
+        """The network's weights and the parameters of the noise."""
+        weights = self.model.init(seed)
+        return weights | self.noise.init(weights, seed)
+
+    def add_noise(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+        """Parameters and tasks with the noise of an outer step; `first` is the number of the first of these tasks."""
+        return self.noise.add(params, tasks, seed, step, first)
+
+    def apply(self, params: Params, x: Tensor, stats: Any = None) -> Tensor:
+        return self.model.apply(self.noise.weights(params), x, stats)
+
+    def activations(self, params: Params, x: Tensor, stats: Any = None) -> dict[str, Tensor]:
+        return self.model.activations(self.noise.weights(params), x, stats)
+
+    def query_stats(self, params: Params, support_x: Tensor) -> Any:
+        return self.model.query_stats(self.noise.weights(params), support_x)
+
+    def calibrate(self, params: Params, x: Tensor) -> NoisyNetwork:
+        model = self.model.calibrate(params, x)
+        return self if model is self.model else replace(self, model=model)

@@ -10,26 +10,41 @@ Source: Zou, Hastie 2005 (the "naive" elastic net, without their rescaling of th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from metarun.compute.linalg import sum_scalars
 from metarun.errors import require
-from metarun.regularizers.l1 import L1, soft_threshold
+from metarun.regularizers.l1 import check_method, limited_thresholds, soft_threshold
+from metarun.regularizers.selection import is_linear_map, select_tensors
+from metarun.types import Params, Rates
 
 
 @dataclass(frozen=True)
-class Elastic(L1):
+class Elastic:
     """|w|_1 + (ratio/2) |w|^2."""
 
     ratio: float = 1.0
+    method: str = "prox"
+    metric: str = "adaptive"
+    targets: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         require(0 <= self.ratio < float("inf"), "ratio", self.ratio, "must be at least 0 and finite")
-        super().__post_init__()
+        check_method(self.method, self.metric)
 
-    def _of_tensor(self, w: Tensor) -> Tensor:
-        return w.abs().sum() + self.ratio / 2 * w.square().sum()
+    def of(self, weights: Params) -> Tensor:
+        tensors = select_tensors(weights, self.targets, is_linear_map).values()
+        return sum_scalars([w.abs().sum() + self.ratio / 2 * w.square().sum() for w in tensors])
 
-    def _shrink_tensor(self, w: Tensor, tau: Tensor | float) -> Tensor:
-        return soft_threshold(w, tau) / (1 + tau * self.ratio)
+    def target_names(self, weights: Params) -> list[str]:
+        return list(select_tensors(weights, self.targets, is_linear_map))
+
+    def mask_zeros(self, weights: Params) -> Params:
+        return {name: weights[name] == 0 for name in self.target_names(weights)}
+
+    def shrink(self, weights: Params, thresholds: Rates, limit: float = math.inf) -> Params:
+        taus = limited_thresholds(self.target_names(weights), thresholds, limit)
+        return weights | {k: soft_threshold(weights[k], tau) / (1 + tau * self.ratio) for k, tau in taus.items()}

@@ -35,7 +35,7 @@ from metarun.algorithms.objective import NoisyModel
 from metarun.errors import SettingError, require
 from metarun.models.bottleneck import LEAST, Bottleneck
 from metarun.models.network import Network
-from metarun.models.noise import NoisyActivations, NoisyWeights
+from metarun.models.noise import ActivationNoise, NoisyNetwork, WeightNoise
 from metarun.regularizers.selection import is_linear_map, select_tensors
 from metarun.types import Algorithm, AlgorithmOptions, GradientLearner, Model, Params, Task, optional
 
@@ -76,25 +76,27 @@ class Information:
         if self.form == "weights":
             noisy = tuple(n for n in names if is_linear_map(weights[n]))
             require(len(noisy) > 0, "encoder", list(self.encoder), "names vectors only; noise is in linear maps")
-            return NoisyWeights(model, noisy, prefix, std)
+            return NoisyNetwork(model, WeightNoise(noisy, prefix, std))
         if not isinstance(model, Network):
             raise SettingError("form", self.form, "needs a network of blocks, as model=mlp; or choose weights")
         last = self._last_block(model, names)
-        network = replace(model, bottleneck=Bottleneck(last, input_shape, prefix))
-        outputs = network.activations(weights, torch.zeros(2, *input_shape))  # a batch statistic needs two rows
-        return NoisyActivations(network, outputs[f"block{last}"].shape[1], std)
+        bottleneck = Bottleneck(last, input_shape, prefix)
+        outputs = model.activations(weights, torch.zeros(2, *input_shape))  # a batch statistic needs two rows
+        noise = ActivationNoise(bottleneck, outputs[f"block{last}"].shape[1], std)
+        return NoisyNetwork(replace(model, bottleneck=bottleneck), noise)
 
     def across(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
         """Omega, at theta."""
-        model = learner.model
-        if isinstance(model, NoisyWeights):
-            gaussians = [gaussian_kl(*gaussian, self.prior_std).flatten() for gaussian in model.gaussians(params)]
+        assert isinstance(learner.model, NoisyNetwork)
+        network, noise = learner.model.model, learner.model.noise
+        if isinstance(noise, WeightNoise):
+            gaussians = [gaussian_kl(*gaussian, self.prior_std).flatten() for gaussian in noise.gaussians(params)]
             kl = torch.cat(gaussians)
         else:
-            assert isinstance(model, NoisyActivations)
+            assert isinstance(network, Network)
 
             def gaussian(support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
-                return model.gaussian(params, query_x, model.query_stats(params, support_x))
+                return network.gaussian(params, query_x, network.query_stats(params, support_x))
 
             mu_TMD, sigma_TMD = vmap(gaussian)(tasks.support.x, tasks.query.x)
             kl = gaussian_kl(mu_TMD, sigma_TMD.log(), self.prior_std).mean((0, 1))

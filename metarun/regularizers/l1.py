@@ -42,10 +42,7 @@ class L1:
         check_method(self.method, self.metric)
 
     def of(self, weights: Params) -> Tensor:
-        return sum_scalars([self._of_tensor(weights[name]) for name in self.target_names(weights)])
-
-    def _of_tensor(self, w: Tensor) -> Tensor:
-        return w.abs().sum()
+        return sum_scalars([w.abs().sum() for w in select_tensors(weights, self.targets, is_linear_map).values()])
 
     def target_names(self, weights: Params) -> list[str]:
         return list(select_tensors(weights, self.targets, is_linear_map))
@@ -54,20 +51,20 @@ class L1:
         return {name: weights[name] == 0 for name in self.target_names(weights)}
 
     def shrink(self, weights: Params, thresholds: Rates, limit: float = math.inf) -> Params:
-        """Each tensor by its own thresholds, up to the limit, or by the one threshold of all."""
-        shrunk = {}
-        for name in self.target_names(weights):
-            tau = thresholds[name].clamp_max(limit) if isinstance(thresholds, dict) else thresholds
-            shrunk[name] = self._shrink_tensor(weights[name], tau)
-        return weights | shrunk
-
-    def _shrink_tensor(self, w: Tensor, tau: Tensor | float) -> Tensor:
-        return soft_threshold(w, tau)
+        taus = limited_thresholds(self.target_names(weights), thresholds, limit)
+        return weights | {name: soft_threshold(weights[name], tau) for name, tau in taus.items()}
 
 
 def check_method(method: str, metric: str) -> None:
     require(method in METHODS, "method", method, "choices: " + ", ".join(METHODS))
     require(metric in METRICS, "metric", metric, "choices: " + ", ".join(METRICS))
+
+
+def limited_thresholds(names: list[str], thresholds: Rates, limit: float) -> dict[str, Tensor | float]:
+    """The thresholds of each tensor, up to the limit; one threshold for all is the same for each."""
+    if isinstance(thresholds, dict):
+        return {name: thresholds[name].clamp_max(limit) for name in names}
+    return dict.fromkeys(names, thresholds)
 
 
 def soft_threshold(w: Tensor, tau: Tensor | float) -> Tensor:

@@ -62,7 +62,7 @@ def same(found: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_network_of_equal_shape_begin_apart(algo: str) -> None:
+def test_networks_of_equal_shape_begin_apart(algo: str) -> None:
     """Torch's generator looks at the last 32 bits of a seed alone."""
     weights = {k: w for k, w in learner(algo).init(0).items() if k.endswith("weight")}
     assert not [(a, b) for a in weights for b in weights if a < b and torch.equal(weights[a], weights[b])]

@@ -28,7 +28,7 @@ from metarun.regularizers.gradient_difference import GradientDifference
 from metarun.regularizers.kl import KL
 from metarun.regularizers.predictive_kl import PredictiveKL
 from metarun.regularizers.prox_l2 import ProxL2
-from metarun.types import Batch, Params
+from metarun.types import Batch, Params, PenaltyOptions, optional
 
 WAYS = 3
 NETWORKS = {"classification": mlp((2,), WAYS, (4,), "none"), "regression": mlp((2,), 2, (4,), "none")}
@@ -504,9 +504,9 @@ def test_queries_are_refused_inside_of_the_inner_loop(penalty: Any) -> None:
 
 
 @pytest.mark.parametrize("penalty", [PredictiveKL("regression"), GradientDifference(), KL()])
-def test_the_support_set_serves_every_place(penalty: Any) -> None:
+def test_the_support_set_serves_inner_and_outer(penalty: Any) -> None:
     at = adaptation("regression")
-    assert set(penalty.allowed_where) == {"inner", "outer", "both"}
+    assert set(optional(penalty, PenaltyOptions, "allowed_where")) == {"inner", "outer", "both"}
     assert_same(penalty.between(at._replace(query=None)), penalty.between(at))
 
 

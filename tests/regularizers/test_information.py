@@ -25,7 +25,7 @@ from metarun.algorithms.objective import Regularization, Schedule, Term, add_mod
 from metarun.errors import SettingError, UserError
 from metarun.models.bottleneck import LEAST
 from metarun.models.mlp import mlp
-from metarun.models.noise import NoisyActivations, NoisyWeights
+from metarun.models.noise import ActivationNoise, WeightNoise
 from metarun.regularizers.build import build_regularization
 from metarun.regularizers.information import Information, gaussian_kl
 from metarun.training import checkpoint
@@ -199,7 +199,7 @@ def test_noise_starts_with_the_standard_deviation_given() -> None:
         learner = learner_of("activations", std=std)
         start = learner.init(0) | {f"{PREFIX}std.weight": torch.zeros(WIDTH, 4)}
         model: Any = learner.model
-        sigma = model.gaussian(start, torch.randn(6, 3))[1]
+        sigma = model.model.gaussian(start, torch.randn(6, 3))[1]
         torch.testing.assert_close(sigma, torch.full((6, WIDTH), std or 0.7))
 
 
@@ -413,8 +413,10 @@ def test_activations_need_blocks() -> None:
         init = staticmethod(NETWORK.init)
 
     unknown: Any = Unknown()
-    assert isinstance(Information(ENCODER, "weights").wrap(unknown, PREFIX, SHAPE), NoisyWeights)
-    assert isinstance(Information(ENCODER, "activations").wrap(NETWORK, PREFIX, SHAPE), NoisyActivations)
+    weights: Any = Information(ENCODER, "weights").wrap(unknown, PREFIX, SHAPE)
+    activations: Any = Information(ENCODER, "activations").wrap(NETWORK, PREFIX, SHAPE)
+    assert isinstance(weights.noise, WeightNoise)
+    assert isinstance(activations.noise, ActivationNoise)
     with pytest.raises(SettingError, match="needs a network of blocks"):
         Information(ENCODER, "activations").wrap(unknown, PREFIX, SHAPE)
 
