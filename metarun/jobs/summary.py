@@ -19,7 +19,6 @@ from metarun.algorithms.objective import Regularization, Term
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.penalties import label, targets
 from metarun.diagnostics.sparsity import sparsity
-from metarun.statistics.convergence import convergence_summary
 from metarun.storage.run_folder import RunFolder
 from metarun.training.evaluation import Evaluation, mean_and_interval
 from metarun.training.experiment import Experiment, option_name
@@ -139,6 +138,8 @@ def describe_learner_state(algorithm: Any, state: State) -> dict[str, Any]:
 
 def describe_convergence(experiment: Experiment, record: RunFolder) -> dict[str, Any]:
     """Costs to thresholds, areas and rates, from the logged metrics."""
+    from metarun.statistics.convergence import convergence_summary  # here, since no step needs it
+
     algorithm, dataset = experiment.algorithm, experiment.dataset
     classes = experiment.test_spec.ways if dataset.kind == "classification" else None
     return convergence_summary(

@@ -32,7 +32,6 @@ from metarun.jobs.summary import (
 )
 from metarun.storage.loggers import Sink
 from metarun.storage.loggers.console import console_sink
-from metarun.storage.loggers.isolated import IsolatedSink
 from metarun.storage.loggers.jsonl import JsonLines
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
@@ -237,6 +236,8 @@ def build_sinks(config: Config, folder: Path, quiet: bool) -> list[Sink]:
         log.warning(message)
         for sink in own:
             sink.note(message)
+
+    from metarun.storage.loggers.isolated import IsolatedSink
 
     return [*own, IsolatedSink(config.logger.name, chosen, warn)]
 

@@ -165,7 +165,10 @@ class Network:
         batch_norm = self.norm in BATCH_NORMS
         if batch_norm and given is None and i == 0 and self.product is not None:
             given = product_moments(x, weight)
-        if gain is None or given is None or not batch_norm:
+        if gain is None:  # norm=none
+            h = self._linear(i, x, weight)
+            return h + shift.reshape(-1, *[1] * (h.ndim - 2))
+        if given is None or not batch_norm:
             return normalise(self._linear(i, x, weight), gain, shift, self.norm)
         weight, shift = fold_normalisation(weight, gain, shift, given)
         h = self._linear(i, x, weight)

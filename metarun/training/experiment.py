@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metarun.algorithms.losses import loss_for
 from metarun.algorithms.objective import Regularization
@@ -13,7 +13,6 @@ from metarun.config import catalogue
 from metarun.config.components import build, component_class, locate
 from metarun.config.schema import Config, check
 from metarun.data.pool import TaskPool
-from metarun.diagnostics.probe import Probe
 from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError
 from metarun.models.precision import cast_model
@@ -33,6 +32,9 @@ from metarun.types import (
     StatefulLearner,
     optional,
 )
+
+if TYPE_CHECKING:
+    from metarun.diagnostics.probe import Probe
 
 TRAINING_SIZE = ("train_ways", "train_shots")
 """Settings of `algo` that size the training episodes, not the algorithm."""
@@ -79,6 +81,8 @@ class Experiment:
         return StepMeasures(self.algorithm, followed, chunk, self.regularization, self.placement.processes)
 
     def probe(self) -> Probe:
+        from metarun.diagnostics.probe import Probe  # with diagnostics=full alone
+
         return Probe(self.algorithm, self.dataset, self.train_spec, self.placement, self.config.diagnostics)
 
     def tester(self) -> Evaluator:
