@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake in what was typed or in what was found on disk; the message is one complete line."""
+    """A mistake in a command, a setting or a file; the message is one complete line."""
 
 
 class SettingError(UserError):
     """A setting has a value that cannot work.
 
-    A component knows only its own field names; whoever builds it calls `under("algo")` so that the
-    user reads the key as it is typed on the command line.
+    A component knows only its own field names; the code that builds it calls `under("algo")`, so that the message has
+    the key of the command line.
     """
 
     def __init__(self, key: str, value: object, expected: str) -> None:
@@ -36,7 +36,7 @@ class WriteError(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that asks for a stop came where there is nothing to finish."""
+    """A stop signal came while there was no step to finish."""
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__(number)
@@ -48,7 +48,7 @@ class NonFinite(Exception):
 
 
 class RankLost(Exception):
-    """Another process of this job has ended or does not answer; the message says which, and why if it told."""
+    """Another process of this job has ended or does not answer; the message names it, and the reason if it is known."""
 
 
 def require(holds: bool, key: str, value: object, expected: str) -> None:
@@ -58,13 +58,13 @@ def require(holds: bool, key: str, value: object, expected: str) -> None:
 
 
 def one_line(error: object) -> str:
-    """What an error (or a name in a file) says, on one line and without control characters."""
+    """The text of an error (or a name in a file) on one line, without control characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Say which valid names are close to `name`, or list them all when none is."""
+    """Suggest the valid names that are close to `name`, or list them all if none is."""
     valid = sorted(str(v) for v in valid)
     close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
     if close:
