@@ -87,17 +87,13 @@ def _read(path: Path, verify: bool) -> CachedImages | None:
         images = torch.frombuffer(mapping, dtype=torch.uint8).view(shape)
         starts, counts = (np.array(stored[k], dtype=np.intp) for k in ("starts", "counts"))
         names = tuple(stored["names"])
-        if not _consistent(names, starts, counts, len(images)) or not isinstance(stored["notes"], dict):
+        one_each = starts.shape == counts.shape == (len(names),) and all(isinstance(name, str) for name in names)
+        exist = (starts >= 0) & (counts >= 0) & (counts <= len(images)) & (starts <= len(images) - counts)
+        if not (one_each and exist.all() and isinstance(stored["notes"], dict)):
             return None
     except BROKEN:  # it is rebuilt from the source
         return None
     return CachedImages(ImageTable(images, names, starts, counts, _page_release(mapping)), stored["notes"], path)
-
-
-def _consistent(names: tuple[Any, ...], starts: np.ndarray, counts: np.ndarray, rows: int) -> bool:
-    """Whether every class has a name and existing rows."""
-    one_each = starts.shape == counts.shape == (len(names),) and all(isinstance(name, str) for name in names)
-    return one_each and bool(((starts >= 0) & (counts >= 0) & (counts <= rows) & (starts <= rows - counts)).all())
 
 
 def _page_release(mapping: mmap.mmap) -> Callable[[int], None]:
@@ -138,28 +134,20 @@ def _build_locked(path: Path, build: Build, verify: bool) -> CachedImages | None
 
 def _write(path: Path, build: Build) -> None:
     """Write under temporary names, the description last: a reader sees both files or none."""
-    with _temporary(path) as file:
+    with _replacement(path) as file:
         decoded = build(file)
         if file.tell() != math.prod(decoded.shape):
             raise ValueError(f"{file.tell()} bytes were written for images of {list(decoded.shape)}")
-        _flush(file)
+        file.flush()
         written = Path(file.name)
         stamp = {"sha256": file_checksum(written, "sha256"), "mtime_ns": written.stat().st_mtime_ns}
         description = decoded._asdict() | stamp
-        os.replace(written, path)
     try:
-        with _temporary(path) as file:
+        with _replacement(path.with_suffix(".json")) as file:
             file.write(json.dumps(description | {"sum": _json_checksum(description)}).encode())
-            _flush(file)
-            os.replace(file.name, path.with_suffix(".json"))
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _json_checksum(description: Any) -> str:
@@ -168,11 +156,14 @@ def _json_checksum(description: Any) -> str:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path`, deleted at the end of the block unless it was renamed."""
+def _replacement(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file that is renamed to `path` at the end of the block, or deleted after an error."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
         try:
             yield file  # type: ignore[misc]
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file.name)

@@ -97,7 +97,10 @@ class Completion:
         row, column = pixels.round().long().unbind(-1)
         for image, index, grey in zip(known, row * width + column, drawn.support.y, strict=True):
             image[index] = grey.expand(-1, 3)
-        return _tile([list(known.view_as(whole)), list(whole)])
+        scaled = torch.stack([known.view_as(whole), whole]).repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
+        padded = torch.nn.functional.pad(scaled, (0, 0, 0, GAP, 0, GAP), value=1.0)
+        sheet = torch.cat([torch.cat(list(row), 1) for row in padded], 0)
+        return Image.fromarray((sheet * 255).round().to(torch.uint8).numpy())
 
     @property
     def _count(self) -> int:
@@ -107,14 +110,6 @@ class Completion:
         """The locations x of all pixels [P, 2]."""
         rows, columns = (torch.linspace(-1, 1, side, dtype=torch.float64) for side in self.picture)
         return torch.cartesian_prod(rows, columns).float()
-
-
-def _tile(rows: list[list[Tensor]]) -> Image.Image:
-    """Images [H, W, 3] in [0, 1] side by side and below each other."""
-    scaled = [[p.repeat_interleave(SCALE, 0).repeat_interleave(SCALE, 1) for p in row] for row in rows]
-    padded = [[torch.nn.functional.pad(p, (0, 0, 0, GAP, 0, GAP), value=1.0) for p in row] for row in scaled]
-    sheet = torch.cat([torch.cat(row, 1) for row in padded], 0)
-    return Image.fromarray((sheet * 255).round().to(torch.uint8).numpy())
 
 
 def completion(

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import lzma
 import os
+import stat
 import tarfile
 import tempfile
 import weakref
@@ -77,8 +78,8 @@ def open_files(path: Path) -> Files:
 
 def fingerprint(path: Path) -> str:
     """A hash that changes when a file of the folder (or the archive itself) is added, removed, renamed or written."""
-    stats = [("", path.stat())] if path.is_file() else list(_walk(path))
-    lines = (f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in sorted(stats))
+    found = [("", path.stat())] if path.is_file() else list(_walk(path))
+    lines = (f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in sorted(found))
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -132,7 +133,8 @@ def _walk(path: Path) -> Iterator[tuple[str, os.stat_result]]:
 def _open_zip(path: Path) -> Files:
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
-        members = [(i.filename, i.file_size) for i in infos if not i.is_dir() and not _is_zipped_link(i)]
+        files = (i for i in infos if not (i.is_dir() or stat.S_ISLNK(i.external_attr >> 16)))
+        members = [(info.filename, info.file_size) for info in files]
     check_expansion(path, sum(size for _, size in members))
 
     @contextlib.contextmanager
@@ -162,7 +164,11 @@ def _open_tar(path: Path) -> Files:
         weakref.finalize(reader, plain.close)
     with open_tar() as archive:
         members = [(m.name, m.size) for m in archive.getmembers() if m.isreg()]
-        _check_end(archive)
+        # tarfile takes a damaged header, or a file cut short, for the end.
+        file: Any = archive.fileobj
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"it breaks off after {len(archive.getmembers())} members")
     return _open_members(path, members, reader)
 
 
@@ -192,14 +198,6 @@ def check_expansion(path: Path, size: int) -> None:
     """Raise `ValueError` at an archive bomb: images hardly compress, so a huge ratio is an attempt to fill the disk."""
     if size > SUSPECT and size > MOST_TIMES * path.stat().st_size:
         raise ValueError(f"its contents have more than {MOST_TIMES} times its size")
-
-
-def _check_end(archive: tarfile.TarFile) -> None:
-    """Raise unless the archive ends as it must: tarfile takes a damaged header, or a file cut short, for the end."""
-    file: Any = archive.fileobj
-    file.seek(archive.offset)
-    if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"it breaks off after {len(archive.getmembers())} members")
 
 
 def _open_members(
@@ -234,10 +232,6 @@ def is_safe(name: str) -> bool:
 
 def _is_shown(part: str) -> bool:
     return not part.startswith(".") and part != "__MACOSX"
-
-
-def _is_zipped_link(info: zipfile.ZipInfo) -> bool:
-    return (info.external_attr >> 16) & 0o170000 == 0o120000
 
 
 def _check_size(path: Path, name: str, size: int, largest: int) -> None:

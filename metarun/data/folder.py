@@ -103,7 +103,12 @@ class ImageFiles:
         split, splits = split_classes(names, given, self.split)
         splits = limit_training_classes(splits, self.train_classes, self.split.split_seed)
         notes = {"layout": cached.notes["layout"], "images": int(cached.table.counts.sum())}
-        notes |= {"skipped": len(cached.notes["skipped"])} | self._caveat(names, split)
+        notes["skipped"] = len(cached.notes["skipped"])
+        if self.benchmark and split != "ravi":
+            published = {name for part in RAVI.values() for name in part}
+            what = "in a split that is not Ravi's" if set(names) == published else "of other classes"
+            differs = f"images {what}, results cannot be compared with papers"
+            notes["caveat"] = f"not the published {self.benchmark}: {differs}"
         notes |= {} if self.train_classes is None else {"train_classes": self.train_classes}
         return Source(cached.table, splits, split, notes, cached.path)
 
@@ -158,14 +163,6 @@ class ImageFiles:
     @property
     def _advice(self) -> str:
         return (f"{NO_COPY}. " if self.benchmark else "") + f"Supported layouts: {LAYOUTS}"
-
-    def _caveat(self, names: tuple[str, ...], split: str) -> dict[str, str]:
-        """A warning if the results are not those of the published benchmark."""
-        if self.benchmark is None or split == "ravi":
-            return {}
-        published = {name for part in RAVI.values() for name in part}
-        what = "in a split that is not Ravi's" if set(names) == published else "of other classes"
-        return {"caveat": f"not the published {self.benchmark}: images {what}, results cannot be compared with papers"}
 
 
 class Examples(NamedTuple):

@@ -154,15 +154,13 @@ class Kernel(NamedTuple):
     def covariance(self, a: Array, b: Array) -> Array:
         """k(a, b) [T, A, B] of inputs [T, A] and [T, B]."""
         length, scale, period = (v[:, None, None] for v in (self.length, self.amplitude, self.period))
-        return scale**2 * self._shape(np.abs(a[:, :, None] - b[:, None, :]), length, period)
-
-    def _shape(self, distance: Array, length: Array, period: Array) -> Array:
+        distance = np.abs(a[:, :, None] - b[:, None, :])
         if self.name == "rbf":
-            return np.exp(-0.5 * (distance / length) ** 2)
+            return scale**2 * np.exp(-0.5 * (distance / length) ** 2)
         if self.name == "periodic":
-            return np.exp(-2 * (np.sin(np.pi * distance / period) / length) ** 2)
+            return scale**2 * np.exp(-2 * (np.sin(np.pi * distance / period) / length) ** 2)
         r = np.sqrt(2 * self.smoothness) * distance / length
-        return (1 + r + (r**2 / 3 if self.smoothness == 2.5 else 0.0)) * np.exp(-r)
+        return scale**2 * ((1 + r + (r**2 / 3 if self.smoothness == 2.5 else 0.0)) * np.exp(-r))
 
     def target_covariance(self, x: Array) -> Array:
         """The covariance [T, S, S] of noisy targets at inputs x [T, S]."""

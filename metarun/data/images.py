@@ -209,9 +209,19 @@ class ImageData:
         }
 
     def contact_sheet(self, spec: EpisodeSpec) -> Image.Image:
-        """An image of the first training episodes, augmented as in training."""
+        """The first training episodes below each other, augmented as in training: a row per class, support on the left,
+        queries on the right. Images are the inputs of the network, without normalisation."""
         self.check("train", spec)
-        return draw_contact_sheet(self.episodes("train", 0, 0, range(EPISODES_SHOWN), spec), spec, self.pixels)
+        episodes = self.episodes("train", 0, 0, range(EPISODES_SHOWN), spec)
+        sheets = []
+        for support_x, query_x in zip(episodes.support.x, episodes.query.x, strict=True):
+            support = _draw_grid(support_x, self.pixels, spec.ways, spec.shots)
+            query = _draw_grid(query_x, self.pixels, spec.ways, min(spec.queries, QUERIES))
+            gap = torch.full((3, support.shape[1], GAP), 255, dtype=torch.uint8)
+            sheets.append(torch.cat([support, gap, query], 2))
+        gap = torch.full((3, GAP, sheets[0].shape[2]), 255, dtype=torch.uint8)
+        rows = [part for sheet in sheets for part in (sheet, gap)][:-1]
+        return Image.fromarray(torch.cat(rows, 1).permute(1, 2, 0).numpy())
 
     @functools.cached_property
     def members(self) -> dict[str, list[str]]:
@@ -238,20 +248,6 @@ class ImageData:
                 rotations = "classes" if split == "train" else "none"
             episodes[split] = ImageEpisodes(table, make_variants(classes, len(table.names), rotations))
         return episodes
-
-
-def draw_contact_sheet(episodes: Task, spec: EpisodeSpec, pixels: Pixels) -> Image.Image:
-    """Episodes [T, ...] below each other: a row per class, support on the left, queries on the right. Images are the
-    inputs of the network, without normalisation."""
-    sheets = []
-    for t in range(len(episodes.support.x)):
-        support = _draw_grid(episodes.support.x[t], pixels, spec.ways, spec.shots)
-        query = _draw_grid(episodes.query.x[t], pixels, spec.ways, min(spec.queries, QUERIES))
-        gap = torch.full((3, support.shape[1], GAP), 255, dtype=torch.uint8)
-        sheets.append(torch.cat([support, gap, query], 2))
-    gap = torch.full((3, GAP, sheets[0].shape[2]), 255, dtype=torch.uint8)
-    rows = [part for sheet in sheets for part in (sheet, gap)][:-1]
-    return Image.fromarray(torch.cat(rows, 1).permute(1, 2, 0).numpy())
 
 
 def _draw_grid(x: Tensor, pixels: Pixels, ways: int, columns: int) -> Tensor:

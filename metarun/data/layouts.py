@@ -51,8 +51,9 @@ def recognise(files: Files, table: str | None = None) -> Layout | None:
     common = posixpath.commonpath([posixpath.dirname(name) for name in images]) if images else ""
     depth = len(PurePosixPath(common).parts)
     parts = [(name, PurePosixPath(name).parts[depth:]) for name in images]
-    if _has_split_folders([p for _, p in parts]):
-        deep = [(name, p) for name, p in parts if len(p) > 2]
+    tops = {SPLIT_FOLDERS.get(p[0].lower()) for _, p in parts if len(p) > 1}
+    deep = [(name, p) for name, p in parts if len(p) > 2]
+    if None not in tops and len({SPLIT_FOLDERS[p[0].lower()] for _, p in deep}) > 1:
         return make_layout("split folders", [Entry(p[1], name, SPLIT_FOLDERS[p[0].lower()]) for name, p in deep])
     entries = [Entry(p[0], name, None) for name, p in parts if len(p) > 1]
     return make_layout("class folders", entries) if entries else None
@@ -74,13 +75,6 @@ def make_layout(name: str, entries: list[Entry]) -> Layout:
         if count > 1:
             raise UserError(f"{file} is listed {count} times")
     return Layout(name, tuple(sorted(entries, key=lambda e: (e.label, PurePosixPath(e.name).name, e.name))))
-
-
-def _has_split_folders(parts: list[tuple[str, ...]]) -> bool:
-    """Whether the top folders are parts of a split, and at least two contain class folders."""
-    found = {SPLIT_FOLDERS.get(p[0].lower()) for p in parts if len(p) > 1}
-    classes = {SPLIT_FOLDERS.get(p[0].lower()) for p in parts if len(p) > 2}
-    return None not in found and len(classes) > 1
 
 
 def _split_tables(names: tuple[str, ...]) -> dict[Split, str] | None:

@@ -95,12 +95,6 @@ class Type:
     def __setstate__(self, state: Any) -> None:
         self.order = state[1]
 
-    def to_numpy(self) -> np.dtype:
-        """The data type. Raise if it is not one of numbers."""
-        if self.code not in DTYPES or self.order not in ("|", "<", ">", "="):
-            raise pickle.UnpicklingError(f"its numbers have type {self.code!r}; allowed: {', '.join(DTYPES)}")
-        return np.dtype(self.code).newbyteorder("<" if self.order == "|" else self.order)
-
 
 class Array:
     """Stands for numpy.ndarray."""
@@ -112,18 +106,10 @@ class Array:
         self.value = _from_bytes(raw, kind).reshape(shape, order="F" if by_columns else "C")
 
 
-def _reconstruct(*_: Any) -> Array:
-    return Array()
-
-
 def _frombuffer(raw: Any, kind: Type, shape: Any, order: Any) -> Array:
     array = Array()
     array.value = _from_bytes(raw, kind).reshape(shape, order=order)
     return array
-
-
-def _scalar(kind: Type, raw: Any) -> int:
-    return int(_from_bytes(raw, kind)[0])
 
 
 def _from_bytes(raw: Any, kind: Type) -> np.ndarray:
@@ -131,7 +117,9 @@ def _from_bytes(raw: Any, kind: Type) -> np.ndarray:
     content = raw.encode("latin1") if isinstance(raw, str) else raw
     if not isinstance(content, (bytes, bytearray)):
         raise pickle.UnpicklingError("its arrays are not of numbers")
-    return np.frombuffer(content, kind.to_numpy())
+    if kind.code not in DTYPES or kind.order not in ("|", "<", ">", "="):
+        raise pickle.UnpicklingError(f"its numbers have type {kind.code!r}; allowed: {', '.join(DTYPES)}")
+    return np.frombuffer(content, np.dtype(kind.code).newbyteorder("<" if kind.order == "|" else kind.order))
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -157,8 +145,8 @@ def _as_array(stored: Any) -> np.ndarray:
 STAND_INS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): Array,
     ("numpy", "dtype"): Type,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: Array(),
+    ("numpy.core.multiarray", "scalar"): lambda kind, raw: int(_from_bytes(raw, kind)[0]),
     ("numpy.core.numeric", "_frombuffer"): _frombuffer,
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _latin1,

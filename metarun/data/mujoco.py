@@ -36,15 +36,7 @@ import torch
 from torch import Tensor
 
 from metarun.compute.random import Bits, normal, random_bits, uniform
-from metarun.data.control import (
-    GOAL_STREAM,
-    NORMALS,
-    check_sizes,
-    draw_trajectories,
-    goals_sha256,
-    number_goals,
-    split_goals,
-)
+from metarun.data import control
 from metarun.errors import UserError
 from metarun.types import EpisodeSpec, Kind, Split, Task
 
@@ -92,7 +84,7 @@ class Robots:
     split: str  # how the goals were chosen
 
     kind: ClassVar[Kind] = "control"
-    normals_per_trajectory: ClassVar[int] = NORMALS
+    normals_per_trajectory: ClassVar[int] = control.NORMALS
 
     def input_shape(self) -> tuple[int, ...]:
         return (self.simulator.states - self.ground,)
@@ -105,23 +97,23 @@ class Robots:
         """Accept every size: any number of trajectories can be drawn."""
 
     def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
-        return draw_trajectories(self, self.tasks(split), split, seed, step, tasks, spec)
+        return control.draw_trajectories(self, self.tasks(split), split, seed, step, tasks, spec)
 
     def tasks(self, split: Split) -> Tensor:
         """Rows y of a split's tasks [n, G + 1]: the goal and its index."""
-        return number_goals(self.goals[split])
+        return control.number_goals(self.goals[split])
 
     def train_tasks(self) -> Tensor:
         return self.tasks("train")
 
     def reference_inputs(self, count: int) -> Tensor:
         """Observations of initial states."""
-        words = random_bits("train", 0, GOAL_STREAM + 1, range(count), self.words_per_state)
+        words = random_bits("train", 0, control.GOAL_STREAM + 1, range(count), self.words_per_state)
         return self.observe(self.random_states(words))
 
     def facts(self) -> dict[str, Any]:
         counts = {f"{split}_goals": len(goals) for split, goals in self.goals.items()}
-        split = {"split": self.split, "split_sha256": goals_sha256(self.goals), "reward": "dense"}
+        split = {"split": self.split, "split_sha256": control.goals_sha256(self.goals), "reward": "dense"}
         return split | {"horizon": self.horizon} | counts | {"mujoco": self.simulator.version}
 
     def idle_return(self) -> float:
@@ -164,24 +156,24 @@ class Robots:
 
 def uniform_goals(high: float, counts: Sequence[int], goal_seed: int) -> dict[Split, Tensor]:
     """Goals uniform in [0, high), so many of each split."""
-    words = random_bits("train", goal_seed, GOAL_STREAM, range(sum(counts)), 1)
-    return split_goals(torch.from_numpy(uniform(words, 0, high).astype(np.float32)), counts)
+    words = random_bits("train", goal_seed, control.GOAL_STREAM, range(sum(counts)), 1)
+    return control.split_goals(torch.from_numpy(uniform(words, 0, high).astype(np.float32)), counts)
 
 
 def halfcheetah_vel(horizon: int, train_goals: int, val_goals: int, test_goals: int, goal_seed: int = 0) -> Robots:
-    check_sizes(horizon, train_goals, val_goals, test_goals, goal_seed)
+    control.check_sizes(horizon, train_goals, val_goals, test_goals, goal_seed)
     goals = uniform_goals(3.0, [train_goals, val_goals, test_goals], goal_seed)
     return _make_cheetah("halfcheetah_vel", velocity_reward, goals, horizon, "velocities in [0, 3)")
 
 
 def halfcheetah_dir(horizon: int) -> Robots:
-    check_sizes(horizon, 1, 1, 1)
+    control.check_sizes(horizon, 1, 1, 1)
     goals: dict[Split, Tensor] = {"train": DIRECTIONS, "val": DIRECTIONS, "test": DIRECTIONS}
     return _make_cheetah("halfcheetah_dir", direction_reward, goals, horizon, "both directions in each")
 
 
 def ant_dir(horizon: int, train_goals: int, val_goals: int, test_goals: int, goal_seed: int = 0) -> Robots:
-    check_sizes(horizon, train_goals, val_goals, test_goals, goal_seed)
+    control.check_sizes(horizon, train_goals, val_goals, test_goals, goal_seed)
     goals = uniform_goals(2 * math.pi, [train_goals, val_goals, test_goals], goal_seed)
     simulator = _load_robot("ant_dir", "ant.xml")
     return Robots(simulator, 2, 2, angle_reward, goals, horizon, "angles in [0, 2 pi)")
@@ -197,16 +189,6 @@ def _load_robot(name: str, file: str) -> Simulator:
     simulator = Simulator(name, file, FRAMES)
     simulator.rest()  # loads it: a missing package is an error before the run begins
     return simulator
-
-
-def import_packages(name: str) -> tuple[Any, Any]:
-    """Return gymnasium, which has the robots, and mujoco. Raise `UserError` if one is not installed."""
-    try:
-        import gymnasium
-        import mujoco
-    except ImportError as error:
-        raise UserError(f"data={name} needs gymnasium and mujoco: pip install 'metarun[rl]'") from error
-    return gymnasium, mujoco
 
 
 @dataclass(frozen=True)
@@ -257,7 +239,8 @@ class Simulator:
         """Rows (state, action) [n, S + A] -> (next state, squared forces) [n, S + 1]; all float64."""
         mujoco, model, data = self._simulation
         after = np.empty((len(rows), self.states + 1))
-        parts = [self.positions, self.states]
+        parts, kinds = [self.positions, self.states], mujoco.mjtWarning
+        bad = (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC, kinds.mjWARN_BADCTRL)
         for row, out in zip(rows, after, strict=True):
             data.qpos[:], data.qvel[:], data.ctrl[:] = np.split(row, parts)
             data.qacc_warmstart[:] = 0
@@ -265,29 +248,25 @@ class Simulator:
             mujoco.mj_rnePostConstraint(model, data)
             forces = np.square(np.clip(data.cfrc_ext, *FORCES)).sum()
             out[: parts[0]], out[parts[0] : parts[1]], out[-1] = data.qpos, data.qvel, forces
-            if _reset_if_unstable(mujoco, model, data):
+            # Where numbers become too large, MuJoCo warns and goes on from rest.
+            if any(data.warning[int(kind)].number for kind in bad):
+                mujoco.mj_resetData(model, data)
                 out[:] = np.nan
         return after
 
     @functools.cached_property
     def _simulation(self) -> tuple[Any, Any, Any]:
         """The package mujoco, the robot's model and the simulation's data."""
-        gymnasium, mujoco = import_packages(self.name)
+        try:
+            import gymnasium
+            import mujoco
+        except ImportError as error:
+            raise UserError(f"data={self.name} needs gymnasium and mujoco: pip install 'metarun[rl]'") from error
         # By default mujoco logs warnings to MUJOCO_LOG.TXT in the current folder; those that matter become NaN.
         mujoco.set_mju_user_warning(lambda message: None)
         folder = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
         model = mujoco.MjModel.from_xml_path(str(folder / self.file))
         return mujoco, model, mujoco.MjData(model)
-
-
-def _reset_if_unstable(mujoco: Any, model: Any, data: Any) -> bool:
-    """Whether numbers became too large, so that MuJoCo went on from rest; the warnings are then cleared."""
-    kinds = mujoco.mjtWarning
-    bad = (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC, kinds.mjWARN_BADCTRL)
-    found = any(data.warning[int(kind)].number for kind in bad)
-    if found:
-        mujoco.mj_resetData(model, data)
-    return found
 
 
 class _Simulate(torch.autograd.Function):

@@ -85,7 +85,10 @@ class Pixels:
     def decode(self, content: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
         """An image file, or an array [H, W, C] -> bytes [C, size, size]. Raise `CorruptImage` if that fails."""
         try:
-            image = self._square(self._load(content))
+            image, wanted = self._load(content), (self.size, self.size)
+            if image.size != wanted:
+                crops, method = self.fit == "crop", RESIZE[self.resize]
+                image = ImageOps.fit(image, wanted, method) if crops else image.resize(wanted, method)
         except UnidentifiedImageError as error:
             raise CorruptImage(f"its format is none of {', '.join(FORMATS)}") from error
         except MemoryError:
@@ -119,14 +122,6 @@ class Pixels:
             image.load()
             image = image if image.format == "TIFF" else make_upright(image)  # Pillow turns TIFFs itself
         return flatten_modes(image).convert("L" if self.channels == 1 else "RGB")
-
-    def _square(self, image: Image.Image) -> Image.Image:
-        wanted = (self.size, self.size)
-        if image.size == wanted:
-            return image
-        if self.fit == "crop":
-            return ImageOps.fit(image, wanted, RESIZE[self.resize])
-        return image.resize(wanted, RESIZE[self.resize])
 
 
 def make_upright(image: Image.Image) -> Image.Image:

@@ -22,15 +22,7 @@ import torch
 from torch import Tensor
 
 from metarun.compute.random import Bits, normal, random_bits
-from metarun.data.control import (
-    GOAL_STREAM,
-    NORMALS,
-    check_sizes,
-    draw_trajectories,
-    goals_sha256,
-    number_goals,
-    split_goals,
-)
+from metarun.data import control
 from metarun.errors import require
 from metarun.types import EpisodeSpec, Kind, Metrics, Split, Task
 
@@ -50,12 +42,12 @@ class PointRobot:
     goal_seed: int = 0
 
     kind: ClassVar[Kind] = "control"
-    normals_per_trajectory: ClassVar[int] = NORMALS
+    normals_per_trajectory: ClassVar[int] = control.NORMALS
     words_per_state: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         require(self.reward in REWARDS, "reward", self.reward, "choices: " + ", ".join(REWARDS))
-        check_sizes(self.horizon, self.train_goals, self.val_goals, self.test_goals, self.goal_seed)
+        control.check_sizes(self.horizon, self.train_goals, self.val_goals, self.test_goals, self.goal_seed)
         require(0 < self.goal_radius < math.inf, "goal_radius", self.goal_radius, "must be above 0 and finite")
 
     def input_shape(self) -> tuple[int, ...]:
@@ -69,22 +61,22 @@ class PointRobot:
         """Accept every size: any number of trajectories can be drawn."""
 
     def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
-        return draw_trajectories(self, self.tasks(split), split, seed, step, tasks, spec)
+        return control.draw_trajectories(self, self.tasks(split), split, seed, step, tasks, spec)
 
     def tasks(self, split: Split) -> Tensor:
         """Rows y of a split's tasks [n, G + 1]: the goal and its index."""
-        return number_goals(self.goals[split])
+        return control.number_goals(self.goals[split])
 
     def train_tasks(self) -> Tensor:
         return self.tasks("train")
 
     def reference_inputs(self, count: int) -> Tensor:
         """States around the goals."""
-        bits = random_bits("train", 0, GOAL_STREAM + 1, range(2 * count), STATE).reshape(2, count, STATE)
+        bits = random_bits("train", 0, control.GOAL_STREAM + 1, range(2 * count), STATE).reshape(2, count, STATE)
         return torch.from_numpy(normal(bits[0], bits[1]).astype(np.float32))
 
     def facts(self) -> dict[str, Any]:
-        split = {"split": "half circle", "split_sha256": goals_sha256(self.goals)}
+        split = {"split": "half circle", "split_sha256": control.goals_sha256(self.goals)}
         return split | {"reward": self.reward, "horizon": self.horizon} | self._counts
 
     def idle_return(self) -> float:
@@ -122,10 +114,10 @@ class PointRobot:
     @functools.cached_property
     def goals(self) -> dict[Split, Tensor]:
         count = sum(self._counts.values())
-        order = np.argsort(random_bits("train", self.goal_seed, GOAL_STREAM, range(count), 1)[:, 0])
+        order = np.argsort(random_bits("train", self.goal_seed, control.GOAL_STREAM, range(count), 1)[:, 0])
         angles = np.linspace(0, np.pi, count)[order]
         goals = torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
-        return split_goals(goals, list(self._counts.values()))
+        return control.split_goals(goals, list(self._counts.values()))
 
     @property
     def _counts(self) -> dict[str, int]:

@@ -190,7 +190,10 @@ class ImageChange:
             flat = torch.lerp(luma(flat).mean((1, 2, 3), keepdim=True), flat, self.contrast)
         changed = flat.view_as(images)
         if self.noise:
-            changed = changed + self.noise * _normals(changed, seed, step, tasks, part)
+            seeds = augmentation_bits(seed, step, tasks, part, 1)[:, 0] >> 1  # of each task, below 2^63
+            draws = [torch.Generator().manual_seed(int(s)) for s in seeds]
+            normals = torch.stack([torch.randn(changed.shape[1:], generator=draw) for draw in draws])
+            changed = changed + self.noise * normals.to(changed)
         return changed.clamp(0, 1)
 
 
@@ -210,10 +213,3 @@ def blur_images(images: Tensor, deviation: float) -> Tensor:
 
     reach = min(math.ceil(3 * deviation), *(side - 1 for side in images.shape[-2:]))
     return gaussian_blur(images, [2 * reach + 1] * 2, [deviation] * 2)
-
-
-def _normals(images: Tensor, seed: int, step: int, tasks: range, part: int) -> Tensor:
-    """Standard normals in the shape of images [T, ...]; each task has its own seed."""
-    seeds = augmentation_bits(seed, step, tasks, part, 1)[:, 0] >> 1  # below 2^63
-    draws = [torch.Generator().manual_seed(int(s)) for s in seeds]
-    return torch.stack([torch.randn(images.shape[1:], generator=draw) for draw in draws]).to(images)

@@ -60,7 +60,15 @@ def split_classes(
     kind = settings.split if settings.split != "auto" else choose_split(names, given)
     members = _members(kind, names, given, settings)
     index = {name: i for i, name in enumerate(names)}
-    _check_members(kind, members, index)
+    for one, other in combinations(SPLITS, 2):
+        both = sorted({*members[one]} & {*members[other]})
+        if both:
+            overlap = f"class {both[0]} is in both {one} and {other}; a class belongs to one split"
+            raise UserError(f"data.split={kind}: {overlap}")
+    missing = [n for s in SPLITS for n in members[s] if n not in index]  # other classes may exist
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"data.split={kind}: lists class {missing[0]}{more} without any image")
     parts = {s: np.array(sorted({index[n] for n in members[s]}), dtype=np.intp) for s in SPLITS}
     for split, classes in parts.items():
         require(len(classes) > 0, "split", settings.split, f"leaves no class for {split} ({len(names)} classes in all)")
@@ -98,10 +106,7 @@ def _members(kind: str, names: Sequence[str], given: Mapping[str, Split | None],
         order = choose(random_bits("train", settings.split_seed, 0, range(1), len(names))[0], len(names))
         cuts = np.rint(np.cumsum(settings.ratios[:2]) * len(names)).astype(int)
         return {s: [names[i] for i in part] for s, part in zip(SPLITS, np.split(order, cuts), strict=True)}
-    return _read_members(expand_path(kind))
-
-
-def _read_members(path: Path) -> Members:
+    path = expand_path(kind)
     try:
         if path.is_dir():
             lines = {s: (path / f"{s}.txt").read_text(encoding="utf-8-sig").splitlines() for s in SPLITS}
@@ -111,19 +116,6 @@ def _read_members(path: Path) -> Members:
     except (OSError, ValueError, KeyError, TypeError) as error:
         expected = f"must be a split.json or a folder with train.txt, val.txt, test.txt ({one_line(error)})"
         raise SettingError("split", path, expected) from error
-
-
-def _check_members(kind: str, members: Members, index: Mapping[str, int]) -> None:
-    """Raise unless each class of the split exists and is in one part. Other classes may exist."""
-    for one, other in combinations(SPLITS, 2):
-        both = sorted({*members[one]} & {*members[other]})
-        if both:
-            overlap = f"class {both[0]} is in both {one} and {other}; a class belongs to one split"
-            raise UserError(f"data.split={kind}: {overlap}")
-    missing = [n for s in SPLITS for n in members[s] if n not in index]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"data.split={kind}: lists class {missing[0]}{more} without any image")
 
 
 def _exists(path: str) -> bool:
