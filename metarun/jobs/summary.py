@@ -56,13 +56,13 @@ def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
 
 
 def describe_penalties(regularization: Regularization, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each term's settings, and its value and share of the gradient at the last training record, by place."""
+    """Each term's settings, and its value and share of the gradient at the last training record, by loop."""
     trained = [record for record in records if record["kind"] == "train"]
     return [_describe_term(term, trained[-1] if trained else {}) for term in regularization.terms]
 
 
 def _describe_term(term: Term, last: Mapping[str, Any]) -> dict[str, Any]:
-    places = [place for place in ("inner", "outer") if term.enters(place)]
+    loops = [loop for loop in ("inner", "outer") if term.enters(loop)]
     schedule = term.schedule
     return {
         "name": term.name,
@@ -73,8 +73,8 @@ def _describe_term(term: Term, last: Mapping[str, Any]) -> dict[str, Any]:
         "final_weight": schedule.final if schedule.shape != "constant" else None,
         "warmup": schedule.warmup,
         "method": optional(term.penalty, PenaltyOptions, "method"),
-        "value": {place: last.get(f"penalty/{label(term, place)}") for place in places},
-        "share": {place: last.get(f"penalty_share/{label(term, place)}") for place in places},
+        "value": {loop: last.get(f"penalty/{label(term, loop)}") for loop in loops},
+        "share": {loop: last.get(f"penalty_share/{label(term, loop)}") for loop in loops},
     }
 
 

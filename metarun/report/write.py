@@ -64,7 +64,7 @@ def _refuse_links(target: Path) -> None:
     files = [target, target.with_name(target.name + ".tmp"), pairs_path(target), sweep_path(target)]
     for path in [*files, *(target.iterdir() if target.is_dir() else ())]:
         if path.is_symlink():
-            raise UserError(f"{path}: is a link, which is not written to; name another place with --output")
+            raise UserError(f"{path}: is a link, which is not written to; name another path with --output")
 
 
 def _write_html(runs: list[Run], others: list[Path], target: Path) -> None:

@@ -114,9 +114,9 @@ def build_rank_share(trainer: Trainer) -> Callable[[Params, Task], RankShare]:
 
 def _build_parts(trainer: Trainer, count: int) -> tuple[Callable, Callable]:
     """The meta-gradients of `count` tasks, and the penalties that are added once."""
-    place = trainer.placement
-    chunk = place.chunk(trainer.spec, trainer.dataset.input_shape())
-    per_task = map_tasks(trainer.algorithm.meta_grad, count, chunk, place.memory_format)
+    placement = trainer.placement
+    chunk = placement.chunk(trainer.spec, trainer.dataset.input_shape())
+    per_task = map_tasks(trainer.algorithm.meta_grad, count, chunk, placement.memory_format)
 
     def shared(params: Params, tasks: Task) -> Tensor:
         return trainer.regularization.shared_penalty(trainer.algorithm, params, tasks)
