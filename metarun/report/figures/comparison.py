@@ -18,44 +18,16 @@ from matplotlib.lines import Line2D
 
 from metarun.report.compare.groups import Group, by_benchmark
 from metarun.report.compare.results import Pair, Result
-from metarun.report.figures.drawing import (
-    COLOURS,
-    GREY,
-    MAX_MARKED,
-    SMOOTHING,
-    WIDTH,
-    Curve,
-    Drawing,
-    Look,
-    describe_curve,
-    finish,
-    legend_below,
-    look,
-    panels,
-    plain,
-    plot_band,
-    scale_costs,
-    smooth,
-    thin,
-    use_root_scale,
-)
-from metarun.report.figures.panels import COMPARED, GRADIENTS, INNER
+from metarun.report.figures import drawing
+from metarun.report.figures.drawing import Curve, Drawing, Look, describe_curve, finish, look, panels, plain
+from metarun.report.figures.panels import COMPARED, GRADIENTS, INNER, Panel
 from metarun.report.figures.run import finish_panel, never_changes
-from metarun.report.read.facts import (
-    component,
-    episode_size,
-    look_up,
-    metric_of,
-    penalty_terms,
-    series,
-    test_curve,
-    validations,
-)
+from metarun.report.read import facts
 from metarun.report.read.runs import Run
 from metarun.storage.text import axis_label, display_scale, display_unit, is_number, number
 
 Looks = Mapping[str, Look]
-SHARES = {"zeros_share": "exact zeros", "small_share": "at most {}"}
+SHARES = {"zeros_share": "exact zeros", "small_share": "at most {}"}  # of the penalised weights
 
 
 def looks_of(labels: Sequence[str]) -> dict[str, Look]:
@@ -78,19 +50,20 @@ def average_curves(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.
 
 def draw_learning_curves(groups: Sequence[Group], looks: Looks) -> Drawing | None:
     """Draw validation against outer steps and against time."""
-    shown = [g for g in groups if any(validations(r) for r in g.runs)]
+    shown = [g for g in groups if any(facts.validations(r) for r in g.runs)]
     if not shown:
         return None
     benchmarks = by_benchmark(shown)
     figure, axes, texts = *_grid(2 * len(benchmarks), shown, columns=2), []
     for at, (benchmark, members) in enumerate(benchmarks.items()):
         left, right = axes[2 * at], axes[2 * at + 1]
-        unit, by = time_unit([v.seconds for g in members for r in g.runs for v in validations(r)])
+        unit, by = time_unit([v.seconds for g in members for r in g.runs for v in facts.validations(r)])
         means = []
         for group in members:
             own = looks[group.label]
-            x, mean, low, high = average_curves([_validation_curve(r, "step") for r in group.runs if validations(r)])
-            plot_band(left, x, mean, low, high, own)
+            curves = [_validation_curve(run, "step") for run in group.runs]
+            x, mean, low, high = average_curves([curve for curve in curves if len(curve[0])])
+            drawing.plot_band(left, x, mean, low, high, own)
             means.append(mean)
             texts.append(describe_curve(f"{group.label}, validation on {benchmark}", (x, mean)))
             for run in group.runs:
@@ -110,18 +83,18 @@ def time_unit(seconds: Sequence[float]) -> tuple[str, float]:
 
 
 def _validation_curve(run: Run, by: str) -> Curve:
-    points = validations(run)
+    points = facts.validations(run)
     return np.array([getattr(p, by) for p in points], dtype=float), np.array([p.mean for p in points], dtype=float)
 
 
 def _plot_line(axes: Axes, x: np.ndarray, y: np.ndarray, look: Look) -> None:
-    marker = look.marker if len(x) <= MAX_MARKED else ""
+    marker = look.marker if len(x) <= drawing.MAX_MARKED else ""
     axes.plot(x, y, color=look.colour, linestyle=look.dash, marker=marker, linewidth=1.2)
 
 
 def draw_adaptation_curves(groups: Sequence[Group], looks: Looks) -> Drawing | None:
     """Draw the test metric against adaptation steps; a learner without steps is one point."""
-    shown = [g for g in groups if any(test_curve(r) for r in g.runs)]
+    shown = [g for g in groups if any(facts.test_curve(r) for r in g.runs)]
     if not shown:
         return None
     benchmarks = by_benchmark(shown)
@@ -129,47 +102,43 @@ def draw_adaptation_curves(groups: Sequence[Group], looks: Looks) -> Drawing | N
     for ax, (benchmark, members) in zip(axes, benchmarks.items(), strict=True):
         means, last = [], 0.0
         for group in members:
-            curves = [curve for curve in map(test_curve, group.runs) if curve]
+            curves = [curve for curve in map(facts.test_curve, group.runs) if curve]
             x, mean, low, high = average_curves([(c["step"], c["mean"]) for c in curves])
             if len(curves) == 1:
                 low, high = mean - curves[0]["ci95"], mean + curves[0]["ci95"]
-            plot_band(ax, x, mean, low, high, looks[group.label])
+            drawing.plot_band(ax, x, mean, low, high, looks[group.label])
             means.append(mean)
             last = max([last, *x.tolist()])
             texts.append(describe_curve(f"{group.label}, test on {benchmark} over adaptation steps", (x, mean)))
         label = f"test {plain(axis_label(members[0].metric))}"
         finish(ax, plain(benchmark, 48), "adaptation steps", label, means)
-        use_root_scale(ax, last)
+        drawing.use_root_scale(ax, last)
     _add_legend(figure, shown, looks)
     return Drawing("adaptation", " ".join(texts), figure)
 
 
 def draw_training_metrics(groups: Sequence[Group], looks: Looks) -> Drawing | None:
     """Draw metrics of gradients and inner loops in training: running medians of means over seeds, if they change."""
-    found = [(p, _mean_curves(groups, key)) for p in (*GRADIENTS, *INNER) for key in p.names if key in COMPARED]
-    wanted = [(panel, curves) for panel, curves in found if not all(map(never_changes, curves.values()))]
+    wanted: list[tuple[Panel, dict[str, Curve]]] = []
+    for panel, key in ((p, key) for p in (*GRADIENTS, *INNER) for key in p.names if key in COMPARED):
+        averages = {}
+        for group in groups:
+            logged = [curve for run in group.runs if len((curve := facts.series(run.of("train"), key))[0])]
+            averages[group.label] = average_curves(logged)[:2]
+        curves = {label: curve for label, curve in averages.items() if len(curve[0])}
+        if not all(map(never_changes, curves.values())):
+            wanted.append((panel, curves))
     if not wanted:
         return None
     figure, axes = _grid(len(wanted), groups, columns=3)
     for ax, (panel, curves) in zip(axes, wanted, strict=True):
         for label, (x, mean) in curves.items():
-            smoothed = smooth(mean, max(1, len(mean) // SMOOTHING))
-            _plot_line(ax, *thin(x, smoothed), looks[label]._replace(marker=""))
+            smoothed = drawing.smooth(mean, max(1, len(mean) // drawing.SMOOTHING))
+            _plot_line(ax, *drawing.thin(x, smoothed), looks[label]._replace(marker=""))
         finish_panel(ax, panel, [y for _, y in curves.values()])
     _add_legend(figure, groups, looks)
     names = ", ".join(panel.title for panel, _ in wanted)
     return Drawing("measures", f"Training metrics over outer steps, a line for each group: {names}.", figure)
-
-
-def _mean_curves(groups: Sequence[Group], key: str) -> dict[str, Curve]:
-    """The mean over seeds by label, of the groups that logged the metric."""
-    found = {}
-    for group in groups:
-        curves = [c for c in (series(run.of("train"), key) for run in group.runs) if len(c[0])]
-        x, mean, _, _ = average_curves(curves)
-        if len(x):
-            found[group.label] = x, mean
-    return found
 
 
 def _grid(count: int, groups: Sequence[Group], columns: int) -> tuple[Figure, list[Axes]]:
@@ -179,7 +148,7 @@ def _grid(count: int, groups: Sequence[Group], columns: int) -> tuple[Figure, li
 def _add_legend(figure: Figure, groups: Sequence[Group], looks: Looks) -> None:
     labels = list(dict.fromkeys(g.label for g in groups))
     handles = [Line2D([], [], color=looks[k].colour, linestyle=looks[k].dash, marker=looks[k].marker) for k in labels]
-    legend_below(figure, handles, [plain(label, 34) for label in labels])
+    drawing.legend_below(figure, handles, [plain(label, 34) for label in labels])
 
 
 def draw_costs(results: Sequence[Result], looks: Looks) -> Drawing | None:
@@ -195,7 +164,8 @@ def draw_costs(results: Sequence[Result], looks: Looks) -> Drawing | None:
         unit, by = time_unit([r.seconds for r in members])
         _scatter(axes[2 * at], members, [r.seconds / by for r in members], looks)
         _scatter(axes[2 * at + 1], members, [r.inner_gradients for r in members], looks)
-        means, label = [np.array([r.test.mean for r in members])], f"test {plain(axis_label(members[0].group.metric))}"
+        means = [np.array([r.test.mean for r in members])]
+        label = f"test {plain(axis_label(members[0].group.metric))}"
         finish(axes[2 * at], plain(benchmark, 48), f"{unit} of training", label, means)
         finish(axes[2 * at + 1], "by gradients", "inner gradient evaluations", label, means)
         texts += [f"{r.group.label} on {benchmark}: {r.test.mean:.4g} in {r.seconds:.4g} seconds." for r in members]
@@ -204,7 +174,7 @@ def draw_costs(results: Sequence[Result], looks: Looks) -> Drawing | None:
 
 
 def _scatter(axes: Axes, results: Sequence[Result], costs: Sequence[float], looks: Looks) -> None:
-    scale_costs(axes, [cost for cost in costs if math.isfinite(cost)])
+    drawing.scale_costs(axes, [cost for cost in costs if math.isfinite(cost)])
     for r, cost in zip(results, costs, strict=True):
         half = r.test.half if r.test.half > 0 else 0.0  # NaN, too, has none
         colour, _, marker = looks[r.group.label]
@@ -217,13 +187,13 @@ def draw_differences(pairs: Sequence[Pair]) -> Drawing | None:
     if not shown:
         return None
     height = 0.85 + 0.27 * len(shown)
-    figure = Figure(figsize=(WIDTH * 0.75, height))
+    figure = Figure(figsize=(drawing.WIDTH * 0.75, height))
     axes = figure.add_axes((0.42, 0.5 / height, 0.55, (height - 0.85) / height))
     for row, (_, found) in enumerate(reversed(shown)):
         where = [found.difference], [row]
         axes.errorbar(*where, xerr=[found.unpaired_half], color="#B5B5B5", capsize=2)
-        axes.errorbar(*where, xerr=[found.half], color=COLOURS[0], capsize=4, marker="o", linewidth=2)
-    axes.axvline(0, color=GREY, linewidth=0.9)
+        axes.errorbar(*where, xerr=[found.half], color=drawing.COLOURS[0], capsize=4, marker="o", linewidth=2)
+    axes.axvline(0, color=drawing.GREY, linewidth=0.9)
     benchmark, metric = shown[0][0].a.benchmark, shown[0][0].a.metric
     unit = f"difference in {metric}, points" if display_unit(metric) else f"difference in {axis_label(metric)}"
     finish(axes, plain(benchmark, 60), plain(unit, 60), "")
@@ -253,7 +223,7 @@ def draw_sparsity(runs: Sequence[Run]) -> Drawing | None:
     line joins the runs of one algorithm, one regularizer and one method in the order of their weights. None if fewer
     than two runs have zeros to compare.
     """
-    names = [(component(run, "data"), episode_size(run)) for run in runs]
+    names = [(facts.component(run, "data"), facts.episode_size(run)) for run in runs]
     most = max(names, key=names.count, default=None)  # metrics of other benchmarks do not compare
     points = [p for run, name in zip(runs, names, strict=True) if name == most and (p := _measure_sparsity(run))]
     if len({p.shares for p in points}) < 2:
@@ -269,7 +239,7 @@ def draw_sparsity(runs: Sequence[Run]) -> Drawing | None:
         label = f"test {plain(axis_label(points[0].metric))}"
         finish(ax, title.format(f"{points[0].threshold:g}"), "share of penalised weights", label)
     handles = [Line2D([], [], color=c, marker=m) for c, _, m in looks.values()]
-    legend_below(figure, handles, [plain(line, 32) for line in looks])
+    drawing.legend_below(figure, handles, [plain(line, 32) for line in looks])
     texts = []
     for p in points:
         zeros, small = (f"{100 * share:.3g} %" for share in p.shares)
@@ -278,15 +248,15 @@ def draw_sparsity(runs: Sequence[Run]) -> Drawing | None:
 
 
 def _measure_sparsity(run: Run) -> SparseRun | None:
-    mean, metric = run.summary.get("mean"), metric_of(run)
-    zeros, small = (look_up(run.summary, f"sparsity.penalised.{key}") for key in SHARES)
+    mean, metric = run.summary.get("mean"), facts.metric_of(run)
+    zeros, small = (facts.look_up(run.summary, f"sparsity.penalised.{key}") for key in SHARES)
     if not is_number(mean) or not is_number(zeros) or not is_number(small):
         return None
-    threshold, half = look_up(run.summary, "sparsity.threshold"), run.summary.get("ci95")
-    kinds = [" ".join(filter(None, (str(t.get("name")), t.get("method")))) for t in penalty_terms(run)]
+    threshold, half = facts.look_up(run.summary, "sparsity.threshold"), run.summary.get("ci95")
+    kinds = [" ".join(filter(None, (str(t.get("name")), t.get("method")))) for t in facts.penalty_terms(run)]
     return SparseRun(
-        line=f"{component(run, 'algo')}, {' + '.join(kinds)}",
-        weight=float(sum(w for t in penalty_terms(run) if is_number(w := t.get("weight")))),
+        line=f"{facts.component(run, 'algo')}, {' + '.join(kinds)}",
+        weight=float(sum(w for t in facts.penalty_terms(run) if is_number(w := t.get("weight")))),
         shares=(zeros, small),
         mean=display_scale(metric) * mean,
         half=display_scale(metric) * half if is_number(half) else math.nan,

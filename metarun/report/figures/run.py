@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from metarun.report.figures.drawing import (
-    MARKERS,
-    Curve,
-    Drawing,
-    describe_curve,
-    finish,
-    legend_below,
-    look,
-    mark_nonfinite,
-    mark_reference,
-    mark_x,
-    panels,
-    plain,
-    plot_band,
-    plot_family,
-    plot_noisy,
-    shades,
-)
+from metarun.report.figures import drawing
+from metarun.report.figures.drawing import Curve, Drawing, describe_curve, finish, look, panels, plain
 from metarun.report.figures.panels import PARTS, PENALTIES, Panel, families, family_labels, is_profile
-from metarun.report.read.facts import (
-    episode_size,
-    metric_names,
-    metric_of,
-    series,
-    setting,
-    step_unit,
-    test_curve,
-    validations,
-)
+from metarun.report.read import facts
 from metarun.report.read.files import Record
 from metarun.report.read.runs import Run
 from metarun.storage.text import axis_label, count, display_scale, is_number, number
@@ -50,24 +24,25 @@ FRACTIONS = (0.0, 0.1, 0.3, 0.6, 1.0)  # of the records, at which profiles along
 
 def draw_learning(run: Run) -> Drawing | None:
     """Training loss; training and validation metric with the validation's interval. None without either."""
-    train, points = run.of("train"), validations(run)
+    train, points = run.of("train"), facts.validations(run)
     if not train and not points:
         return None
-    metric, size = metric_of(run), f", {episode_size(run, 'train_')}" if "train_shots" in run.summary else ""
+    metric = facts.metric_of(run)
+    size = f", {facts.episode_size(run, 'train_')}" if "train_shots" in run.summary else ""
     figure, (left, right) = panels(2, columns=2, height=3.0)
-    steps, losses = series(train, "loss")
-    plot_noisy(left, steps, losses, TRAINING)
+    steps, losses = facts.series(train, "loss")
+    drawing.plot_noisy(left, steps, losses, TRAINING)
     finish(left, "Training loss", "outer steps", "query loss after adaptation", [losses])
-    at, scores = series(train, metric)
+    at, scores = facts.series(train, metric)
     scores = scores * display_scale(metric)
     if len(at):
-        plot_noisy(right, at, scores, TRAINING, plain(f"training tasks{size}"))
+        drawing.plot_noisy(right, at, scores, TRAINING, plain(f"training tasks{size}"))
     x, mean, half = (np.array([getattr(p, key) for p in points], dtype=float) for key in ("step", "mean", "half"))
     if points:
-        plot_band(right, x, mean, mean - half, mean + half, VALIDATION, "validation, 95 % interval")
+        drawing.plot_band(right, x, mean, mean - half, mean + half, VALIDATION, "validation, 95 % interval")
         best = run.summary.get("best_step")
         if is_number(best) and best in x:
-            mark_x(right, best, f"best, step {count(best)}")
+            drawing.mark_x(right, best, f"best, step {count(best)}")
     finish(right, "Training and validation", "outer steps", plain(axis_label(metric)), [scores, mean])
     if len(at) or points:
         right.legend()
@@ -77,38 +52,31 @@ def draw_learning(run: Run) -> Drawing | None:
 
 def draw_adaptation(run: Run) -> Drawing | None:
     """Test metric and query loss after each adaptation step; None for a learner without steps."""
-    curve, metric, unit = test_curve(run), metric_of(run), step_unit(run)
+    curve, metric, unit = facts.test_curve(run), facts.metric_of(run), facts.step_unit(run)
     if len(curve.get("step", ())) < 2:
         return None
     figure, (left, right) = panels(2, columns=2, height=3.0)
     x, mean, half = curve["step"], curve["mean"], curve["ci95"]
-    plot_band(left, x, mean, mean - half, mean + half, VALIDATION)
-    reported, trained = run.summary.get("headline_step"), setting(run, "algo.inner_steps")
+    drawing.plot_band(left, x, mean, mean - half, mean + half, VALIDATION)
+    reported, trained = run.summary.get("headline_step"), facts.setting(run, "algo.inner_steps")
     words = {reported: "reported"} if reported == trained else {trained: "steps in training", reported: "reported"}
     for at, (step, text) in enumerate(words.items()):
         if is_number(step) and step in x:
-            mark_x(left, step, f"{text}: {step}", at)
+            drawing.mark_x(left, step, f"{text}: {step}", at)
     if left.get_legend_handles_labels()[1]:
         left.legend()
     finish(left, "Test metric, 95 % interval over tasks", unit, plain(axis_label(metric)), [mean])
     right.plot(x, curve["loss"], color=LOSS.colour, marker=LOSS.marker)
-    mark_nonfinite(right, x, curve["loss"])
+    drawing.mark_nonfinite(right, x, curve["loss"])
     finish(right, "Query loss at test", unit, "loss", [curve["loss"]])
     texts = [describe_curve(f"Test {metric} over {unit}", (x, mean)), describe_curve("Query loss", (x, curve["loss"]))]
     return Drawing("adaptation", " ".join(texts), figure)
 
 
-class Panels(NamedTuple):
-    """The figure of metrics, and in words those that never changed."""
-
-    drawing: Drawing | None
-    text: str
-
-
-def draw_panels(name: str, records: Sequence[Record], wanted: Sequence[Panel]) -> Panels:
-    """Draw those of the panels that the records have metrics for, as one figure."""
-    present = set(metric_names(records))
-    found = [(p, {label: series(records, k) for k, label in p.names.items() if k in present}) for p in wanted]
+def draw_panels(name: str, records: Sequence[Record], wanted: Sequence[Panel]) -> tuple[Drawing | None, str]:
+    """Draw those of the panels that the records have metrics for, as one figure; the text names constant metrics."""
+    present = set(facts.metric_names(records))
+    found = [(p, {label: facts.series(records, k) for k, label in p.names.items() if k in present}) for p in wanted]
     constant = [(panel, curves) for panel, curves in found if curves and all(map(never_changes, curves.values()))]
     moving = [pair for pair in found if pair[1] and pair not in constant]
     sentences = []
@@ -119,7 +87,18 @@ def draw_panels(name: str, records: Sequence[Record], wanted: Sequence[Panel]) -
     text = f"Constant: {'; '.join(sentences)}." if sentences else ""
     if len(moving) > MAX_PANELS:
         text += f" {len(moving) - MAX_PANELS} more metrics are in metrics.jsonl."
-    return Panels(_draw_panels(name, moving[:MAX_PANELS]) if moving else None, text.strip())
+    if not moving:
+        return None, text
+    figure, axes = panels(min(len(moving), MAX_PANELS))
+    texts = []
+    for (panel, curves), ax in zip(moving, axes, strict=False):
+        for at, (label, (x, y)) in enumerate(curves.items()):
+            drawing.plot_noisy(ax, x, y, look(at), plain(label))
+            texts.append(describe_curve(f"{panel.title}, {label}", (x, y)))
+        finish_panel(ax, panel, [y for _, y in curves.values()])
+        if len(curves) > 1 or panel.reference:
+            ax.legend()
+    return Drawing(name, " ".join(texts), figure), text.strip()
 
 
 def never_changes(curve: Curve) -> bool:
@@ -128,37 +107,25 @@ def never_changes(curve: Curve) -> bool:
     return len(y) > 2 and bool(np.isfinite(y).all() and np.ptp(y) <= ROUNDING * np.abs(y).max())
 
 
-def _draw_panels(name: str, shown: Sequence[tuple[Panel, Mapping[str, Curve]]]) -> Drawing:
-    figure, axes = panels(len(shown))
-    for (panel, curves), ax in zip(shown, axes, strict=True):
-        for at, (label, (x, y)) in enumerate(curves.items()):
-            plot_noisy(ax, x, y, look(at), plain(label))
-        finish_panel(ax, panel, [y for _, y in curves.values()])
-        if len(curves) > 1 or panel.reference:
-            ax.legend()
-    texts = [describe_curve(f"{p.title}, {label}", c) for p, curves in shown for label, c in curves.items()]
-    return Drawing(name, " ".join(texts), figure)
-
-
 def finish_panel(axes: Axes, panel: Panel, shown: Sequence[np.ndarray]) -> None:
     """Set the reference, title and scale of a panel."""
     if panel.reference:
-        mark_reference(axes, *panel.reference)
+        drawing.mark_reference(axes, *panel.reference)
         shown = [*shown, np.array(panel.reference[:1])]
     finish(axes, plain(panel.title), "outer steps", plain(panel.y, 30), shown)
 
 
 def draw_layers(name: str, records: Sequence[Record], penalties: bool = False) -> Drawing | None:
     """Draw a panel for each family of metrics by layer, one line a layer; or for each of those of penalties."""
-    found = families(metric_names(records)).items()
+    found = families(facts.metric_names(records)).items()
     groups = {k: v for k, v in found if not is_profile(v) and (k in PENALTIES) == penalties}
     if not groups:
         return None
     figure, axes = panels(min(len(groups), MAX_PANELS), columns=2, height=3.0)
     for (prefix, members), ax in zip(groups.items(), axes, strict=False):
         parts = [member.partition("/")[2] for member in members]
-        curves = {PARTS.get(part, part): series(records, m) for part, m in zip(parts, members, strict=True)}
-        plot_family(ax, curves, "lines" if penalties else "layers")
+        curves = {PARTS.get(part, part): facts.series(records, m) for part, m in zip(parts, members, strict=True)}
+        drawing.plot_family(ax, curves, "lines" if penalties else "layers")
         title, y = family_labels(prefix)
         finish(ax, plain(title), "outer steps", plain(y, 30), [y for _, y in curves.values()])
         ax.legend(fontsize=6.5)
@@ -169,23 +136,23 @@ def draw_layers(name: str, records: Sequence[Record], penalties: bool = False) -
 
 def draw_profiles(name: str, records: Sequence[Record]) -> Drawing | None:
     """Draw a panel for each family of metrics along the inner loop: at a few outer steps, value against inner step."""
-    groups = {k: v for k, v in families(metric_names(records)).items() if is_profile(v)}
+    groups = {k: v for k, v in families(facts.metric_names(records)).items() if is_profile(v)}
     if not groups:
         return None
     having = [r for r in records if any(members[0] in r for members in groups.values())]
     picked = [having[at] for at in sorted({round(f * (len(having) - 1)) for f in FRACTIONS})]
-    colours = shades(len(picked))
+    colours = drawing.shades(len(picked))
     figure, axes = panels(min(len(groups), MAX_PANELS), legend=len(picked))
     texts = []
     for (prefix, members), ax in zip(groups.items(), axes, strict=False):
         x = np.array([int(member.partition("/")[2]) for member in members])
         rows = [np.array([r[m] if is_number(r.get(m)) else np.nan for m in members], dtype=float) for r in picked]
         for at, (y, colour) in enumerate(zip(rows, colours, strict=True)):
-            ax.plot(x, y, color=colour, marker=MARKERS[at], markersize=3)
+            ax.plot(x, y, color=colour, marker=drawing.MARKERS[at], markersize=3)
         title, unit = family_labels(prefix)
         finish(ax, plain(title), "inner steps", plain(unit, 30), rows)
         step = picked[-1]["step"]
         texts.append(describe_curve(f"{prefix} along the inner loop at outer step {step}", (x, rows[-1])))
-    handles = [Line2D([], [], color=c, marker=MARKERS[at], markersize=3) for at, c in enumerate(colours)]
-    legend_below(figure, handles, [f"outer step {record['step']}" for record in picked])
+    handles = [Line2D([], [], color=c, marker=drawing.MARKERS[at], markersize=3) for at, c in enumerate(colours)]
+    drawing.legend_below(figure, handles, [f"outer step {record['step']}" for record in picked])
     return Drawing(name, " ".join(texts), figure)

@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from metarun.report.read.facts import (
-    command_of,
-    component,
-    episode_size,
-    inner_gradients,
-    metric_of,
-    seed_of,
-    setting,
-    step_unit,
-)
+from metarun.report.read import facts
 from metarun.report.read.files import as_mapping
 from metarun.report.read.runs import Run
 from metarun.report.tables.penalties import format_penalties, format_zeros
-from metarun.storage.text import (
-    NOTHING,
-    count,
-    duration,
-    format_metric,
-    is_number,
-    metric_from_error,
-    metric_name,
-    number,
-)
-
-HASH_DIGITS = 12  # hexadecimal digits that are shown
+from metarun.storage import text
+from metarun.storage.text import NOTHING, count, is_number, number
 
 
 class Fact(NamedTuple):
@@ -50,53 +31,49 @@ class Card(NamedTuple):
 
 def build_card(run: Run) -> Card:
     """Return the facts of one run, known or not."""
-    seed = f", seed {seed_of(run)}" if seed_of(run) is not None else ""
-    title = f"{component(run, 'algo')} on {component(run, 'data')}, {episode_size(run)}{seed}"
-    facts = (*_protocol(run), *_outcome(run), *_cost(run), *_machine(run))
-    return Card(title, *_headline(run), facts, *command_of(run))
+    seed = f", seed {facts.seed_of(run)}" if facts.seed_of(run) is not None else ""
+    title = f"{facts.component(run, 'algo')} on {facts.component(run, 'data')}, {facts.episode_size(run)}{seed}"
+    rows = (*_protocol(run), *_outcome(run), *_cost(run), *_machine(run))
+    return Card(title, *_headline(run), rows, *facts.command_of(run))
 
 
 def _headline(run: Run) -> tuple[str, str]:
     """The test metric and how to read it."""
-    summary, metric, curve = run.summary, metric_of(run), run.summary.get("curve")
+    summary, metric, curve = run.summary, facts.metric_of(run), run.summary.get("curve")
     if not is_number(summary.get("mean")):
         return "no test result", "the run was not tested, or the test metric is not finite"
     adapts = isinstance(curve, list) and len(curve) > 1
-    after = f" after {number(summary.get('headline_step'))} {step_unit(run)}" if adapts else ""
+    after = f" after {number(summary.get('headline_step'))} {facts.step_unit(run)}" if adapts else ""
     over = "95 % interval over" if is_number(summary.get("ci95")) else "mean over"
-    reading = f"test {metric_name(metric)}{after}, {over} {count(summary.get('n_tasks'))} tasks"
-    return format_metric(metric, summary["mean"], summary.get("ci95")), reading
+    reading = f"test {text.metric_name(metric)}{after}, {over} {count(summary.get('n_tasks'))} tasks"
+    return text.format_metric(metric, summary["mean"], summary.get("ci95")), reading
 
 
 def _protocol(run: Run) -> list[Fact]:
-    summary, size = run.summary, episode_size(run)
+    summary, size = run.summary, facts.episode_size(run)
     control = summary.get("kind") == "control"
     rows = "scored" if control else "queries a class" if "way" in size else "queries"
     queries = f"{number(summary.get('test_queries'))} {rows} at test"
-    trained = f"trained on {episode_size(run, 'train_')}" if "train_shots" in summary and not control else ""
-    digits, hashed = _shorten_hash(summary.get("episodes_sha256")), "goals" if control else "classes"
-    classes = f"{hashed} {_shorten_hash(summary['split_sha256'])}" if summary.get("split_sha256") else ""
-    norm = summary.get("norm") or setting(run, "model.norm")
+    trained = f"trained on {facts.episode_size(run, 'train_')}" if "train_shots" in summary and not control else ""
+    digits, hashed = (str(summary.get(key) or "")[:12] for key in ("episodes_sha256", "split_sha256"))
+    classes = f"{'goals' if control else 'classes'} {hashed}" if hashed else ""
+    norm = summary.get("norm") or facts.setting(run, "model.norm")
     return [
-        Fact("algorithm", component(run, "algo"), "first-order" if summary.get("first_order") else ""),
-        Fact("data", component(run, "data"), str(summary.get("caveat") or "")),
+        Fact("algorithm", facts.component(run, "algo"), "first-order" if summary.get("first_order") else ""),
+        Fact("data", facts.component(run, "data"), str(summary.get("caveat") or "")),
         Fact("episodes", f"{size}, {queries}", trained),
         Fact("split", str(summary.get("split") or NOTHING), classes),
-        Fact("test episodes", digits, "" if digits == NOTHING else "the same digits: the same tasks"),
-        Fact("network", component(run, "model"), f"normalisation: {norm or 'unknown'}"),
-        Fact("regularizer", component(run, "reg"), format_penalties(run)),
-        Fact("seed", number(seed_of(run))),
+        Fact("test episodes", digits or NOTHING, "the same digits: the same tasks" if digits else ""),
+        Fact("network", facts.component(run, "model"), f"normalisation: {norm or 'unknown'}"),
+        Fact("regularizer", facts.component(run, "reg"), format_penalties(run)),
+        Fact("seed", number(facts.seed_of(run))),
     ]
 
 
-def _shorten_hash(digest: Any) -> str:
-    return str(digest)[:HASH_DIGITS] if digest else NOTHING
-
-
 def _outcome(run: Run) -> list[Fact]:
-    summary, metric = run.summary, metric_of(run)
+    summary, metric = run.summary, facts.metric_of(run)
     error, at, alarms = summary.get("val_error"), summary.get("best_step"), summary.get("alarms")
-    best = metric_from_error(metric, error) if is_number(error) else error
+    best = text.metric_from_error(metric, error) if is_number(error) else error
     zeros, share_of = format_zeros(run)
     raised, note = NOTHING, "this run did not record alarms"
     if isinstance(alarms, Mapping):
@@ -105,26 +82,27 @@ def _outcome(run: Run) -> list[Fact]:
         raised, note = ", ".join(named) or "none raised", ""
     return [
         Fact("status", str(summary.get("status") or "unknown"), str(summary.get("reason") or "")),
-        Fact("best validation", format_metric(metric, best), f"at step {count(at)}" if at else ""),
+        Fact("best validation", text.format_metric(metric, best), f"at step {count(at)}" if at else ""),
         *([Fact("zeros", zeros, share_of)] if zeros else []),
         Fact("alarms", raised, note),
     ]
 
 
 def _cost(run: Run) -> list[Fact]:
-    summary, planned = run.summary, setting(run, "train.steps")
+    summary, planned = run.summary, facts.setting(run, "train.steps")
     share, speed, memory = (summary.get(key) for key in ("measures_share", "tasks_per_second", "peak_memory_mb"))
     of = f"of {count(planned)} planned" if is_number(planned) and planned != summary.get("steps_done") else ""
-    collected, gradients = summary.get("collected"), inner_gradients(run)
+    collected, gradients = summary.get("collected"), facts.inner_gradients(run)
     work = Fact("inner gradient evaluations", NOTHING if math.isnan(gradients) else count(gradients))
     if isinstance(collected, Mapping):  # a learner that acts
         work = Fact("environment steps", count(collected.get("environment_steps")))
     rate = count(speed) if is_number(speed) and speed >= 100 else number(speed, 3)
+    metering = f"{100 * share:.1f} % for metrics" if is_number(share) else ""
     return [
         Fact("outer steps", count(summary.get("steps_done")), of),
         Fact("training tasks", count(summary.get("tasks_seen")), f"{rate} a second" if speed else ""),
         work,
-        Fact("time", duration(summary.get("seconds")), f"{100 * share:.1f} % for metrics" if is_number(share) else ""),
+        Fact("time", text.duration(summary.get("seconds")), metering),
         Fact("peak memory", f"{count(memory)} MB" if is_number(memory) else NOTHING),
     ]
 

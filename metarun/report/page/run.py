@@ -23,7 +23,6 @@ from metarun.report.tables.run import (
     analysis_tables,
     convergence_tables,
     further_metrics_table,
-    has_further_metrics,
 )
 from metarun.report.tables.table import Table
 
@@ -68,9 +67,8 @@ def _section(drawings: Sequence[Drawing | None], missing: str, *texts: str, tabl
 
 def run_sections(run: Run) -> list[Section]:
     """Return all sections of one run, in the order of reading."""
-    parts: dict[str, Callable[[Run], Section]] = {"Learning curve": learning_section}
-    parts["Adaptation at test"] = _adaptation
-    if has_further_metrics(run):
+    parts: dict[str, Callable[[Run], Section]] = {"Learning curve": learning_section, "Adaptation at test": _adaptation}
+    if run.functions or run.summary.get("beside") or run.summary.get("oracle"):
         parts["Predicted distributions"] = _predictions
     parts |= {"Meta-gradient": _gradients, "Inner loop": _inner_loop}
     if penalty_terms(run) or families(metric_names(run.of("train"))).keys() & PENALTIES.keys():
@@ -108,9 +106,8 @@ def _predictions(run: Run) -> Section:
 
 
 def _gradients(run: Run) -> Section:
-    found = draw_panels("gradients", run.of("train"), GRADIENTS)
-    missing = "No metrics of the meta-gradient were logged (diagnostics=off, or no training)."
-    return _section([found.drawing], missing, found.text)
+    drawing, text = draw_panels("gradients", run.of("train"), GRADIENTS)
+    return _section([drawing], "No metrics of the meta-gradient were logged (diagnostics=off, or no training).", text)
 
 
 def _inner_loop(run: Run) -> Section:
@@ -118,17 +115,17 @@ def _inner_loop(run: Run) -> Section:
     if not (names_in(INNER) - {"loss"}).intersection(metric_names(train)):
         reasons = "the learner has none, diagnostics=off, or there was no training"
         return Section(missing=f"Nothing was logged of an inner loop: {reasons}.")
-    found = draw_panels("inner_loop", train, INNER)
-    return _section([found.drawing, draw_profiles("along_inner_loop", train)], "", found.text)
+    drawing, text = draw_panels("inner_loop", train, INNER)
+    return _section([drawing, draw_profiles("along_inner_loop", train)], "", text)
 
 
 def _probes(run: Run) -> Section:
     records = run.of("probe")
     own = own_panels([name for name in metric_names(records) if name not in names_in(PROBES)])
-    found = draw_panels("probes", records, [*PROBES, *own])
-    drawings = [found.drawing, draw_profiles("probe_profiles", records), draw_layers("probe_layers", records)]
-    text = ("Measured on the same fixed tasks each time.", found.text) if records else ()
-    return _section(drawings, "No probes on fixed tasks were logged; diagnostics=full takes them.", *text)
+    drawing, text = draw_panels("probes", records, [*PROBES, *own])
+    drawings = [drawing, draw_profiles("probe_profiles", records), draw_layers("probe_layers", records)]
+    texts = ("Measured on the same fixed tasks each time.", text) if records else ()
+    return _section(drawings, "No probes on fixed tasks were logged; diagnostics=full takes them.", *texts)
 
 
 def _penalties(run: Run) -> Section:
@@ -171,10 +168,9 @@ def _everything_else(run: Run) -> Section:
     """Metrics of training that no panel above shows, all settings and the whole summary."""
     covered = names_in(GRADIENTS, INNER) | {*LEARNING, metric_of(run)}
     own = own_panels([name for name in metric_names(run.of("train")) if name not in covered])
-    found = draw_panels("others", run.of("train"), own)
+    drawing, text = draw_panels("others", run.of("train"), own)
     summary = json.dumps(run.summary, indent=2, ensure_ascii=False) if run.summary else ""
     details = {"All settings (config.yaml)": run.config_text, "The whole summary (summary.json)": summary}
     missing = "" if run.config_text else "config.yaml is not there: the settings are unknown."
-    section = _section([found.drawing], "", found.text)
-    shown = tuple((line, text) for line, text in details.items() if text)
-    return dataclasses.replace(section, details=shown, missing=missing)
+    shown = tuple((line, content) for line, content in details.items() if content)
+    return dataclasses.replace(_section([drawing], "", text), details=shown, missing=missing)

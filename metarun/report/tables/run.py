@@ -65,10 +65,6 @@ def alarm_table(alarms: Mapping[str, Any]) -> Table:
     return Table("Alarms raised", ("alarm", "times", "first step", "last step", "message"), tuple(rows), left=(0, 4))
 
 
-def has_further_metrics(run: Run) -> bool:
-    return bool(run.functions or run.summary.get("beside") or run.summary.get("oracle"))
-
-
 def further_metrics_table(run: Run) -> Table:
     """All metrics of the test, beside those of the best possible predictor."""
     own, best = metrics_of(run), metric_values(run.summary.get("oracle"))
