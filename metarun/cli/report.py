@@ -10,7 +10,7 @@ from pathlib import Path
 from metarun.cli.crash_report import report_crash, tracebacks_wanted
 from metarun.errors import UserError, one_line
 from metarun.report import FORMATS, write_report
-from metarun.report.write import pairs_path, sweep_path
+from metarun.report.write import path_beside
 
 EPILOG = """\
 examples:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         report_crash("metarun-report", error)
     print(written)
-    beside = (pairs_path(written), sweep_path(written)) if options.format == "csv" else ()
+    beside = (path_beside(written, "pairs"), path_beside(written, "sweep")) if options.format == "csv" else ()
     for path in filter(Path.exists, beside):
         print(path)
 

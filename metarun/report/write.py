@@ -38,8 +38,16 @@ def write_report(folders: Sequence[Path | str], output: Path | str | None = None
     others = list(dict.fromkeys(path for _, paths in found for path in paths))
     parent = Path(folders[0]) if len(folders) == 1 else Path()
     target = Path(output) if output else parent / f"report{ENDINGS[format]}"
-    if not output:
-        _refuse_links(target)
+    if not output:  # the folder of a run may hold a link of the report's name: its target is not overwritten
+        files = [
+            target,
+            target.with_name(target.name + ".tmp"),
+            path_beside(target, "pairs"),
+            path_beside(target, "sweep"),
+        ]
+        for path in [*files, *(target.iterdir() if target.is_dir() else ())]:
+            if path.is_symlink():
+                raise UserError(f"{path}: is a link, which is not written to; name another path with --output")
     writers = {"html": _write_html, "png": _write_png, "md": _write_markdown, "csv": _write_csv, "latex": _write_latex}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,22 +57,9 @@ def write_report(folders: Sequence[Path | str], output: Path | str | None = None
     return target
 
 
-def pairs_path(target: Path) -> Path:
-    """report.csv -> report-pairs.csv"""
-    return target.with_name(f"{target.stem}-pairs{target.suffix}")
-
-
-def sweep_path(target: Path) -> Path:
-    """report.csv -> report-sweep.csv"""
-    return target.with_name(f"{target.stem}-sweep{target.suffix}")
-
-
-def _refuse_links(target: Path) -> None:
-    """The folder of a run may hold a link of the report's name: its target is not overwritten."""
-    files = [target, target.with_name(target.name + ".tmp"), pairs_path(target), sweep_path(target)]
-    for path in [*files, *(target.iterdir() if target.is_dir() else ())]:
-        if path.is_symlink():
-            raise UserError(f"{path}: is a link, which is not written to; name another path with --output")
+def path_beside(target: Path, content: str) -> Path:
+    """report.csv, "pairs" -> report-pairs.csv"""
+    return target.with_name(f"{target.stem}-{content}{target.suffix}")
 
 
 def _write_html(runs: list[Run], others: list[Path], target: Path) -> None:
@@ -115,7 +110,7 @@ def _write_csv(runs: list[Run], others: list[Path], target: Path) -> None:
     target.write_text(to_csv(raw_results([summarize(g) for g in groups])), encoding="utf-8")
     pairs = [pair for benchmark in pair_benchmarks(groups) for pair in benchmark]
     if pairs:
-        pairs_path(target).write_text(to_csv(raw_pairs(pairs)), encoding="utf-8")
+        path_beside(target, "pairs").write_text(to_csv(raw_pairs(pairs)), encoding="utf-8")
     sweep = collect_sweep(list_jobs(runs, others))
     if sweep:
-        sweep_path(target).write_text(to_csv(raw_sweep(sweep)), encoding="utf-8")
+        path_beside(target, "sweep").write_text(to_csv(raw_sweep(sweep)), encoding="utf-8")

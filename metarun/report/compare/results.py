@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from metarun.report.compare.groups import Group, by_benchmark
-from metarun.report.read.facts import Validation, headline_scores, inner_gradients, metric_of, validations
+from metarun.report.read.facts import headline_scores, inner_gradients, metric_of, validations
 from metarun.report.read.runs import Run
 from metarun.statistics import intervals, paired
 from metarun.statistics.variance import variance_components
 from metarun.storage.text import display_scale, higher_is_better, is_number
 
 NAN = math.nan
-UNITS: dict[str, Callable[[Validation], float]] = {
-    "outer steps": lambda v: v.step,
-    "seconds": lambda v: v.seconds,
-    "inner gradients": lambda v: v.inner_gradients,
+UNITS = {  # of cost -> how much of it a validation had spent
+    "outer steps": attrgetter("step"),
+    "seconds": attrgetter("seconds"),
+    "inner gradients": attrgetter("inner_gradients"),
 }
 ALL_PAIRS = 8  # groups of a benchmark up to which every pair is compared; beyond it, each with the best
 
@@ -113,9 +114,9 @@ def _mean(values: Sequence[Any]) -> float:
     return sum(numbers) / len(numbers) if numbers else NAN
 
 
-def best_validation(run: Run, within: Callable[[Validation], bool] = lambda _: True) -> float:
-    """Return the best finite validation among those `within` a budget; NaN if there is none."""
-    means = [v.mean for v in validations(run) if math.isfinite(v.mean) and within(v)]
+def best_validation(run: Run, unit: str = "outer steps", limit: float = math.inf) -> float:
+    """Return the best finite validation among those that spent at most `limit` of the unit; NaN if there is none."""
+    means = [v.mean for v in validations(run) if math.isfinite(v.mean) and UNITS[unit](v) <= limit]
     better = max if higher_is_better(metric_of(run)) else min
     return better(means) if means else NAN
 
@@ -172,10 +173,6 @@ def equal_compute(groups: Sequence[Group]) -> list[Budget]:
             continue
         amount = min(v for g in usable for v in amounts[g.label])
         limit = amount * (1 + 1e-9)
-        best = {g.label: interval_of([_best_within(r, spent_at, limit) for r in g.runs]) for g in usable}
+        best = {g.label: interval_of([best_validation(r, unit, limit) for r in g.runs]) for g in usable}
         budgets.append(Budget(unit, amount, best))
     return budgets
-
-
-def _best_within(run: Run, spent_at: Callable[[Validation], float], limit: float) -> float:
-    return best_validation(run, lambda v: spent_at(v) <= limit)

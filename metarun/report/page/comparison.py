@@ -22,7 +22,7 @@ from metarun.report.figures.drawing import Drawing
 from metarun.report.figures.sweep import draw_sweep
 from metarun.report.page.run import Section, build_sections
 from metarun.report.read.facts import setting
-from metarun.report.read.jobs import Job, list_jobs
+from metarun.report.read.jobs import list_jobs
 from metarun.report.read.runs import Run
 from metarun.report.tables.comparison import budget_tables, pair_tables, result_tables
 from metarun.report.tables.sweep import best_configurations, lost_table, settings_table
@@ -44,11 +44,6 @@ MAX_ROWS = 60  # of a table of swept settings
 def comparison_sections(runs: Sequence[Run], others: Sequence[Path] = ()) -> list[Section]:
     """Return what the runs show together; `others` are the folders of jobs that left no run."""
     jobs = list_jobs(runs, others)
-    return [*_sweep_sections(jobs), *_group_sections(runs)]
-
-
-def _sweep_sections(jobs: Sequence[Job]) -> list[Section]:
-    """The swept settings and the jobs without a result; no sections if there is neither."""
     sweep = collect_sweep(jobs)
     parts: dict[str, Callable[[], Section]] = {}
     if sweep:
@@ -57,6 +52,22 @@ def _sweep_sections(jobs: Sequence[Job]) -> list[Section]:
     lost = lost_table(sweep, jobs)
     if lost:
         parts["Without a result"] = lambda: Section(tables=(lost,))
+    groups = group_runs(runs)
+    if not groups:
+        parts["Comparison"] = lambda: Section(missing="None of the runs trained or tested: nothing to compare.")
+        return build_sections(parts)
+    results, looks = [summarize(group) for group in groups], looks_of([group.label for group in groups])
+    parts |= {
+        "Results": lambda: _results(results),
+        "Learning curves": lambda: _figure(draw_learning_curves(groups, looks), LEARNING, "No run was validated."),
+        "Adaptation at test": lambda: _figure(draw_adaptation_curves(groups, looks), ADAPTATION, "No run was tested."),
+        "Paired comparison": lambda: _pairs(groups),
+        "Cost": lambda: _costs(results, looks),
+        "Training metrics": lambda: _figure(draw_training_metrics(groups, looks), METRICS, "No metrics were logged."),
+    }
+    sparsity = draw_sparsity(runs)
+    if sparsity:
+        parts["Zeros"] = lambda: _figure(sparsity, ZEROS, "")
     return build_sections(parts)
 
 
@@ -72,25 +83,6 @@ def _settings(sweep: Sweep) -> Section:
 def _effects(sweep: Sweep) -> Section:
     drawings, texts = draw_sweep(sweep)
     return Section(texts, drawings) if drawings else Section(missing="No two combinations were validated.")
-
-
-def _group_sections(runs: Sequence[Run]) -> list[Section]:
-    groups = group_runs(runs)
-    if not groups:
-        return [Section(missing="None of the runs trained or tested: nothing to compare.", title="Comparison")]
-    results, looks = [summarize(group) for group in groups], looks_of([group.label for group in groups])
-    parts: dict[str, Callable[[], Section]] = {
-        "Results": lambda: _results(results),
-        "Learning curves": lambda: _figure(draw_learning_curves(groups, looks), LEARNING, "No run was validated."),
-        "Adaptation at test": lambda: _figure(draw_adaptation_curves(groups, looks), ADAPTATION, "No run was tested."),
-        "Paired comparison": lambda: _pairs(groups),
-        "Cost": lambda: _costs(results, looks),
-        "Training metrics": lambda: _figure(draw_training_metrics(groups, looks), METRICS, "No metrics were logged."),
-    }
-    sparsity = draw_sparsity(runs)
-    if sparsity:
-        parts["Zeros"] = lambda: _figure(sparsity, ZEROS, "")
-    return build_sections(parts)
 
 
 def _figure(drawing: Drawing | None, text: str, missing: str) -> Section:

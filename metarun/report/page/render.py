@@ -33,7 +33,6 @@ def render(runs: Sequence[Run], others: Sequence[Path] = ()) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.globals |= {"png": _png_uri, "png_width": _png_width}
     return environment.get_template("page.html.j2").render(
         title=cards[0].title if single else f"Comparison of {len(cards)} runs",
         single=single,
@@ -44,18 +43,12 @@ def render(runs: Sequence[Run], others: Sequence[Path] = ()) -> str:
 
 
 def _embed_figures(section: Section) -> tuple[Section, list[tuple[str, str, int]]]:
-    """The section and its figures: address, alt text and width in pixels."""
+    """The section and its images: address, alt text and width in pixels. A page has 96 dots an inch, a PNG 200."""
     try:
         images = [(svg_uri(d.figure), d.alt, round(96 * d.figure.get_figwidth())) for d in section.drawings]
     except Exception as error:  # of a name or number that cannot be drawn
         return dataclasses.replace(failed_section(error), title=section.title), []
+    for alt, data in section.pictures:
+        address = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+        images.append((address, alt, int.from_bytes(data[16:20], "big") * 96 // 200))
     return section, images
-
-
-def _png_uri(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
-
-
-def _png_width(data: bytes) -> int:
-    """In pixels of a page: analyses are drawn with 200 dots an inch, a page has 96."""
-    return int.from_bytes(data[16:20], "big") * 96 // 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -62,9 +63,14 @@ def read_json(path: Path, kind: type) -> tuple[Any, str]:
     return (value, "") if isinstance(value, kind) else (None, f"{path.name} is not of the expected form.")
 
 
+def read_yaml(path: Path) -> tuple[Any, str]:
+    """Return the value of a YAML file, or None and what is wrong with it."""
+    return _read(path, lambda: untrusted.read_yaml(path), "is damaged")
+
+
 def read_settings(path: Path) -> tuple[dict[str, Any], str]:
     """Return the settings in a YAML file, or an empty dictionary and what is wrong with the file."""
-    value, problem = _read(path, lambda: untrusted.read_yaml(path), "is damaged")
+    value, problem = read_yaml(path)
     if problem:
         return {}, f"{path.name} {problem}; the settings are unknown."
     return (value, "") if isinstance(value, dict) else ({}, f"{path.name} holds no settings.")
@@ -150,21 +156,14 @@ def read_analyses(folder: Path) -> tuple[list[Analysis], list[str]]:
     analyses = []
     for path in folders:
         results, _ = read_json(path / "results.json", dict)
-        analyses.append(Analysis(path.name, path, *_read_csv(path / "results.csv"), results or {}, _read_pngs(path)))
+        figures = []
+        for picture in sorted(path.glob("*.png"), key=lambda p: (p.name != "figure.png", p.name)):
+            with contextlib.suppress(OSError):
+                data = untrusted.read_bytes(picture, MAX_PICTURE_BYTES)
+                figures += [(picture.name, data)] if data.startswith(PNG) else []
+        analyses.append(Analysis(path.name, path, *_read_csv(path / "results.csv"), results or {}, tuple(figures)))
     empty = [a.name for a in analyses if not (a.rows or a.results or a.figures)]
     return analyses, [f"The analysis {name} has no results yet." for name in empty]
-
-
-def _read_pngs(folder: Path) -> tuple[tuple[str, bytes], ...]:
-    found = []
-    for path in sorted(folder.glob("*.png"), key=lambda p: (p.name != "figure.png", p.name)):
-        try:
-            data = untrusted.read_bytes(path, MAX_PICTURE_BYTES)
-        except OSError:
-            continue
-        if data.startswith(PNG):
-            found.append((path.name, data))
-    return tuple(found)
 
 
 def _read_csv(path: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], int]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from metarun.errors import UserError
 from metarun.report.read.facts import command_of, look_up, setting
-from metarun.report.read.files import parse_overrides, read_json, read_settings
+from metarun.report.read.files import as_mappings, parse_overrides, read_json, read_settings
 from metarun.report.read.runs import COMPARED_JOBS, Run, find_runs
 from metarun.storage.status import FINAL, SUCCEEDED
 from metarun.storage.sweep_records import job_folders
@@ -104,13 +104,9 @@ def rerun_command(job: Job) -> str:
     if not job.recorded or job.overrides is None:
         return command_of(job.run)[0] if job.run else ""
     kept = [o for o in job.overrides if not o.startswith(SWEEP_OVERRIDES)]
-    return shlex.join(["metarun", *_config_dirs(job.path), *kept])
-
-
-def _config_dirs(path: Path) -> list[str]:
-    """The --config-dir flags that the job was given."""
-    noted, _ = ({}, "") if (path / ".hydra").is_symlink() else read_settings(path / ".hydra" / "hydra.yaml")
-    sources: Any = look_up(noted, "hydra.runtime.config_sources")
-    sources = sources if isinstance(sources, list) else []
-    given = [str(s.get("path")) for s in sources if isinstance(s, dict) and s.get("provider") == "command-line"]
-    return [word for folder in given if folder.isprintable() for word in ("--config-dir", folder)]
+    hydra = job.path / ".hydra"
+    noted = {} if hydra.is_symlink() else read_settings(hydra / "hydra.yaml")[0]
+    sources = as_mappings(look_up(noted, "hydra.runtime.config_sources"))
+    given = [str(s.get("path")) for s in sources if s.get("provider") == "command-line"]
+    flags = [word for folder in given if folder.isprintable() for word in ("--config-dir", folder)]
+    return shlex.join(["metarun", *flags, *kept])

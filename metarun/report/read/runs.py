@@ -7,13 +7,12 @@ holds no run at all is refused.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from metarun.errors import UserError, one_line
 from metarun.report.read.files import (
@@ -24,6 +23,7 @@ from metarun.report.read.files import (
     read_json,
     read_records,
     read_settings,
+    read_yaml,
 )
 from metarun.storage import untrusted
 from metarun.storage.text import is_number
@@ -81,10 +81,16 @@ def find_runs(folder: Path) -> list[Path]:
         return [folder]
     if {"algo", "train"} <= read_settings(folder / "config.yaml")[0].keys():
         return [folder]
-    found = list(_runs_below(folder))
+    found = []
+    for where, folders, files in os.walk(folder):
+        if "config.yaml" in files and any(name in files for name in RUN_FILES):
+            found.append(Path(where))
+            folders.clear()
+        folders[:] = [name for name in folders if not name.startswith(".")]
     if not found:
-        files = " or ".join(RUN_FILES)
-        raise UserError(f"{folder}: is no run folder of metarun and holds none (config.yaml with {files})")
+        raise UserError(
+            f"{folder}: is no run folder of metarun and holds none (config.yaml with {' or '.join(RUN_FILES)})"
+        )
     # 0, 1, ... 9, 10 rather than 0, 1, 10, ... 9
     return sorted(found, key=lambda path: [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in path.parts])
 
@@ -93,14 +99,6 @@ def is_refused_command(folder: Path) -> bool:
     """Whether the folder is what Hydra leaves of a command that was refused: its notes, and no file of a run."""
     files = ("config.yaml", "job.json", *RUN_FILES)
     return (folder / ".hydra").is_dir() and not any((folder / name).exists() for name in files)
-
-
-def _runs_below(folder: Path) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder):
-        if "config.yaml" in files and any(name in files for name in RUN_FILES):
-            yield Path(where)
-            folders.clear()
-        folders[:] = [name for name in folders if not name.startswith(".")]
 
 
 def read_run(path: Path | str) -> Run:
@@ -120,11 +118,15 @@ def read_run(path: Path | str) -> Run:
         config_text = untrusted.read_text(path / "config.yaml", untrusted.SETTINGS, errors="replace")
     except OSError:
         config_text = ""
+    hydra = path / ".hydra"
+    overrides = None if hydra.is_symlink() else read_yaml(hydra / "overrides.yaml")[0]
     reason = f": {one_line(summary['reason'])}" if summary.get("reason") else ""
     ending = ENDINGS.get(str(summary.get("status")), "").format(reason=reason, path=path)
     problems = [no_functions, no_config, no_summary, ending, *bad_records, *bad_timing, no_scores, *bad_analyses]
-    problems.append(_find_gaps(config, records))
     kinds = dict.fromkeys(record["kind"] for record in records)
+    lacking = [name for kind, name in (("train", "training"), ("val", "validation")) if kind not in kinds]
+    if records and lacking and config.get("job") != "evaluate":
+        problems.append(f"metrics.jsonl has no record of {' and none of '.join(lacking)}.")
     ordered = sorted(records, key=lambda record: record["step"])
     return Run(
         path=path,
@@ -135,19 +137,10 @@ def read_run(path: Path | str) -> Run:
         seconds={(r["kind"], r["step"]): r["seconds"] for r in timing if is_number(r.get("seconds"))},
         scores=scores,
         analyses=tuple(analyses),
-        overrides=_read_overrides(path / ".hydra" / "overrides.yaml"),
+        overrides=parse_overrides(overrides),
         missing=tuple(filter(None, problems)),
         functions=functions or {},
     )
-
-
-def _find_gaps(config: Mapping[str, Any], records: Sequence[Record]) -> str:
-    """Kinds of records that a run of its job should have logged and did not."""
-    if config.get("job") == "evaluate" or not records:
-        return ""
-    kinds = {record["kind"] for record in records}
-    lacking = [name for kind, name in (("train", "training"), ("val", "validation")) if kind not in kinds]
-    return f"metrics.jsonl has no record of {' and none of '.join(lacking)}." if lacking else ""
 
 
 def _read_scores(path: Path, expected: bool) -> tuple[Scores | None, str]:
@@ -164,11 +157,3 @@ def _read_scores(path: Path, expected: bool) -> tuple[Scores | None, str]:
     except (KeyError, TypeError, ValueError):
         return None, f"test.json is not of the expected form: {NO_PAIRS}"
     return Scores(steps, values), ""
-
-
-def _read_overrides(path: Path) -> tuple[str, ...] | None:
-    try:
-        value = None if path.parent.is_symlink() else untrusted.read_yaml(path)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return None
-    return parse_overrides(value)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from metarun.report.compare.groups import Group, by_benchmark
-from metarun.report.compare.results import Budget, Interval, Pair, Result, equal_compute, pair_benchmarks
+from metarun.report.compare.results import Interval, Pair, Result, equal_compute, pair_benchmarks
 from metarun.report.read.facts import component, episode_size
 from metarun.report.tables.run import format_over_seeds, metric_values, metrics_of, name_metric
 from metarun.report.tables.table import Table
@@ -87,32 +87,26 @@ def _result_table(results: Sequence[Result]) -> Table:
         spread = (iqm if math.isfinite(r.iqm.estimate) else NOTHING, *(_format_number(metric, s) for s in r.spread))
         test, validation = (format_interval(metric, interval) for interval in (r.test, r.validation))
         spent = (count(r.steps), duration(r.seconds), count(r.inner_gradients))
-        rows.append((r.group.label, test, _describe_seeds(r), *(spread if several else ()), validation, *spent))
+        runs = len(r.group.runs)
+        over = f"{r.tested} seeds" if r.tested > 1 else "tasks, 1 seed" if r.tested else "not tested"
+        over += f", {runs - r.tested} of {runs} without" if 0 < r.tested < runs else ""
+        over += f", {r.diverged} diverged" if r.diverged else ""
+        rows.append((r.group.label, test, over, *(spread if several else ()), validation, *spent))
     note = RESULT_NOTE + (SEEDS_NOTE if several else "")
     strong = frozenset((at, 1) for at in _best_results(results))
     title = f"{group.benchmark}, {metric_name(group.metric)}"
     return Table(title, columns, tuple(rows), note, left=(0, 2), strong=strong)
 
 
-def _describe_seeds(r: Result) -> str:
-    runs = len(r.group.runs)
-    tested = f"{r.tested} seeds" if r.tested > 1 else "tasks, 1 seed" if r.tested else "not tested"
-    lost = f", {runs - r.tested} of {runs} without" if 0 < r.tested < runs else ""
-    return tested + lost + (f", {r.diverged} diverged" if r.diverged else "")
-
-
 def _best_results(results: Sequence[Result]) -> set[int]:
     """The indices of the best mean of each benchmark that has several."""
-    best = set()
-    for benchmark in {r.group.benchmark for r in results}:
-        same = [(at, r) for at, r in enumerate(results) if r.group.benchmark == benchmark]
-        means = {
-            at: r.test.mean if higher_is_better(r.group.metric) else -r.test.mean
-            for at, r in same
-            if math.isfinite(r.test.mean)
-        }
-        best |= {at for at, mean in means.items() if len(means) > 1 and mean == max(means.values())}
-    return best
+    means: dict[str, dict[int, float]] = {}
+    for at, r in enumerate(results):
+        if math.isfinite(r.test.mean):
+            sign = 1 if higher_is_better(r.group.metric) else -1
+            means.setdefault(r.group.benchmark, {})[at] = sign * r.test.mean
+    several = [same for same in means.values() if len(same) > 1]
+    return {at for same in several for at, mean in same.items() if mean == max(same.values())}
 
 
 def _matrix_table(results: Sequence[Result]) -> Table | None:
@@ -184,15 +178,12 @@ def budget_tables(groups: Sequence[Group]) -> list[Table]:
         budgets = equal_compute(members) if len(members) > 1 else []
         if budgets:
             metric = members[0].metric
-            columns = ("algorithm", *(f"within {_format_amount(b)}" for b in budgets))
+            amounts = (duration(b.amount) if b.unit == "seconds" else f"{count(b.amount)} {b.unit}" for b in budgets)
+            columns = ("algorithm", *(f"within {amount}" for amount in amounts))
             best = [(g.label, [b.best.get(g.label, none) for b in budgets]) for g in members]
             rows = tuple((label, *(format_interval(metric, i) for i in intervals)) for label, intervals in best)
             tables.append(Table(f"At equal compute: {benchmark}, {metric_name(metric)}", columns, rows, BUDGET_NOTE))
     return tables
-
-
-def _format_amount(budget: Budget) -> str:
-    return duration(budget.amount) if budget.unit == "seconds" else f"{count(budget.amount)} {budget.unit}"
 
 
 def metric_with_unit(metric: str) -> str:
@@ -216,6 +207,5 @@ def raw_pairs(pairs: Sequence[Pair]) -> Table:
 
 def raw_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """A table of numbers as Python writes them; empty where they are not finite."""
-    cells = ["" if isinstance(v, float) and not math.isfinite(v) else str(v) for row in rows for v in row]
-    width = len(columns)
-    return Table("", tuple(columns), tuple(tuple(cells[at : at + width]) for at in range(0, len(cells), width)))
+    cells = (["" if isinstance(v, float) and not math.isfinite(v) else str(v) for v in row] for row in rows)
+    return Table("", tuple(columns), tuple(map(tuple, cells)))
