@@ -58,7 +58,12 @@ def predict_job(config: Config, record: RunFolder) -> Result:
     predictions = Predictions(examples.classes, pictures.files, probabilities, truth)
     summary = summarize(config, source, examples, predictions)
     record.create(dataclasses.asdict(config))
-    write_table(record.path / "predictions.csv", predictions)
+    with open(record.path / "predictions.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "predicted", "probability", *(f"p({name})" for name in predictions.classes)])
+        for name, row in zip(predictions.files, predictions.probabilities.tolist(), strict=True):
+            best = max(range(len(row)), key=row.__getitem__)
+            writer.writerow([name, predictions.classes[best], f"{row[best]:.4f}", *(f"{p:.4f}" for p in row)])
     record.write_json("summary.json", summary)
     show(*render(summary, predictions, record))
     return Result("completed", summary, record.path, params)
@@ -105,15 +110,6 @@ def summarize(config: Config, source: RunFolder, examples: Examples, predictions
         "labelled": len(known),
         "correct": sum(truth == predicted for truth, predicted in known),
     }
-
-
-def write_table(path: Path, predictions: Predictions) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "predicted", "probability", *(f"p({name})" for name in predictions.classes)])
-        for name, row in zip(predictions.files, predictions.probabilities.tolist(), strict=True):
-            best = max(range(len(row)), key=row.__getitem__)
-            writer.writerow([name, predictions.classes[best], f"{row[best]:.4f}", *(f"{p:.4f}" for p in row)])
 
 
 def render(summary: dict[str, Any], predictions: Predictions, record: RunFolder) -> Iterator[str | Table]:

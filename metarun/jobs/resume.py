@@ -58,13 +58,6 @@ def refuse_used(record: RunFolder) -> None:
         raise SettingError("hydra.run.dir", record.path, needed)
 
 
-def discard_after(record: RunFolder, step: int) -> None:
-    """Drop the records of the steps that will be repeated."""
-    damaged = record.drop_after(step)
-    if damaged:
-        print_notice(f"{record.path}/metrics.jsonl: {damaged} damaged lines were dropped; their records are lost")
-
-
 def describe_last(record: RunFolder) -> str:
     """The last checkpoint, as the end of a sentence on where a run stopped."""
     return f"the last checkpoint is {record.last}" if record.has_checkpoint() else "before its first checkpoint"

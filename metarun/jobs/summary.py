@@ -28,8 +28,7 @@ from metarun.types import GradientLearner, Metrics, Params, PenaltyOptions, opti
 
 def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
     """The facts that are known before the first step."""
-    config, dataset = experiment.config, experiment.dataset
-    facts = dataset.facts()
+    config, dataset, device = experiment.config, experiment.dataset, experiment.placement.device
     size = {k: config.data[k] for k in ("ways", "shots", "queries", "test_queries")}
     return {
         "status": "running",
@@ -39,16 +38,22 @@ def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
         **size,
         "train_ways": experiment.train_spec.ways,
         "train_shots": experiment.train_spec.shots,
-        **facts,
+        **dataset.facts(),
         "norm": config.model.get("norm"),
         "first_order": config.algo.get("first_order"),
         "reg": option_name("reg", config),
         "regularization": describe_penalties(experiment.regularization, []),
         "seed": config.seed,
         "metric": experiment.algorithm.loss.metric,
-        "device": experiment.placement.device.type,
+        "device": device.type,
         "precision": config.device.precision,
-        "machine": describe_machine(experiment.placement.device),
+        # What a time depends on beside the code: cores of the machine, threads of a matrix product.
+        "machine": {
+            "processor": processor(),
+            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
         "processes": experiment.placement.processes.size,
         "run_dir": folder,
         "versions": versions(),
@@ -112,6 +117,7 @@ def describe_metric(values: Tensor) -> dict[str, float]:
 def describe_end(state: State, tasks: int, status: str, reason: str, alarms: Alarms | None) -> dict[str, Any]:
     """The steps done, how the run ended, and its alarms if it trained; `measures_share` is that of the measures in the
     training time without validation and probes."""
+    peak = peak_memory_bytes()
     training = state.seconds - state.spent.get("validation", 0.0) - state.spent.get("probes", 0.0)
     return {
         "status": status,
@@ -126,14 +132,9 @@ def describe_end(state: State, tasks: int, status: str, reason: str, alarms: Ala
         "seconds_spent": dict(state.spent),
         "measures_share": state.spent.get("measures", 0.0) / training if training > 0 else None,
         "tasks_per_second": state.step * tasks / state.seconds if state.seconds else None,
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": peak and peak / 2**20,
         **({"alarms": alarms.summary()} if alarms else {}),
     }
-
-
-def describe_learner_state(algorithm: Any, state: State) -> dict[str, Any]:
-    """The metrics of a StatefulLearner's state at the end, such as its environment steps."""
-    return {"collected": algorithm.metrics(state.carry)} if state.carry else {}
 
 
 def describe_convergence(experiment: Experiment, record: RunFolder) -> dict[str, Any]:
@@ -160,14 +161,14 @@ def params_sha256(params: Params) -> str:
     return digest.hexdigest()
 
 
-def peak_memory_mb() -> float | None:
+def peak_memory_bytes() -> int | None:
     """The largest resident size of this process so far; None on a system that does not report it."""
     try:
         import resource
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def versions() -> dict[str, str]:
@@ -176,12 +177,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What a time depends on beside the code; `cores` of the machine, `threads` of a matrix product."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"processor": processor(), "gpu": gpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
 def processor() -> str:

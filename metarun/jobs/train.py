@@ -20,11 +20,10 @@ from metarun.diagnostics.alarms import Alarms, Baseline
 from metarun.diagnostics.chance import chance_level
 from metarun.errors import NonFinite, RankLost, UserError, WriteError
 from metarun.jobs.result import Result
-from metarun.jobs.resume import describe_last, discard_after, has_checkpoint, has_ended, load_ended, refuse_used
+from metarun.jobs.resume import describe_last, has_checkpoint, has_ended, load_ended, refuse_used
 from metarun.jobs.summary import (
     describe_convergence,
     describe_end,
-    describe_learner_state,
     describe_penalties,
     describe_run,
     describe_test,
@@ -33,6 +32,7 @@ from metarun.jobs.summary import (
 from metarun.storage.loggers import Sink
 from metarun.storage.loggers.console import console_sink
 from metarun.storage.loggers.jsonl import JsonLines
+from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 from metarun.training.evaluation import EPISODE_SEED
@@ -103,7 +103,9 @@ def start_run(
     """Open a run that trains, with its alarms; on other ranks than the first, follow it."""
     if not experiment.placement.processes.is_first:
         return follow_run(experiment)
-    discard_after(record, state.step)
+    damaged = record.drop_after(state.step)  # these steps will be repeated
+    if damaged:
+        print_notice(f"{record.path}/metrics.jsonl: {damaged} damaged lines were dropped; their records are lost")
     return open_run(experiment, record, state, quiet, build_alarms(experiment, record))
 
 
@@ -158,7 +160,9 @@ def close_run(run: ActiveRun, record: RunFolder, state: State, alarms: Alarms | 
         if config.job == "train":
             summary["convergence"] = describe_convergence(run.experiment, record)
             summary["regularization"] = describe_penalties(run.experiment.regularization, record.read_records())
-            summary |= describe_learner_state(run.experiment.algorithm, state)
+            if state.carry:  # of a StatefulLearner: its metrics at the end, such as its environment steps
+                learner: Any = run.experiment.algorithm
+                summary["collected"] = learner.metrics(state.carry)
         record.write_json("summary.json", summary)
         if config.report and not quiet and run.status != "interrupted":  # an interrupted run ends at once
             summary["report"] = leave_report(record)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,9 @@ from rich.table import Table
 
 from metarun.config.from_run import open_source_run
 from metarun.config.schema import Config
+from metarun.data.pixels import NORMALIZE, Pixels
 from metarun.diagnostics.sparsity import sparsity
-from metarun.jobs.export.files import describe_usage, encode_weights, import_safetensors_save
+from metarun.errors import UserError
 from metarun.jobs.export.pruning import cut_units, zero_small_weights
 from metarun.jobs.result import Result
 from metarun.jobs.summary import params_sha256, versions
@@ -31,7 +32,18 @@ from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 from metarun.training.evaluation import EPISODE_SEED, calibrate, replace_model
 from metarun.training.experiment import Experiment, assemble, option_name
-from metarun.types import Algorithm, Batch, Params, Task
+from metarun.types import Algorithm, AlgorithmOptions, Batch, DatasetOptions, Params, Task, optional
+
+FORMAT = 1  # raise it when what is stored changes its meaning
+
+NORMS = {
+    "batch": "by the statistics of the batch at hand: predictions depend on the queries that are given together",
+    "support": "queries by the statistics of the support set",
+    "population": "by the statistics of training images, stats.* of model.safetensors",
+    "group": "by groups of channels of each example",
+    "layer": "by all channels of each example",
+    "none": "none",
+}
 
 EXACT = 1e-6
 """Largest change of a prediction, in float64, that cutting silent units may make."""
@@ -173,6 +185,72 @@ def draw_first_task(experiment: Experiment) -> Task:
     """The first test task; support [S, ...], queries [M, ...]."""
     drawn = experiment.dataset.episodes("test", EPISODE_SEED, 0, range(1), experiment.test_spec)
     return Task(*(Batch(b.x[0], b.y[0]) for b in experiment.placement.move_task(drawn)))
+
+
+def import_safetensors_save() -> Callable[[Params, dict[str, str]], bytes]:
+    """The package's function; raise `UserError` where it is not installed."""
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise UserError("job=export: safetensors is not installed; pip install 'metarun[export]'") from error
+    return save
+
+
+def encode_weights(params: Params, facts: dict[str, Any]) -> bytes:
+    """The content of a safetensors file: tensors by name, and facts as its metadata."""
+    metadata = {"format": "pt", **{key: str(value) for key, value in facts.items()}}
+    return import_safetensors_save()({name: w.detach().cpu().contiguous() for name, w in params.items()}, metadata)
+
+
+def describe_usage(experiment: Experiment, tensors: Params, least_queries: int) -> dict[str, Any]:
+    """The part of config.json on inputs, outputs, preprocessing, normalisation and tensors."""
+    config, dataset, spec = experiment.config, experiment.dataset, experiment.test_spec
+    shape, norm = list(dataset.input_shape()), config.model.get("norm")
+    classes = dataset.kind == "classification"
+    rows = spec.shots * (spec.ways if classes else 1)
+    dtype = str(experiment.placement.dtype).removeprefix("torch.")
+    outputs = dataset.outputs(spec.ways)
+    gaussians = optional(experiment.algorithm, AlgorithmOptions, "predicts") == "gaussians"
+    if gaussians:
+        meaning = "predicted means, then standard deviations"
+    elif dataset.kind == "regression":
+        meaning = "predicted means"
+    else:
+        meaning = "probabilities; column n is the class whose support rows are labelled n, labels are 0 .. ways - 1"
+    return {
+        "format": FORMAT,
+        "inputs": {
+            "support_x": {"shape": [rows, *shape], "dtype": dtype},
+            "support_y": {"shape": [rows] if classes else [rows, outputs], "dtype": "int64" if classes else dtype},
+            "query_x": {"shape": [f"at least {least_queries}", *shape], "dtype": dtype},
+        },
+        "output": {
+            "shape": ["rows of query_x", 2 * outputs if gaussians else outputs],
+            "dtype": dtype,
+            "is": meaning,
+        },
+        "support_order": "row k * ways + n is example k of class n" if classes else "any",
+        "ways": spec.ways if classes else None,
+        "shots": spec.shots,
+        "adaptation_steps": experiment.tested.test_inner_steps,
+        "preprocessing": describe_preprocessing(optional(dataset, DatasetOptions, "pixels")),
+        "normalisation": {"norm": norm, "meaning": NORMS.get(str(norm))},
+        "tensors": {name: list(w.shape) for name, w in tensors.items()},
+        # All of them, without the folder that the run lay in.
+        "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run", "resume")},
+    }
+
+
+def describe_preprocessing(pixels: Pixels | None) -> dict[str, Any] | None:
+    """How an image file becomes a row of support_x or query_x; None where inputs are no images."""
+    if pixels is None:
+        return None
+    mean, deviation = NORMALIZE[pixels.normalize]
+    colours = "grey" if pixels.channels == 1 else "RGB"
+    steps = f"{colours}, {pixels.fit} to {pixels.size}x{pixels.size} ({pixels.resize})"
+    steps += ", inverted so that dark strokes on white become 1 on 0" if pixels.ink else ""
+    steps += ", bytes / 255, then (value - mean) / deviation per channel, channels first"
+    return {"steps": steps, "mean": mean, "deviation": deviation, **dataclasses.asdict(pixels)}
 
 
 def write(record: RunFolder, summary: dict[str, Any], built: Built) -> None:

@@ -16,7 +16,7 @@ import dataclasses
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -49,7 +49,7 @@ def collect_tensors(learner: Algorithm, params: Params) -> Params:
 
 
 def split_tensors(learner: Any, tensors: Params) -> tuple[Any, Params]:
-    """The inverse of `tensors_of`: the learner with those statistics, and the meta-parameters."""
+    """The inverse of `collect_tensors`: the learner with those statistics, and the meta-parameters."""
     stats = [w for name, w in tensors.items() if name.startswith(STATS)]
     if stats:
         model = dataclasses.replace(learner.model, fixed=tuple(zip(stats[::2], stats[1::2], strict=True)))
@@ -128,9 +128,19 @@ class InnerLoop(nn.Module):
         leaves, self.tree_spec = pytree.tree_flatten(self._start(tensors))
         self.filled = [leaf is not None for leaf in leaves]
         inputs = [*self._first(tensors), example.support_x, example.support_y, *tensors.values()]
-        steps = learner.test_inner_steps
-        self.proceeds = make_fx(lambda step, *_: step < steps)(*inputs)
-        self.body = make_fx(self._build_step(learner))(*inputs)
+        steps, count = learner.test_inner_steps, sum(self.filled)
+
+        def step(number: Any, *values: Tensor) -> tuple[Tensor, ...]:
+            part, state = self._unflatten(values[:count])
+            support, given = Batch(*values[count : count + 2]), dict(zip(self.names, values[count + 2 :], strict=True))
+            at, theta = split_tensors(learner, given)
+            objective = at.inner_objective(theta, support)
+            rule = self.rule._replace(init=lambda *_: state)  # goes on from this state
+            phi, state = last(descend_with_state(lambda phi, _: objective(phi, number), {**theta, **part}, rule, 1))
+            return number + 1, *self._flatten(({name: phi[name] for name in self.adapted}, state))
+
+        self.proceeds = make_fx(lambda number, *_: number < steps)(*inputs)
+        self.body = make_fx(step)(*inputs)
 
     def forward(self, tensors: Params, support_x: Tensor, support_y: Tensor) -> Params:
         while_loop = torch.ops.higher_order.while_loop
@@ -154,20 +164,6 @@ class InnerLoop(nn.Module):
     def _unflatten(self, values: Sequence[Tensor]) -> Any:
         rest = iter(values)
         return pytree.tree_unflatten([next(rest) if filled else None for filled in self.filled], self.tree_spec)
-
-    def _build_step(self, learner: GradientLearner) -> Callable[..., tuple[Tensor, ...]]:
-        count = sum(self.filled)
-
-        def step(number: Any, *values: Tensor) -> tuple[Tensor, ...]:
-            part, state = self._unflatten(values[:count])
-            support, given = Batch(*values[count : count + 2]), dict(zip(self.names, values[count + 2 :], strict=True))
-            at, theta = split_tensors(learner, given)
-            objective = at.inner_objective(theta, support)
-            rule = self.rule._replace(init=lambda *_: state)  # goes on from this state
-            phi, state = last(descend_with_state(lambda phi, _: objective(phi, number), {**theta, **part}, rule, 1))
-            return number + 1, *self._flatten(({name: phi[name] for name in self.adapted}, state))
-
-        return step
 
 
 def trace_predict(learner: Algorithm, tensors: Params, example: Example, steps: int, kind: Kind) -> nn.Module:

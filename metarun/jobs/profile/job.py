@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -35,11 +35,10 @@ from metarun.algorithms.objective import add_noise
 from metarun.compute.compilation import compile_function, should_compile
 from metarun.config.schema import Config
 from metarun.jobs.profile.phases import META, NEVER, describe_phases, mark_loop, time_phases
-from metarun.jobs.profile.table import render
-from metarun.jobs.profile.trace import describe_trace, mark_methods, record_trace, region
+from metarun.jobs.profile.trace import KINDS, describe_trace, mark_methods, record_trace, region
 from metarun.jobs.result import Result
-from metarun.jobs.summary import versions
-from metarun.jobs.terminal import show
+from metarun.jobs.summary import peak_memory_bytes, versions
+from metarun.jobs.terminal import show, small_table
 from metarun.jobs.train import build_alarms
 from metarun.storage.loggers.jsonl import JsonLines
 from metarun.storage.run_folder import RunFolder
@@ -52,6 +51,7 @@ TRACE = "trace.json.gz"
 SECONDS = 0.5  # of matrix products
 SIDES = {"cpu": 1024}
 SIDE = 8192  # of a square matrix on other devices
+LEAST = 0.005  # share of the smallest group of operators that is shown
 
 
 def profile_job(config: Config, record: RunFolder) -> Result:
@@ -106,9 +106,14 @@ def measure(experiment: Experiment, state: State, recorder: Recorder, record: Ru
     with tempfile.TemporaryDirectory() as scratch:
         profiler = record_trace(loop.step, device, (record.path if settings.trace else Path(scratch)) / TRACE)
     inside = describe_trace(profiler, device, compiles_it, seconds)
-    if device.type != "cpu":  # more exact than the trace
-        inside["memory"]["peak_bytes"] = measure_device_peak(device, call)
-    inside["memory"]["process_peak_bytes"] = read_process_peak()
+    if device.type == "cuda":  # more exact than the trace
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        float(call().penalty)
+        inside["memory"]["peak_bytes"] = torch.cuda.max_memory_allocated(device) - before
+    elif device.type != "cpu":  # it does not report its peak
+        inside["memory"]["peak_bytes"] = None
+    inside["memory"]["process_peak_bytes"] = peak_memory_bytes()
     operations = count_operations(lambda: call(plain))
     speed = measure_matrix_products(device, getattr(torch, config.device.precision))
     return {
@@ -148,26 +153,6 @@ def describe_conditions(experiment: Experiment, compiled: bool) -> dict[str, Any
     }
 
 
-def measure_device_peak(device: torch.device, call: Callable[[], MetaGradient]) -> int | None:
-    """Bytes of the device's memory during the call, above those before; None where the device does not report them."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    float(call().penalty)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
-def read_process_peak() -> int | None:
-    """Bytes, the largest resident size of this process so far; None where the system does not report it."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else 1024 * largest
-
-
 def convolution_backward(
     grad_out: Sequence[int], x: Sequence[int], w: Sequence[int], *settings: Any, **kwargs: Any
 ) -> int:
@@ -194,3 +179,74 @@ def measure_matrix_products(device: torch.device, dtype: torch.dtype) -> float:
     # `item` waits for the device.
     timer = Timer("(a @ a)[0, 0].item()", globals={"a": a}, num_threads=torch.get_num_threads())
     return 2 * side**3 / timer.blocked_autorange(min_run_time=SECONDS).median
+
+
+def render(profile: dict[str, Any], folder: Path) -> Iterator[str | Table]:
+    """All of it, with how to open the trace."""
+    yield describe_run(profile)
+    phases = small_table("phase", "ms each", "every", "ms a step", "share")
+    for row in profile["phases"]:
+        times = ms(row["milliseconds"]), str(row["every"]), ms(row["milliseconds_per_step"])
+        phases.add_row(row["name"], *times, per_cent(row["share"]))
+    yield phases
+    outside = f"{per_cent(profile['outside_share'])} of it outside of the meta-gradient (validation and probes aside)"
+    yield f"a step: {ms(profile['step_milliseconds'])} ms, {profile['tasks_per_second']:.4g} tasks/s; {outside}"
+    yield ""
+    if profile["parts"]:
+        parts = small_table("inside of the meta-gradient, ms", *KINDS, "share")
+        for row in profile["parts"]:
+            parts.add_row(row["name"], *(ms(row[f"{kind}_milliseconds"]) for kind in KINDS), per_cent(row["share"]))
+        yield parts
+    else:
+        yield "the meta-gradient is compiled, one region without parts; device.compile=off shows an uncompiled one's"
+    operators = small_table("its operators", "calls", "ms", "share")
+    for row in profile["operators"]:
+        if row["share"] >= LEAST:
+            name = "compiled code" if profile["compiled"] and not row["calls"] else row["name"]
+            calls = f"{row['calls']:.0f}" if row["calls"] else ""
+            operators.add_row(name, calls, ms(row["milliseconds"]), per_cent(row["share"]))
+    yield operators
+    traced = profile["traced"]
+    whose = "time of kernels on the device" if traced["on"] == "cuda" else "own time on the main thread"
+    yield f"shares inside: {whose}, traced, which takes {traced['slowdown']:.2f} times as long"
+    yield describe_memory(profile["memory"])
+    sums = profile["arithmetic"]
+    done = f"arithmetic: {sums['gflop']:.3g} GFLOP in convolutions and matrix products of a meta-gradient"
+    speed = f"{sums['gflop_per_second']:.3g} GFLOP/s; a large matrix product here"
+    yield f"{done}, {speed} {sums['matrix_product_gflop_per_second']:.3g} GFLOP/s ({per_cent(sums['share'])} of it)"
+    yield f"profile: {folder / 'profile.json'}"
+    if profile["trace"]:
+        yield f"trace: {folder / profile['trace']} (open it at https://ui.perfetto.dev or in chrome://tracing)"
+
+
+def describe_run(profile: dict[str, Any]) -> str:
+    chunk = f", {profile['chunk']} at a time" if profile["chunk"] else ""
+    where = f"{profile['device']}, {profile['threads']} threads, {profile['precision']}"
+    run = "compiled" if profile["compiled"] else "not compiled"
+    return (
+        f"metarun: {profile['algo']} on {profile['data']}, {profile['tasks']} tasks of {profile['episode']}{chunk}; "
+        f"{where}, {run}, diagnostics={profile['diagnostics']}"
+    )
+
+
+def describe_memory(facts: dict[str, Any]) -> str:
+    parts = []
+    if facts["peak_bytes"] is not None:
+        when = f" (in {facts['peak_at']})" if facts["peak_at"] else ""
+        parts.append(f"tensors of a meta-gradient {mib(facts['peak_bytes'])} at their most{when}")
+    if facts["process_peak_bytes"]:
+        parts.append(f"the process {mib(facts['process_peak_bytes'])}")
+    return f"memory: {'; '.join(parts) or 'not known on this device'}"
+
+
+def ms(value: float) -> str:
+    """Four digits or so, whatever the size."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.{2 if value >= 10 else 3}f}"
+
+
+def per_cent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"

@@ -148,7 +148,10 @@ def collect_own_times(events: list[FunctionEvent]) -> list[OwnTime]:
     regions = [e for e in events if e.thread == main and e.name.startswith(PREFIX)]
     on_device, found = any(e.kernels for e in events), []
     for event in events:
-        path = _names(event)
+        path: tuple[str, ...] = (event.name,)
+        parent = event.cpu_parent
+        while parent:
+            path, parent = (parent.name, *path), parent.cpu_parent
         if event.thread != main:
             # A GPU's backward pass runs in a thread of its own, while the main thread waits inside of a region.
             path = (*_running(regions, event.time_range.start), *path)
@@ -158,14 +161,6 @@ def collect_own_times(events: list[FunctionEvent]) -> list[OwnTime]:
             time = kernels if on_device else event.self_cpu_time_total
             found.append(OwnTime(path[path.index(ROOT) :], time))
     return found
-
-
-def _names(event: FunctionEvent) -> tuple[str, ...]:
-    """The names of the events that enclose it, outermost first, and its own."""
-    names = [event.name]
-    while event := event.cpu_parent:  # type: ignore[assignment]
-        names.append(event.name)
-    return tuple(reversed(names))
 
 
 def _running(events: Iterable[FunctionEvent], at: float) -> tuple[str, ...]:
