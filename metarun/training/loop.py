@@ -21,7 +21,7 @@ from metarun.algorithms.objective import Entry, add_noise
 from metarun.diagnostics.step import Values, update_measures
 from metarun.training.meta_gradient import MetaGradient, MetaGradients, StepGradient, join_ranks, mean_metrics
 from metarun.training.nonfinite import handle_nonfinite, locate_nonfinite, start_rewinding, update_rewind_point
-from metarun.training.optimizer import apply_update, clipped, learning_rate, step_rates
+from metarun.training.optimizer import apply_update, clip_gradient, learning_rate, step_rates
 from metarun.training.run import Observer, State, StopReason, Trainer
 from metarun.types import Params, Task
 
@@ -97,7 +97,7 @@ def differentiate(
 def update(trainer: Trainer, state: State, gradient: Params) -> float:
     """Move the meta-parameters along the gradient; return the learning rate of the step."""
     lr = learning_rate(trainer.optim, state.step, trainer.settings.steps)
-    apply_update(state.optimizer, state.params, clipped(gradient, trainer.optim.clip), lr)
+    apply_update(state.optimizer, state.params, clip_gradient(gradient, trainer.optim.clip), lr)
     if trainer.regularization.select(Entry.OUTER_STEP):
         rates = step_rates(state.optimizer, state.params, lr)
         for name, value in trainer.regularization.shrink_outer(state.params, rates, lr).items():
@@ -121,7 +121,7 @@ def describe(trainer: Trainer, state: State, found: MetaGradient, tasks: Task) -
         if processes.size > 1:  # each rank has its share, and the measures need all
             grads = processes.gather(grads, count)
             tasks = trainer.tasks(state.step, range(min(count, trainer.measures.tasks)))
-        with timed(state, "measures"):
+        with track_seconds(state, "measures"):
             values |= trainer.measures(state.params, grads, tasks)
     return values
 
@@ -130,14 +130,14 @@ def validate(trainer: Trainer, state: State, observer: Observer) -> None:
     """Validation, probes and checkpoint, each when it is due."""
     observer.on_step(state)
     if is_due(state.step, trainer.settings.eval_every, trainer.settings.steps):
-        with timed(state, "validation"):
+        with track_seconds(state, "validation"):
             evaluation = trainer.validate(state.params)
         improved = evaluation.error < state.best_error
         if improved:
             state.best_error, state.best_step = evaluation.error, state.step
         observer.on_validation(state, evaluation, improved)
     if trainer.probe and is_due(state.step, trainer.probe_every, trainer.settings.steps):
-        with timed(state, "probes"):
+        with track_seconds(state, "probes"):
             values = trainer.probe(state.params)
         observer.on_probe(state, values)
     if is_due(state.step, trainer.settings.checkpoint_every, trainer.settings.steps):
@@ -145,7 +145,7 @@ def validate(trainer: Trainer, state: State, observer: Observer) -> None:
 
 
 @contextlib.contextmanager
-def timed(state: State, name: str) -> Iterator[None]:
+def track_seconds(state: State, name: str) -> Iterator[None]:
     """Add the block's seconds to `state.spent`."""
     start = time.monotonic()
     yield

@@ -92,11 +92,13 @@ def task_bytes(algorithm: Algorithm, params: Params, task: Task) -> int:
     changed: Any = algorithm
     if kept:
         segment = min(segment_length(kept, steps), steps)
-        once = _counted(replace(changed, inner_steps=segment, inner_checkpoint=segment), params, task)
+        once = _estimate_peak(replace(changed, inner_steps=segment, inner_checkpoint=segment), params, task)
         return once + (math.ceil(steps / segment) - 1) * weights_bytes(params)
     if steps <= COUNTED_STEPS or not is_dataclass(algorithm):
-        return _counted(algorithm, params, task)
-    fewer, last = (_counted(replace(changed, inner_steps=n), params, task) for n in (COUNTED_STEPS - 1, COUNTED_STEPS))
+        return _estimate_peak(algorithm, params, task)
+    fewer, last = (
+        _estimate_peak(replace(changed, inner_steps=n), params, task) for n in (COUNTED_STEPS - 1, COUNTED_STEPS)
+    )
     return last + (steps - COUNTED_STEPS) * max(0, last - fewer)
 
 
@@ -104,7 +106,7 @@ def weights_bytes(params: Params) -> int:
     return sum(v.numel() * v.element_size() for v in params.values())
 
 
-def _counted(algorithm: Algorithm, params: Params, task: Task) -> int:
+def _estimate_peak(algorithm: Algorithm, params: Params, task: Task) -> int:
     """The peak bytes of a meta-gradient, without computing it."""
     batches = (Batch(b.x.to("meta"), b.y.to("meta")) for b in task)
     return peak_bytes(algorithm.meta_grad, {k: v.to("meta") for k, v in params.items()}, Task(*batches))

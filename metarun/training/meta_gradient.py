@@ -80,12 +80,12 @@ class MetaGradients:
 
 def build_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGradient]:
     """The function theta, tasks -> their meta-gradient."""
-    per_task, shared = _build_parts(trainer, trainer.settings.tasks)
+    per_task, shared_penalty = _build_parts(trainer, trainer.settings.tasks)
 
     def meta_gradient(params: Params, tasks: Task) -> MetaGradient:
         grads, metrics = per_task(params, tasks)
         trained = trainer.regularization.trained_names(params)
-        extra, penalty = grad_and_value(shared)(params, tasks)
+        extra, penalty = grad_and_value(shared_penalty)(params, tasks)
         total = {k: grads[k].mean(0) + extra[k] for k in trained}
         return _assemble(total, {k: grads[k] for k in trained}, metrics, penalty)
 
@@ -97,7 +97,7 @@ def build_rank_share(trainer: Trainer) -> Callable[[Params, Task], RankShare]:
     step, `tasks` are all of them."""
     processes, count = trainer.placement.processes, trainer.settings.tasks
     own, todo = len(processes.share(count)), processes.nonempty_share(count)
-    per_task, shared = _build_parts(trainer, len(todo))
+    per_task, shared_penalty = _build_parts(trainer, len(todo))
 
     def rank_share(params: Params, tasks: Task) -> RankShare:
         grads, metrics = per_task(params, select_tasks(tasks, range(len(todo))))
@@ -105,7 +105,7 @@ def build_rank_share(trainer: Trainer) -> Callable[[Params, Task], RankShare]:
         total = {k: grads[k][:own].sum(0) / count for k in trained}
         penalty = next(iter(total.values())).new_zeros(())
         if processes.is_first:
-            extra, penalty = grad_and_value(shared)(params, tasks)
+            extra, penalty = grad_and_value(shared_penalty)(params, tasks)
             total = {k: total[k] + extra[k] for k in trained}
         return RankShare(total, {k: grads[k] for k in trained}, metrics, penalty)
 
@@ -118,10 +118,10 @@ def _build_parts(trainer: Trainer, count: int) -> tuple[Callable, Callable]:
     chunk = placement.chunk(trainer.spec, trainer.dataset.input_shape())
     per_task = map_tasks(trainer.algorithm.meta_grad, count, chunk, placement.memory_format)
 
-    def shared(params: Params, tasks: Task) -> Tensor:
+    def shared_penalty(params: Params, tasks: Task) -> Tensor:
         return trainer.regularization.shared_penalty(trainer.algorithm, params, tasks)
 
-    return per_task, shared
+    return per_task, shared_penalty
 
 
 def join_ranks(

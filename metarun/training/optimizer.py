@@ -79,7 +79,7 @@ def step_rates(optimizer: torch.optim.Optimizer, params: Params, lr: float) -> R
     return rates
 
 
-def clipped(gradient: Params, limit: float | None) -> Params:
+def clip_gradient(gradient: Params, limit: float | None) -> Params:
     """The gradient, scaled down to norm `limit` if it is longer; an inner optimizer's second moments stay whole."""
     if limit is None:
         return gradient

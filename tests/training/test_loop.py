@@ -31,7 +31,7 @@ from metarun.errors import NonFinite
 from metarun.regularizers.l2 import L2
 from metarun.training.loop import train
 from metarun.training.meta_gradient import build_meta_gradient
-from metarun.training.optimizer import apply_update, build_optimizer, clipped, learning_rate
+from metarun.training.optimizer import apply_update, build_optimizer, clip_gradient, learning_rate
 from metarun.types import MOMENTS, Batch, EpisodeSpec, Metrics, Params, Split, Task
 
 
@@ -164,14 +164,14 @@ def test_clipping_scales_down_to_the_limit_and_never_up() -> None:
     """|g| over all tensors is sqrt(3^2 + 4^2 + 12^2) = 13: a limit of 6.5 halves it, one of 20 leaves it."""
     g = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([[12.0]])}
     assert float(norm(g)) == 13
-    assert_same(clipped(g, 6.5), {k: v / 2 for k, v in g.items()}, rtol=1e-6)
-    assert_same(clipped(g, 20.0), g, rtol=0)
-    assert clipped(g, None) is g
+    assert_same(clip_gradient(g, 6.5), {k: v / 2 for k, v in g.items()}, rtol=1e-6)
+    assert_same(clip_gradient(g, 20.0), g, rtol=0)
+    assert clip_gradient(g, None) is g
 
 
 def test_clipping_a_zero_gradient_leaves_zero() -> None:
     """limit / 0 is infinite, and its minimum with 1 is 1: no NaN."""
-    assert torch.equal(clipped({"w": torch.zeros(3)}, 1.0)["w"], torch.zeros(3))
+    assert torch.equal(clip_gradient({"w": torch.zeros(3)}, 1.0)["w"], torch.zeros(3))
 
 
 # ---------------------------------------------------------------- the loop
@@ -217,7 +217,7 @@ def test_carried_moments_follow_the_tasks_whatever_moves_the_weights(optim: Opti
     for step in range(4):
         ended = [inner_adam(outer_theta["w"], v, step, task, alpha) for task in range(3)]
         way_back = outer_theta["w"] - torch.stack([w for w, _ in ended]).mean(0)
-        apply_update(outer, outer_theta, clipped({"w": way_back}, optim.clip), optim.lr)
+        apply_update(outer, outer_theta, clip_gradient({"w": way_back}, optim.clip), optim.lr)
         v = torch.stack([moments for _, moments in ended]).mean(0)
     assert train(trainer_of(learner, optim=optim), state, RecordingObserver()) == "completed"
     assert_same({k: p for k, p in state.params.items() if not k.startswith(MOMENTS)}, weights(outer_theta["w"], False))
