@@ -72,15 +72,9 @@ def hydra_subfolder(resume: str | None, folder: str) -> str | None:
     return ".hydra/resumed" if resume else ".hydra"
 
 
-def _copy_nothing(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:
-    """A copy of the store of schemas is the store itself: a process has one, and what it loads are copies anyway.
-
-    Hydra copies all sources of settings whenever it lists a group, a hundred times for --help, and the store with them.
-    """
-    return store
-
-
-ConfigStore.__deepcopy__ = _copy_nothing  # type: ignore[attr-defined]
+# Hydra copies all sources of settings whenever it lists a group, a hundred times for --help, and the store of schemas
+# with them. A process has one store, and what it loads are copies anyway.
+ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 
 SCHEMA = OmegaConf.structured(Config)
 OmegaConf.set_struct(SCHEMA.reg, False)  # reg.weight belongs to the chosen regularizer; regularizers/build.py checks it

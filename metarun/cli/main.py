@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,7 +55,9 @@ def set_up_process() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits itself
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a page of traceback each time
     end_with_parent()
-    torchrun.silence_other_ranks()
+    if ranks.rank() > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+        warnings.simplefilter("ignore")
 
 
 def run_command() -> int:
@@ -113,16 +116,13 @@ def exit_with_error(error: Exception) -> NoReturn:
     if os.environ.get(TRACEBACK):
         raise error
     if message is None:
-        report_crash("metarun", error, _run_folder())
+        folder = None
+        with contextlib.suppress(Exception):  # before Hydra has made one
+            known = HydraConfig.get()
+            folder = Path(known.runtime.output_dir) if known.mode == RunMode.RUN else None
+        report_crash("metarun", error, folder)
     print(f"metarun: {message}", file=sys.stderr)
     sys.exit(2)
-
-
-def _run_folder() -> Path | None:
-    with contextlib.suppress(Exception):  # before Hydra has made one
-        known = HydraConfig.get()
-        return Path(known.runtime.output_dir) if known.mode == RunMode.RUN else None
-    return None
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ Runs that are damaged, unfinished or diverged are shown as far as they go, with 
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: print the files written; a user's mistake ends in one line and exit code 2."""
     parser = argparse.ArgumentParser(
         prog="metarun-report",
         description="Write a report of metarun's run folders: of one run, or a comparison of several.",
@@ -41,12 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--format", choices=FORMATS, default="html",
         help="html: one page with figures (default); md, csv, latex: the tables; png: a folder of the figures",
     )  # fmt: skip
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The console script: print the files written; a user's mistake ends in one line and exit code 2."""
-    options = build_parser().parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
         written = write_report(options.folders, options.output, options.format)
     except UserError as error:

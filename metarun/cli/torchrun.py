@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
 from typing import Any, NoReturn
 
 from hydra.experimental.callback import Callback
@@ -42,10 +41,3 @@ def end_process(code: Any) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
-
-
-def silence_other_ranks() -> None:
-    """Discard stdout and warnings of every process but the first."""
-    if ranks.rank() > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
-        warnings.simplefilter("ignore")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -33,7 +32,9 @@ ADVICE = "HYDRA_FULL_ERROR=1 shows where"
 
 def describe_usage_error(error: BaseException) -> str | None:
     """The line for the user, None if the error is not a user's mistake."""
-    chain = list(_causes(error))
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
     for link in chain:
         if isinstance(link, UserError):
             return one_line(link)
@@ -49,30 +50,16 @@ def describe_usage_error(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, OSError) and link.errno in DISK:  # an error in writing does not say which file it was
             return f"a file cannot be written ({link.strerror})"
-    if _failed_in_launcher(error):
+    # Where a launcher or a library below it failed, and not a job that it ran, here or in a worker of its own.
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [str(frame.f_globals.get("__name__", "")) for frame in frames] or [""]  # the last one raised it
+    remote = type(error.__cause__).__name__ == "_RemoteTraceback"
+    starts = [n for n, module in enumerate(modules) if LAUNCHER.match(module)]
+    if starts and not remote and not any(m.startswith("metarun") for m in modules[starts[0] :]):
         return one_line(f"hydra.launcher: cannot start jobs with these settings ({type(error).__name__}: {error})")
     # By the module that raised it: Hydra refuses some overrides with a bare ValueError.
-    hydra_made = type(error).__module__.startswith(HYDRAS) or _modules(error)[-1].startswith(HYDRAS)
+    hydra_made = type(error).__module__.startswith(HYDRAS) or modules[-1].startswith(HYDRAS)
     return one_line(error) if hydra_made else None
-
-
-def _failed_in_launcher(error: BaseException) -> bool:
-    """Whether a launcher or a library below it failed, and not a job that it ran, here or in a worker of its own."""
-    modules, remote = _modules(error), type(error.__cause__).__name__ == "_RemoteTraceback"
-    starts = [n for n, module in enumerate(modules) if LAUNCHER.match(module)]
-    return bool(starts) and not remote and not any(m.startswith("metarun") for m in modules[starts[0] :])
-
-
-def _modules(error: BaseException) -> list[str]:
-    """The modules that an error passed through; the last one raised it."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return [str(frame.f_globals.get("__name__", "")) for frame in frames] or [""]
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _missing_option(error: Any) -> str:

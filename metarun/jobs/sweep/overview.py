@@ -64,7 +64,7 @@ class Counts(NamedTuple):
 
 
 class Overview:
-    """Follows the jobs' records in a thread of its own, from `start` to `stop`."""
+    """Follows the jobs' records in a thread of its own, from `thread.start` to `stop`."""
 
     def __init__(self, folder: Path, sweep: SweepRecord, console: Console | None = None) -> None:
         self.folder, self.sweep = folder, sweep
@@ -73,9 +73,6 @@ class Overview:
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True, name="overview")
         self.live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
-
-    def start(self) -> None:
-        self.thread.start()
 
     def stop(self) -> None:
         self.over.set()

@@ -56,7 +56,7 @@ class Sitting:
         edited = changed_files(self.before.files, self.record.files) if self.before.key else []
         if edited:
             show(f"settings edited since the sweep began: {', '.join(edited)}; jobs that they change run again")
-        self.overview.start()
+        self.overview.thread.start()
 
     def end(self) -> None:
         """Print the last lines, set the exit code: 0, or 1 where jobs did not succeed, 2 where none did."""
