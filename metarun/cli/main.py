@@ -74,7 +74,7 @@ def run_command() -> int:
         return CLOSED_PIPE
     except Exception as error:
         exit_with_error(error)
-    return sweep.exit_code()
+    return sweep.SITTINGS[-1].exit_code if sweep.SITTINGS else 0
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="config")

@@ -169,8 +169,3 @@ def run_job(composed: DictConfig) -> float:
             settings=_settings_folders(hydra_node.runtime),
         )
     )
-
-
-def exit_code() -> int:
-    """The exit code of the sweep that this process was, if it was one."""
-    return SITTINGS[-1].exit_code if SITTINGS else 0

@@ -75,12 +75,6 @@ class ImageEpisodes:
 
     def draw(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
         """Images as bytes, rows ordered shot by shot: row k N + n is of class n."""
-        rows_TNE, turns_TN = self._rows(split, seed, step, tasks, spec)
-        k = spec.shots
-        return Task(self._batch(rows_TNE[:, :, :k], turns_TN), self._batch(rows_TNE[:, :, k:], turns_TN))
-
-    def _rows(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> tuple[Index, Index]:
-        """Rows of the image tensor [T, N, K + Q], and the quarter turns of each class [T, N]."""
         classes, most = len(self.classes), int(self._counts(self.classes).max())
         bits = random_bits(split, seed, step, tasks, classes + spec.ways * (1 + most))
         class_bits, variant_bits, image_bits = np.split(bits, [classes, classes + spec.ways], axis=1)
@@ -91,14 +85,15 @@ class ImageEpisodes:
         missing = np.arange(most) >= self._counts(class_TN)[:, :, None]
         image_TNI = np.where(missing, np.iinfo(np.uint64).max, image_TNI)
         image_TNE = choose(image_TNI, spec.shots + spec.queries)
-        return self.table.starts[class_TN][:, :, None] + image_TNE, turns_TN
+        rows_TNE, k = self.table.starts[class_TN][:, :, None] + image_TNE, spec.shots
+        return Task(self._batch(rows_TNE[:, :, :k], turns_TN), self._batch(rows_TNE[:, :, k:], turns_TN))
 
     def _counts(self, variants: Index) -> Index:
         """The number of images of each variant's class."""
         return self.table.counts[variants % len(self.table.names)]
 
     def _batch(self, rows_TNE: Index, turns_TN: Index) -> Batch:
-        """Gather the rows and rotate them."""
+        """Gather rows of the image tensor [T, N, K] and rotate them by the quarter turns of each class [T, N]."""
         tasks, ways, each = rows_TNE.shape
         rows = torch.from_numpy(np.ascontiguousarray(rows_TNE.transpose(0, 2, 1)).reshape(-1))
         images = torch.index_select(self.table.images, 0, rows.to(self.table.images.device))

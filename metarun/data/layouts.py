@@ -12,7 +12,8 @@ from __future__ import annotations
 import csv
 import io
 import posixpath
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -100,38 +101,30 @@ def _read_table(files: Files, table: str, images: list[str]) -> list[Entry]:
         raise UserError(f"{where}: is not a csv file in UTF-8 ({error})") from error
     if not rows or not {"filename", "label"} <= rows[0][1].keys():
         raise UserError(f"{where}: must begin with a line filename,label or filename,label,split; rows follow")
-    finder = Finder(PurePosixPath(table).parent, images)
-    return [_parse_row(row, finder, f"{where} line {line}") for line, row in rows]
+    folder, known, by_name = PurePosixPath(table).parent, set(images), defaultdict(list)
+    for image in images:
+        by_name[PurePosixPath(image).name].append(image)
+
+    def find(name: str, label: str) -> str | None:
+        """The file of a row: beside the table, in images/, in a folder of its class, or anywhere if its name is
+        unique."""
+        for below in ("", "images", label, f"images/{label}"):
+            candidate = str(folder / below / name)
+            if candidate in known:
+                return candidate
+        candidates = by_name[name]  # none if the name has a folder
+        return candidates[0] if len(candidates) == 1 else None
+
+    return [_parse_row(row, find, f"{where} line {line}") for line, row in rows]
 
 
-def _parse_row(row: dict[str, str], finder: Finder, where: str) -> Entry:
+def _parse_row(row: dict[str, str], find: Callable[[str, str], str | None], where: str) -> Entry:
     name, label, split = (row.get(column) for column in COLUMNS)
     if not name or not label:
         raise UserError(f"{where}: has no {'label' if name else 'filename'}")
     if "split" in row and (split or "").lower() not in SPLIT_FOLDERS:
         raise UserError(f"{where}: split {split!r}; choices: train, val, test")
-    found = finder.find(name, label)
+    found = find(name, label)
     if found is None:
         raise UserError(f"{where}: {one_line(name)} is not there, nor in images/ or a folder of its class")
     return Entry(label, found, SPLIT_FOLDERS[split.lower()] if split else None)
-
-
-class Finder:
-    """Finds the file of a row: beside the table, in images/, in a folder of its class, or anywhere if its name is
-    unique."""
-
-    def __init__(self, folder: PurePosixPath, images: list[str]) -> None:
-        self.folder, self.images = folder, set(images)
-        self.by_name: dict[str, list[str]] = {}
-        for image in images:
-            self.by_name.setdefault(PurePosixPath(image).name, []).append(image)
-
-    def find(self, name: str, label: str) -> str | None:
-        for below in ("", "images", label, f"images/{label}"):
-            candidate = str(self.folder / below / name)
-            if candidate in self.images:
-                return candidate
-        if "/" in name:
-            return None
-        candidates = self.by_name.get(PurePosixPath(name).name, [])
-        return candidates[0] if len(candidates) == 1 else None

@@ -116,16 +116,20 @@ def split_characters(names: tuple[str, ...], split: str, seed: int) -> dict[Spli
 def find_parts(root: str | None, download: bool, downloads: Sequence[Download]) -> list[Path]:
     """Find both parts below data.root, METARUN_DATA or metarun's own data folder, or download them to it."""
     folder = expand_path(str(root or os.environ.get("METARUN_DATA") or cache_folder() / "data"))
-    found = _search(folder)
+    found, why, cause = _search(folder), "downloading is off", None
     if found is None and download:
         try:
             fetch(downloads, folder / "omniglot")
+            found, why = _search(folder), "data.urls does not list both archives"
         except UserError as error:
-            raise UserError(_missing(folder, f"downloading failed: {error}")) from error
-        found = _search(folder)
+            why, cause = f"downloading failed: {error}", error
     if found is None:
-        why = "data.urls does not list both archives" if download else "downloading is off"
-        raise UserError(_missing(folder, why))
+        raise UserError(
+            f"data.root: no Omniglot below {folder} ({why}); supply it in one of three ways: "
+            "data.root=DIR (or METARUN_DATA=DIR) with the folders images_background and images_evaluation; "
+            "the same with the two archives images_background.zip and images_evaluation.zip; "
+            "or data.download=true on a machine with internet access"
+        ) from cause
     return found
 
 
@@ -161,12 +165,3 @@ def _search(folder: Path) -> list[Path] | None:
         if all(path.is_file() for path in archives):
             return archives  # damaged: reading them raises the error
     return None
-
-
-def _missing(folder: Path, why: str) -> str:
-    return (
-        f"data.root: no Omniglot below {folder} ({why}); supply it in one of three ways: "
-        "data.root=DIR (or METARUN_DATA=DIR) with the folders images_background and images_evaluation; "
-        "the same with the two archives images_background.zip and images_evaluation.zip; "
-        "or data.download=true on a machine with internet access"
-    )

@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -136,15 +136,13 @@ class WithinGroups:
         return self.data.facts() | {"classes_of_an_episode": "one group"}
 
     def _large(self, spec: EpisodeSpec) -> list[ImageData]:
-        return [self._of_group(group) for group, ids in self._groups.items() if len(ids) >= spec.ways]
+        return [data for classes, data in self._groups if classes >= spec.ways]
 
     @functools.cached_property
-    def _groups(self) -> dict[str, Index]:
-        return group_classes(self.data, self.data.source.splits["test"])
-
-    @functools.cached_property
-    def _of_group(self) -> Callable[[str], ImageData]:
-        return functools.cache(lambda group: with_test_classes(self.data, self._groups[group]))
+    def _groups(self) -> list[tuple[int, ImageData]]:
+        """The number of classes of each group, and the images tested on them."""
+        groups = group_classes(self.data, self.data.source.splits["test"])
+        return [(len(ids), with_test_classes(self.data, ids)) for ids in groups.values()]
 
 
 def with_test_classes(data: ImageData, classes: Sequence[int] | Index) -> ImageData:

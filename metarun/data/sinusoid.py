@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.compute.random import Bits, bits_of_steps, normal, uniform
+from metarun.compute.random import bits_of_steps, normal, uniform
 from metarun.data.prefetch import EpisodePrefetcher, as_column, split_points
 from metarun.errors import require
 from metarun.types import EpisodeSpec, Kind, Split, Task
@@ -76,7 +76,12 @@ class Sinusoid:
         amplitude = uniform(bits[:, :1], *self.amplitude)
         identity = None
         if self.identity is not None:
-            amplitude, identity = self._identify(split, amplitude, bits[:, -1:], self.identity)
+            values = np.linspace(*self.amplitude, self.identity)
+            identity = uniform(bits[:, -1:], 0, self.identity).astype(int)
+            if split == "train":
+                amplitude = values[identity]
+            elif self.identity_at_test == "own":
+                identity = np.abs(amplitude - values).argmin(1, keepdims=True)  # the nearest
         phase = uniform(bits[:, 1:2], *self.phase)
         where, noise_a, noise_b = np.split(bits[:, 2:words], 3, axis=1)
         x = uniform(where, *self.x_range)
@@ -84,16 +89,6 @@ class Sinusoid:
         if self.noise > 0:
             y = y + self.noise * normal(noise_a, noise_b)
         return split_points(self._inputs(x, identity), as_column(y), len(steps), spec.shots)
-
-    def _identify(self, split: Split, a: np.ndarray, bits: Bits, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The amplitude of each task and the index in its one-hot, both [T, 1]."""
-        low, high = self.amplitude
-        values = np.linspace(low, high, count)
-        any_value = uniform(bits, 0, count).astype(int)
-        if split == "train":
-            return values[any_value], any_value
-        nearest = np.abs(a - values).argmin(1, keepdims=True)
-        return a, any_value if self.identity_at_test == "random" else nearest
 
     def reference_inputs(self, count: int) -> Tensor:
         x = np.linspace(*self.x_range, count)

@@ -106,7 +106,13 @@ def export_job(config: Config, record: RunFolder) -> Result:
         "versions": versions(),
     }
     record.create(dataclasses.asdict(config))
-    write(record, summary, after)
+    for name, content in (("model.safetensors", after.weights), ("predict.pt2", after.program)):
+        with name_file_in_errors(record.path / name):
+            (record.path / name).write_bytes(content)
+    described = {key: summary[key] for key in ("algo", "data", "kind", "metric", "pruning", "versions")}
+    scores = {"mean": after.facts["mean"], "ci95": after.facts["ci95"], "n_tasks": config.export.tasks}
+    record.write_json("config.json", described | {"figure": scores} | after.usage)
+    record.write_json("summary.json", summary)
     show(*render(summary, record.path))
     return Result("completed", summary, record.path, pruned.params)
 
@@ -251,17 +257,6 @@ def describe_preprocessing(pixels: Pixels | None) -> dict[str, Any] | None:
     steps += ", inverted so that dark strokes on white become 1 on 0" if pixels.ink else ""
     steps += ", bytes / 255, then (value - mean) / deviation per channel, channels first"
     return {"steps": steps, "mean": mean, "deviation": deviation, **dataclasses.asdict(pixels)}
-
-
-def write(record: RunFolder, summary: dict[str, Any], built: Built) -> None:
-    """Write the four files."""
-    for name, content in (("model.safetensors", built.weights), ("predict.pt2", built.program)):
-        with name_file_in_errors(record.path / name):
-            (record.path / name).write_bytes(content)
-    facts = {key: summary[key] for key in ("algo", "data", "kind", "metric", "pruning", "versions")}
-    facts |= {"figure": {key: summary["after"][key] for key in ("mean", "ci95")} | {"n_tasks": summary["n_tasks"]}}
-    record.write_json("config.json", facts | built.usage)
-    record.write_json("summary.json", summary)
 
 
 def render(summary: dict[str, Any], folder: Path) -> Iterator[str | Table]:

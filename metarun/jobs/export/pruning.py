@@ -54,9 +54,17 @@ def cut_units(model: Any, params: Params) -> Pruned:
     units = [int(keep.sum()) for keep in masks]
     inputs = [model.shapes[0][1], *units]
     shapes = tuple((n, width, *old[2:]) for n, width, old in zip(units, inputs, model.shapes, strict=False))
-    indices = index_tensors(model, masks)
-    features = len(feature_indices(model, masks[-1]))
-    smaller = replace(model, shapes=shapes, features=features)
+    area = model.features // model.shapes[-1][0]  # a flattened map has as many features for each unit as pixels
+    features = masks[-1].repeat_interleave(area).nonzero().flatten()
+    smaller = replace(model, shapes=shapes, features=len(features))
+    # Name of a tensor -> the indices that stay on its first axis, and on its second if it has such.
+    rows = [keep.nonzero().flatten() for keep in masks]
+    indices: dict[str, tuple[Tensor, ...]] = {}
+    for i, row in enumerate(rows):
+        indices[f"block{i}.weight"] = (row, rows[i - 1]) if i else (row,)
+        indices |= {f"block{i}.{name}": (row,) for name in ("shift", "gain")}
+    if model.outputs is not None:
+        indices["head.weight"] = (torch.arange(model.outputs), features)
     return Pruned(smaller, {name: select(name, w, params, indices) for name, w in params.items()}, lost)
 
 
@@ -81,24 +89,6 @@ def find_kept_units(model: Network, params: Params) -> list[Tensor]:
             keep[0] = True
         masks.append(keep)
     return masks
-
-
-def index_tensors(model: Network, masks: list[Tensor]) -> dict[str, tuple[Tensor, ...]]:
-    """Name of a tensor -> the indices that stay on its first axis, and on its second if it has such."""
-    rows = [keep.nonzero().flatten() for keep in masks]
-    found: dict[str, tuple[Tensor, ...]] = {}
-    for i, row in enumerate(rows):
-        found[f"block{i}.weight"] = (row, rows[i - 1]) if i else (row,)
-        found |= {f"block{i}.{name}": (row,) for name in ("shift", "gain")}
-    if model.outputs is not None:
-        found["head.weight"] = (torch.arange(model.outputs), feature_indices(model, masks[-1]))
-    return found
-
-
-def feature_indices(model: Network, mask: Tensor) -> Tensor:
-    """The features that stay: a flattened map has as many for each unit as it has pixels, unit by unit."""
-    area = model.features // model.shapes[-1][0]
-    return mask.repeat_interleave(area).nonzero().flatten()
 
 
 def select(name: str, w: Tensor, params: Params, indices: dict[str, tuple[Tensor, ...]]) -> Tensor:
