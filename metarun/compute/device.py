@@ -69,22 +69,14 @@ class Placement:
         if self.chunk_size != "auto":
             return self.chunk_size
         rows = spec.ways * (spec.shots + spec.queries)
-        fastest = self._fastest_chunk(rows, input_shape)
-        if self.memory_rows is None:
-            return fastest
-        fits = max(1, self.memory_rows // rows)
-        return fits if fastest is None else min(fits, fastest)
-
-    def _fastest_chunk(self, rows: int, input_shape: tuple[int, ...]) -> int | None:
-        """Tasks per chunk for the highest speed, where a task has `rows` inputs; None for all."""
-        if self.device.type != "cpu" or math.prod(input_shape) < 100:
-            return None
-        pixels = rows * math.prod(input_shape[1:])
-        if self.matmul_only:
-            return max(1, CPU_PIXELS_TOGETHER // pixels)
-        if pixels > CPU_PIXELS_ALONE:
-            return 1
-        return max(1, CPU_ROWS_PER_CHUNK // rows)
+        limits = [] if self.memory_rows is None else [self.memory_rows // rows]
+        if self.device.type == "cpu" and math.prod(input_shape) >= 100:  # images; the fastest chunk
+            pixels = rows * math.prod(input_shape[1:])
+            if self.matmul_only:
+                limits.append(CPU_PIXELS_TOGETHER // pixels)
+            else:
+                limits.append(1 if pixels > CPU_PIXELS_ALONE else CPU_ROWS_PER_CHUNK // rows)
+        return max(1, min(limits)) if limits else None
 
     def evaluation_chunk(self, spec: EpisodeSpec, input_shape: tuple[int, ...]) -> int | None:
         """Return the chunk for evaluation, which needs no gradient of the queries.
@@ -104,21 +96,16 @@ def make_placement(settings: DeviceConfig) -> Placement:
         raise SettingError("device.name", name, f"this machine has none; choices: cpu, auto (here {_best_device()})")
     if name == "mps" and settings.precision == "float64":
         raise SettingError("device.precision", "float64", "mps has no float64; choices: float32, bfloat16")
-    if name == "cpu" and settings.precision == "bfloat16" and not _has_bfloat16():
+    # Instructions for bfloat16 products: AVX-512 BF16, AMX; ARM's.
+    has_bfloat16 = getattr(getattr(torch.ops, "mkldnn", None), "_is_mkldnn_bf16_supported", lambda: True)
+    if name == "cpu" and settings.precision == "bfloat16" and not has_bfloat16():
         log.warning("device.precision=bfloat16: this CPU computes it in software; float32 is faster")
     _configure_process(settings)
     if name == "cpu":
         keep_freed_memory()
     dtype = torch.float64 if settings.precision == "float64" else torch.float32  # bfloat16: see models/precision.py
-    compiled = compile_choice(settings)
-    return Placement(
-        _select_device(name),
-        dtype,
-        settings.chunk_size,
-        compiled,
-        settings.memory_format,
-        processes=connect_processes(),
-    )
+    device, compiled, layout = _select_device(name), compile_choice(settings), settings.memory_format
+    return Placement(device, dtype, settings.chunk_size, compiled, layout, processes=connect_processes())
 
 
 def _select_device(name: str) -> torch.device:
@@ -156,13 +143,6 @@ def keep_freed_memory() -> None:
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _has_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16 products (AVX-512 BF16, AMX; ARM's)."""
-    mkldnn = getattr(torch.ops, "mkldnn", None)
-    known = getattr(mkldnn, "_is_mkldnn_bf16_supported", None)
-    return known is None or bool(known())
 
 
 def _best_device() -> str:

@@ -186,28 +186,20 @@ def exchange_reasons(reason: str) -> dict[int, str]:
     try:
         if not _REASONS:
             _REASONS.append(reason)
-            _ignore_sigterm()
+            if threading.current_thread() is threading.main_thread():
+                # torchrun terminates all ranks once one has ended; this one has to store its reason and close files.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             _store().set(keys[ranks.rank()], reason)
-            _disconnect()
+            # Shut the connections down, which ends the sums in which others wait for this rank: destroy_process_group
+            # leaves them open as long as anything in torch refers to the group.
+            for number in _CONNECTIONS:
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
+                    connection.shutdown(socket.SHUT_RDWR)
         while not _store().check(list(keys.values())) and time.monotonic() < end:
             time.sleep(0.02)
         return {rank: _store().get(key).decode() for rank, key in keys.items() if _store().check([key])}
     except RuntimeError:  # the store has gone with torchrun
         return {ranks.rank(): _REASONS[0]}
-
-
-def _ignore_sigterm() -> None:
-    """torchrun terminates all ranks once one has ended; this one still has to store its reason and close files."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _disconnect() -> None:
-    """Shut the connections down, which ends the sums in which others wait for this rank. destroy_process_group leaves
-    them open as long as anything in torch refers to the group, hence the sockets themselves."""
-    for number in _CONNECTIONS:
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
-            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _open_descriptors() -> set[int]:

@@ -72,11 +72,9 @@ def locate(group: str, node: Mapping[str, Any], trusted: Sequence[str] = ()) -> 
     """The class or function that `_target_` names: a component of the group, or anything in a trusted package."""
     path = node.get("_target_")
     key = f"{group}._target_"
-    if not isinstance(path, str) or "." not in path:
+    if not isinstance(path, str) or "." not in path or not all(map(str.isidentifier, path.split("."))):
         raise SettingError(key, path, "must be the dotted path of a class or function")
     prefixes = ("metarun", *(prefix for prefix in trusted if prefix))
-    if not all(map(str.isidentifier, path.split("."))):
-        raise SettingError(key, path, "must be the dotted path of a class or function")
     if not any(path.startswith(prefix + ".") for prefix in prefixes):
         raise SettingError(key, path, f"is outside of {', '.join(prefixes)}; add its package to trusted_modules")
     if path.startswith("metarun."):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -46,16 +46,20 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     stored = read_settings(source)
     groups = [f"{group}={option}" for group, option in stored.get("choices", {}).items()]
     asked = [o for o in overrides if o.partition("=")[0] not in COMMAND_SETTINGS]
-    base: Any
-    typed: Any
-    base, typed = (OmegaConf.to_container(OmegaConf.structured(compose([*groups, *more]))) for more in ([], asked))
+    composed = (compose([*groups, *more]) for more in ([], asked))
+    base, typed = (cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(c))) for c in composed)
     changes, flat = diff_settings(base, typed), diff_settings({}, typed)
     for key in (o.partition("=")[0].lstrip("+~") for o in asked):
         if key in flat:  # also a value that equals the default: the stored run may have another one
             changes[key] = flat[key]
     if config.resume:
         _refuse_other_run(changes, stored, config)
-    merged = _merge(stored, changes)
+    try:
+        merged: Any = OmegaConf.create(stored)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:  # dates, keys that are no names, ...
+        raise UserError(f"config.yaml holds what is no setting ({_first_line(error)})") from error
+    for key, value in changes.items():
+        OmegaConf.update(merged, key, value, force_add=True)
     _set_trust(merged, typed)
     if config.job == "evaluate":
         merged["published"] = _select_published(stored, changes, typed)
@@ -167,16 +171,6 @@ def _is_below(key: str, nodes: Sequence[str]) -> bool:
 
 def _first_line(error: Exception) -> str:
     return one_line((str(error) or type(error).__name__).splitlines()[0])[:200]
-
-
-def _merge(stored: dict[str, Any], changes: dict[str, Any]) -> Any:
-    try:
-        merged = OmegaConf.create(stored)
-    except (OmegaConfBaseException, ValueError, TypeError) as error:  # dates, keys that are no names, ...
-        raise UserError(f"config.yaml holds what is no setting ({_first_line(error)})") from error
-    for key, value in changes.items():
-        OmegaConf.update(merged, key, value, force_add=True)
-    return merged
 
 
 def _select_published(stored: dict[str, Any], changes: dict[str, Any], typed: dict[str, Any]) -> Any:

@@ -37,6 +37,7 @@ import numpy as np
 from metarun.statistics.intervals import Array
 from metarun.statistics.rate import epsilon_stationarity, fit_line, fit_rate
 from metarun.storage.json_values import replace_nonfinite
+from metarun.storage.text import is_number
 
 Unit = Literal["steps", "tasks", "inner_gradients", "seconds"]
 Verdict = Literal["rising", "flat", "falling"]
@@ -219,9 +220,5 @@ def _cost(curve: Curve, k: int) -> Cost:
 
 def _read_series(records: Records, kind: str, key: str) -> dict[int, float]:
     """step -> number, of the records of one kind; NaN where it is missing or not a number."""
-    chosen = [r for r in records if r.get("kind") == kind and _is_number(r.get("step"))]
-    return {int(r["step"]): float(r[key]) if _is_number(r.get(key)) else math.nan for r in chosen}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    chosen = [r for r in records if r.get("kind") == kind and is_number(r.get("step"))]
+    return {int(r["step"]): float(r[key]) if is_number(r.get(key)) else math.nan for r in chosen}

@@ -65,16 +65,12 @@ def variance_components(scores: ArrayLike) -> Components:
     with_seed, with_task = float(seed_raw > 0), float(task_raw > 0)
     parts = (with_seed * ms_seed, with_task * ms_task, (1 - with_seed - with_task) * ms_residual)
     error = math.sqrt(sum(parts) / (runs * tasks))
-    df = satterthwaite(parts, (runs - 1, tasks - 1, (runs - 1) * (tasks - 1)))
+    # Satterthwaite: the chi-square with the mean and the variance of the sum of independent mean squares.
+    spread = sum(p * p / d for p, d in zip(parts, (runs - 1, tasks - 1, (runs - 1) * (tasks - 1)), strict=True))
+    df = sum(parts) ** 2 / spread if spread else math.nan
     half = t_quantile(0.975, df) * error if df > 0 else error
     cut = max(seed_raw, 0.0), max(task_raw, 0.0)
     return Components(mean, *cut, ms_residual, seed_raw, task_raw, error, df, half, runs, tasks)
-
-
-def satterthwaite(parts: tuple[float, ...], df: tuple[int, ...]) -> float:
-    """Degrees of freedom of a sum of independent mean squares: the chi-square with its mean and variance."""
-    spread = sum(p * p / d for p, d in zip(parts, df, strict=True))
-    return sum(parts) ** 2 / spread if spread else math.nan
 
 
 class Nested(NamedTuple):

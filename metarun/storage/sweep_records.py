@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,8 @@ class JobRecord:
     attempts: int = 0
     started: float | None = None  # seconds since the epoch
     seconds: float = 0.0  # of the last attempt
-    visits: dict[str, bool] = field(
-        default_factory=dict
-    )  # sittings that reached it, and whether each skipped it as done
+    visits: dict[str, bool] = field(default_factory=dict)  # sitting that reached it -> whether it skipped it as done
     changed: list[str] = field(default_factory=list)  # settings files that were edited while the sweep ran
-
-    def with_visit(self, visit: str, skipped: bool) -> JobRecord:
-        return replace(self, visits={**self.visits, visit: skipped})
 
     @property
     def final(self) -> bool:
@@ -114,9 +109,8 @@ def _check_type(value: Any, hint: str) -> Any:
     if inner == "str]" and isinstance(value, list):
         return [_check_type(item, "str") for item in value]
     if plain == "dict" and isinstance(value, dict):
-        return {
-            _check_type(key, "str"): _check_type(item, inner[:-1].partition(", ")[2]) for key, item in value.items()
-        }
+        of_items = inner[:-1].partition(", ")[2]
+        return {_check_type(key, "str"): _check_type(item, of_items) for key, item in value.items()}
     raise TypeError(f"is no {hint}")
 
 

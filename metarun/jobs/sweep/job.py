@@ -45,7 +45,8 @@ def run_job(job: Job) -> float:
         known = before if before.key == job.key else JobRecord(key=job.key)
         visit = os.environ.get(SITTING, sweep.visit)
         done = known.final and not sweep.again
-        record = replace(known, number=job.number, overrides=list(job.overrides)).with_visit(visit, skipped=done)
+        visits = {**known.visits, visit: done}
+        record = replace(known, number=job.number, overrides=list(job.overrides), visits=visits)
         if done:
             write_job(job.folder, record)
             return known.objective if known.objective is not None else WORST

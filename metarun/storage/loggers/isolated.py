@@ -69,22 +69,19 @@ class IsolatedSink(Sink):
     def _work(self) -> None:
         while True:
             call, done = self.calls.get()
-            if not self.off:
-                self._try(call)
+            try:
+                if not self.off:
+                    call()
+            except SettingError as error:
+                self.off, self.refusal = True, error
+            except BaseException as error:  # a logger may even call sys.exit
+                self.off = True
+                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                message = one_line(error)[:LONGEST].removeprefix(f"logger={self.name}: ")
+                self._warn_once(f"{kind}{message}; it is switched off")
+                log.info("logger=%s", self.name, exc_info=True)
             if done is not None:
                 done.set()
-
-    def _try(self, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except SettingError as error:
-            self.off, self.refusal = True, error
-        except BaseException as error:  # a logger may even call sys.exit
-            self.off = True
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            message = one_line(error)[:LONGEST].removeprefix(f"logger={self.name}: ")
-            self._warn_once(f"{kind}{message}; it is switched off")
-            log.info("logger=%s", self.name, exc_info=True)
 
     def _warn_once(self, why: str) -> None:
         if not self.warned:

@@ -48,7 +48,11 @@ def result_table(summary: dict[str, Any]) -> Group:
     """The test metric after each adaptation step, its conditions above it, and the run folder below."""
     parts: list[Any] = [Text("")]
     if summary.get("curve"):
-        parts += [Text(describe_result(summary), style="bold"), Text(describe_conditions(summary))]
+        unit = adaptation_unit(summary["kind"])
+        after = f" after {summary['headline_step']} {unit}" if len(summary["curve"]) > 1 else ""
+        number = format_plain(summary["metric"], summary["mean"], summary["ci95"])
+        result = f"test {summary['metric']}: {number} (95 % interval, {summary['n_tasks']} tasks){after}"
+        parts += [Text(result, style="bold"), Text(describe_conditions(summary))]
         parts += [Text(f"note: {summary['caveat']}")] if summary.get("caveat") else []
         parts += [_curve_table(summary)] if len(summary["curve"]) > 1 or not summary.get("beside") else []
         parts += [_beside_table(summary)] if summary.get("beside") or summary.get("oracle") else []
@@ -57,13 +61,6 @@ def result_table(summary: dict[str, Any]) -> Group:
             parts.append(Text(describe(comparisons, published["source"])))
     parts += [Text(line) for line in _closing_lines(summary)]
     return Group(*parts)
-
-
-def describe_result(summary: dict[str, Any]) -> str:
-    """The test metric in one line."""
-    after = f" after {summary['headline_step']} {adaptation_unit(summary['kind'])}" if len(summary["curve"]) > 1 else ""
-    number = format_plain(summary["metric"], summary["mean"], summary["ci95"])
-    return f"test {summary['metric']}: {number} (95 % interval, {summary['n_tasks']} tasks){after}"
 
 
 def describe_conditions(summary: dict[str, Any]) -> str:
@@ -116,7 +113,10 @@ def _closing_lines(summary: dict[str, Any]) -> list[str]:
     if summary.get("curve") and summary.get("best_step"):
         lines[0] += f", tested the checkpoint of step {summary['best_step']} (best validation)"
     lines += sparsity_lines(summary.get("sparsity") or {})
-    lines += alarm_lines(summary.get("alarms") or {})
+    for name, alarm in (summary.get("alarms") or {}).items():
+        once = f"once, at step {alarm['first']}"
+        often = f"{alarm['count']} times, steps {alarm['first']} to {alarm['last']}"
+        lines.append(f"alarm {name}: {once if alarm['count'] == 1 else often}")
     lines.append(f"run folder: {summary['run_dir']}")
     lines += [f"report: {summary['report']}"] if summary.get("report") else []
     if summary["status"] == "interrupted":
@@ -131,13 +131,3 @@ def sparsity_lines(sparsity: dict[str, Any]) -> list[str]:
         return []
     zeros, small = (format_plain("accuracy", seen[key], None) for key in ("zeros_share", "small_share"))
     return [f"zeros: {zeros} of {seen['parameters']} penalised weights; {small} are at most {sparsity['threshold']:g}"]
-
-
-def alarm_lines(alarms: dict[str, dict[str, Any]]) -> list[str]:
-    """One line for each alarm that was raised: how often and when."""
-    lines = []
-    for name, alarm in alarms.items():
-        once = f"once, at step {alarm['first']}"
-        often = f"{alarm['count']} times, steps {alarm['first']} to {alarm['last']}"
-        lines.append(f"alarm {name}: {once if alarm['count'] == 1 else often}")
-    return lines
