@@ -12,23 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from metarun.algorithms import common
-from metarun.algorithms.contexts import Draws, Rows, check_network, check_sizes, concatenate, masked_mean
+from metarun.algorithms.contexts import Draws, Summary, check_network, check_sizes, concatenate, masked_mean, summarize
 from metarun.algorithms.predictive import Gaussian, decoder_std, score_mixture
 from metarun.models.multi_network import MultiNetwork, multi_network
 from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
-
-
-class Summary(NamedTuple):
-    """The summary of a context."""
-
-    params: Params
-    r: Tensor  # [R]
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class CNP:
         return params, self.draws.add(tasks, seed, step, first)
 
     def adapt(self, params: Params, support: Batch) -> Summary:
-        return self._summarize(params, self.draws.rows(support))
+        return summarize(self.model, params, self.draws.rows(support))
 
     def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Summary]:
         yield self.adapt(params, support)
@@ -65,7 +58,7 @@ class CNP:
 
         def outer(params: Params) -> tuple[Tensor, Metrics]:
             targets = concatenate(support, query)
-            logp = self._gaussian(self._summarize(params, support), targets.x).log_density(targets.y)
+            logp = self._gaussian(summarize(self.model, params, support), targets.x).log_density(targets.y)
             loss = -masked_mean(logp, targets.here)
             return loss, {"loss": loss, self.loss.metric: masked_mean(logp[len(support.x) :], query.here)}
 
@@ -88,10 +81,6 @@ class CNP:
 
     def encode(self, params: Params, rows: Batch) -> Tensor:
         return self.adapt(params, rows).r
-
-    def _summarize(self, params: Params, context: Rows) -> Summary:
-        h_SR = self.model.run("encoder", params, torch.cat([context.x, context.y], -1))
-        return Summary(params, masked_mean(h_SR, context.here))
 
     def _gaussian(self, adapted: Summary, x: Tensor) -> Gaussian:
         rows = torch.cat([x, adapted.r.expand(x.shape[0], -1)], -1)

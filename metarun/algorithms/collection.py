@@ -55,10 +55,9 @@ class CollectionSettings:
         counts = self.trajectories
         sound = len(counts) == 3 and counts[0] >= 1 and min(counts) >= 0
         require(sound, "trajectories", list(counts), "must be [prior, posterior, extra], the first at least 1")
-        needed = (
-            f"must be at least {self.recent}, the prior and posterior trajectories: contexts are drawn from as many"
-        )
-        require(self.initial_trajectories >= self.recent, "initial_trajectories", self.initial_trajectories, needed)
+        initial, recent = self.initial_trajectories, self.recent
+        needed = f"must be at least {recent}, the prior and posterior trajectories: contexts are drawn from as many"
+        require(initial >= recent, "initial_trajectories", initial, needed)
 
     @property
     def recent(self) -> int:

@@ -12,18 +12,7 @@ from metarun.algorithms.objective import Entry, Regularization
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import gradients, norm, sub
 from metarun.errors import require
-from metarun.types import (
-    Algorithm,
-    Batch,
-    GradientLearner,
-    Loss,
-    Metrics,
-    Model,
-    Objective,
-    Params,
-    Task,
-    UpdateRule,
-)
+from metarun.types import Algorithm, Batch, GradientLearner, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
 
 
 class FastWeights(NamedTuple):

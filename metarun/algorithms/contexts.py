@@ -20,7 +20,8 @@ from torch import Tensor
 
 from metarun.compute import random
 from metarun.errors import UserError, require
-from metarun.types import Batch, ModelOptions, Task, optional
+from metarun.models.multi_network import MultiNetwork
+from metarun.types import Batch, ModelOptions, Params, Task, optional
 
 MARKS = 2  # columns of the marks: here, weight
 ROW_NORMS = ("none", "layer")
@@ -102,6 +103,19 @@ class Draws:
             ones = torch.ones_like(x[:, 0])
             return Rows(x, batch.y, ones, x.new_zeros(len(x), self.width), self.weight * ones[0])
         return Rows(x, batch.y, marks[:, 0], eps, marks[0, 1])
+
+
+class Summary(NamedTuple):
+    """The summary of a context."""
+
+    params: Params
+    r: Tensor  # [R]
+
+
+def summarize(model: MultiNetwork, params: Params, context: Rows) -> Summary:
+    """The mean over the context of the outputs of the part `encoder`."""
+    h_SR = model.run("encoder", params, torch.cat([context.x, context.y], -1))
+    return Summary(params, masked_mean(h_SR, context.here))
 
 
 def concatenate(a: Rows, b: Rows) -> Rows:

@@ -23,25 +23,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from metarun.algorithms import common
-from metarun.algorithms.contexts import Draws, Rows, check_network, check_sizes, concatenate, masked_mean
-from metarun.algorithms.predictive import (
-    CHUNKS,
-    Gaussian,
-    decoder_std,
-    draw_normals,
-    kl,
-    log_mean_exp,
-    pointwise_log_likelihood,
-    score_mixture,
-    summarize_mixture,
-)
+from metarun.algorithms import common, predictive
+from metarun.algorithms.contexts import Draws, Summary, check_network, check_sizes, concatenate, masked_mean, summarize
+from metarun.algorithms.predictive import Gaussian, kl
 from metarun.errors import require
 from metarun.models.multi_network import MultiNetwork, multi_network
 from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
@@ -49,13 +39,6 @@ from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, Pr
 OBJECTIVES = ("cvae", "gsnn", "hybrid")
 ACTIVE = 0.01  # nats
 LEAST = 1e-3  # of the standard deviations of z
-
-
-class Summary(NamedTuple):
-    """The summary of a context."""
-
-    params: Params
-    r: Tensor  # [R]
 
 
 @dataclass(frozen=True)
@@ -83,21 +66,21 @@ class CVAE:
         return params, self.draws.add(tasks, seed, step, first)
 
     def adapt(self, params: Params, support: Batch) -> Summary:
-        return self._summarize(params, self.draws.rows(support))
+        return summarize(self.model, params, self.draws.rows(support))
 
     def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Summary]:
         yield self.adapt(params, support)
 
     def predict(self, adapted: Summary, x: Tensor) -> Tensor:
         """Mean and standard deviation of the mixture over z."""
-        return torch.cat(summarize_mixture(self._predict_samples(adapted, x, self.test_samples)), -1)
+        return torch.cat(predictive.summarize_mixture(self._predict_samples(adapted, x, self.test_samples)), -1)
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         support, query = (self.draws.rows(batch) for batch in task)
         targets = concatenate(support, query)
 
         def outer(params: Params) -> tuple[Tensor, Metrics]:
-            adapted = self._summarize(params, support)
+            adapted = summarize(self.model, params, support)
             prior, posterior = self._prior(adapted, targets.x), self._posterior(adapted, targets.x, targets.y)
             eps_q, eps_p = targets.eps.chunk(2, -1)
             fit, guess = (
@@ -108,30 +91,32 @@ class CVAE:
             share = {"cvae": 1.0, "gsnn": 0.0, "hybrid": self.alpha}[self.objective]
             loss = -share * (fit - support.weight * kl_D.sum()) - (1 - share) * guess
             bound = share * (fit - kl_D.sum()) + (1 - share) * guess
-            return loss, {"loss": loss, self.loss.metric: bound, **kl_metrics(kl_D)}
+            metrics = {"loss": loss, self.loss.metric: bound, "kl": kl_D.sum()}
+            metrics["active_units"] = (kl_D > ACTIVE).to(kl_D).sum()
+            return loss, metrics | {f"kl_dimension/z{i}": v for i, v in enumerate(kl_D)}
 
         return common.differentiate(outer, params)
 
     def assess(self, adapted: Summary, task: Task) -> Metrics:
         support, query = task
         logw_LM = self.log_weights(adapted, query.x, query.y)
-        log_likelihood = log_mean_exp(logw_LM).mean()
+        log_likelihood = predictive.log_mean_exp(logw_LM).mean()
         samples = self._predict_samples(adapted, query.x, self.test_samples)
         return {
             "loss": -log_likelihood,
             self.loss.metric: log_likelihood,
             "pointwise_log_likelihood": log_likelihood,
             "elbo": logw_LM.mean(),
-            "context_log_likelihood": log_mean_exp(self.log_weights(adapted, support.x, support.y)).mean(),
-            "prior_sampled_log_likelihood": pointwise_log_likelihood(samples, query.y),
-            **score_mixture(samples, query.y),
+            "context_log_likelihood": predictive.log_mean_exp(self.log_weights(adapted, support.x, support.y)).mean(),
+            "prior_sampled_log_likelihood": predictive.pointwise_log_likelihood(samples, query.y),
+            **predictive.score_mixture(samples, query.y),
         }
 
     def log_weights(self, adapted: Summary, x: Tensor, y: Tensor) -> Tensor:
         """log p(y | c, z) p(z | c) / q(z) of samples z for each target [L, M]; q is the posterior if it is trained."""
         prior = self._prior(adapted, x)
         q = prior if self.objective == "gsnn" else self._posterior(adapted, x, y)
-        z_LMD = q.sample(draw_normals(self.test_samples, self.latent, x)[:, None])
+        z_LMD = q.sample(predictive.draw_normals(self.test_samples, self.latent, x)[:, None])
         logp_LM = self._decode_samples(adapted, x, z_LMD).log_density(y)
         return logp_LM + prior.log_density(z_LMD) - q.log_density(z_LMD)
 
@@ -149,10 +134,6 @@ class CVAE:
         q = prior if self.objective == "gsnn" else self._posterior(adapted, x, y)
         return Gaussian(*(v[0] for v in q)), Gaussian(*(v[0] for v in prior))
 
-    def _summarize(self, params: Params, context: Rows) -> Summary:
-        h_SR = self.model.run("encoder", params, torch.cat([context.x, context.y], -1))
-        return Summary(params, masked_mean(h_SR, context.here))
-
     def _prior(self, adapted: Summary, x: Tensor) -> Gaussian:
         return self._latent(adapted, "prior", x)
 
@@ -166,13 +147,13 @@ class CVAE:
 
     def _predict_samples(self, adapted: Summary, x: Tensor, samples: int) -> Gaussian:
         """Predictions [L, M, d_out] for z ~ p(z | c)."""
-        eps_LD = draw_normals(samples, self.latent, x)
+        eps_LD = predictive.draw_normals(samples, self.latent, x)
         return self._decode_samples(adapted, x, self._prior(adapted, x).sample(eps_LD[:, None]))
 
     def _decode_samples(self, adapted: Summary, x: Tensor, z_LMD: Tensor) -> Gaussian:
         """p(y | c, z) for several z at each row, [L, M, d_out]."""
         parts = []
-        for z in z_LMD.chunk(CHUNKS):
+        for z in z_LMD.chunk(predictive.CHUNKS):
             rows = x.expand(len(z), *x.shape).flatten(0, 1)
             parts.append([v.unflatten(0, (len(z), -1)) for v in self._decode(adapted, rows, z.flatten(0, 1))])
         return Gaussian(*(torch.cat(v) for v in zip(*parts, strict=True)))
@@ -181,13 +162,7 @@ class CVAE:
         """p(y | c, z) of rows [N, d] with a z for each, [N, D]."""
         rows = torch.cat([x, adapted.r.expand(x.shape[0], -1), z], -1)
         mu, s = self.model.run("decoder", adapted.params, rows).chunk(2, -1)
-        return Gaussian(mu, decoder_std(s, self.sigma_floor))
-
-
-def kl_metrics(kl_D: Tensor) -> Metrics:
-    """The KL of a target, of each entry of z [D], and the number of active entries."""
-    each = {f"kl_dimension/z{i}": v for i, v in enumerate(kl_D)}
-    return {"kl": kl_D.sum(), "active_units": (kl_D > ACTIVE).to(kl_D).sum(), **each}
+        return Gaussian(mu, predictive.decoder_std(s, self.sigma_floor))
 
 
 def cvae(

@@ -30,20 +30,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.algorithms import common
+from metarun.algorithms import common, predictive
 from metarun.algorithms.contexts import Draws, Rows, check_network, check_sizes, concatenate, masked_mean
-from metarun.algorithms.predictive import (
-    CHUNKS,
-    Gaussian,
-    decoder_std,
-    draw_normals,
-    kl,
-    latent_std,
-    log_mean_exp,
-    pointwise_log_likelihood,
-    score_mixture,
-    summarize_mixture,
-)
+from metarun.algorithms.predictive import Gaussian, kl
 from metarun.errors import require
 from metarun.models.attention import Attention
 from metarun.models.multi_network import MultiNetwork, multi_network
@@ -93,7 +82,7 @@ class NeuralProcess:
 
     def predict(self, adapted: Summary, x: Tensor) -> Tensor:
         """Mean and standard deviation of the mixture over z."""
-        return torch.cat(summarize_mixture(self._predict_samples(adapted, x, self.test_samples)), -1)
+        return torch.cat(predictive.summarize_mixture(self._predict_samples(adapted, x, self.test_samples)), -1)
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         support, query = (self.draws.rows(batch) for batch in task)
@@ -113,22 +102,22 @@ class NeuralProcess:
     def assess(self, adapted: Summary, task: Task) -> Metrics:
         support, query = (self.draws.rows(batch) for batch in task)
         logw = self.log_weights(adapted, support, query)
-        joint = log_mean_exp(logw) / len(query.x)
+        joint = predictive.log_mean_exp(logw) / len(query.x)
         of_query, of_context = (self._predict_samples(adapted, rows.x, self.test_samples) for rows in (query, support))
         return {
             "loss": -joint,
             self.loss.metric: joint,
             "elbo": logw.mean() / len(query.x),
             "joint_log_likelihood": joint,
-            "pointwise_log_likelihood": pointwise_log_likelihood(of_query, query.y),
-            "context_log_likelihood": pointwise_log_likelihood(of_context, support.y),
-            **score_mixture(of_query, query.y),
+            "pointwise_log_likelihood": predictive.pointwise_log_likelihood(of_query, query.y),
+            "context_log_likelihood": predictive.pointwise_log_likelihood(of_context, support.y),
+            **predictive.score_mixture(of_query, query.y),
         }
 
     def log_weights(self, adapted: Summary, support: Rows, query: Rows) -> Tensor:
         """log p(y | z) q(z | C) / q(z | C and queries) of samples z from the latter, [L]."""
         posterior = self._infer(adapted.params, concatenate(support, query))
-        z_LD = posterior.sample(draw_normals(self.test_samples, self.latent, query.x))
+        z_LD = posterior.sample(predictive.draw_normals(self.test_samples, self.latent, query.x))
         logp_LM = self._decode(adapted, query.x, z_LD).log_density(query.y)
         return logp_LM.sum(1) + adapted.prior.log_density(z_LD) - posterior.log_density(z_LD)
 
@@ -156,22 +145,22 @@ class NeuralProcess:
         """q(z | rows)."""
         l_SR = self._encode("latent_encoder", params, rows)
         mu, s = self.model.run("posterior", params, masked_mean(l_SR, rows.here)[None])[0].chunk(2, -1)
-        return Gaussian(mu, latent_std(s))
+        return Gaussian(mu, predictive.latent_std(s))
 
     def _predict_samples(self, adapted: Summary, x: Tensor, samples: int) -> Gaussian:
         """Predictions [L, M, d_out] for z ~ q(z | C)."""
-        return self._decode(adapted, x, adapted.prior.sample(draw_normals(samples, self.latent, x)))
+        return self._decode(adapted, x, adapted.prior.sample(predictive.draw_normals(samples, self.latent, x)))
 
     def _decode(self, adapted: Summary, x: Tensor, z_LD: Tensor) -> Gaussian:
         """p(y | x, C, z) at rows [M, d], for each of the z: [L, M, d_out]."""
         fixed = torch.cat([x, self._representation(adapted, x)], -1) if self.deterministic else x
-        mu, s = torch.cat([self._run_decoder(adapted, fixed, z) for z in z_LD.chunk(CHUNKS)]).chunk(2, -1)
-        return Gaussian(mu, decoder_std(s, self.sigma_floor))
-
-    def _run_decoder(self, adapted: Summary, fixed: Tensor, z_LD: Tensor) -> Tensor:
-        """The decoder's outputs for rows [x, r] with each z, [L, M, 2 d_out]."""
-        rows = torch.cat([fixed.expand(len(z_LD), *fixed.shape), z_LD[:, None].expand(-1, fixed.shape[0], -1)], -1)
-        return self.model.run("decoder", adapted.params, rows.flatten(0, 1)).unflatten(0, (len(z_LD), -1))
+        parts = []
+        for z in z_LD.chunk(predictive.CHUNKS):  # rows [x, r] with each z
+            rows = torch.cat([fixed.expand(len(z), *fixed.shape), z[:, None].expand(-1, fixed.shape[0], -1)], -1)
+            out = self.model.run("decoder", adapted.params, rows.flatten(0, 1))
+            parts.append(out.unflatten(0, (len(z), -1)))
+        mu, s = torch.cat(parts).chunk(2, -1)
+        return Gaussian(mu, predictive.decoder_std(s, self.sigma_floor))
 
     def _representation(self, adapted: Summary, x: Tensor) -> Tensor:
         """r for each of the rows, [M, R]."""

@@ -231,16 +231,11 @@ class Regularization:
 NO_REGULARIZATION = Regularization()
 
 
-def add_model_noise(
-    model: Model, params: Params, tasks: Task, seed: int, step: int, first: int = 0
-) -> tuple[Params, Task]:
-    """Meta-parameters and tasks with the network's noise for the meta-gradient of an outer step, if it has any."""
-    return model.add_noise(params, tasks, seed, step, first) if isinstance(model, NoisyModel) else (params, tasks)
-
-
 def add_noise(
     learner: Algorithm, params: Params, tasks: Task, seed: int, step: int, first: int = 0
 ) -> tuple[Params, Task]:
-    """The same, also with the noise that the learner itself draws for a step."""
-    params, tasks = add_model_noise(learner.model, params, tasks, seed, step, first)
-    return learner.add_noise(params, tasks, seed, step, first) if isinstance(learner, NoisyModel) else (params, tasks)
+    """Meta-parameters and tasks with the noise of an outer step: the network's, and the learner's own."""
+    for part in (learner.model, learner):
+        if isinstance(part, NoisyModel):
+            params, tasks = part.add_noise(params, tasks, seed, step, first)
+    return params, tasks

@@ -148,11 +148,10 @@ class Pearl:
         least_q = torch.minimum(*self.critics(fixed, batch.state, action.a, fixed_z))
         next_value = self._run("value", part_params(fixed, CARRIED[:-1]), batch.next, fixed_z)[..., 0]
         rewards = self.settings.reward_scale * batch.reward
+        q1, q2 = self.critics(params, batch.state, batch.action, z)
         value = self._run("value", params, batch.state, fixed_z)[..., 0]
         losses = {
-            "critic_loss": sac.critic_loss(
-                *self.critics(params, batch.state, batch.action, z), rewards, next_value, self.settings.discount
-            ),
+            "critic_loss": sac.critic_loss(q1, q2, rewards, next_value, self.settings.discount),
             "value_loss": sac.value_loss(value, least_q, action.log_pi),
             "actor_loss": sac.actor_loss(action, least_q),
         }

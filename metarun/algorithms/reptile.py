@@ -103,14 +103,10 @@ class Reptile:
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
         def objective(phi: Params, step: int) -> Tensor:
-            batch = self._mini_batch(support, step)
+            batch, rows, size = support, len(support.x), self.inner_batch
+            if size is not None and size < rows:
+                index = (step * size + torch.arange(size, device=support.x.device)) % rows  # a traced step is a tensor
+                batch = Batch(support.x[index], support.y[index])
             return self.loss(self.model.apply(phi, batch.x), batch.y)
 
         return common.add_inner_penalties(self, params, support, objective)
-
-    def _mini_batch(self, support: Batch, step: int) -> Batch:
-        rows, size = len(support.x), self.inner_batch
-        if size is None or size >= rows:
-            return support
-        index = (step * size + torch.arange(size, device=support.x.device)) % rows  # a traced step is a tensor
-        return Batch(support.x[index], support.y[index])

@@ -16,6 +16,8 @@ K is `inner_steps`; if that is 1, a second step is taken for the contraction alo
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from metarun.compute.linalg import norm, sub
@@ -28,11 +30,7 @@ HEAD = "head."
 
 def adaptation_measures(learner: GradientLearner, params: Params, sample: TaskSample) -> dict[str, float]:
     """Measure the inner loops of a few tasks; no gradient flows."""
-
-    def follow_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
-        return follow(learner, theta, task)
-
-    losses, moves = sample.each(follow_one, params)
+    losses, moves = sample.each(functools.partial(follow, learner), params)
     steps = learner.inner_steps
     support, query = (losses[part].double().mean(0).tolist() for part in ("support", "query"))
     measures = {f"support_loss/{k}": v for k, v in enumerate(support)}

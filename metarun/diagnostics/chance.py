@@ -14,7 +14,7 @@ import math
 from typing import NamedTuple, cast
 
 from metarun.algorithms.losses import as_prediction
-from metarun.types import Dataset, Environment, EpisodeSpec, Loss, Task
+from metarun.types import Dataset, Environment, EpisodeSpec, Loss
 
 LEAST = 0.1
 """Lower bound of the guessed standard deviation: that of a single support target is 0."""
@@ -31,14 +31,10 @@ def chance_level(dataset: Dataset, loss: Loss, train: EpisodeSpec, val: EpisodeS
         return Chance(1 / val.ways, math.log(train.ways))
     if dataset.kind == "control":
         return Chance(cast(Environment, dataset).idle_return(), math.inf)
-    return constant_guess(dataset.episodes("val", seed, 0, range(tasks), val), loss)
-
-
-def constant_guess(tasks: Task, loss: Loss) -> Chance:
-    """Predict each task's queries by the mean of its support targets; tasks have a leading T axis."""
-    targets = tasks.query.y.flatten(0, 1).double()
-    support = tasks.support.y.double()
+    episodes = dataset.episodes("val", seed, 0, range(tasks), val)
+    targets = episodes.query.y.flatten(0, 1).double()
+    support = episodes.support.y.double()
     means = support.mean(1, keepdim=True)
     deviation = (support - means).square().mean((0, 1)).sqrt().clamp_min(LEAST).expand_as(targets)
-    guesses = as_prediction(loss, means.expand_as(tasks.query.y).flatten(0, 1), deviation)
+    guesses = as_prediction(loss, means.expand_as(episodes.query.y).flatten(0, 1), deviation)
     return Chance(float(loss.score(guesses, targets)), float(loss(guesses, targets)))

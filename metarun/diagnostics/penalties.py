@@ -67,7 +67,13 @@ def penalty_measures(
     """Measure the penalties, from theta, the tasks' meta-gradients [T, ...] and a few of these tasks."""
     terms = regularization.terms
     measures = {f"penalty_weight/{t.name}": float(t.weight(params)) for t in terms if t.schedule.changes}
-    measures |= factor_measures(regularization, params)
+    for term in terms:
+        learned = [v.flatten() for name, v in term.parameters(params).items() if name.startswith(LOGARITHM)]
+        if learned:
+            factors, key = torch.cat(learned).double().exp(), f"penalty_factor/{term.name}"
+            measures[key] = float(factors.mean())
+            if len(factors) > 1:
+                measures |= {f"{key}.min": float(factors.min()), f"{key}.max": float(factors.max())}
     measures |= outer_measures(learner, regularization, params, grads, sample)
     zeros = zero_shares("sparsity", params, targets(regularization, "outer", params))
     measures |= mean_metrics(zeros)
@@ -79,19 +85,6 @@ def penalty_measures(
 def label(term: Term, where: str) -> str:
     """NAME in the names of a term's metrics."""
     return f"{term.name}.{where}" if term.where == "both" else term.name
-
-
-def factor_measures(regularization: Regularization, params: Params) -> Values:
-    """Summarise each term's learned factors."""
-    measures: Values = {}
-    for term in regularization.terms:
-        learned = [v.flatten() for name, v in term.parameters(params).items() if name.startswith(LOGARITHM)]
-        if learned:
-            factors, key = torch.cat(learned).double().exp(), f"penalty_factor/{term.name}"
-            measures[key] = float(factors.mean())
-            if len(factors) > 1:
-                measures |= {f"{key}.min": float(factors.min()), f"{key}.max": float(factors.max())}
-    return measures
 
 
 def outer_measures(

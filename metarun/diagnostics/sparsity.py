@@ -58,9 +58,8 @@ class Counts(NamedTuple):
 
 def sparsity(params: Params, threshold: float = THRESHOLD) -> dict[str, Any]:
     """{"threshold", "total": facts, "layers": {layer: facts}} of the network's tensors; `Counts.facts` has the keys."""
-    counts = {
-        layer: count_layer(tensors, threshold) for layer, tensors in split_layers(network_weights(params)).items()
-    }
+    layers = split_layers(network_weights(params))
+    counts = {layer: count_layer(tensors, threshold) for layer, tensors in layers.items()}
     facts = {layer: each.facts() for layer, each in counts.items()}
     return {"threshold": threshold, "total": add(counts.values()).facts(), "layers": facts}
 

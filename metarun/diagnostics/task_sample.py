@@ -23,9 +23,8 @@ class TaskSample(NamedTuple):
     def each(self, function: PerTask, params: Params) -> tuple[Metrics, Metrics]:
         """Both results of function(theta, task) with a leading T axis; no gradient flows."""
         with torch.no_grad():
-            return map_tasks(function, len(self.tasks.support.x), self.chunk, processes=self.processes)(
-                params, self.tasks
-            )
+            mapped = map_tasks(function, len(self.tasks.support.x), self.chunk, processes=self.processes)
+            return mapped(params, self.tasks)
 
     def mean(self, function: PerTask, params: Params) -> dict[str, float]:
         """The mean over tasks of the scalars in the first result."""

@@ -44,7 +44,7 @@ def conv4(
         product=(pointwise if stride == 2 else _in_memory_order) if by_windows else None,
         matmul_only=stride == 2,
         after=identity if stride == 2 else functools.partial(max_pool2d, kernel_size=2),
-        readout=_spatial_mean if readout == "mean" else flatten,
+        readout=functools.partial(torch.mean, dim=(2, 3)) if readout == "mean" else flatten,
         features=filters * (area if readout == "flatten" else 1),
         outputs=outputs,
         norm=norm,
@@ -95,7 +95,3 @@ def _side(side: int, pool: str) -> int:
     for _ in range(DEPTH):
         side = (side + 1) // 2 if pool == "stride" else side // 2
     return side
-
-
-def _spatial_mean(h: Tensor) -> Tensor:
-    return h.mean((2, 3))

@@ -19,17 +19,9 @@ from torch.nn.functional import linear, relu
 from torch.nn.init import trunc_normal_, xavier_uniform_
 from torch.utils._pytree import tree_map
 
+from metarun.models import norm as norms
 from metarun.models.bottleneck import Bottleneck, sigma
-from metarun.models.norm import (
-    BATCH_NORMS,
-    Moments,
-    check_norm,
-    fold_normalisation,
-    moments,
-    normalise,
-    per_channel,
-    product_moments,
-)
+from metarun.models.norm import Moments
 from metarun.types import Params
 
 Outputs = TypeVar("Outputs")
@@ -75,7 +67,7 @@ class Network:
     init_std: float | None = None  # of the first weights; None: Xavier-uniform
 
     def __post_init__(self) -> None:
-        check_norm(self.norm)
+        norms.check_norm(self.norm)
 
     def init(self, seed: int) -> Params:
         """Xavier-uniform weights (Glorot, Bengio 2010), or normal ones of `init_std` cut off at two of it; gains 1,
@@ -137,8 +129,8 @@ class Network:
         for i in range(len(self.shapes)):
             weight, shift, gain = self._tensors(params, i)
             linear_part = self._linear(i, h, weight)
-            stats.append(moments(linear_part))
-            h = self._finish(params, i, h, normalise(linear_part, gain, shift, self.norm, stats[i]), eps)
+            stats.append(norms.moments(linear_part))
+            h = self._finish(params, i, h, norms.normalise(linear_part, gain, shift, self.norm, stats[i]), eps)
         return tuple(stats)
 
     def gaussian(self, params: Params, x: Tensor, stats: Stats | None = None) -> tuple[Tensor, Tensor]:
@@ -162,17 +154,17 @@ class Network:
         follow from its input: its output, the largest of all, is then written once.
         """
         weight, shift, gain = self._tensors(params, i)
-        batch_norm = self.norm in BATCH_NORMS
+        batch_norm = self.norm in norms.BATCH_NORMS
         if batch_norm and given is None and i == 0 and self.product is not None:
-            given = product_moments(x, weight)
+            given = norms.product_moments(x, weight)
         if gain is None:  # norm=none
             h = self._linear(i, x, weight)
             return h + shift.reshape(-1, *[1] * (h.ndim - 2))
         if given is None or not batch_norm:
-            return normalise(self._linear(i, x, weight), gain, shift, self.norm)
-        weight, shift = fold_normalisation(weight, gain, shift, given)
+            return norms.normalise(self._linear(i, x, weight), gain, shift, self.norm)
+        weight, shift = norms.fold_normalisation(weight, gain, shift, given)
         h = self._linear(i, x, weight)
-        return h + per_channel(shift, h)
+        return h + norms.per_channel(shift, h)
 
     def _tensors(self, params: Params, i: int) -> tuple[Tensor, Tensor, Tensor | None]:
         return params[f"block{i}.weight"], params[f"block{i}.shift"], params.get(f"block{i}.gain")
@@ -194,4 +186,4 @@ class Network:
         assert self.bottleneck is not None
         weight, shift = (params[name] for name in self.bottleneck.names)
         h = self._linear(self.bottleneck.block, before, weight)
-        return sigma(self.after(normalise(h, None, shift, "none")))
+        return sigma(self.after(norms.normalise(h, None, shift, "none")))

@@ -17,15 +17,7 @@ from metarun.config import catalogue
 from metarun.config.components import build, construct, locate
 from metarun.config.schema import Config
 from metarun.errors import SettingError, UserError, nearest, require
-from metarun.types import (
-    NOT_WEIGHTS,
-    Algorithm,
-    GradientLearner,
-    Kind,
-    PenaltyOptions,
-    StatefulLearner,
-    optional,
-)
+from metarun.types import NOT_WEIGHTS, Algorithm, GradientLearner, Kind, PenaltyOptions, StatefulLearner, optional
 
 
 @dataclass(frozen=True)
@@ -63,12 +55,11 @@ def term_nodes(reg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {"reg": dict(reg)}
     nodes = {k: dict(v) for k, v in reg.items() if isinstance(v, Mapping)}
     beside = {k: v for k, v in reg.items() if k not in nodes}
+    key = next(iter(beside), "")
     if beside and not nodes:
-        key = next(iter(beside))
         choices = ", ".join(name for name in catalogue.list_options("reg") if name != "none")
         raise UserError(f"reg.{key}: no regularizer is chosen; choose with reg=NAME, choices: {choices}")
     if beside and len(nodes) > 1:
-        key = next(iter(beside))
         ways = " or ".join(f"reg.{name}.{key}" for name in nodes)
         raise UserError(f"reg.{key}: several regularizers are chosen; say {ways}")
     return {name: node | beside for name, node in nodes.items()}
@@ -121,10 +112,8 @@ def _find_objection(term: Term, algorithm: Algorithm) -> str | None:
         for name in ("learned", "distance_only", "unopposed", "wrap", "objection")
     )
     if wrap and not isinstance(algorithm.model, NoisyModel):
-        return (
-            "this algorithm is made of several networks, none of which is the encoder; "
-            "choose a penalty on the weights (l1, l2, elastic, group)"
-        )
+        several = "this algorithm is made of several networks, none of which is the encoder"
+        return f"{several}; choose a penalty on the weights (l1, l2, elastic, group)"
     if not isinstance(algorithm, GradientLearner):
         compares = isinstance(term.penalty, TaskPenalty) and isinstance(algorithm, StatefulLearner)
         if term.enters("inner") or term.enters(Entry.TASK_LOSS) or compares:
@@ -133,10 +122,8 @@ def _find_objection(term: Term, algorithm: Algorithm) -> str | None:
                 "choose a penalty on the weights (l1, l2, elastic, group) with where=outer, or another algorithm"
             )
     elif learned and not algorithm.sees_adaptation:
-        return (
-            "a learned weight needs a meta-gradient that sees the inner loop; "
-            "choose algo=maml or algo=imaml, or reg.learned=false"
-        )
+        needed = "a learned weight needs a meta-gradient that sees the inner loop"
+        return f"{needed}; choose algo=maml or algo=imaml, or reg.learned=false"
     elif distance_only and term.where == "outer":
         if not algorithm.sees_adaptation:
             return (

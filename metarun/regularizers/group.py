@@ -65,7 +65,12 @@ class Group:
         layers = [n.removesuffix(".weight") for n, w in names.items() if n.endswith(".weight") and w.ndim > 1]
         if self.targets is None:
             layers = [layer for layer in layers if not layer.startswith(NO_FILTERS)]
-        return [_group_tensors(layer, names) for layer in layers]
+        parts = [(f"{layer}.weight", [n for n in names if n.rpartition(".")[0] == layer]) for layer in layers]
+        # Those with one row for each row of the layer's weight.
+        return [
+            [weight, *(n for n in own if n != weight and names[n].shape[:1] == names[weight].shape[:1])]
+            for weight, own in parts
+        ]
 
     def target_names(self, weights: Params) -> list[str]:
         return [name for names in self.layers(weights) for name in names]
@@ -82,17 +87,14 @@ class Group:
         shrunk: Params = {}
         for names in self.layers(weights):
             rows = stack_rows(weights, names)
-            tau = limit_thresholds(stack_thresholds(names, thresholds, weights), limit)
-            factors = shrink_factors(rows, tau).expand_as(rows)
+            root = rows.shape[1] ** 0.5
+            if isinstance(thresholds, dict):
+                taus = {n: torch.as_tensor(thresholds[n]).expand_as(weights[n]) for n in names}
+                factors = factors_in_metric(rows, root * limit_thresholds(stack_rows(taus, names), limit))
+            else:
+                factors = factors_of_one_threshold(rows, root * thresholds).expand_as(rows)
             shrunk |= {n: weights[n] * part for n, part in unstack_rows(factors, weights, names).items()}
         return weights | shrunk
-
-
-def _group_tensors(layer: str, names: Params) -> list[str]:
-    """The tensors of the layer with one row for each row of its weight, the weight first."""
-    weight = f"{layer}.weight"
-    others = [n for n in names if n.rpartition(".")[0] == layer and n != weight]
-    return [weight, *(n for n in others if names[n].shape[:1] == names[weight].shape[:1])]
 
 
 def stack_rows(weights: Params, names: list[str]) -> Tensor:
@@ -106,19 +108,12 @@ def unstack_rows(rows: Tensor, like: Params, names: list[str]) -> Params:
     return {n: part.reshape(like[n].shape) for n, part in zip(names, parts, strict=True)}
 
 
-def stack_thresholds(names: list[str], thresholds: Rates, weights: Params) -> Tensor | float:
-    """The thresholds of a layer's weights as rows [G, n]; one threshold for all stays one."""
-    if not isinstance(thresholds, dict):
-        return thresholds
-    return stack_rows({n: torch.as_tensor(thresholds[n]).expand_as(weights[n]) for n in names}, names)
-
-
-def limit_thresholds(tau: Tensor | float, limit: float) -> Tensor | float:
+def limit_thresholds(tau: Tensor, limit: float) -> Tensor:
     """The thresholds of each row [G, n], scaled down together until the root mean square of limit / tau is 1.
 
     At a minimum |gradient_g| = weight sqrt(n) <= |sqrt(v)| for each group that is not 0, and nothing is scaled.
     """
-    if not isinstance(tau, Tensor) or limit == math.inf:
+    if limit == math.inf:
         return tau
     return tau * (limit / positive_part(tau)).square().mean(1, keepdim=True).sqrt().clamp_max(1.0)
 
@@ -131,15 +126,6 @@ def row_norms(rows: Tensor) -> Tensor:
     unit = torch.where(some, largest, 1.0)
     square = (rows / unit[:, None]).square().sum(1)
     return torch.where(some, unit * torch.where(some, square, 1.0).sqrt(), 0.0)
-
-
-def shrink_factors(rows: Tensor, tau: Tensor | float) -> Tensor:
-    """The factors of the rows [G, n] in the proximal operator of sum_g sqrt(n) |w_g|: [G, 1] with one threshold for all
-    weights, [G, n] with one for each."""
-    scaled = rows.shape[1] ** 0.5 * tau
-    if isinstance(scaled, Tensor) and scaled.ndim:
-        return factors_in_metric(rows, scaled)
-    return factors_of_one_threshold(rows, scaled)
 
 
 def factors_of_one_threshold(rows: Tensor, tau: Tensor | float) -> Tensor:
@@ -156,19 +142,15 @@ def factors_in_metric(rows: Tensor, tau: Tensor) -> Tensor:
     gone = ((rows / positive_part(tau)).square().sum(1, keepdim=True) < 1) & ~still
     # Rows without a root get one, since derivatives have to be finite there too.
     rows, tau = torch.where(still | gone, 1.0, rows), torch.where(gone, 0.0, tau)
-    nu = solve_root(rows.detach(), tau.detach())
+    # nu [G, 1] with p(nu)^2 = sum_j w_j^2 / (nu + tau_j)^2 = 1. It starts at max_j |w_j| - tau_j, which is never above
+    # the root; from there on no term of the sum exceeds 1, and p is at least 1 except for rounding.
+    fixed_rows, fixed_tau = rows.detach(), tau.detach()
+    nu = (fixed_rows.abs() - fixed_tau).amax(1, keepdim=True).clamp_min(0)
+    for _ in range(STEPS - 2):
+        nu = newton_step(nu, fixed_rows, fixed_tau)
     for _ in range(2):
         nu = newton_step(nu, rows, tau)
     return torch.where(gone, 0.0, nu / positive_part(nu + tau))
-
-
-def solve_root(rows: Tensor, tau: Tensor) -> Tensor:
-    """nu [G, 1] with p(nu)^2 = sum_j w_j^2 / (nu + tau_j)^2 = 1. It starts at max_j |w_j| - tau_j, which is never above
-    the root; from there on no term of the sum exceeds 1, and p is at least 1 except for rounding."""
-    nu = (rows.abs() - tau).amax(1, keepdim=True).clamp_min(0)
-    for _ in range(STEPS - 2):
-        nu = newton_step(nu, rows, tau)
-    return nu
 
 
 def newton_step(nu: Tensor, rows: Tensor, tau: Tensor) -> Tensor:

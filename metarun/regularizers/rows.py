@@ -10,14 +10,12 @@ these moments as functions of the weights, at the price of a second forward pass
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.errors import UserError, require
 from metarun.models.norm import BATCH_NORMS
-from metarun.types import Model, ModelOptions, Params, optional
+from metarun.types import ModelOptions, Params, optional
 
 ROWS = ("support", "query")
 
@@ -34,8 +32,9 @@ def where_for(rows: str) -> tuple[str, ...]:
 def predict_rows(at: Adaptation, weights: Params, rows: str, third_order: bool = False) -> Tensor:
     """The network's outputs on the rows, [S, d] or [M, d]."""
     if rows == "support":
-        stats = batch_moments(at.model, weights, at.support.x) if third_order else None
-        return at.model.apply(weights, at.support.x, stats)
+        norm, fixed, measure = (optional(at.model, ModelOptions, name) for name in ("norm", "fixed", "measure"))
+        own_moments = third_order and norm in BATCH_NORMS and fixed is None  # the batch's, as functions of the weights
+        return at.model.apply(weights, at.support.x, measure(weights, at.support.x) if own_moments else None)
     if at.query is None:
         raise UserError("rows=query: the inner loop has the support set only; choose where=outer or rows=support")
     return at.model.apply(weights, at.query.x, at.model.query_stats(weights, at.support.x))
@@ -44,9 +43,3 @@ def predict_rows(at: Adaptation, weights: Params, rows: str, third_order: bool =
 def row_targets(at: Adaptation, rows: str) -> Tensor:
     """The labels or targets of the rows."""
     return at.query.y if rows == "query" and at.query is not None else at.support.y
-
-
-def batch_moments(model: Model, weights: Params, x: Tensor) -> Any:
-    """The batch's own statistics if the network normalises with them, else None."""
-    norm, fixed, measure = (optional(model, ModelOptions, name) for name in ("norm", "fixed", "measure"))
-    return measure(weights, x) if norm in BATCH_NORMS and fixed is None else None

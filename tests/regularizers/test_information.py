@@ -21,7 +21,7 @@ import metarun
 from metarun.algorithms.imaml import IMAML
 from metarun.algorithms.losses import MeanSquaredError
 from metarun.algorithms.maml import MAML
-from metarun.algorithms.objective import Regularization, Schedule, Term, add_model_noise
+from metarun.algorithms.objective import Regularization, Schedule, Term, add_noise
 from metarun.errors import SettingError, UserError
 from metarun.models.bottleneck import LEAST
 from metarun.models.mlp import mlp
@@ -116,7 +116,7 @@ def test_omega_of_activations_is_that_of_the_query_rows(reduce: str | None) -> N
         Normal(*gaussian_by_hand(theta, tasks().query.x)), Normal(torch.zeros(()).double(), 0.7)
     )  # [T, M, D]
     expected = each.sum(2).mean() if reduce == "sum" else each.mean()
-    for at in (tasks(), add_model_noise(learner.model, theta, tasks(), 0, 0)[1]):
+    for at in (tasks(), add_noise(learner, theta, tasks(), 0, 0)[1]):
         found = learner.regularization.shared_penalty(learner, theta, at)
         torch.testing.assert_close(found, 0.3 * expected, rtol=1e-12, atol=0)
 
@@ -127,7 +127,7 @@ def test_omega_of_activations_is_that_of_the_query_rows(reduce: str | None) -> N
 def test_noisy_weights_are_the_mean_plus_what_is_drawn() -> None:
     learner = learner_of("weights")
     theta = theta_of(learner)
-    noisy, _ = add_model_noise(learner.model, theta, tasks(), 0, 0)
+    noisy, _ = add_noise(learner, theta, tasks(), 0, 0)
     by_hand = {k: v for k, v in theta.items() if not k.startswith(PREFIX)}
     for n in ("block0.weight", "block1.weight"):
         by_hand[n] = theta[n] + theta[f"{PREFIX}log_std.{n}"].exp() * noisy[f"{PREFIX}noise.{n}"]
@@ -139,7 +139,7 @@ def test_noisy_weights_are_the_mean_plus_what_is_drawn() -> None:
 def test_noisy_activations_are_mu_plus_sigma_eps_of_each_row() -> None:
     learner = learner_of("activations")
     theta = theta_of(learner)
-    _, noisy = add_model_noise(learner.model, theta, tasks(), 0, 0)
+    _, noisy = add_noise(learner, theta, tasks(), 0, 0)
     rows, eps = noisy.query.x[1, :, :3], noisy.query.x[1, :, 3:]
     assert eps.shape == (QUERIES, WIDTH)
     mu, sigma = gaussian_by_hand(theta, rows)
@@ -153,7 +153,7 @@ def noise_of(form: str, seed: int, step: int, count: int = TASKS) -> Tensor:
     learner = learner_of(form)
     theta = theta_of(learner)
     few = Task(*(Batch(b.x[:count], b.y[:count]) for b in tasks()))
-    params, at = add_model_noise(learner.model, theta, few, seed, step)
+    params, at = add_noise(learner, theta, few, seed, step)
     if form == "weights":
         return flat({k: v for k, v in params.items() if k not in theta})
     return torch.cat([at.support.x, at.query.x], 1)[:, :, 3:]
@@ -240,7 +240,7 @@ def test_the_meta_gradient_with_noise_is_the_slope_with_the_same_noise(form: str
     trainer: Any = dataclasses.replace(
         experiment_of(form).trainer(), algorithm=learner, regularization=learner.regularization
     )
-    noisy, at = add_model_noise(learner.model, theta, tasks(), 0, 0)
+    noisy, at = add_noise(learner, theta, tasks(), 0, 0)
     found = build_meta_gradient(trainer)(noisy, at)
     assert found.mean.keys() == found.grads.keys() == theta.keys()
     for name, value in theta.items():
@@ -337,7 +337,7 @@ def test_metric_learners_on_images_train_with_it(form: str, algo: str, norm: str
     params = {k: v.double() for k, v in regularization.init(learner.init(0)).items()}
     drawn = data.episodes("train", 0, 0, range(2), spec)
     doubled = Task(*(Batch(b.x.double(), b.y) for b in drawn))
-    noisy, at = add_model_noise(learner.model, params, doubled, 0, 0)
+    noisy, at = add_noise(learner, params, doubled, 0, 0)
     grads, metrics = vmap(learner.meta_grad, in_dims=(None, 0))(noisy, at)
     clean = vmap(learner.meta_grad, in_dims=(None, 0))(params, doubled)[1]
     assert all(g.isfinite().all() for g in grads.values())
@@ -432,7 +432,7 @@ def test_the_implicit_gradient_holds_for_an_encoder_that_is_not_adapted(terms: l
     model: Any = regularization.wrap(NETWORK, SHAPE)
     learner = IMAML(model, MeanSquaredError(), 1.0, 0.1, 400, 400, 60, 0.0, regularization, ADAPTED)
     theta = theta_of(learner)
-    noisy, at = add_model_noise(model, theta, tasks(), 0, 0)
+    noisy, at = model.add_noise(theta, tasks(), 0, 0)
     task = Task(*(Batch(b.x[1], b.y[1]) for b in at))
     found, metrics = learner.meta_grad(noisy, task)
     assert float(metrics["stationarity"]) < 1e-12
