@@ -10,7 +10,7 @@ from torch import Tensor
 from metarun.algorithms.inner_loop import descend, last
 from metarun.algorithms.objective import Entry, Regularization
 from metarun.algorithms.penalty_protocols import Adaptation
-from metarun.compute.linalg import gradients, norm, sub
+from metarun.compute.linalg import gradients, norm, sub, sum_scalars
 from metarun.errors import require
 from metarun.types import Algorithm, Batch, GradientLearner, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
 
@@ -88,7 +88,8 @@ def outer_objective(learner: GradientLearner, theta: Params, phi: Params, task: 
 
 def outer_penalty(learner: GradientLearner, theta: Params, phi: Params, task: Task) -> Tensor:
     """The weighted penalties on one task's adaptation in the outer objective."""
-    return learner.regularization.task_penalty(Adaptation(theta, phi, *task, learner.model, learner.loss, {}))
+    at = Adaptation(theta, phi, *task, learner.model, learner.loss, {})
+    return sum_scalars([t.evaluate(at) for t in learner.regularization.select(Entry.TASK_LOSS)])
 
 
 def outer_gradients(learner: GradientLearner, theta: Params, phi: Params, task: Task) -> tuple[Params, Params, Metrics]:

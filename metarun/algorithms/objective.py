@@ -200,10 +200,6 @@ class Regularization:
         implicit derivative needs it."""
         return sum_scalars([t.evaluate(at) for t in self.select("inner" if proximal else Entry.INNER_LOSS)])
 
-    def task_penalty(self, at: Adaptation) -> Tensor:
-        """sum_j w_j Omega_j(theta, phi) of one task's outer objective."""
-        return sum_scalars([t.evaluate(at) for t in self.select(Entry.TASK_LOSS)])
-
     def shared_penalty(self, learner: Algorithm, params: Params, tasks: Task) -> Tensor:
         """sum_j w_j Omega_j that is added once to the outer objective of theta; 0 without such a term."""
         return sum_scalars([t.evaluate_shared(learner, params, tasks) for t in self.select(Entry.SHARED_LOSS)])

@@ -17,15 +17,9 @@ JOBS = ("train", "evaluate", "analyze", "predict", "data", "export", "profile")
 JOBS_OF_A_RUN = ("evaluate", "predict", "analyze", "export", "profile")  # which take their settings from `run=`
 COMMAND_SETTINGS = ("resume", "resume_allow", "run", "job", "choices")  # of the command line, not of a run
 SCHEDULES = ("constant", "linear", "cosine", "halving")
-OPTIMIZERS = ("adam", "adamw", "sgd")
-DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("float32", "bfloat16", "float64")
-MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
 COMPILE = {"auto": "auto", "on": True, "true": True, "off": False, "false": False}
 MOST_THREADS = 1024
-POLICIES = ("stop", "skip", "rewind")
 LEVELS = ("off", "basic", "full")  # of diagnostics
-LOGGERS = ("none", "wandb", "tensorboard", "mlflow")
 
 
 @dataclass
@@ -214,13 +208,13 @@ def check(config: Config) -> None:
     """Raise `SettingError` for the first value that is out of range."""
     for key, choices in {
         "job": JOBS,
-        "train.on_nonfinite": POLICIES,
-        "optim.name": OPTIMIZERS,
+        "train.on_nonfinite": ("stop", "skip", "rewind"),
+        "optim.name": ("adam", "adamw", "sgd"),
         "optim.schedule": SCHEDULES,
-        "device.name": DEVICES,
-        "device.precision": PRECISIONS,
-        "device.memory_format": MEMORY_FORMATS,
-        "logger.name": LOGGERS,
+        "device.name": ("auto", "cpu", "cuda", "mps"),
+        "device.precision": ("float32", "bfloat16", "float64"),
+        "device.memory_format": ("auto", "contiguous", "channels_last"),
+        "logger.name": ("none", "wandb", "tensorboard", "mlflow"),
         "diagnostics.level": LEVELS,
     }.items():
         if get(config, key) not in choices:

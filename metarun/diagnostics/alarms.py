@@ -311,7 +311,9 @@ class Alarms:
 
     def observe(self, kind: str, step: int, values: Mapping[str, Any]) -> list[str]:
         """Add a record; return the lines to print, one for each alarm that is raised for the first time."""
-        self.history.append(kind, select_metrics(values))
+        # NaN where a number is not finite: stored records hold null there, and replaying them must agree.
+        numbers = {k: v for k, v in values.items() if v is None or isinstance(v, (int, float))}
+        self.history.append(kind, {k: float(finite_or(v, math.nan)) for k, v in numbers.items()})
         lines = []
         for rule in self.rules:
             problem = rule.check(self.history) if rule.kind == kind else ""
@@ -335,9 +337,3 @@ class Alarms:
 
     def summary(self) -> dict[str, dict[str, Any]]:
         return {name: asdict(raised) for name, raised in self.raised.items()}
-
-
-def select_metrics(values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a record, NaN where not finite: stored records hold null there, and replaying them must agree."""
-    numbers = {k: math.nan if v is None else v for k, v in values.items() if v is None or isinstance(v, (int, float))}
-    return {k: float(v) if math.isfinite(v) else math.nan for k, v in numbers.items()}

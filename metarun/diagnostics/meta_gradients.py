@@ -41,8 +41,6 @@ much as two meta-gradients, and the memory of u_i grows with U.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, vjp
@@ -171,39 +169,27 @@ def jacobian_measures(learner: GradientLearner, params: Params, sample: TaskSamp
     small = sum(w.numel() for w in weights.values()) < SMALL_MODEL
 
     def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
-        metrics = {"jacobian_growth": growth(learner, theta, task.support, vectors)}
-        if small:
-            metrics["jacobian_norm"] = spectral_norm(learner, theta, task.support, start, steps)
-        return metrics, {}
+        return measure_jacobian(learner, theta, task.support, vectors, start, steps if small else 0), {}
 
     return sample.mean(measure_one, params)
 
 
-def growth(learner: GradientLearner, theta: Params, support: Batch, vectors: list[Params]) -> Tensor:
-    """Mean of log |J^T v| over unit vectors, of one task."""
-    pullback, _ = transposed_jacobian(learner, theta, support)
-    return torch.stack([norm(pullback(v)).log() for v in vectors]).mean()
-
-
-def spectral_norm(learner: GradientLearner, theta: Params, support: Batch, start: Params, steps: int) -> Tensor:
-    """|J|_2 of one task."""
-    pullback, phi = transposed_jacobian(learner, theta, support)
-    # u -> J^T u is linear, so its own pullback, taken anywhere, is v -> J v. Forward mode fails on vmap's zeros.
-    push = vjp(pullback, phi)[1]
-    square = extremes(lambda v: pullback(push(v)[0]), start, steps).largest
-    return square.clamp_min(0).sqrt()
-
-
-def transposed_jacobian(
-    learner: GradientLearner, theta: Params, support: Batch
-) -> tuple[Callable[[Params], Params], Params]:
-    """u -> J^T u of one task, and phi."""
+def measure_jacobian(
+    learner: GradientLearner, theta: Params, support: Batch, vectors: list[Params], start: Params, steps: int
+) -> Metrics:
+    """Of one task: the mean of log |J^T v| over unit vectors v, and |J|_2 unless `steps` is 0."""
 
     def adapt(weights: Params) -> Params:
         return network_weights(adapted_weights(learner, theta | weights, support))
 
     phi, pullback = vjp(adapt, network_weights(theta))[:2]
-    return lambda u: pullback(u)[0], phi
+    metrics = {"jacobian_growth": torch.stack([norm(pullback(v)[0]).log() for v in vectors]).mean()}
+    if steps:
+        # u -> J^T u is linear, so its own pullback, taken anywhere, is v -> J v. Forward mode fails on vmap's zeros.
+        push = vjp(lambda u: pullback(u)[0], phi)[1]
+        square = extremes(lambda v: pullback(push(v)[0])[0], start, steps).largest
+        metrics["jacobian_norm"] = square.clamp_min(0).sqrt()
+    return metrics
 
 
 def cosine(x: Params, y: Params) -> Tensor:

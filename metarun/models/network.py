@@ -20,7 +20,7 @@ from torch.nn.init import trunc_normal_, xavier_uniform_
 from torch.utils._pytree import tree_map
 
 from metarun.models import norm as norms
-from metarun.models.bottleneck import Bottleneck, sigma
+from metarun.models.noise import Bottleneck, sigma
 from metarun.models.norm import Moments
 from metarun.types import Params
 

@@ -1,7 +1,11 @@
 r"""Networks with noise in their weights or in one block's output. The scale of the noise is trained.
 
     weights       w = m + exp(l) eps      l one for each weight, eps ~ N(0, 1), the same for all tasks of an outer step
-    activations   z = mu(x) + sigma(x) eps      eps for each row of each task (bottleneck.py)
+    activations   z = mu(x) + sigma(x) eps      sigma = softplus(s) + 1e-6,  eps for each row of each task
+
+In the second form mu is the block's own output, s a second linear map of the block's input, eps of D numbers a row. A
+row of the input carries its noise behind its own numbers; a row of the network's input shape has no noise, z = mu. So
+the noise is independent for each row of support, query and tasks, and the network stays a pure function.
 
 `add_noise` draws the noise for the meta-gradient of an outer step, as a function of (seed, step). Everywhere else, in
 validation, test, measures and predictions, a network uses its mean.
@@ -9,17 +13,44 @@ validation, test, measures and predictions, a network uses its mean.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 from torch.nn.init import xavier_uniform_
 
 from metarun.compute import random
-from metarun.models.bottleneck import Bottleneck, append_noise, inverse_sigma
 from metarun.types import Batch, Model, ModelOptions, Params, Task, optional
+
+LEAST = 1e-6
+"""The smallest sigma, so that log sigma stays finite."""
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    block: int
+    input_shape: tuple[int, ...]
+    prefix: str  # of the parameter names of sigma's map
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The names of the weight and the shift of sigma's map."""
+        return f"{self.prefix}std.weight", f"{self.prefix}std.shift"
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows [B, ...] -> themselves; rows with noise [B, n + D] -> inputs [B, ...] and noise [B, D]."""
+        if tuple(x.shape[1:]) == self.input_shape:
+            return x, None
+        size = math.prod(self.input_shape)
+        return x[:, :size].reshape(-1, *self.input_shape), x[:, size:]
+
+
+def sigma(s: Tensor) -> Tensor:
+    return softplus(s) + LEAST
 
 
 @dataclass(frozen=True)
@@ -65,7 +96,7 @@ class ActivationNoise:
         """sigma's map: Xavier-uniform from the next seed, shifted to sigma = std."""
         shape = weights[f"block{self.bottleneck.block}.weight"].shape
         weight = xavier_uniform_(torch.empty(shape), generator=torch.Generator().manual_seed(seed + 1))
-        shift = torch.full(shape[:1], inverse_sigma(self.std))
+        shift = torch.full(shape[:1], math.log(math.expm1(self.std - LEAST)))  # the s with sigma = std
         return dict(zip(self.bottleneck.names, (weight, shift), strict=True))
 
     def add(self, params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
@@ -74,7 +105,8 @@ class ActivationNoise:
         drawn = random.noise(seed, step, range(first, first + len(tasks.support.x)), sum(rows) * self.width)
         parts = np.split(drawn, [rows[0] * self.width], axis=1)
         eps = [torch.from_numpy(p).unflatten(1, (r, self.width)) for p, r in zip(parts, rows, strict=True)]
-        return params, Task(*(Batch(append_noise(b.x, e), b.y) for b, e in zip(tasks, eps, strict=True)))
+        inputs = [torch.cat([b.x.flatten(2), e.to(b.x)], 2) for b, e in zip(tasks, eps, strict=True)]
+        return params, Task(*(Batch(x, b.y) for x, b in zip(inputs, tasks, strict=True)))
 
     def weights(self, params: Params) -> Params:
         """The parameters themselves: the noise is in the rows."""

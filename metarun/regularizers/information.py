@@ -33,9 +33,8 @@ from torch.func import vmap
 from metarun.algorithms.inner_loop import is_adapted
 from metarun.algorithms.objective import NoisyModel
 from metarun.errors import SettingError, require
-from metarun.models.bottleneck import LEAST, Bottleneck
 from metarun.models.network import Network
-from metarun.models.noise import ActivationNoise, NoisyNetwork, WeightNoise
+from metarun.models.noise import LEAST, ActivationNoise, Bottleneck, NoisyNetwork, WeightNoise
 from metarun.regularizers.selection import is_linear_map, select_tensors
 from metarun.types import Algorithm, AlgorithmOptions, GradientLearner, Model, Params, Task, optional
 

@@ -28,23 +28,20 @@ def t_quantile(probability: float, df: float) -> float:
         raise ValueError(f"needs 0 < probability < 1 and df > 0, got {probability} and {df}")
     if probability < 0.5:
         return -t_quantile(1 - probability, df)
-    return _expand_around_normal(probability, df) if df > MANY else _bisect(2 * (1 - probability), df)
+    if df > MANY:
+        return _expand_around_normal(probability, df)
+    low, high, tail = 0.0, 1.0, 2 * (1 - probability)
+    while two_sided_tail(high, df) > tail:
+        low, high = high, 2 * high
+    while low < (middle := (low + high) / 2) < high:  # until no float lies between
+        low, high = (middle, high) if two_sided_tail(middle, df) > tail else (low, middle)
+    return middle
 
 
 def two_sided_tail(t: float, df: float) -> float:
     """Return P(|T| > |t|), the p-value of a t statistic."""
     total = df + t * t
     return _incomplete_beta(df / total, t * t / total, df / 2, 0.5)
-
-
-def _bisect(tail: float, df: float) -> float:
-    """Find the t > 0 whose two-sided tail is given; the tail falls with t."""
-    low, high = 0.0, 1.0
-    while two_sided_tail(high, df) > tail:
-        low, high = high, 2 * high
-    while low < (middle := (low + high) / 2) < high:  # until no float lies between
-        low, high = (middle, high) if two_sided_tail(middle, df) > tail else (low, middle)
-    return middle
 
 
 def _expand_around_normal(probability: float, df: float) -> float:

@@ -42,11 +42,10 @@ from metarun.diagnostics.meta_gradients import (
     VECTORS,
     bias_measures,
     first_order_gradient,
-    growth,
     implicit_measures,
     jacobian_measures,
+    measure_jacobian,
     objective_measures,
-    spectral_norm,
     squared_norms,
     true_gradients,
     unrolled_gradient,
@@ -319,7 +318,8 @@ def test_an_inner_rate_beyond_two_over_the_curvature_makes_the_jacobian_grow_wit
     h = float(torch.linalg.eigvalsh(hessian(TASKS[0].support, False))[-1])
     unstable = [replace(maml(steps), inner_lr=4 / h) for steps in (20, 30)]
     vectors = directions(THETA, 2, SEED)
-    short, long = (float(growth(learner, THETA, TASKS[0].support, vectors)) for learner in unstable)
+    measures = [measure_jacobian(learner, THETA, TASKS[0].support, vectors, vectors[0], 0) for learner in unstable]
+    short, long = (float(metrics["jacobian_growth"]) for metrics in measures)
     assert long - short == pytest.approx(10 * torch.tensor(3.0).log().item(), rel=1e-3)
 
 
@@ -334,11 +334,9 @@ def test_the_jacobian_of_a_network_is_the_dense_one() -> None:
     rows = [torch.cat([dense[a][b].reshape(theta[a].numel(), -1) for b in theta], 1) for a in theta]
     j = torch.cat(rows)
     v, start = directions(theta, 2, 7)
-    assert float(growth(learner, theta, support, [v])) == pytest.approx(
-        float((j.T @ flatten(v)).norm().log()), rel=EXACT
-    )
-    found = float(spectral_norm(learner, theta, support, start, len(j)))
-    assert found == pytest.approx(float(torch.linalg.matrix_norm(j, 2)), rel=EXACT)
+    found = measure_jacobian(learner, theta, support, [v], start, len(j))
+    assert float(found["jacobian_growth"]) == pytest.approx(float((j.T @ flatten(v)).norm().log()), rel=EXACT)
+    assert float(found["jacobian_norm"]) == pytest.approx(float(torch.linalg.matrix_norm(j, 2)), rel=EXACT)
 
 
 def test_what_grows_with_the_steps_is_left_out_for_networks_that_are_not_small(monkeypatch: pytest.MonkeyPatch) -> None:

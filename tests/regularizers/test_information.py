@@ -23,9 +23,8 @@ from metarun.algorithms.losses import MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.objective import Regularization, Schedule, Term, add_noise
 from metarun.errors import SettingError, UserError
-from metarun.models.bottleneck import LEAST
 from metarun.models.mlp import mlp
-from metarun.models.noise import ActivationNoise, WeightNoise
+from metarun.models.noise import LEAST, ActivationNoise, WeightNoise
 from metarun.regularizers.build import build_regularization
 from metarun.regularizers.information import Information, gaussian_kl
 from metarun.training import checkpoint
@@ -432,7 +431,7 @@ def test_the_implicit_gradient_holds_for_an_encoder_that_is_not_adapted(terms: l
     model: Any = regularization.wrap(NETWORK, SHAPE)
     learner = IMAML(model, MeanSquaredError(), 1.0, 0.1, 400, 400, 60, 0.0, regularization, ADAPTED)
     theta = theta_of(learner)
-    noisy, at = model.add_noise(theta, tasks(), 0, 0)
+    noisy, at = add_noise(learner, theta, tasks(), 0, 0)
     task = Task(*(Batch(b.x[1], b.y[1]) for b in at))
     found, metrics = learner.meta_grad(noisy, task)
     assert float(metrics["stationarity"]) < 1e-12
