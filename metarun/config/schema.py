@@ -219,19 +219,22 @@ def check(config: Config) -> None:
     }.items():
         if get(config, key) not in choices:
             raise SettingError(key, get(config, key), "choices: " + ", ".join(choices))
-    for key in (
+    at_least_1 = (
         *("train.steps", "train.tasks", "train.log_every", "train.eval_every", "train.checkpoint_every"),
         *("train.pool", "val.tasks", "test.tasks", "optim.halve_every", "device.threads", "sweep.jobs"),
         *("export.tasks", "export.calls", "profile.steps", "profile.warmup"),
         *("diagnostics.tasks", "diagnostics.every", "diagnostics.probe_tasks", "diagnostics.lanczos_steps"),
         *("diagnostics.unroll_steps", "diagnostics.alarms.window", "diagnostics.alarms.patience"),
-    ):
-        _check_at_least(config, key, 1)
-    for key in (
+    )
+    at_least_0 = (
         *("seed", "train.pool_seed", "train.pool_replaced", "test.steps", "optim.weight_decay", "optim.momentum"),
         "export.threshold",
-    ):
-        _check_at_least(config, key, 0)
+    )
+    for low, keys in ((1, at_least_1), (0, at_least_0)):
+        for key in keys:
+            value = get(config, key)
+            if value is not None and not low <= value < 2**63:
+                raise SettingError(key, value, f"must be at least {low}")
     alarms = [entry.name for entry in dataclasses.fields(AlarmConfig) if entry.name not in ("window", "patience")]
     for key in (
         *("optim.lr", "optim.eps", "optim.clip", "train.max_minutes", "diagnostics.radius", "device.memory_mb"),
@@ -260,12 +263,6 @@ def get(config: Any, key: str) -> Any:
     for part in key.split("."):
         config = getattr(config, part)
     return config
-
-
-def _check_at_least(config: Config, key: str, low: int) -> None:
-    value = get(config, key)
-    if value is not None and not low <= value < 2**63:
-        raise SettingError(key, value, f"must be at least {low}")
 
 
 def _check_device(device: DeviceConfig) -> None:

@@ -119,11 +119,7 @@ def squared_norms(grads: Params) -> dict[str, float]:
 
 def bias_measures(learner: GradientLearner, params: Params, sample: TaskSample, gbar: Params) -> dict[str, float]:
     """Compare first-order and the learner's own meta-gradients with gbar."""
-
-    def first_order(theta: Params, task: Task) -> tuple[Params, Metrics]:
-        return first_order_gradient(learner, theta, task), {}
-
-    first = mean_gradient(sample.each(first_order, params)[0])
+    first = mean_gradient(sample.each(lambda at, task: (first_order_gradient(learner, at, task), {}), params)[0])
     own = network_weights(mean_gradient(sample.each(learner.meta_grad, params)[0]))
     return {
         "first_order_cosine": float(cosine(first, gbar)),

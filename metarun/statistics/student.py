@@ -40,8 +40,15 @@ def t_quantile(probability: float, df: float) -> float:
 
 def two_sided_tail(t: float, df: float) -> float:
     """Return P(|T| > |t|), the p-value of a t statistic."""
-    total = df + t * t
-    return _incomplete_beta(df / total, t * t / total, df / 2, 0.5)
+    a, b, total = df / 2, 0.5, df + t * t
+    x, rest = df / total, t * t / total  # not 1 - x, which would lose the digits of an x near 1
+    if not x or not rest:
+        return 1.0 if x else 0.0
+    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    front = math.exp(a * math.log(x) + b * math.log(rest) - log_beta)
+    if x < (a + 1) / (a + b + 2):
+        return front / (a * _fraction(x, a, b))
+    return 1 - front / (b * _fraction(rest, b, a))
 
 
 def _expand_around_normal(probability: float, df: float) -> float:
@@ -50,17 +57,6 @@ def _expand_around_normal(probability: float, df: float) -> float:
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return z + first / df + second / df**2 + third / df**3
-
-
-def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
-    """I_x(a, b); `rest` is 1 - x, passed since the subtraction would lose the digits of an x near 1."""
-    if not x or not rest:
-        return 1.0 if x else 0.0
-    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-    front = math.exp(a * math.log(x) + b * math.log(rest) - log_beta)
-    if x < (a + 1) / (a + b + 2):
-        return front / (a * _fraction(x, a, b))
-    return 1 - front / (b * _fraction(rest, b, a))
 
 
 def _fraction(x: float, a: float, b: float) -> float:
