@@ -145,7 +145,7 @@ class NeuralProcess:
         """q(z | rows)."""
         l_SR = self._encode("latent_encoder", params, rows)
         mu, s = self.model.run("posterior", params, masked_mean(l_SR, rows.here)[None])[0].chunk(2, -1)
-        return Gaussian(mu, predictive.latent_std(s))
+        return Gaussian(mu, 0.1 + 0.9 * s.sigmoid())
 
     def _predict_samples(self, adapted: Summary, x: Tensor, samples: int) -> Gaussian:
         """Predictions [L, M, d_out] for z ~ q(z | C)."""

@@ -67,11 +67,6 @@ def decoder_std(s: Tensor, floor: float) -> Tensor:
     return floor + (1 - floor) * torch.nn.functional.softplus(s)
 
 
-def latent_std(s: Tensor) -> Tensor:
-    """A latent variable's standard deviation between 0.1 and 1, as published: 0.1 + 0.9 sigmoid(s)."""
-    return 0.1 + 0.9 * s.sigmoid()
-
-
 def draw_normals(count: int, width: int, like: Tensor) -> Tensor:
     """The standard normal numbers [L, D] of a test."""
     return _draw_normals(count, width).to(like)

@@ -162,8 +162,8 @@ class Network:
             return h + shift.reshape(-1, *[1] * (h.ndim - 2))
         if given is None or not batch_norm:
             return norms.normalise(self._linear(i, x, weight), gain, shift, self.norm)
-        weight, shift = norms.fold_normalisation(weight, gain, shift, given)
-        h = self._linear(i, x, weight)
+        factor, shift = norms.as_linear_map(gain, shift, given)
+        h = self._linear(i, x, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)))
         return h + norms.per_channel(shift, h)
 
     def _tensors(self, params: Params, i: int) -> tuple[Tensor, Tensor, Tensor | None]:

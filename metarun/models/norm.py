@@ -48,12 +48,6 @@ def product_moments(x: Tensor, weight: Tensor) -> Moments:
     return w @ mean, ((w @ covariance) * w).sum(1).clamp_min(0)  # rounding can make a variance of 0 negative
 
 
-def fold_normalisation(weight: Tensor, gain: Tensor, shift: Tensor, given: Moments) -> tuple[Tensor, Tensor]:
-    """Weight and shift of one linear map equal to a linear map followed by a normalisation with given moments."""
-    factor, shift = _as_linear_map(gain, shift, given)
-    return weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), shift
-
-
 def normalise(h: Tensor, gain: Tensor | None, shift: Tensor, norm: str, given: Moments | None = None) -> Tensor:
     """h [B, C, ...] -> the same shape; `given` replaces the moments of the batch at hand. Only `none` has no gain."""
     if norm == "none" or gain is None:
@@ -68,11 +62,12 @@ def normalise(h: Tensor, gain: Tensor | None, shift: Tensor, norm: str, given: M
         # On rows, the memory order that a task's matrix products write and the next ones read.
         rows = F.batch_norm(_rows(h), None, None, gain, shift, training=True, eps=EPS)
         return rows.view(h.shape[0], *h.shape[2:], -1).movedim(-1, 1)
-    factor, shift = _as_linear_map(gain, shift, given)
+    factor, shift = as_linear_map(gain, shift, given)
     return h * per_channel(factor, h) + per_channel(shift, h)
 
 
-def _as_linear_map(gain: Tensor, shift: Tensor, given: Moments) -> tuple[Tensor, Tensor]:
+def as_linear_map(gain: Tensor, shift: Tensor, given: Moments) -> tuple[Tensor, Tensor]:
+    """Factor and shift [C] of a normalisation with given moments."""
     mean, variance = given
     factor = gain * torch.rsqrt(variance + EPS)
     return factor, shift - mean * factor
