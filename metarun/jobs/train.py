@@ -58,7 +58,7 @@ def train_job(config: Config, record: RunFolder, quiet: bool = False) -> Result:
     state = trainer.start()
     if connect_processes().on_first(lambda: has_checkpoint(config, record)):
         checkpoint.restore(record.last, state)
-    with start_run(experiment, record, state, quiet) as run:
+    with open_run(experiment, record, state, quiet, trains=True) as run:
         with run.observer.signals():
             run.status = train(trainer, state, run.observer)
         if run.status != "interrupted":
@@ -76,8 +76,7 @@ def evaluate_job(config: Config, record: RunFolder) -> Result:
     experiment = connect_processes().in_turn(lambda: assemble(config))
     state = experiment.trainer().start()
     checkpoint.restore_tested(checkpoint.best_of(source), state)
-    opened = open_run(experiment, record, state) if experiment.placement.processes.is_first else follow_run(experiment)
-    with opened as run:
+    with open_run(experiment, record, state) as run:
         run.summary["evaluated_run"] = str(source.path)
         test(run, state)
         run.status = "completed"
@@ -97,27 +96,23 @@ class ActiveRun:
     sinks: Sequence[Sink] = ()
 
 
-def start_run(
-    experiment: Experiment, record: RunFolder, state: State, quiet: bool
-) -> contextlib.AbstractContextManager[ActiveRun]:
-    """Open a run that trains, with its alarms; on other ranks than the first, follow it."""
-    if not experiment.placement.processes.is_first:
-        return follow_run(experiment)
-    damaged = record.drop_after(state.step)  # these steps will be repeated
-    if damaged:
-        print_notice(f"{record.path}/metrics.jsonl: {damaged} damaged lines were dropped; their records are lost")
-    return open_run(experiment, record, state, quiet, build_alarms(experiment, record))
-
-
 @contextlib.contextmanager
 def open_run(
-    experiment: Experiment, record: RunFolder, state: State, quiet: bool = False, alarms: Alarms | None = None
+    experiment: Experiment, record: RunFolder, state: State, quiet: bool = False, trains: bool = False
 ) -> Iterator[ActiveRun]:
-    """Write the folder's first files and start the sinks; at the end, however it comes, complete summary and sinks.
+    """Write the folder's first files and start the sinks; at the end, however it comes, complete summary and sinks. On
+    other ranks than the first, follow the run. One that trains has alarms.
 
     A `NonFinite` inside ends the block: the run's status is then "diverged", and the reason is in the summary.
     """
+    if not experiment.placement.processes.is_first:
+        with follow_run(experiment) as run:
+            yield run
+        return
     config = experiment.config
+    if trains and (damaged := record.drop_after(state.step)):  # the steps after it will be repeated
+        print_notice(f"{record.path}/metrics.jsonl: {damaged} damaged lines were dropped; their records are lost")
+    alarms = build_alarms(experiment, record) if trains else None
     record.create(dataclasses.asdict(config))
     members = optional(experiment.dataset, DatasetOptions, "members")
     if members:

@@ -163,7 +163,8 @@ def build(experiment: Experiment, version: Version, facts: dict[str, Any]) -> Bu
     evaluation = evaluate(version.learner, version.params)
     learner = calibrate(version.learner, version.params, experiment.dataset, experiment.placement)
     tensors = collect_tensors(learner, version.params)
-    weights = encode_weights(tensors, {**facts, "metric": experiment.algorithm.loss.metric, "mean": evaluation.mean})
+    metadata = {"format": "pt", **facts, "metric": experiment.algorithm.loss.metric, "mean": str(evaluation.mean)}
+    weights = import_safetensors_save()({n: w.detach().cpu().contiguous() for n, w in tensors.items()}, metadata)
     task = draw_first_task(experiment)
     example, start = Example(*task.support, task.query.x), time.perf_counter()
     program = export_program(learner, version.params, example, experiment.dataset.kind)
@@ -200,12 +201,6 @@ def import_safetensors_save() -> Callable[[Params, dict[str, str]], bytes]:
     except ImportError as error:
         raise UserError("job=export: safetensors is not installed; pip install 'metarun[export]'") from error
     return save
-
-
-def encode_weights(params: Params, facts: dict[str, Any]) -> bytes:
-    """The content of a safetensors file: tensors by name, and facts as its metadata."""
-    metadata = {"format": "pt", **{key: str(value) for key, value in facts.items()}}
-    return import_safetensors_save()({name: w.detach().cpu().contiguous() for name, w in params.items()}, metadata)
 
 
 def describe_usage(experiment: Experiment, tensors: Params, least_queries: int) -> dict[str, Any]:
