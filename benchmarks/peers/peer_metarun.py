@@ -18,7 +18,7 @@ from benchmarks.peers.tasks import Side, settings
 def build(case: Case, images: Path, threads: int, dtype: str = "float32", *more: str) -> Side:
     """The case as `metarun` runs it; `more` overrides."""
     import metarun
-    from metarun.algorithms.objective import add_model_noise
+    from metarun.algorithms.objective import add_noise
     from metarun.training.experiment import assemble
     from metarun.training.optimizer import apply_update
 
@@ -27,7 +27,7 @@ def build(case: Case, images: Path, threads: int, dtype: str = "float32", *more:
     meta_gradient = outer_function(trainer, state)
 
     def found() -> Any:
-        return meta_gradient(*add_model_noise(trainer.algorithm.model, state.params, tasks, trainer.seed, 0))
+        return meta_gradient(*add_noise(trainer.algorithm, state.params, tasks, trainer.seed, 0))
 
     def gradient() -> tuple[float, dict[str, np.ndarray]]:
         result = found()

@@ -156,8 +156,8 @@ def test_without_a_figure_nothing_is_compared() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["published.value=98"], r"published\.source=: must say where"),
-        (["published.value=98", "published.source=x", "published.values=[2]", "published.steps=[1]"], "one figure or"),
+        (["published.value=98"], r"published\.source=: must name"),
+        (["published.value=98", "published.source=x", "published.values=[2]", "published.steps=[1]"], "one value or"),
         (
             ["published.source=x", "published.values=[2]"],
             r"published\.values=\[2\.0\]: must be one for each of steps=\[\]",
