@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from helpers.folder_data import FOLDERS
 from helpers.image_files import as_folder
+from helpers.runs import here
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 
 # Not in the cache of the test at hand, so that what one has compiled serves the next.
@@ -68,3 +70,17 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def root(tmp_path: Path) -> Path:
     """A data set of ten classes: train, val, test with class folders."""
     return as_folder(tmp_path / "data", FOLDERS)
+
+
+@pytest.fixture(scope="session")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that came to its end; not to be written to."""
+    folder = tmp_path_factory.mktemp("ended") / "run"
+    here(folder)
+    return folder
+
+
+@pytest.fixture
+def run(ended: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(ended, tmp_path / "run"))

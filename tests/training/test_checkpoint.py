@@ -1,4 +1,4 @@
-"""Files that are not what was written: cut off, with a flipped bit, of another program, of another version."""
+"""Checkpoints that are damaged: cut off, with a flipped bit, of another program or another version."""
 
 from __future__ import annotations
 
