@@ -7,6 +7,7 @@ folder of an analysis has results.jsonl (a line a cell, as they are done), and a
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import dataclasses
@@ -160,7 +161,11 @@ class Context:
             lines = (self.folder / "results.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
         except FileNotFoundError:
             return []
-        return [row for row in map(_parse_row, lines) if row is not None]
+        rows = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        return [row for row in rows if isinstance(row, dict)]
 
 
 def require_at_least(analysis: Any, **least: int) -> None:
@@ -251,11 +256,3 @@ def _append_line(path: Path, line: str) -> None:
         file.seek(max(size - 1, 0))
         start = b"\n" if file.read(1) not in (b"", b"\n") else b""
         file.write(start + line.encode() + b"\n")
-
-
-def _parse_row(line: str) -> Row | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None

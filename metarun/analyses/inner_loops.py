@@ -30,7 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from metarun.analyses.analysis import Cell, Context, Row, TrainedRun, require_at_least
+from metarun.analyses.analysis import Cell, Context, Row, require_at_least
 from metarun.analyses.figures import format_number, plot_known
 from metarun.analyses.stability import (
     choose_replaced,
@@ -44,7 +44,7 @@ from metarun.errors import UserError, nearest, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, look, needs_log_scale, plain
 from metarun.statistics.intervals import t_interval
 from metarun.storage.text import axis_label, display_scale
-from metarun.types import Algorithm, AlgorithmOptions, optional
+from metarun.types import AlgorithmOptions, optional
 
 FLOOR_SEED = 1000
 """Added to the seed of a run for the floor."""
@@ -117,7 +117,13 @@ class InnerLoops:
         row["change_sup"] = max((c["sup"] for c in changed), default=math.nan)
         row |= {f"floor_{k}": v for k, v in compare_outcomes(base, outcomes["floor"]).items()}
         row |= read_last_record(runs["base"], RECORDED) | measure_rate_curvature(experiment, runs["base"])
-        return row | _count_cost(experiment.algorithm, list(runs.values()))
+        cost = ("inner_steps", "cg_steps", "first_order")
+        steps, products, first_order = (optional(experiment.algorithm, AlgorithmOptions, name) for name in cost)
+        if products is None:
+            products = 0 if first_order else steps
+        row |= {"inner_gradients": steps, "hessian_products": products}
+        seconds = [r.cpu_seconds for r in runs.values() if r.cpu_seconds is not None and not r.diverged]
+        return row | {"cpu_seconds": float(np.median(seconds)) if seconds else None}
 
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
         loss = context.assemble(self.changes(self.variants[0], 0)).algorithm.loss
@@ -143,17 +149,6 @@ def _folder_name(name: Any) -> str:
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"analysis.variants: {name!r} is no name of a variant")
     return re.sub(r"[^\w.=-]+", "_", name, flags=re.UNICODE)
-
-
-def _count_cost(learner: Algorithm, runs: Sequence[TrainedRun]) -> dict[str, Any]:
-    """Evaluations per task of an outer step, and seconds per training."""
-    steps = optional(learner, AlgorithmOptions, "inner_steps")
-    products = optional(learner, AlgorithmOptions, "cg_steps")
-    if products is None:
-        products = 0 if optional(learner, AlgorithmOptions, "first_order") else steps
-    seconds = [r.cpu_seconds for r in runs if r.cpu_seconds is not None and not r.diverged]
-    cost = {"inner_gradients": steps, "hessian_products": products}
-    return cost | {"cpu_seconds": float(np.median(seconds)) if seconds else None}
 
 
 def _summarise_variant(name: str, rows: Sequence[Row]) -> dict[str, Any]:
@@ -205,7 +200,8 @@ def draw_variants(rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
     curvature.axvline(2, color=COLOURS[3], linewidth=0.9, linestyle=(0, (5, 1.5)), label=label)
     score.set_ylim(len(variants) - 0.5, -0.5)
     for left in (score, distance):
-        left.set_yticks(lines, [_label(v) for v in variants])
+        lost = (f"\n{v['diverged']:.0%} of runs diverged" if v["diverged"] else "" for v in variants)
+        left.set_yticks(lines, [plain(v["name"]) + ending for v, ending in zip(variants, lost, strict=True)])
     for axes in (score, change, distance, curvature):
         _set_log_scale(axes)
     _limit_to_seeds(gap, [r["gap"] for r in rows if _has(r, "gap")])
@@ -293,8 +289,3 @@ def _limit_to_seeds(axes: Axes, seeds: Sequence[float]) -> None:
         room = 0.3 * max(float(np.ptp(values)), 1e-9 + 0.1 * float(np.abs(values).max()))
         ends = np.array([values.min() - room, values.max() + room])
         axes.set_xlim(*(np.exp(ends) if axes.get_xscale() == "log" else ends))
-
-
-def _label(variant: Row) -> str:
-    lost = f"\n{variant['diverged']:.0%} of runs diverged" if variant["diverged"] else ""
-    return plain(variant["name"]) + lost

@@ -90,9 +90,23 @@ class Seeds:
         drawn, (left, middle, right) = panels(3, height=2.9)
         if finished:
             _draw_means(left, finished, summary, display_scale(metric))
-            _draw_learning_curves(right, finished, summary, display_scale(metric))
-        if summary.get("components"):
-            _draw_components(middle, summary["components"])
+            for i, row in enumerate(finished):
+                values = display_scale(metric) * np.array(row["validations"]["values"], dtype=float)
+                own = look(i)
+                right.plot(row["validations"]["steps"], values, color=own.colour, linestyle=own.dash, marker=own.marker)
+            if summary["convergence"]:
+                threshold = display_scale(metric) * summary["convergence"]["threshold"]
+                right.axhline(threshold, color=GREY, linewidth=0.8, label="threshold")
+                right.legend()
+        components = summary.get("components")
+        if components:
+            total = sum(components[name] for name, _ in PARTS) or 1.0
+            for y, (name, colour) in enumerate(PARTS):
+                share = 100 * components[name] / total
+                middle.barh(y, share, color=colour, height=0.6)
+                middle.text(share, y, f" {share:.3g} %", va="center")
+            middle.set_yticks(range(len(PARTS)), [name for name, _ in PARTS])
+            middle.set(xlim=(0, 118), ylim=(len(PARTS) - 0.5, -0.5))
         finish(left, "Test, 95 % intervals", "seed", axis_label(metric))
         left.set_xticks(range(len(finished)), [str(r["seed"]) for r in finished])
         middle.set_title("Where one score's variance is from", y=1.03)
@@ -154,24 +168,3 @@ def _draw_means(axes: Axes, rows: Sequence[Row], summary: dict[str, Any], scale:
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
     axes.legend(loc="upper left", ncols=2)
-
-
-def _draw_components(axes: Axes, components: dict[str, Any]) -> None:
-    total = sum(components[name] for name, _ in PARTS) or 1.0
-    for y, (name, colour) in enumerate(PARTS):
-        share = 100 * components[name] / total
-        axes.barh(y, share, color=colour, height=0.6)
-        axes.text(share, y, f" {share:.3g} %", va="center")
-    axes.set_yticks(range(len(PARTS)), [name for name, _ in PARTS])
-    axes.set_ylim(len(PARTS) - 0.5, -0.5)
-    axes.set_xlim(0, 118)
-
-
-def _draw_learning_curves(axes: Axes, rows: Sequence[Row], summary: dict[str, Any], scale: float) -> None:
-    for i, row in enumerate(rows):
-        values = scale * np.array(row["validations"]["values"], dtype=float)
-        shown = look(i)
-        axes.plot(row["validations"]["steps"], values, color=shown.colour, linestyle=shown.dash, marker=shown.marker)
-    if summary["convergence"]:
-        axes.axhline(scale * summary["convergence"]["threshold"], color=GREY, linewidth=0.8, label="threshold")
-        axes.legend()

@@ -41,7 +41,6 @@ from metarun.errors import UserError, require
 from metarun.report.figures.drawing import Drawing
 from metarun.storage.text import axis_label, display_scale, format_metric
 from metarun.training.evaluation import EPISODE_SEED, mean_and_interval
-from metarun.training.experiment import Experiment
 from metarun.types import RATES, AlgorithmOptions, GradientLearner, ProximalLearner, optional
 
 SOLVER_METRICS = ("cg_residual", "cg_negative", "stationarity")
@@ -97,7 +96,12 @@ class Sensitivity:
             factor = cell["inner_lr"] / own.inner_lr
             params = {name: factor * p if name.startswith(RATES) else p for name, p in params.items()}
         if "cg_steps" in cell:
-            tasks = _implicit_tasks(experiment, self.cg_tasks)
+            placement, spec = experiment.placement, experiment.test_spec
+            drawn = experiment.dataset.episodes("test", EPISODE_SEED, 0, range(self.cg_tasks), spec)
+            chunk = placement.chunk(spec, experiment.dataset.input_shape())
+            if placement.chunk_size == "auto" and chunk is not None:
+                chunk = 1  # Hessian products of images on a CPU: without vmap its convolutions are faster
+            tasks = TaskSample(placement.move_task(drawn), chunk)
             metrics = tasks.each(learner.meta_grad, params)[1]
             row = {name: float(metrics[name].double().mean()) for name in SOLVER_METRICS if name in metrics}
             return row | implicit_measures(learner, params, tasks, self.unroll_steps)
@@ -169,16 +173,6 @@ def robustness(
     lost = [min(1.0, d / gain) for d in drops] + [1.0] * scores["not_finite"] if gain > 0 else []
     mean_drop, gain_lost = (sum(values) / len(values) if values else None for values in (drops, lost))
     return {"mean_drop": mean_drop, "gain_lost": gain_lost, **scores}
-
-
-def _implicit_tasks(experiment: Experiment, count: int) -> TaskSample:
-    """The first test tasks, on the device."""
-    placement, spec = experiment.placement, experiment.test_spec
-    drawn = experiment.dataset.episodes("test", EPISODE_SEED, 0, range(count), spec)
-    chunk = placement.chunk(spec, experiment.dataset.input_shape())
-    if placement.chunk_size == "auto" and chunk is not None:
-        chunk = 1  # Hessian products of images on a CPU: without vmap its convolutions are faster
-    return TaskSample(placement.move_task(drawn), chunk)
 
 
 def _describe(summary: dict[str, Any]) -> str:

@@ -52,20 +52,15 @@ def evaluate_last_weights(experiment: Experiment, run: TrainedRun, tasks: int) -
     checkpoint.restore_params(run.folder.last, params)
     steps = (experiment.tested.test_inner_steps,)
     found = experiment.evaluator("test", tasks, steps)(experiment.tested, params)
-    own = evaluate_pool(experiment, params) or (None, None)
-    return Outcome(params, found.losses[-1].double(), found.scores[-1].double(), *own)
-
-
-def evaluate_pool(experiment: Experiment, params: Params) -> tuple[Tensor, Tensor] | None:
-    """Losses and scores [n] of the pool's tasks after adaptation as at test; None without a pool."""
+    new = found.losses[-1].double(), found.scores[-1].double()
     pool, placement, spec = experiment.dataset, experiment.placement, experiment.train_spec
     if not isinstance(pool, TaskPool):
-        return None
-    learner = calibrate(experiment.algorithm, params, pool, placement)
+        return Outcome(params, *new, None, None)
+    learner = calibrate(experiment.algorithm, params, pool, placement)  # adapts to the pool's tasks as at test
     chunk = placement.evaluation_chunk(spec, pool.input_shape())
-    steps = (learner.test_inner_steps,)
-    losses, scores = adaptation_curves(learner, params, placement.move_task(pool.tasks(spec)), steps, chunk)
-    return losses[:, -1].double(), scores[:, -1].double()
+    own = placement.move_task(pool.tasks(spec))
+    losses, scores = adaptation_curves(learner, params, own, (learner.test_inner_steps,), chunk)
+    return Outcome(params, *new, losses[:, -1].double(), scores[:, -1].double())
 
 
 def same_episode_size(experiment: Experiment) -> bool:

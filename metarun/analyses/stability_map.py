@@ -56,24 +56,23 @@ class StabilityMap:
         return [{"inner_lr": learner.inner_lr * f, "inner_steps": k} for f in self.rates for k in self.steps]
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
-        runs = [self._train(context, cell, context.config.seed + s) for s in range(self.seeds)]
+        runs = []
+        for seed in range(context.config.seed, context.config.seed + self.seeds):
+            changes = {"seed": seed, "algo.inner_lr": cell["inner_lr"], "algo.inner_steps": cell["inner_steps"]}
+            algo = context.config.algo
+            if algo.get("test_inner_steps") == algo.get("inner_steps"):
+                changes["algo.test_inner_steps"] = cell["inner_steps"]
+            changes["train.steps"] = self.train_steps
+            run = context.train(f"rate-{cell['inner_lr']:g}-steps-{cell['inner_steps']}-seed-{seed}", changes)
+            experiment = context.assemble(changes)
+            outcome = evaluate_last_weights(experiment, run, self.tasks)
+            found = {"diverged": float(run.diverged), "figure": float(outcome.new_scores.mean()) if outcome else None}
+            runs.append(found | read_last_record(run, ("contraction",)) | measure_rate_curvature(experiment, run))
         row: dict[str, Any] = {"diverged": sum(r["diverged"] for r in runs) / self.seeds}
         for name in MEASURES:
             finite = [r[name] for r in runs if r[name] is not None and np.isfinite(r[name])]
             row[name] = float(np.mean(finite)) if finite else None
         return row
-
-    def _train(self, context: Context, cell: Cell, seed: int) -> dict[str, Any]:
-        changes = {"seed": seed, "algo.inner_lr": cell["inner_lr"], "algo.inner_steps": cell["inner_steps"]}
-        algo = context.config.algo
-        if algo.get("test_inner_steps") == algo.get("inner_steps"):
-            changes["algo.test_inner_steps"] = cell["inner_steps"]
-        changes["train.steps"] = self.train_steps
-        run = context.train(f"rate-{cell['inner_lr']:g}-steps-{cell['inner_steps']}-seed-{seed}", changes)
-        experiment = context.assemble(changes)
-        outcome = evaluate_last_weights(experiment, run, self.tasks)
-        found = {"diverged": float(run.diverged), "figure": float(outcome.new_scores.mean()) if outcome else None}
-        return found | read_last_record(run, ("contraction",)) | measure_rate_curvature(experiment, run)
 
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
         loss = context.assemble().algorithm.loss

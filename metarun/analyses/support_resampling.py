@@ -9,12 +9,11 @@ source. One draw per task, as in an ordinary test, has both in its interval: 1.9
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metarun.analyses.analysis import Cell, Context, Row, mask_diverged, require_at_least
@@ -56,10 +55,17 @@ class SupportResampling:
         return {"mean": float(scores.mean()), "sd": float(scores.std()), **ends, "scores": scores.tolist()}
 
     def choose_sizes(self, experiment: Experiment) -> tuple[int, int]:
-        """The draws and the queries of a class: as set, or the most that the test classes hold."""
+        """The draws and the queries of a class: as set, or the most that the test classes hold.
+
+        All draws with as many queries as possible come first, then fewer draws, then fewer queries than `FEW`.
+        """
         dataset, spec = experiment.dataset, experiment.test_spec
+        few = self.queries or min(spec.queries, FEW)
+        sizes = [(self.draws, q) for q in range(self.queries or spec.queries, few, -1)]
+        sizes += [(draws, few) for draws in range(self.draws, 1, -1)]
+        sizes += [(2, q) for q in range(few - 1, 0, -1)] if self.queries is None else []
         reason = ""
-        for draws, queries in self._possible_sizes(spec.queries):
+        for draws, queries in sizes:
             try:
                 dataset.check("test", _with_draws(spec._replace(queries=queries), draws))
                 return draws, queries
@@ -67,14 +73,6 @@ class SupportResampling:
                 reason = reason or error.expected
         setting = f"analysis.draws={self.draws}: not even two support sets of {spec.shots} shots fit beside the queries"
         raise UserError(f"{setting} ({reason}); choose fewer data.shots or analysis.queries")
-
-    def _possible_sizes(self, queries: int) -> Iterator[tuple[int, int]]:
-        """All draws with as many queries as possible, then fewer draws, then fewer queries than `FEW`."""
-        few = self.queries or min(queries, FEW)
-        yield from ((self.draws, q) for q in range(self.queries or queries, few, -1))
-        yield from ((draws, few) for draws in range(self.draws, 1, -1))
-        if self.queries is None:
-            yield from ((2, q) for q in range(few - 1, 0, -1))
 
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
         loss, cell = context.run.experiment.tested.loss, rows[0]
@@ -110,7 +108,16 @@ class SupportResampling:
         title = f"{summary['draws']} support sets of each task, the same queries"
         finish(left, title, "test tasks, sorted by their mean", axis_label(metric), [scores])
         if "sd_support" in summary:
-            _draw_deviations(right, summary)
+            parts = {"tasks": summary["sd_tasks"], "support\nsets": summary["sd_support"]}
+            right.bar(list(parts), [scale * v for v in parts.values()], color=[COLOURS[0], COLOURS[5]], width=0.6)
+            for x, value in enumerate(parts.values()):
+                above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
+                text = format_metric(metric, value, unit=False)
+                right.annotate(text, (x, scale * value), fontsize=7, color=GREY, **above)
+            right.set(title="standard deviation", ylabel=axis_label(metric))
+            right.grid(False, axis="x")
+            right.set_axisbelow(True)
+            right.set_ylim(0, 1.15 * scale * max(parts.values()) or 1)
         alt = f"Test {metric} of {len(finite)} tasks over {summary['draws']} support sets each. {summary['message']}"
         return [Drawing("support_resampling", alt, drawn)]
 
@@ -141,18 +148,3 @@ def _describe(summary: dict[str, Any]) -> str:
     if summary["not_finite"]:
         lines.append(f"left out: {summary['not_finite']} tasks on which adaptation diverged after some draw")
     return "\n".join(lines)
-
-
-def _draw_deviations(axes: Axes, summary: dict[str, Any]) -> None:
-    metric = summary["metric"]
-    scale = display_scale(metric)
-    parts = {"tasks": summary["sd_tasks"], "support\nsets": summary["sd_support"]}
-    axes.bar(list(parts), [scale * v for v in parts.values()], color=[COLOURS[0], COLOURS[5]], width=0.6)
-    for x, value in enumerate(parts.values()):
-        above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
-        axes.annotate(format_metric(metric, value, unit=False), (x, scale * value), fontsize=7, color=GREY, **above)
-    axes.set_title("standard deviation")
-    axes.set_ylabel(axis_label(metric))
-    axes.grid(False, axis="x")
-    axes.set_axisbelow(True)
-    axes.set_ylim(0, 1.15 * scale * max(parts.values()) or 1)

@@ -53,7 +53,6 @@ from metarun.statistics.paired import compare
 from metarun.storage.text import axis_label, display_scale, format_metric
 from metarun.training.evaluation import mean_and_interval
 from metarun.training.experiment import EPISODE_SIZE, Experiment, build_dataset, build_learner, option_name
-from metarun.types import Dataset
 
 UNSHIFTED = "none"
 """The name of the row without a shift."""
@@ -91,7 +90,8 @@ class TaskShift:
         settings are refused before anything is measured."""
         experiment = context.run.experiment
         _, shifts = self._find_shifts(experiment)
-        names = [name for name, changes in shifts.items() if not changes_nothing(experiment, changes)]
+        sizes = {key: getattr(experiment.test_spec, key) for key in SIZES}
+        names = [name for name, changes in shifts.items() if not changes.items() <= sizes.items()]
         for name in names:
             self._apply(experiment, name)
         return [{"shift": name} for name in (UNSHIFTED, *names)]
@@ -163,7 +163,16 @@ class TaskShift:
         foot, top = (0.5 + LEGEND) / height, 1 - 0.3 / height
         left, right = (drawn.add_axes((x, foot, w, top - foot)) for x, w in ((0.19, 0.42), (0.64, 0.345)))
         _draw_scores(left, rows, display_scale(metric))
-        _draw_differences(right, rows, display_scale(metric))
+        right.axvline(0, color=GREY, linewidth=0.9)
+        for y, row in enumerate(rows):
+            if row.get("not_finite"):
+                text = f"diverged: {row['not_finite']} of {len(row['scores'])} tasks"
+                shown = right.text(0.99, y, text, transform=right.get_yaxis_transform(), ha="right", va="center")
+                shown.set(fontsize=6.5, color=COLOURS[1])
+            if row.get("difference") is not None:
+                value, half = (display_scale(metric) * (row[key] or 0) for key in ("difference", "half_difference"))
+                face = COLOURS[0] if row["paired"] else "white"
+                right.errorbar([value], [y], xerr=[half], fmt="o", color=COLOURS[0], mfc=face, capsize=3)
         names = ["no shift" if r["shift"] == UNSHIFTED else r["shift"].replace("_", " ") for r in rows]
         for axes in (left, right):
             axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -207,10 +216,19 @@ def apply_shift(experiment: Experiment, changes: Mapping[str, Any], name: str) -
 
 def _shift_episodes(experiment: Experiment, changes: Mapping[str, Any], name: str) -> Episodes:
     """Apply settings first, then classes, then changes of images."""
-    data = without_pool(experiment.dataset)
+    # A pool of training tasks leaves test tasks as they are.
+    data = experiment.dataset.dataset if isinstance(experiment.dataset, TaskPool) else experiment.dataset
     of_images = (*CHANGES, "classes") if isinstance(data, ImageData) else ()
     settings = {k: v for k, v in changes.items() if k not in of_images}
-    tested: Any = _change_settings(experiment, settings, name) if settings else data
+    tested: Any = data
+    if settings:
+        config = experiment.config
+        valid = [k for k in config.data if k not in (*EPISODE_SIZE, "_target_")]
+        for key in settings:
+            if key not in valid:
+                choices = nearest(key, (*valid, *SIZES, *of_images))
+                raise UserError(f"{name}.{key}: no such shift of these data, {choices}")
+        tested = build_dataset(dataclasses.replace(config, data=config.data | settings))
     classes = changes.get("classes")
     if classes is not None and "classes" not in settings:
         require(classes in CLASSES, f"{name}.classes", classes, "choices: " + ", ".join(CLASSES))
@@ -219,26 +237,6 @@ def _shift_episodes(experiment: Experiment, changes: Mapping[str, Any], name: st
     if isinstance(data, ImageData) and images:
         tested = ChangedImages(tested, data.pixels, construct(name, ImageChange, images))
     return tested
-
-
-def without_pool(dataset: Dataset) -> Dataset:
-    """The data set itself, without the pool of training tasks around it, which leaves test tasks as they are."""
-    return dataset.dataset if isinstance(dataset, TaskPool) else dataset
-
-
-def changes_nothing(experiment: Experiment, changes: Mapping[str, Any]) -> bool:
-    """Whether the changes are of sizes only, and to the sizes of the run."""
-    return all(k in SIZES and getattr(experiment.test_spec, k) == v for k, v in changes.items())
-
-
-def _change_settings(experiment: Experiment, settings: Mapping[str, Any], name: str) -> Dataset:
-    config = experiment.config
-    valid = [k for k in config.data if k not in (*EPISODE_SIZE, "_target_")]
-    also = (*SIZES, *CHANGES, "classes") if isinstance(without_pool(experiment.dataset), ImageData) else SIZES
-    for key in settings:
-        if key not in valid:
-            raise UserError(f"{name}.{key}: no such shift of these data, {nearest(key, (*valid, *also))}")
-    return build_dataset(dataclasses.replace(config, data=config.data | dict(settings)))
 
 
 def _change_classes(data: Any, classes: str, pooled: bool) -> Episodes:
@@ -292,15 +290,3 @@ def _draw_scores(axes: Axes, rows: Sequence[Row], scale: float) -> None:
         if "left_out" in row:
             text = plain(f"left out: {row['left_out']}", 76)
             axes.text(0.01, at, text, transform=axes.get_yaxis_transform(), va="center", fontsize=6.5, color=GREY)
-
-
-def _draw_differences(axes: Axes, rows: Sequence[Row], scale: float) -> None:
-    axes.axvline(0, color=GREY, linewidth=0.9)
-    for y, row in enumerate(rows):
-        if row.get("not_finite"):
-            text = f"diverged: {row['not_finite']} of {len(row['scores'])} tasks"
-            shown = axes.text(0.99, y, text, transform=axes.get_yaxis_transform(), ha="right", va="center")
-            shown.set(fontsize=6.5, color=COLOURS[1])
-        if row.get("difference") is not None:
-            half, face = scale * (row["half_difference"] or 0), COLOURS[0] if row["paired"] else "white"
-            axes.errorbar([scale * row["difference"]], [y], xerr=[half], fmt="o", color=COLOURS[0], mfc=face, capsize=3)
