@@ -30,16 +30,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from metarun.analyses import stability
 from metarun.analyses.analysis import Cell, Context, Row, require_at_least
 from metarun.analyses.figures import format_number, plot_known
-from metarun.analyses.stability import (
-    choose_replaced,
-    compare_outcomes,
-    evaluate_last_weights,
-    generalisation_gap,
-    measure_rate_curvature,
-    read_last_record,
-)
+from metarun.analyses.stability import choose_replaced, compare_outcomes, evaluate_last_weights
 from metarun.errors import UserError, nearest, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, look, needs_log_scale, plain
 from metarun.statistics.intervals import t_interval
@@ -107,7 +101,7 @@ class InnerLoops:
         if base is not None:
             row |= {"test": float(base.new_scores.mean()), "test_median": float(base.new_scores.median())}
             row["not_finite"] = int((~base.new.isfinite()).sum())
-            row |= generalisation_gap(experiment, base)
+            row |= stability.generalisation_gap(experiment, base)
         changed = [compare_outcomes(base, outcomes[kind]) for kind in replaced]
         changed = [c for c in changed if not math.isnan(c["distance"])]  # NaN: one of the two diverged
         for name, key in (
@@ -116,7 +110,8 @@ class InnerLoops:
             row[name] = float(np.mean([c[key] for c in changed])) if changed else math.nan
         row["change_sup"] = max((c["sup"] for c in changed), default=math.nan)
         row |= {f"floor_{k}": v for k, v in compare_outcomes(base, outcomes["floor"]).items()}
-        row |= read_last_record(runs["base"], RECORDED) | measure_rate_curvature(experiment, runs["base"])
+        row |= stability.read_last_record(runs["base"], RECORDED)
+        row |= stability.measure_rate_curvature(experiment, runs["base"])
         cost = ("inner_steps", "cg_steps", "first_order")
         steps, products, first_order = (optional(experiment.algorithm, AlgorithmOptions, name) for name in cost)
         if products is None:

@@ -36,17 +36,10 @@ from matplotlib.figure import Figure
 from metarun.analyses.analysis import Cell, Context, Row, find_row, mask_diverged, require_at_least
 from metarun.analyses.figures import plot_known
 from metarun.config.components import construct
+from metarun.data import shifts
 from metarun.data.images import ImageData, Index
 from metarun.data.pool import TaskPool
-from metarun.data.shifts import (
-    ChangedImages,
-    Episodes,
-    ImageChange,
-    ShiftedDataset,
-    WithinGroups,
-    group_classes,
-    with_test_classes,
-)
+from metarun.data.shifts import ImageChange
 from metarun.errors import SettingError, UserError, nearest, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, needs_log_scale, plain
 from metarun.statistics.paired import compare
@@ -89,9 +82,9 @@ class TaskShift:
         """The row without a shift first, as the differences are to it; without shifts that change nothing here. Wrong
         settings are refused before anything is measured."""
         experiment = context.run.experiment
-        _, shifts = self._find_shifts(experiment)
+        _, choices = self._find_shifts(experiment)
         sizes = {key: getattr(experiment.test_spec, key) for key in SIZES}
-        names = [name for name, changes in shifts.items() if not changes.items() <= sizes.items()]
+        names = [name for name, changes in choices.items() if not changes.items() <= sizes.items()]
         for name in names:
             self._apply(experiment, name)
         return [{"shift": name} for name in (UNSHIFTED, *names)]
@@ -130,8 +123,8 @@ class TaskShift:
         return f"analysis.{kind}", getattr(self, kind)
 
     def _apply(self, experiment: Experiment, name: str) -> Shift | Impossible:
-        key, shifts = self._find_shifts(experiment)
-        changes: Mapping[str, Any] = {} if name == UNSHIFTED else shifts[name]
+        key, choices = self._find_shifts(experiment)
+        changes: Mapping[str, Any] = {} if name == UNSHIFTED else choices[name]
         try:
             return apply_shift(experiment, changes, f"{key}.{name}")
         except Impossible as error:
@@ -199,7 +192,7 @@ def apply_shift(experiment: Experiment, changes: Mapping[str, Any], name: str) -
     others = {k: v for k, v in changes.items() if k not in sizes}
     dataset = experiment.dataset
     if others:
-        dataset = ShiftedDataset(dataset, _shift_episodes(experiment, others, name))
+        dataset = shifts.ShiftedDataset(dataset, _shift_episodes(experiment, others, name))
     spec, learner = experiment.test_spec._replace(**sizes), experiment.tested
     if spec.ways != experiment.test_spec.ways:
         ways = experiment.test_spec.ways
@@ -214,7 +207,7 @@ def apply_shift(experiment: Experiment, changes: Mapping[str, Any], name: str) -
     return Shift(shifted, paired=not sizes and "classes" not in changes)
 
 
-def _shift_episodes(experiment: Experiment, changes: Mapping[str, Any], name: str) -> Episodes:
+def _shift_episodes(experiment: Experiment, changes: Mapping[str, Any], name: str) -> shifts.Episodes:
     """Apply settings first, then classes, then changes of images."""
     # A pool of training tasks leaves test tasks as they are.
     data = experiment.dataset.dataset if isinstance(experiment.dataset, TaskPool) else experiment.dataset
@@ -235,26 +228,26 @@ def _shift_episodes(experiment: Experiment, changes: Mapping[str, Any], name: st
         tested = _change_classes(tested, classes, pooled=data is not experiment.dataset)
     images = {k: v for k, v in changes.items() if k in CHANGES and k in of_images}
     if isinstance(data, ImageData) and images:
-        tested = ChangedImages(tested, data.pixels, construct(name, ImageChange, images))
+        tested = shifts.ChangedImages(tested, data.pixels, construct(name, ImageChange, images))
     return tested
 
 
-def _change_classes(data: Any, classes: str, pooled: bool) -> Episodes:
+def _change_classes(data: Any, classes: str, pooled: bool) -> shifts.Episodes:
     splits = data.source.splits
     if classes == "within_groups":
-        _require_groups(group_classes(data, splits["test"]))
-        return WithinGroups(data)
+        _require_groups(shifts.group_classes(data, splits["test"]))
+        return shifts.WithinGroups(data)
     if classes == "train" and pooled:
         raise Impossible("training saw the tasks of its pool, not all of these classes")
-    return with_test_classes(data, splits[classes] if classes in splits else select_groups(data, classes))
+    return shifts.with_test_classes(data, splits[classes] if classes in splits else select_groups(data, classes))
 
 
 def select_groups(data: ImageData, classes: str) -> Index:
     """The test classes of groups that training has some of (`seen_groups`) or none of (`new_groups`)."""
     test = data.source.splits["test"]
-    groups = group_classes(data, test)
+    groups = shifts.group_classes(data, test)
     _require_groups(groups)
-    seen = group_classes(data, data.source.splits["train"])
+    seen = shifts.group_classes(data, data.source.splits["train"])
     chosen = sorted(i for g, ids in groups.items() if (g in seen) == (classes == "seen_groups") for i in ids)
     if not chosen:
         raise Impossible("no test class is of such a group")

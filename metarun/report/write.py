@@ -74,14 +74,14 @@ def _write_html(runs: list[Run], others: list[Path], target: Path) -> None:
 
 
 def _write_png(runs: list[Run], others: list[Path], target: Path) -> None:
-    from metarun.report.figures.drawing import save_png, style
+    from metarun.report.figures.drawing import style
     from metarun.report.page.render import page_sections
 
     target.mkdir(parents=True, exist_ok=True)
     with style():
         for section in page_sections(runs, others):
             for drawing in section.drawings:
-                save_png(drawing, target)
+                drawing.figure.savefig(target / f"{drawing.name}.png", format="png", dpi=200)
 
 
 def _write_markdown(runs: list[Run], others: list[Path], target: Path) -> None:

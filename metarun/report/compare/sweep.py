@@ -126,7 +126,12 @@ def collect_sweep(jobs: Sequence[Job]) -> Sweep | None:
         rows = {v: members[v] for v in members if names[v] == name}
         metrics = [metric_of(job.run) for own in rows.values() for job in own if job.run]
         metric = next((m for m in metrics if m != UNKNOWN_METRIC), UNKNOWN_METRIC)
-        found.append(Benchmark(name, metric, tuple(sorted((_build_row(v, rows[v], metric) for v in rows), key=_rank))))
+        sign = -1 if higher_is_better(metric) else 1
+        best_first = sorted(
+            (_build_row(values, rows[values], metric) for values in rows),
+            key=lambda row: (not row.validated, row.share_lost, sign * row.validation.mean),
+        )
+        found.append(Benchmark(name, metric, tuple(best_first)))
     return Sweep(tuple(axes), tuple(found)) if any(len(b.rows) > 1 for b in found) else None
 
 
@@ -149,11 +154,6 @@ def _best_validation(run: Run) -> float:
     if math.isfinite(best) or not is_number(error):
         return best
     return display_scale(metric) * metric_from_error(metric, error)
-
-
-def _rank(row: Row) -> tuple[bool, float, float]:
-    mean = row.validation.mean
-    return not row.validated, row.share_lost, -mean if higher_is_better(row.metric) else mean
 
 
 def _name_benchmarks(axes: Sequence[Axis], members: Mapping[Values, Sequence[Job]]) -> dict[Values, str]:

@@ -13,7 +13,6 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -288,11 +287,6 @@ def mark_x(axes: Axes, x: float, text: str, at: int = 0) -> None:
     axes.axvline(x, color=GREY, linewidth=1.0, linestyle=(":", "--")[at % 2], label=text)
 
 
-def mark_reference(axes: Axes, y: float, text: str) -> None:
-    """Draw a horizontal line to compare values with."""
-    axes.axhline(y, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), label=text)
-
-
 def describe_curve(what: str, curve: Curve) -> str:
     """Describe a curve in words, for readers who cannot see it."""
     x, y = curve
@@ -308,9 +302,3 @@ def svg_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def save_png(drawing: Drawing, folder: Path) -> Path:
-    path = folder / f"{drawing.name}.png"
-    drawing.figure.savefig(path, format="png", dpi=200)
-    return path

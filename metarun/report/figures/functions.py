@@ -44,7 +44,10 @@ def draw_functions(run: Run) -> Drawing:
     for at, (task, ax) in enumerate(zip(tasks, axes, strict=True)):
         draw_task(ax, x, task)
         finish(ax, f"Test task {at}", "x", "y")
-        limit_to_points(ax, task)
+        # Limited to the points, with a margin: a band that is far wider leaves the panel.
+        y = np.concatenate([np.asarray(task[key], dtype=float)[1] for key in ("targets", "context")])
+        margin = max(0.6 * float(np.ptp(y)), 0.1)
+        ax.set_ylim(float(y.min()) - margin, float(y.max()) + margin)
     handles, labels = axes[0].get_legend_handles_labels()
     legend_below(figure, handles, labels)
     deviations = ", ".join(f"{np.mean(np.asarray(task['deviation'], dtype=float)):.3g}" for task in tasks)
@@ -74,13 +77,6 @@ def draw_task(ax: Axes, x: np.ndarray, task: Mapping[str, Any]) -> None:
     ax.plot(*context, "o", color="black", markersize=4, label="context")
 
 
-def limit_to_points(ax: Axes, task: Mapping[str, Any]) -> None:
-    """Limit the vertical axis to the points, with a margin: a band that is far wider leaves the panel."""
-    y = np.concatenate([np.asarray(task[key], dtype=float)[1] for key in ("targets", "context")])
-    margin = max(0.6 * float(np.ptp(y)), 0.1)
-    ax.set_ylim(float(y.min()) - margin, float(y.max()) + margin)
-
-
 def draw_pictures(run: Run) -> Drawing:
     """Draw a column for each test image, rows of context, mean, deviation, truth."""
     shape, tasks = tuple(run.functions["picture"]), list(run.functions["tasks"])[:MAX_TASKS]
@@ -88,6 +84,7 @@ def draw_pictures(run: Run) -> Drawing:
     words = "context", "mean", f"deviation,\n0 to {largest:.2g}", "truth"
     width, height = LEFT + len(tasks) * (SIDE + GAP), TOP + len(words) * (SIDE + GAP)
     figure = Figure(figsize=(width, height))
+    colours = matplotlib.colormaps["gray_r"].with_extremes(bad=UNKNOWN)
     for column, task in enumerate(tasks):
         context = np.full(shape, np.nan)  # NaN where a pixel was not shown
         rows, columns = (np.asarray(v).astype(int) for v in task["context"][:2])
@@ -96,19 +93,13 @@ def draw_pictures(run: Run) -> Drawing:
         for row, values in enumerate((context, *predicted)):
             left, bottom = LEFT + column * (SIDE + GAP), height - TOP - SIDE - row * (SIDE + GAP)
             ax = figure.add_axes((left / width, bottom / height, SIDE / width, SIDE / height))
-            _draw_picture(ax, values, largest if row == 2 else 1.0)
+            ax.imshow(values, cmap=colours, vmin=0.0, vmax=largest if row == 2 else 1.0, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+            ax.spines[:].set(visible=True, linewidth=0.4)
             if column == 0:
                 ax.set_ylabel(words[row])
         figure.axes[column * len(words)].set_title(f"{len(task['context'][2])} pixels", loc="center")
     errors = [float(np.sqrt(np.mean(np.square(np.subtract(t["mean"], t["truth"]))))) for t in tasks]
     shown = ", ".join(f"{v:.3g}" for v in errors)
     return Drawing("functions", f"{len(tasks)} completed test images; root mean square errors {shown}.", figure)
-
-
-def _draw_picture(ax: Axes, values: np.ndarray, top: float) -> None:
-    colours = matplotlib.colormaps["gray_r"].with_extremes(bad=UNKNOWN)
-    ax.imshow(values, cmap=colours, vmin=0.0, vmax=top, interpolation="nearest")
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set(visible=True, linewidth=0.4)

@@ -110,8 +110,9 @@ def never_changes(curve: Curve) -> bool:
 def finish_panel(axes: Axes, panel: Panel, shown: Sequence[np.ndarray]) -> None:
     """Set the reference, title and scale of a panel."""
     if panel.reference:
-        drawing.mark_reference(axes, *panel.reference)
-        shown = [*shown, np.array(panel.reference[:1])]
+        value, label = panel.reference
+        axes.axhline(value, color=drawing.GREY, linewidth=0.9, linestyle=(0, (2, 2)), label=label)
+        shown = [*shown, np.array([value])]
     finish(axes, plain(panel.title), "outer steps", plain(panel.y, 30), shown)
 
 

@@ -54,6 +54,12 @@ class Shade(NamedTuple):
     logarithmic: bool
     best_is_high: bool
 
+    @staticmethod
+    def of(benchmark: Benchmark) -> Shade:
+        means = [row.validation.mean for row in benchmark.rows if row.validated]
+        low, high = min(means), max(means)
+        return Shade(low, high, spans_decade(low, high), higher_is_better(benchmark.metric))
+
     def place(self, value: float) -> float:
         return interpolate(self.low, self.high, self.logarithmic, value)
 
@@ -72,12 +78,6 @@ def interpolate(low: float, high: float, logarithmic: bool, value: float) -> flo
     """Return 0 at the low end, 1 at the high one; one half if both are the same."""
     low, high, value = (math.log(v) if logarithmic else v for v in (low, high, value))
     return (value - low) / (high - low) if high > low else 0.5
-
-
-def _shade_of(benchmark: Benchmark) -> Shade:
-    means = [row.validation.mean for row in benchmark.rows if row.validated]
-    low, high = min(means), max(means)
-    return Shade(low, high, spans_decade(low, high), higher_is_better(benchmark.metric))
 
 
 def draw_sweep(sweep: Sweep) -> tuple[tuple[Drawing, ...], tuple[str, ...]]:
@@ -101,7 +101,7 @@ def draw_parallel(sweep: Sweep, benchmark: Benchmark, which: Sequence[int]) -> D
     """Draw a vertical axis for each of these settings, and a line for each combination through its values."""
     columns = [[row.values[at] for row in benchmark.rows] for at in which]
     drawn = [sweep.axes[at].restrict(column) for at, column in zip(which, columns, strict=True)]
-    shade = _shade_of(benchmark)
+    shade = Shade.of(benchmark)
     figure = Figure(figsize=(WIDTH, HEIGHT))
     axes = figure.add_axes((0.075, 0.05, 0.85, 0.78))
     axes.set(xlim=(0, len(drawn)), ylim=(-0.06, 1.06))
@@ -110,7 +110,10 @@ def draw_parallel(sweep: Sweep, benchmark: Benchmark, which: Sequence[int]) -> D
     for at in reversed(range(len(benchmark.rows))):  # the best on top
         _draw_line(axes, [column[at] for column in heights], benchmark.rows[at], shade, best=at == 0)
     for at, axis in enumerate(drawn):
-        _draw_axis(axes, at, axis.name, _ticks_of(axis))
+        ticks = {format_value(v, 14): y for v, y in positions(axis).items()}
+        if axis.numeric and len(axis.values) > MAX_LABELS:
+            ticks = _round_ticks(float(axis.values[0]), float(axis.values[-1]), axis.logarithmic)
+        _draw_axis(axes, at, axis.name, ticks)
     scale = _round_ticks(shade.low, shade.high, shade.logarithmic)
     _draw_axis(axes, len(drawn), f"validation {axis_label(benchmark.metric)}", scale, to_right=True)
     figure.text(0.012, 0.955, plain(benchmark.name, 80), fontsize=9)
@@ -179,13 +182,6 @@ def _draw_axis(axes: Axes, x: int, name: str, ticks: dict[str, float], to_right:
         axes.text(x + sign * 2 * TICK, y, plain(text), ha=side, va="center", fontsize=7.5, bbox=LABEL, zorder=4)
 
 
-def _ticks_of(axis: Axis) -> dict[str, float]:
-    """Every value if they are few, or round numbers between the lowest and the highest."""
-    if axis.numeric and len(axis.values) > MAX_LABELS:
-        return _round_ticks(float(axis.values[0]), float(axis.values[-1]), axis.logarithmic)
-    return {format_value(v, 14): y for v, y in positions(axis).items()}
-
-
 def _round_ticks(low: float, high: float, logarithmic: bool) -> dict[str, float]:
     """Both ends and round numbers between them, by their height."""
     inside = one_two_five(low, high) if logarithmic else MaxNLocator(5, steps=TICK_STEPS).tick_values(low, high)
@@ -205,7 +201,7 @@ def draw_heat_maps(sweep: Sweep, benchmark: Benchmark, varied: Sequence[int]) ->
     if not drawn:
         return None, why if left_out else ""
     figure, all_axes = panels(len(drawn), columns=min(3, max(2, len(drawn))), height=3.0)
-    shade = _shade_of(benchmark)
+    shade = Shade.of(benchmark)
     for axes, pair in zip(all_axes, drawn, strict=True):
         across, up = (sweep.axes[at].restrict([row.values[at] for row in benchmark.rows]) for at in pair)
         _draw_heat_map(axes, across, up, *average_cells(benchmark.rows, pair, across, up), shade)

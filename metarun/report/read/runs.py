@@ -15,16 +15,8 @@ from typing import Any
 import numpy as np
 
 from metarun.errors import UserError, one_line
-from metarun.report.read.files import (
-    Analysis,
-    Record,
-    parse_overrides,
-    read_analyses,
-    read_json,
-    read_records,
-    read_settings,
-    read_yaml,
-)
+from metarun.report.read import files
+from metarun.report.read.files import Analysis, Record
 from metarun.storage import untrusted
 from metarun.storage.text import is_number
 
@@ -79,11 +71,11 @@ def find_runs(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: there is no such folder")
     if any((folder / name).is_file() for name in RUN_FILES):  # a run that lost its settings still has metrics to show
         return [folder]
-    if {"algo", "train"} <= read_settings(folder / "config.yaml")[0].keys():
+    if {"algo", "train"} <= files.read_settings(folder / "config.yaml")[0].keys():
         return [folder]
     found = []
-    for where, folders, files in os.walk(folder):
-        if "config.yaml" in files and any(name in files for name in RUN_FILES):
+    for where, folders, names in os.walk(folder):
+        if "config.yaml" in names and any(name in names for name in RUN_FILES):
             found.append(Path(where))
             folders.clear()
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -97,29 +89,29 @@ def find_runs(folder: Path) -> list[Path]:
 
 def is_refused_command(folder: Path) -> bool:
     """Whether the folder is what Hydra leaves of a command that was refused: its notes, and no file of a run."""
-    files = ("config.yaml", "job.json", *RUN_FILES)
-    return (folder / ".hydra").is_dir() and not any((folder / name).exists() for name in files)
+    names = ("config.yaml", "job.json", *RUN_FILES)
+    return (folder / ".hydra").is_dir() and not any((folder / name).exists() for name in names)
 
 
 def read_run(path: Path | str) -> Run:
     """Read a run folder; `missing` has a sentence for each file that is absent or not readable."""
     path = Path(path)
-    config, no_config = read_settings(path / "config.yaml")
-    stored, no_summary = read_json(path / "summary.json", dict)
+    config, no_config = files.read_settings(path / "config.yaml")
+    stored, no_summary = files.read_json(path / "summary.json", dict)
     summary = stored or {}
-    records, bad_records = read_records(path / "metrics.jsonl")
-    timing, bad_timing = read_records(path / "timing.jsonl")
+    records, bad_records = files.read_records(path / "metrics.jsonl")
+    timing, bad_timing = files.read_records(path / "timing.jsonl")
     scores, no_scores = _read_scores(path / "test.json", "mean" in summary)
-    analyses, bad_analyses = read_analyses(path / "analyses")
+    analyses, bad_analyses = files.read_analyses(path / "analyses")
     functions, no_functions = None, ""
     if (path / "functions.json").exists():
-        functions, no_functions = read_json(path / "functions.json", dict)
+        functions, no_functions = files.read_json(path / "functions.json", dict)
     try:
         config_text = untrusted.read_text(path / "config.yaml", untrusted.SETTINGS, errors="replace")
     except OSError:
         config_text = ""
     hydra = path / ".hydra"
-    overrides = None if hydra.is_symlink() else read_yaml(hydra / "overrides.yaml")[0]
+    overrides = None if hydra.is_symlink() else files.read_yaml(hydra / "overrides.yaml")[0]
     reason = f": {one_line(summary['reason'])}" if summary.get("reason") else ""
     ending = ENDINGS.get(str(summary.get("status")), "").format(reason=reason, path=path)
     problems = [no_functions, no_config, no_summary, ending, *bad_records, *bad_timing, no_scores, *bad_analyses]
@@ -137,7 +129,7 @@ def read_run(path: Path | str) -> Run:
         seconds={(r["kind"], r["step"]): r["seconds"] for r in timing if is_number(r.get("seconds"))},
         scores=scores,
         analyses=tuple(analyses),
-        overrides=parse_overrides(overrides),
+        overrides=files.parse_overrides(overrides),
         missing=tuple(filter(None, problems)),
         functions=functions or {},
     )
@@ -146,7 +138,7 @@ def read_run(path: Path | str) -> Run:
 def _read_scores(path: Path, expected: bool) -> tuple[Scores | None, str]:
     if not path.exists():
         return None, f"test.json is missing: {NO_PAIRS}" if expected else ""
-    stored, problem = read_json(path, dict)
+    stored, problem = files.read_json(path, dict)
     if stored is None:
         return None, problem
     try:

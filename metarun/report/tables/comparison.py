@@ -11,16 +11,8 @@ from metarun.report.compare.results import Interval, Pair, Result, equal_compute
 from metarun.report.read.facts import component, episode_size
 from metarun.report.tables.run import format_over_seeds, metric_values, metrics_of, name_metric
 from metarun.report.tables.table import Table
-from metarun.storage.text import (
-    NOTHING,
-    count,
-    display_scale,
-    display_unit,
-    duration,
-    format_metric,
-    higher_is_better,
-    metric_name,
-)
+from metarun.storage import text
+from metarun.storage.text import NOTHING, count, duration, format_metric, metric_name
 
 RESULT_NOTE = (
     "± is half of a 95 % interval: over test tasks (1.96 standard errors) for one seed, over seeds (Student's t) for "
@@ -65,12 +57,12 @@ def result_tables(results: Sequence[Result]) -> list[Table]:
 
 def format_interval(metric: str, interval: Interval) -> str:
     """Format an interval in display units: `90.15 ± 0.56 %`."""
-    scale = display_scale(metric)
+    scale = text.display_scale(metric)
     return format_metric(metric, interval.mean / scale, interval.half / scale)
 
 
 def _format_number(metric: str, value: float) -> str:
-    return format_metric(metric, value / display_scale(metric), unit=False)
+    return format_metric(metric, value / text.display_scale(metric), unit=False)
 
 
 def _result_table(results: Sequence[Result]) -> Table:
@@ -103,7 +95,7 @@ def _best_results(results: Sequence[Result]) -> set[int]:
     means: dict[str, dict[int, float]] = {}
     for at, r in enumerate(results):
         if math.isfinite(r.test.mean):
-            sign = 1 if higher_is_better(r.group.metric) else -1
+            sign = 1 if text.higher_is_better(r.group.metric) else -1
             means.setdefault(r.group.benchmark, {})[at] = sign * r.test.mean
     several = [same for same in means.values() if len(same) > 1]
     return {at for same in several for at, mean in same.items() if mean == max(same.values())}
@@ -147,28 +139,27 @@ def _side_by_side_tables(groups: Sequence[Group]) -> list[Table]:
 
 def pair_tables(benchmarks: Sequence[Sequence[Pair]]) -> list[Table]:
     """The pairs of each benchmark that compare, then those that do not."""
-    tables = [_pair_table(found) for pairs in benchmarks if (found := [p for p in pairs if p.comparison])]
+    tables = []
     for pairs in benchmarks:
-        rows = tuple((p.a.label, p.b.label, p.why) for p in pairs if p.comparison is None)
+        rows: list[tuple[str, ...]] = []
+        strong: set[tuple[int, int]] = set()
+        for pair, found in ((p, p.comparison) for p in pairs if p.comparison):
+            difference = format_interval(pair.a.metric, Interval(found.difference, found.half, ""))
+            unpaired = _format_number(pair.a.metric, found.unpaired_half)
+            shares = (f"{100 * share:.1f} %" for share in (found.wins, found.ties, found.losses))
+            if abs(found.difference) > found.half:
+                strong.add((len(rows), 2))
+            cells = (difference.replace(" %", " points"), unpaired, *shares, count(found.n))
+            rows.append((pair.a.label, pair.b.label, *cells))
+        columns = ("A", "B", "A \N{MINUS SIGN} B", "± if unpaired", "A better", "equal", "B better", "tasks")
+        title = f"Paired differences: {pairs[0].a.benchmark}, {metric_name(pairs[0].a.metric)}"
+        table = Table(title, columns, tuple(rows), PAIR_NOTE, left=(0, 1), strong=frozenset(strong))
+        tables += [table] if rows else []
+    for pairs in benchmarks:
+        others = tuple((p.a.label, p.b.label, p.why) for p in pairs if p.comparison is None)
         title = f"Not comparable task by task: {pairs[0].a.benchmark}"
-        tables += [Table(title, ("A", "B", "reason"), rows, left=(0, 1, 2))] if rows else []
+        tables += [Table(title, ("A", "B", "reason"), others, left=(0, 1, 2))] if others else []
     return tables
-
-
-def _pair_table(pairs: Sequence[Pair]) -> Table:
-    rows, strong = [], set()
-    for at, pair in enumerate(pairs):
-        found, metric = pair.comparison, pair.a.metric
-        assert found is not None
-        shares = (f"{100 * share:.1f} %" for share in (found.wins, found.ties, found.losses))
-        difference = format_interval(metric, Interval(found.difference, found.half, "")).replace(" %", " points")
-        unpaired = _format_number(metric, found.unpaired_half)
-        rows.append((pair.a.label, pair.b.label, difference, unpaired, *shares, count(found.n)))
-        if abs(found.difference) > found.half:
-            strong.add((at, 2))
-    columns = ("A", "B", "A \N{MINUS SIGN} B", "± if unpaired", "A better", "equal", "B better", "tasks")
-    title = f"Paired differences: {pairs[0].a.benchmark}, {metric_name(pairs[0].a.metric)}"
-    return Table(title, columns, tuple(rows), PAIR_NOTE, left=(0, 1), strong=frozenset(strong))
 
 
 def budget_tables(groups: Sequence[Group]) -> list[Table]:
@@ -187,7 +178,7 @@ def budget_tables(groups: Sequence[Group]) -> list[Table]:
 
 
 def metric_with_unit(metric: str) -> str:
-    return f"{metric} ({display_unit(metric)})" if display_unit(metric) else metric
+    return f"{metric} ({text.display_unit(metric)})" if text.display_unit(metric) else metric
 
 
 def raw_results(results: Sequence[Result]) -> Table:

@@ -42,16 +42,11 @@ def _term_table(run: Run) -> Table:
     rows = []
     for term in penalty_terms(run):
         warmup = f", warm-up {count(term['warmup'])}" if term.get("warmup") else ""
-        rows.append((
-            number(term.get("name")),
-            number(term.get("class")),
-            _format_weight(term),
-            number(term.get("where")),
-            f"{number(term.get('schedule'))}{warmup}",
-            number(term.get("method")),
-            _format_locations(term.get("value")),
-            _format_locations(term.get("share")),
-        ))  # fmt: skip
+        name, kind, where, schedule, method = (
+            number(term.get(key)) for key in ("name", "class", "where", "schedule", "method")
+        )
+        value, share = (_format_locations(term.get(key)) for key in ("value", "share"))
+        rows.append((name, kind, _format_weight(term), where, schedule + warmup, method, value, share))
     return Table("Terms", TERMS, tuple(rows), "Values and shares are of the last training record.", (0, 1, 3, 4, 5))
 
 

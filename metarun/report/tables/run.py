@@ -11,17 +11,8 @@ from metarun.report.read.facts import metric_of, step_unit
 from metarun.report.read.files import Analysis, as_mapping, as_mappings
 from metarun.report.read.runs import Run
 from metarun.report.tables.table import Table
-from metarun.storage.text import (
-    NOTHING,
-    axis_label,
-    count,
-    display_scale,
-    duration,
-    format_metric,
-    is_number,
-    metric_name,
-    number,
-)
+from metarun.storage import text
+from metarun.storage.text import NOTHING, count, format_metric, is_number, number
 
 FOLDED_ROWS, MAX_ROWS = 8, 40  # of an analysis's table, and adaptation steps
 METRICS = {
@@ -48,11 +39,15 @@ def adaptation_table(run: Run) -> Table:
     """The test metric after each adaptation step."""
     metric, unit = metric_of(run), step_unit(run)
     rows = tuple(
-        (number(r.get("step")), format_metric(metric, r.get("mean"), r.get("ci95"), unit=False), number(r.get("loss")))
+        (
+            number(r.get("step")),
+            format_metric(metric, r.get("mean"), r.get("ci95"), unit=False),
+            number(r.get("loss")),
+        )
         for r in as_mappings(run.summary.get("curve"))
     )
     note = f"± is half of a 95 % interval over {count(run.summary.get('n_tasks'))} tasks."
-    return Table(f"By {unit}", (unit, axis_label(metric), "query loss"), rows[:MAX_ROWS], note)
+    return Table(f"By {unit}", (unit, text.axis_label(metric), "query loss"), rows[:MAX_ROWS], note)
 
 
 def alarm_table(alarms: Mapping[str, Any]) -> Table:
@@ -90,7 +85,7 @@ def metrics_of(run: Run) -> MetricValues:
 def name_metric(name: str) -> str:
     if name.startswith("coverage_"):
         return f"targets inside the {name.removeprefix('coverage_')} % band"
-    return METRICS.get(name, metric_name(name))
+    return METRICS.get(name, text.metric_name(name))
 
 
 def format_named(name: str, value: Mapping[str, Any] | None) -> str:
@@ -132,7 +127,7 @@ def _threshold_table(found: Mapping[str, Any], metric: str) -> Table:
 
 
 def _format_cost(key: str, value: Any) -> str:
-    return duration(value) if key == "seconds" else count(value)
+    return text.duration(value) if key == "seconds" else count(value)
 
 
 def _area_table(found: Mapping[str, Any], metric: str) -> Table:
@@ -166,7 +161,7 @@ def _trend_table(found: Mapping[str, Any], metric: str) -> Table:
 
 
 def _describe_trend(trend: Mapping[str, Any], metric: str) -> str:
-    scale, slope, half = display_scale(metric) * 1000, trend.get("slope"), trend.get("half")
+    scale, slope, half = text.display_scale(metric) * 1000, trend.get("slope"), trend.get("half")
     size = f": {number(scale * slope)} ± {number(scale * half)}" if is_number(slope) and is_number(half) else ""
     return f"{trend.get('verdict', '')}{size} in 1000 outer steps, over {number(trend.get('points'))} validations"
 
@@ -193,14 +188,14 @@ def analysis_tables(analysis: Analysis) -> list[Table]:
     return tables
 
 
-def _is_numeric(text: str) -> bool:
+def _is_numeric(cell: str) -> bool:
     try:
-        float(text or "nan")
+        float(cell or "nan")
     except ValueError:
         return False
     return True
 
 
-def _round_cell(text: str) -> str:
+def _round_cell(cell: str) -> str:
     """A number to five digits, other text as it is."""
-    return number(float(text), 5) if text and _is_numeric(text) and not text.lstrip("-").isdecimal() else text
+    return number(float(cell), 5) if cell and _is_numeric(cell) and not cell.lstrip("-").isdecimal() else cell
