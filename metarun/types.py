@@ -49,10 +49,11 @@ class Task(NamedTuple):
     query: Batch
 
 
-REG, RATES, MOMENTS, CARRIED = "reg.", "rates.", "moments.", "carried."
-NOT_WEIGHTS = (REG, RATES, MOMENTS, CARRIED)
+REG, RATES, MOMENTS, CARRIED, LEARNED = "reg.", "rates.", "moments.", "carried.", "learned."
+NOT_WEIGHTS = (REG, RATES, MOMENTS, CARRIED, LEARNED)
 """Name prefixes of the meta-parameters that are not weights of the network: a regularizer's own, learned step sizes, an
-inner Adam's second moments, constants from a learner's state. No inner loop adapts them."""
+inner Adam's second moments, constants from a learner's state, an algorithm's own (`learned.NAME`). No inner loop adapts
+them; weight decay and penalties leave them alone."""
 
 Rates = float | Tensor | Params
 """The step size of a rule, one for all weights or one for each."""

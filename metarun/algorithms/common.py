@@ -44,7 +44,7 @@ def add_inner_penalties(learner: GradientLearner, theta: Params, support: Batch,
         return objective
 
     def total(phi: Params, step: int) -> Tensor:
-        at = Adaptation(theta, phi, support, None, learner.model, learner.loss, {})
+        at = Adaptation(theta, phi, support, None, learner.model, learner.loss, {}, learner.inner_rule.adapted)
         return objective(phi, step) + learner.regularization.inner_penalty(at)
 
     return total
@@ -88,7 +88,7 @@ def outer_objective(learner: GradientLearner, theta: Params, phi: Params, task: 
 
 def outer_penalty(learner: GradientLearner, theta: Params, phi: Params, task: Task) -> Tensor:
     """The weighted penalties on one task's adaptation in the outer objective."""
-    at = Adaptation(theta, phi, *task, learner.model, learner.loss, {})
+    at = Adaptation(theta, phi, *task, learner.model, learner.loss, {}, learner.inner_rule.adapted)
     return sum_scalars([t.evaluate(at) for t in learner.regularization.select(Entry.TASK_LOSS)])
 
 

@@ -185,7 +185,7 @@ class IMAML:
 
         def omega(theta: Params, phi: Params) -> Tensor:
             """All that the inner problem adds to L^S, also what the inner loop takes as proximal steps."""
-            at = Adaptation(theta, phi, support, None, self.model, self.loss, {})
+            at = Adaptation(theta, phi, support, None, self.model, self.loss, {}, self.adapted)
             return self._proximal_term(theta, phi) + self.regularization.inner_penalty(at, proximal=True)
 
         def inner_problem(theta: Params, part: Params) -> Tensor:

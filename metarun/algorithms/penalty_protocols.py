@@ -20,6 +20,7 @@ class Adaptation(NamedTuple):
     model: Model
     loss: Loss
     own: Params  # the meta-parameters of the penalty itself, by their short names
+    adapted: tuple[str, ...] | None = None  # name prefixes of the weights that the inner loop adapts; None: all
 
 
 class WeightPenalty(Protocol):

@@ -143,7 +143,7 @@ def inner_measures(
 
     def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
         phi = adapted_weights(learner, theta, task.support)
-        at = Adaptation(theta, phi, task.support, None, learner.model, learner.loss, {})
+        at = Adaptation(theta, phi, task.support, None, learner.model, learner.loss, {}, learner.inner_rule.adapted)
         values = {f"penalty/{label(t, 'inner')}": t.evaluate(at) for t in terms}
         zeros = zero_shares("sparsity_adapted", phi, targets(regularization, "inner", phi))
         return values | inner_shares(learner, terms, at) | zeros, {}

@@ -98,6 +98,15 @@ def test_sgd_with_momentum_accumulates_gradients() -> None:
         assert float(theta["w"]) == pytest.approx(-0.1 * total, rel=EXACT)
 
 
+def test_an_algorithms_own_meta_parameters_are_trained_without_weight_decay() -> None:
+    """theta <- theta - lr (g + decay theta) for a weight; without the decay for `learned.NAME`."""
+    theta = {"w": torch.ones(1, dtype=torch.float64), "learned.strength": torch.ones(1, dtype=torch.float64)}
+    optimizer = build_optimizer(OptimConfig(name="sgd", lr=0.1, weight_decay=0.5), theta)
+    apply_update(optimizer, theta, {name: 2 * torch.ones(1, dtype=torch.float64) for name in theta}, 0.1)
+    assert float(theta["w"]) == pytest.approx(1 - 0.1 * 2.5, rel=EXACT)
+    assert float(theta["learned.strength"]) == pytest.approx(1 - 0.1 * 2, rel=EXACT)
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_adam_takes_its_textbook_steps_at_the_rate_of_each_step(name: str) -> None:
     """m, v with betas 0.9, 0.999 and bias corrections; decay w enters adam's gradient as w theta (L2), and shrinks
