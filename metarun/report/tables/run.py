@@ -39,11 +39,7 @@ def adaptation_table(run: Run) -> Table:
     """The test metric after each adaptation step."""
     metric, unit = metric_of(run), step_unit(run)
     rows = tuple(
-        (
-            number(r.get("step")),
-            format_metric(metric, r.get("mean"), r.get("ci95"), unit=False),
-            number(r.get("loss")),
-        )
+        (number(r.get("step")), format_metric(metric, r.get("mean"), r.get("ci95"), unit=False), number(r.get("loss")))
         for r in as_mappings(run.summary.get("curve"))
     )
     note = f"± is half of a 95 % interval over {count(run.summary.get('n_tasks'))} tasks."
