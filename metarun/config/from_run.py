@@ -159,7 +159,7 @@ def _refuse_other_run(changes: dict[str, Any], stored: dict[str, Any], config: C
         raise UserError(
             f"{first}={other[first]}: cannot change in resume={config.resume}, which has "
             f"{before.get(first, 'no such setting')}{others}; choices: {', '.join(RESUMABLE)}; "
-            f"resume_allow=[{','.join(refused)}] changes it all the same, and makes it another run from there on"
+            f"resume_allow=[{','.join(refused)}] allows it; from there on it is another run"
         )
     if other:
         print_notice(f"resume={config.resume}: from here on another run than it was: {', '.join(described)}")

@@ -33,7 +33,7 @@ def load_ended(config: Config, record: RunFolder, quiet: bool) -> Result:
     if experiment.placement.processes.is_first and not quiet:
         more = "train.steps" if summary["status"] == "completed" else "train.max_minutes"
         done = f"{summary['status']}: {summary.get('steps_done')} steps"
-        print(f"nothing to do in {record.path} ({done}); a higher {more} trains on")
+        print(f"nothing to do in {record.path} ({done}); raise {more} to continue")
     return Result(summary["status"], summary, record.path, params, experiment)
 
 
@@ -54,7 +54,7 @@ def has_checkpoint(config: Config, record: RunFolder) -> bool:
 def refuse_used(record: RunFolder) -> None:
     """Raise `SettingError` if the folder holds a run already."""
     if record.has_checkpoint():
-        needed = f"holds a run already; resume={record.path} goes on with it, another folder takes a new one"
+        needed = f"holds a run already; resume={record.path} continues it; choose another folder for a new run"
         raise SettingError("hydra.run.dir", record.path, needed)
 
 

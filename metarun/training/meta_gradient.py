@@ -25,7 +25,7 @@ from metarun.types import Algorithm, Metrics, Params, StagedLearner, Task
 StepGradient = Callable[[Params, Task], Any]
 """theta, tasks -> `MetaGradient`, or this rank's `RankShare` of it."""
 
-COMPILING = "compiling the outer step first, half a minute unless an earlier run has (device.compile=off goes without)"
+COMPILING = "compiling the outer step first: about half a minute, cached for later runs (device.compile=off skips it)"
 
 
 class MetaGradient(NamedTuple):

@@ -24,7 +24,7 @@ def test_a_run_that_has_ended_is_left_as_it_is(run: Path, capsys: pytest.Capture
     assert (result.status, result.summary["steps_done"]) == ("completed", 20)
     assert contents(run) == before
     (line,) = capsys.readouterr().out.splitlines()
-    assert line == f"nothing to do in {run} (completed: 20 steps); a higher train.steps trains on"
+    assert line == f"nothing to do in {run} (completed: 20 steps); raise train.steps to continue"
 
 
 def test_a_run_that_has_ended_goes_on_with_more_steps(run: Path, tmp_path: Path) -> None:
