@@ -69,9 +69,8 @@ def run_command() -> int:
         if sweep.SITTINGS:
             print("stopped; the same command goes on from here", file=sys.stderr)
         return int(STOPPED_BY + getattr(error, "number", signal.SIGINT))
-    except BrokenPipeError:  # whoever read the output has seen enough, as `metarun --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
+    except BrokenPipeError:
+        exit_with_closed_pipe()
     except Exception as error:
         exit_with_error(error)
     return sweep.SITTINGS[-1].exit_code if sweep.SITTINGS else 0
@@ -86,6 +85,8 @@ def run_job(composed: DictConfig) -> float:
     try:
         config = choose_settings(to_config(composed, runtime.runtime.choices), list(runtime.overrides.task))
         result = jobs.run(config, runtime.runtime.output_dir)
+    except BrokenPipeError:
+        exit_with_closed_pipe()
     except Exception as error:  # here, where the run folder is known, and before Hydra prints it
         exit_with_error(error)
     if result.status == "interrupted":
@@ -102,6 +103,12 @@ def choose_settings(config: Config, overrides: list[str]) -> Config:
     from metarun.compute.distributed import connect_processes
 
     return connect_processes().on_first(lambda: reuse_settings(config, overrides, compose))
+
+
+def exit_with_closed_pipe() -> NoReturn:
+    """End without a message: the reader of the output has closed it, as in `metarun --help | head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(CLOSED_PIPE)
 
 
 def exit_with_error(error: Exception) -> NoReturn:

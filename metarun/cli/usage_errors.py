@@ -24,7 +24,7 @@ EXTRAS = {
 """Hydra's plugins, and the extra of metarun that installs each."""
 
 LAUNCHER = re.compile(r"hydra_plugins\.\w+_launcher\.")
-HYDRAS = ("hydra.", "omegaconf.", "antlr4.")
+HYDRAS = ("hydra.", "omegaconf.", "antlr4.", "yaml.")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 ADVICE = "HYDRA_FULL_ERROR=1 shows where"

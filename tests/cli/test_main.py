@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -241,3 +242,27 @@ def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     assert metarun(*TINY, "logger=tensorboard", cwd=tmp_path).returncode == 0
     assert list(only_run(tmp_path).glob("tensorboard/events.*"))
+
+
+def test_broken_yaml_of_the_users_own_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "conf/algo/bad.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("algo:\n  a: [1,\n b: 2\n")
+    done = metarun("-cd", "conf", "algo=bad", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "conf/algo/bad.yaml" in done.stderr
+
+
+def test_a_job_whose_output_is_closed_ends_without_a_message(tmp_path: Path) -> None:
+    run = Path(__file__).resolve().parents[1] / "fixtures/runs_0_1/maml_sinusoid"
+    shutil.copytree(run, tmp_path / "run")
+    job = ["job=analyze", "run=run", "analysis=support_resampling", "analysis.tasks=20", "report=false"]
+    command = [sys.executable, "-u", "-m", "metarun", *job]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(120) == 141
+    assert process.stderr.read() == ""
