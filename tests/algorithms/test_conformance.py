@@ -37,7 +37,19 @@ from metarun.training.evaluation import Evaluator
 from metarun.training.experiment import build_learner
 from metarun.training.loop import train
 from metarun.training.run import Trainer
-from metarun.types import CARRIED, Algorithm, Batch, Dataset, EpisodeSpec, Params, StatefulLearner, Task
+from metarun.types import (
+    CARRIED,
+    Algorithm,
+    AlgorithmOptions,
+    Batch,
+    Dataset,
+    EpisodeSpec,
+    GradientLearner,
+    Params,
+    StatefulLearner,
+    Task,
+    optional,
+)
 
 CONF = Path(__file__).parents[2] / "conf"
 ALGORITHMS = sorted(path.stem for path in (CONF / "algo").glob("*.yaml"))
@@ -333,6 +345,32 @@ def test_float32_is_close_to_float64(case: Case) -> None:
     assert all(g.dtype == torch.float64 for g in leaves(exact))
     assert_close({k: g.double() for k, g in rounded[0].items()}, exact[0], rtol=1e-4)
     assert float(rounded[1]["loss"]) == pytest.approx(float(exact[1]["loss"]), rel=1e-4)
+
+
+@EVERY_CASE
+def test_the_meta_gradient_is_that_of_the_loss(case: Case) -> None:
+    """<g, v> = (L(theta + h v) - L(theta - h v)) / 2h + O(h^2) along a random unit v, L the metric `loss` of one task.
+
+    Left out, by what they declare: learners whose gradient is no gradient of that loss (first order, Reptile, iMAML's
+    damped implicit gradient) and learners that act, whose losses hold targets constant.
+    """
+    algorithm = case.learner()
+    exact = not isinstance(algorithm, GradientLearner) or (
+        algorithm.sees_adaptation and optional(algorithm, AlgorithmOptions, "cg_steps") is None
+    )
+    if not exact or case.kind == "control":
+        return
+    params, tasks = case.start(algorithm)
+    task, generator, h = single(tasks, 0), torch.Generator().manual_seed(1), 1e-6
+    v = {k: torch.randn(p.shape, generator=generator, dtype=p.dtype) for k, p in params.items()}
+    v = {k: p / vector(v).norm() for k, p in v.items()}
+    up, down = (
+        float(algorithm.meta_grad({k: p + sign * h * v[k] for k, p in params.items()}, task)[1]["loss"])
+        for sign in (1, -1)
+    )
+    gradient = algorithm.meta_grad(params, task)[0]
+    slope, length = float(vector(gradient) @ vector({k: v[k] for k in gradient})), float(vector(gradient).norm())
+    assert (up - down) / (2 * h) == pytest.approx(slope, abs=1e-6 * length + 1e-9)
 
 
 # ---------------------------------------------------------------- learning
