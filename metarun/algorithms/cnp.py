@@ -17,9 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from metarun.algorithms import common
 from metarun.algorithms.contexts import Draws, Summary, check_network, check_sizes, concatenate, masked_mean, summarize
 from metarun.algorithms.predictive import Gaussian, decoder_std, score_mixture
+from metarun.compute import linalg
 from metarun.models.multi_network import MultiNetwork, multi_network
 from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
 
@@ -62,7 +62,7 @@ class CNP:
             loss = -masked_mean(logp, targets.here)
             return loss, {"loss": loss, self.loss.metric: masked_mean(logp[len(support.x) :], query.here)}
 
-        return common.differentiate(outer, params)
+        return linalg.differentiate(outer, params)
 
     def assess(self, adapted: Summary, task: Task) -> Metrics:
         """The log-likelihood is exact."""

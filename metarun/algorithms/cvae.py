@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from metarun.algorithms import common, predictive
+from metarun.algorithms import predictive
 from metarun.algorithms.contexts import Draws, Summary, check_network, check_sizes, concatenate, masked_mean, summarize
 from metarun.algorithms.predictive import Gaussian, kl
+from metarun.compute import linalg
 from metarun.errors import require
 from metarun.models.multi_network import MultiNetwork, multi_network
 from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
@@ -95,7 +96,7 @@ class CVAE:
             metrics["active_units"] = (kl_D > ACTIVE).to(kl_D).sum()
             return loss, metrics | {f"kl_dimension/z{i}": v for i, v in enumerate(kl_D)}
 
-        return common.differentiate(outer, params)
+        return linalg.differentiate(outer, params)
 
     def assess(self, adapted: Summary, task: Task) -> Metrics:
         support, query = task

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.func import vjp
 
-from metarun.algorithms import common
+from metarun.algorithms import inner_loop
 from metarun.algorithms.inner_loop import descend, last, split_adapted
+from metarun.compute import linalg
 from metarun.compute.linalg import axpy, dot, scale, sum_scalars
 from metarun.errors import UserError
 from metarun.types import Batch, GradientLearner, Metrics, Objective, Params, Task, UpdateRule
@@ -38,10 +39,10 @@ class Unrolled:
     def meta_grad(self, learner: GradientLearner, params: Params, task: Task) -> tuple[Params, Metrics]:
         def outer(theta: Params) -> tuple[Tensor, Metrics]:
             phi = learner.adapt(theta, task.support).params
-            objective, metrics = common.outer_objective(learner, theta, phi, task)
-            return objective, metrics | {"distance": common.distance(phi, theta)}
+            objective, metrics = inner_loop.outer_objective(learner, theta, phi, task)
+            return objective, metrics | {"distance": inner_loop.distance(phi, theta)}
 
-        return common.differentiate(outer, params)
+        return linalg.differentiate(outer, params)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class FirstOrder:
 
     def meta_grad(self, learner: GradientLearner, params: Params, task: Task) -> tuple[Params, Metrics]:
         phi = learner.adapt(params, task.support).params
-        by_theta, by_phi, metrics = common.outer_gradients(learner, params, phi, task)
+        by_theta, by_phi, metrics = inner_loop.outer_gradients(learner, params, phi, task)
         return axpy(1.0, by_theta, by_phi), metrics
 
 
@@ -77,7 +78,7 @@ class Checkpointed:
         phi, pull_back = checkpoint_descent(
             inner_problem, params, learner.inner_rule, learner.inner_steps, self.segment
         )
-        by_theta, by_phi, metrics = common.outer_gradients(learner, params, phi, task)
+        by_theta, by_phi, metrics = inner_loop.outer_gradients(learner, params, phi, task)
         return axpy(1.0, by_theta, pull_back(by_phi)), metrics
 
 
@@ -99,11 +100,11 @@ class MultiStep:
             objective = constant or learner.inner_objective(theta, task.support)
             _, *phis = descend(objective, theta, learner.inner_rule, learner.inner_steps)
             weighted = [(w, phi) for w, phi in zip(self.weights, phis, strict=True) if w]
-            losses = [common.outer_objective(learner, theta, phi, task) for _, phi in weighted]
+            losses = [inner_loop.outer_objective(learner, theta, phi, task) for _, phi in weighted]
             total = sum_scalars(w * loss for (w, _), (loss, _) in zip(weighted, losses, strict=True))
-            return total, losses[-1][1] | {"distance": common.distance(phis[-1], theta)}
+            return total, losses[-1][1] | {"distance": inner_loop.distance(phis[-1], theta)}
 
-        return common.differentiate(outer, params)
+        return linalg.differentiate(outer, params)
 
 
 def linearize(learner: GradientLearner, theta: Params, support: Batch) -> Objective:

@@ -38,9 +38,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.algorithms import common
-from metarun.algorithms.common import FastWeights
-from metarun.algorithms.inner_loop import descend, last, sgd, split_adapted
+from metarun.algorithms import inner_loop
+from metarun.algorithms.inner_loop import FastWeights, descend, last, sgd, split_adapted
 from metarun.algorithms.objective import NO_REGULARIZATION, Entry, Regularization
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import (
@@ -115,7 +114,7 @@ class IMAML:
     head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        common.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps, self.adapted)
+        inner_loop.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps, self.adapted)
         alone = not self.regularization.select("inner")
         needed = "must be above 0 (lambda of the proximal term), or 0 where reg has an inner penalty in its place"
         require(self.prox > 0 or (self.prox == 0 and not alone), "prox", self.prox, needed)
@@ -127,17 +126,17 @@ class IMAML:
         return self.model.init(seed)
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
-        return common.adapt(self, params, support)
+        return inner_loop.adapt(self, params, support)
 
     def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
-        return common.adaptations(self, params, support, steps)
+        return inner_loop.adaptations(self, params, support, steps)
 
     def predict(self, adapted: FastWeights, x: Tensor) -> Tensor:
         return self.model.apply(adapted.params, x, adapted.stats)
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         phi = self.adapt(params, task.support).params
-        by_theta, by_phi, metrics = common.outer_gradients(self, params, phi, task)
+        by_theta, by_phi, metrics = inner_loop.outer_gradients(self, params, phi, task)
         b, direct = split_adapted(by_phi, self.inner_rule)
         slope, system = self.implicit_system(params, phi, task.support, b)
         pulled, solution = self.pull_back(system)
@@ -159,15 +158,15 @@ class IMAML:
 
     @property
     def inner_rule(self) -> UpdateRule:
-        return common.add_proximal_step(sgd(self.inner_lr)._replace(adapted=self.adapted), self.regularization)
+        return inner_loop.add_proximal_step(sgd(self.inner_lr)._replace(adapted=self.adapted), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
-        support_loss = common.bind_loss(self.model, self.loss, support)
+        support_loss = inner_loop.bind_loss(self.model, self.loss, support)
 
         def objective(phi: Params, step: int) -> Tensor:
             return support_loss(phi, step) + self._proximal_term(params, phi)
 
-        return common.add_inner_penalties(self, params, support, objective)
+        return inner_loop.add_inner_penalties(self, params, support, objective)
 
     def _proximal_term(self, theta: Params, phi: Params) -> Tensor:
         away = sub(phi, theta)
@@ -175,7 +174,8 @@ class IMAML:
 
     def implicit_system(self, theta: Params, phi: Params, support: Batch, b: Params) -> tuple[Params, ImplicitSystem]:
         """grad_m (L^S + Omega) at phi, and the system there for the right-hand side b."""
-        start, support_loss = split_adapted(phi, self.inner_rule)[0], common.bind_loss(self.model, self.loss, support)
+        start = split_adapted(phi, self.inner_rule)[0]
+        support_loss = inner_loop.bind_loss(self.model, self.loss, support)
         slope, hessian = self._support_hessian(phi, start, support)
         if self.adapted is None and not self.regularization.select("inner"):
             # The proximal term's derivatives in closed form: by a graph they cost a tenth of a small network's step.
@@ -216,7 +216,7 @@ class IMAML:
     def _stationarity(self, theta: Params, phi: Params, support: Batch, slope: Params) -> Tensor:
         """|slope| / |grad L^S(theta)|, where slope is the gradient at phi, or with inner proximal steps the gradient
         mapping (phi - phi') / inner_lr, phi' after one more step."""
-        support_loss = common.bind_loss(self.model, self.loss, support)
+        support_loss = inner_loop.bind_loss(self.model, self.loss, support)
         at_start = norm(split_adapted(gradient(lambda at: support_loss(at, 0), theta), self.inner_rule)[0])
         if self.regularization.select(Entry.INNER_STEP):
             onwards = last(descend(self.inner_objective(theta, support), phi, self.inner_rule, 1))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.types import Kind, Loss, PredictionKind
+from metarun.types import Algorithm, Kind, Loss, Metrics, PredictionKind
 
 
 @dataclass(frozen=True)
@@ -103,3 +103,9 @@ def loss_for(kind: Kind, predicts: PredictionKind = "values") -> Loss:
     if kind == "control":
         return Return()
     return GaussianLikelihood() if predicts == "gaussians" else MeanSquaredError()
+
+
+def score_prediction(algorithm: Algorithm, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
+    """The loss to differentiate, and the metrics that go with it."""
+    loss = algorithm.loss(prediction, y)
+    return loss, {"loss": loss, algorithm.loss.metric: algorithm.loss.score(prediction, y)}

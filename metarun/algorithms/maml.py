@@ -37,8 +37,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from metarun.algorithms import common
-from metarun.algorithms.common import FastWeights
+from metarun.algorithms import inner_loop
 from metarun.algorithms.differentiation import (
     Checkpointed,
     Differentiation,
@@ -47,7 +46,7 @@ from metarun.algorithms.differentiation import (
     Unrolled,
     segment_length,
 )
-from metarun.algorithms.inner_loop import init_rates, learned_rates_rule, sgd, split_adapted
+from metarun.algorithms.inner_loop import FastWeights, init_rates, learned_rates_rule, sgd, split_adapted
 from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
 from metarun.errors import require
 from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
@@ -87,7 +86,7 @@ class MAML:
     head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        common.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps, self.adapted)
+        inner_loop.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps, self.adapted)
         kept = self.inner_checkpoint
         require(
             isinstance(kept, int) and kept >= 0, "inner_checkpoint", kept, "choices: false, true, a number of steps"
@@ -116,10 +115,10 @@ class MAML:
         return weights | init_rates(split_adapted(weights, self.inner_rule)[0], self.inner_lr, steps)
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
-        return common.adapt(self, params, support)
+        return inner_loop.adapt(self, params, support)
 
     def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
-        return common.adaptations(self, params, support, steps)
+        return inner_loop.adaptations(self, params, support, steps)
 
     def predict(self, adapted: FastWeights, x: Tensor) -> Tensor:
         return self.model.apply(adapted.params, x, adapted.stats)
@@ -156,11 +155,11 @@ class MAML:
     def inner_rule(self) -> UpdateRule:
         learned = self.learned_rates != "none"
         rule = learned_rates_rule(by_step=self.learned_rates == "step") if learned else sgd(self.inner_lr)
-        return common.add_proximal_step(rule._replace(adapted=self.adapted), self.regularization)
+        return inner_loop.add_proximal_step(rule._replace(adapted=self.adapted), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
-        loss = common.bind_loss(self.model, self.loss, support)
-        return common.add_inner_penalties(self, params, support, loss)
+        loss = inner_loop.bind_loss(self.model, self.loss, support)
+        return inner_loop.add_inner_penalties(self, params, support, loss)
 
 
 def anneal_weights(step: int, until: int, inner_steps: int) -> tuple[float, ...] | None:

@@ -23,8 +23,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.algorithms import common
+from metarun.algorithms import losses
 from metarun.algorithms.embeddings import check_similarity, compare, embed_episode, one_hot
+from metarun.compute import linalg
 from metarun.errors import require
 from metarun.types import Batch, Kind, Loss, Metrics, Model, Params, Task
 
@@ -74,9 +75,9 @@ class MatchingNet:
         def outer(params: Params) -> tuple[Tensor, Metrics]:
             z_SD, z_MD = embed_episode(self.model, params, task)
             memory = self._memory(params, z_SD, task.support.y, None)
-            return common.score_prediction(self, self._log_probabilities(memory, z_MD), task.query.y)
+            return losses.score_prediction(self, self._log_probabilities(memory, z_MD), task.query.y)
 
-        return common.differentiate(outer, params)
+        return linalg.differentiate(outer, params)
 
     def _memory(self, params: Params, z_SD: Tensor, y_S: Tensor, stats: Any) -> Memory:
         keys_SD = embed_support(params, z_SD) if self.fce else z_SD

@@ -30,9 +30,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.algorithms import common, predictive
+from metarun.algorithms import predictive
 from metarun.algorithms.contexts import Draws, Rows, check_network, check_sizes, concatenate, masked_mean
 from metarun.algorithms.predictive import Gaussian, kl
+from metarun.compute import linalg
 from metarun.errors import require
 from metarun.models.attention import Attention
 from metarun.models.multi_network import MultiNetwork, multi_network
@@ -97,7 +98,7 @@ class NeuralProcess:
             loss = -fit + support.weight * divergence / targets.here.sum()
             return loss, {"loss": loss, self.loss.metric: bound, "kl": divergence}
 
-        return common.differentiate(outer, params)
+        return linalg.differentiate(outer, params)
 
     def assess(self, adapted: Summary, task: Task) -> Metrics:
         support, query = (self.draws.rows(batch) for batch in task)

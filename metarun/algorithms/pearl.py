@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from metarun.algorithms import common, sac
+from metarun.algorithms import sac
 from metarun.algorithms.collection import Collection, CollectionSettings, Transitions
 from metarun.algorithms.contexts import check_network
 from metarun.algorithms.predictive import Gaussian, kl, product
+from metarun.compute import linalg
 from metarun.errors import require
 from metarun.models.multi_network import MultiNetwork, multi_network, part_params
 from metarun.types import CARRIED, Batch, Environment, Kind, LearnerState, Loss, Metrics, NetworkFactory, Params, Task
@@ -139,7 +140,7 @@ class Pearl:
             loss = loss + self.settings.kl_weight * divergence
             return loss, {"loss": loss, "kl": divergence, **losses, **metrics}
 
-        return common.differentiate(outer, params)
+        return linalg.differentiate(outer, params)
 
     def losses(self, params: Params, batch: Transitions, z: Tensor) -> tuple[Metrics, Metrics]:
         """L_Q, L_V and L_pi on a batch with z [B, L]; the mean of min Q and of -log pi."""

@@ -15,8 +15,9 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from metarun.algorithms import common
+from metarun.algorithms import losses
 from metarun.algorithms.embeddings import check_similarity, compare, embed_episode, one_hot
+from metarun.compute import linalg
 from metarun.types import Batch, Kind, Loss, Metrics, Model, Params, Task
 
 
@@ -60,9 +61,9 @@ class ProtoNet:
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         def outer(params: Params) -> tuple[Tensor, Metrics]:
             z_SD, z_MD = embed_episode(self.model, params, task)
-            return common.score_prediction(self, self._logits(z_MD, self._centres(z_SD, task.support.y)), task.query.y)
+            return losses.score_prediction(self, self._logits(z_MD, self._centres(z_SD, task.support.y)), task.query.y)
 
-        return common.differentiate(outer, params)
+        return linalg.differentiate(outer, params)
 
     def _centres(self, z_SD: Tensor, y_S: Tensor) -> Tensor:
         members_NS = one_hot(y_S, self.ways, like=z_SD).T

@@ -26,9 +26,8 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from metarun.algorithms import common
-from metarun.algorithms.common import FastWeights
-from metarun.algorithms.inner_loop import adam, descend_with_state, init_moments, last, named_moments, sgd
+from metarun.algorithms import inner_loop
+from metarun.algorithms.inner_loop import FastWeights, adam, descend_with_state, init_moments, last, named_moments, sgd
 from metarun.algorithms.objective import NO_REGULARIZATION, Entry, Regularization
 from metarun.compute.linalg import axpy, sub
 from metarun.errors import require
@@ -56,7 +55,7 @@ class Reptile:
     head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        common.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps)
+        inner_loop.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps)
         choices = "choices: " + ", ".join(RULES)
         require(self.inner_optimizer in RULES, "inner_optimizer", self.inner_optimizer, choices)
         require(self.moments in MOMENTS, "moments", self.moments, "choices: " + ", ".join(MOMENTS))
@@ -70,23 +69,23 @@ class Reptile:
         return weights | init_moments(weights) if self.moments == "carried" else weights
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
-        return common.adapt(self, params, support)
+        return inner_loop.adapt(self, params, support)
 
     def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
-        return common.adaptations(self, params, support, steps)
+        return inner_loop.adaptations(self, params, support, steps)
 
     def predict(self, adapted: FastWeights, x: Tensor) -> Tensor:
         return self.model.apply(adapted.params, x, adapted.stats)
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         phi, state = self._inner_loop(params, task.support)
-        _, metrics = common.outer_objective(self, params, phi, task)
+        _, metrics = inner_loop.outer_objective(self, params, phi, task)
         g = sub(params, phi | named_moments(state, phi) if self.moments == "carried" else phi)
         if self.regularization.select(Entry.TASK_LOSS):
-            penalty = functools.partial(common.outer_penalty, self, task=task)
+            penalty = functools.partial(inner_loop.outer_penalty, self, task=task)
             by_theta, by_phi = grad(penalty, argnums=(0, 1))(params, phi)
             g = axpy(1.0, by_phi, axpy(1.0, by_theta, g))
-        return g, metrics | {"distance": common.distance(phi, params)}
+        return g, metrics | {"distance": inner_loop.distance(phi, params)}
 
     def _inner_loop(self, params: Params, support: Batch) -> tuple[Params, Any]:
         """phi and the state of the inner optimizer. A method, so that `job=profile` reports its time as a part."""
@@ -99,7 +98,7 @@ class Reptile:
 
     @property
     def inner_rule(self) -> UpdateRule:
-        return common.add_proximal_step(RULES[self.inner_optimizer](self.inner_lr), self.regularization)
+        return inner_loop.add_proximal_step(RULES[self.inner_optimizer](self.inner_lr), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
         def objective(phi: Params, step: int) -> Tensor:
@@ -109,4 +108,4 @@ class Reptile:
                 batch = Batch(support.x[index], support.y[index])
             return self.loss(self.model.apply(phi, batch.x), batch.y)
 
-        return common.add_inner_penalties(self, params, support, objective)
+        return inner_loop.add_inner_penalties(self, params, support, objective)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from metarun.types import Params
+from metarun.types import Metrics, Params
 
 
 def axpy(a: float | Tensor, x: Params, y: Params) -> Params:
@@ -88,6 +88,12 @@ def gradients(objective: Callable[..., tuple[Tensor, Any]], *at: Params) -> tupl
     output: Any = vjp(objective, *at, has_aux=True)
     value, pullback, aux = output
     return pullback(torch.ones_like(value), retain_graph=False), aux
+
+
+def differentiate(outer: Callable[[Params], tuple[Tensor, Metrics]], at: Params) -> tuple[Params, Metrics]:
+    """Gradient and metrics of theta -> (loss, metrics)."""
+    (grads,), metrics = gradients(outer, at)
+    return grads, metrics
 
 
 def hessian_product(objective: Callable[[Params], Tensor], at: Params) -> Callable[[Params], Params]:

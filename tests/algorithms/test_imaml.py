@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from metarun.algorithms import common
+from metarun.algorithms import inner_loop
 from metarun.algorithms.imaml import IMAML
 from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
 from metarun.algorithms.objective import Regularization, Schedule, Term
@@ -90,7 +90,7 @@ def finite_differences(learner: IMAML, theta: Params, task: Task, eps: float = 1
 
     def value(start: Params) -> Tensor:
         phi = learner.adapt(start, task.support).params
-        return common.outer_objective(learner, start, phi, task)[0]
+        return inner_loop.outer_objective(learner, start, phi, task)[0]
 
     up, down = vmap(value)(starts).chunk(2)
     slopes = (up - down) / (2 * eps)

@@ -17,7 +17,7 @@ from helpers.quadratic import LinearModel, assert_same, gradient, hessian, matri
 from torch import Tensor
 from torch.func import vmap
 
-from metarun.algorithms import common
+from metarun.algorithms import inner_loop
 from metarun.algorithms.imaml import IMAML
 from metarun.algorithms.losses import MeanSquaredError, loss_for
 from metarun.algorithms.maml import MAML
@@ -247,7 +247,7 @@ def test_mamls_gradient_is_that_of_the_whole_outer_objective(kind: str, penaltie
 
     def value(start: Params) -> Tensor:
         phi = learner.adapt(start, task.support).params
-        return common.outer_objective(learner, start, phi, task)[0]
+        return inner_loop.outer_objective(learner, start, phi, task)[0]
 
     assert_close(learner.meta_grad(theta, task)[0], slopes(value, theta))
 
@@ -260,7 +260,7 @@ def test_fomaml_moves_theta_and_phi_together(kind: str, penalties: list[Any]) ->
     away = sub(learner.adapt(theta, task.support).params, theta)
 
     def value(start: Params) -> Tensor:
-        return common.outer_objective(learner, start, axpy(1.0, start, away), task)[0]
+        return inner_loop.outer_objective(learner, start, axpy(1.0, start, away), task)[0]
 
     assert_close(learner.meta_grad(theta, task)[0], slopes(value, theta))
 
@@ -334,7 +334,7 @@ def test_gradients_through_a_convolution_network_are_those_of_the_objective(pena
 
     def value(step: float) -> Tensor:
         start = axpy(step, way, theta)
-        return common.outer_objective(learner, start, learner.adapt(start, task.support).params, task)[0]
+        return inner_loop.outer_objective(learner, start, learner.adapt(start, task.support).params, task)[0]
 
     found, _ = learner.meta_grad(theta, task)
     slope = sum((found[k] * way[k]).sum() for k in way)
