@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from metarun.report.figures.functions import draw_pictures, draw_task, limit_to_points
+from metarun.report.figures.functions import draw_pictures, draw_task
 from metarun.report.read.runs import read_run
 
 IMAGES = Path(__file__).parent / "img"
@@ -167,7 +167,6 @@ def functions(runs: dict[str, Path], tasks: int = 3) -> None:
         drawn = json.loads((run / "functions.json").read_text(encoding="utf-8"))
         for axes, task in zip(row, drawn["tasks"], strict=False):
             draw_task(axes, np.asarray(drawn["x"]), task)
-            limit_to_points(axes, task)
         row[0].set_ylabel(name)
     known = {}
     for axes in panels[:, 0]:

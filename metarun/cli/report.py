@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from metarun.cli.crash_report import report_crash, tracebacks_wanted
 from metarun.errors import UserError, one_line
-from metarun.report import FORMATS, write_report
+from metarun.report import write_report
 from metarun.report.write import path_beside
 
 EPILOG = """\
@@ -23,9 +24,16 @@ Runs that are damaged, unfinished or diverged are shown as far as they go, with 
 """
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """argparse prints its usage before an error; here an error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; --help lists the options\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: print the files written; a user's mistake ends in one line and exit code 2."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="metarun-report",
         description="Write a report of metarun's run folders: of one run, or a comparison of several.",
         epilog=EPILOG,
@@ -39,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="where to write (default: report.html in DIR, or in the current folder for several DIRs)",
     )  # fmt: skip
     parser.add_argument(
-        "--format", choices=FORMATS, default="html",
+        "--format", metavar="FORMAT", default="html",
         help="html: one page with figures (default); md, csv, latex: the tables; png: a folder of the figures",
     )  # fmt: skip
     options = parser.parse_args(arguments)

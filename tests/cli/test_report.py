@@ -92,11 +92,22 @@ def test_a_folder_without_runs_is_one_line(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_an_unknown_format_lists_the_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as left:
         main([str(tmp_path), "--format", "pdf"])
-    assert "html" in capsys.readouterr().err
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "metarun-report: --format=pdf: choices: html, md, csv, latex, png\n"
     with pytest.raises(SettingError, match="choices: html, md, csv, latex, png"):
         write_report([tmp_path], format="pdf")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--format"], ["run", "--colour", "red"]])
+def test_a_mistake_in_the_options_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("metarun-report: ")
+    assert error.count("\n") == 1
 
 
 def test_neither_torch_nor_hydra_is_imported_nor_matplotlib_for_tables(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from metarun.report.read.facts import component, episode_size, metric_of, seed_of
 from metarun.report.read.runs import COMPARED_JOBS, Run
@@ -27,6 +27,7 @@ TRAINING_DATA = ("data.queries", "data.augment")  # settings of the data that te
 NAMED_SETTINGS = 3  # of those that tell groups apart
 
 Flat = dict[str, Any]
+Member = TypeVar("Member")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,6 @@ class Group:
     """Runs of one algorithm with one set of settings on one benchmark, one for each seed."""
 
     label: str
-    algo: str
     benchmark: str
     metric: str
     runs: tuple[Run, ...]
@@ -46,15 +46,20 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     groups = []
     for benchmark, members in benchmarks(runs).items():
         for label, same in _label(members, _group_settings, lambda run: shorten(component(run, "algo"))).items():
-            # One run of each seed: of several, the first that has a test result, else the first.
-            seeds: dict[str, Run] = {}
-            for run in same:
-                seed = str(seed_of(run))
-                if seed not in seeds or ("mean" in run.summary and "mean" not in seeds[seed].summary):
-                    seeds[seed] = run
-            algo, metric = component(same[0], "algo"), metric_of(same[0])
-            groups.append(Group(label, algo, benchmark, metric, tuple(seeds.values()), len(same) - len(seeds)))
+            kept = one_of_each_seed(same, lambda run: str(seed_of(run)), lambda run: "mean" in run.summary)
+            groups.append(Group(label, benchmark, metric_of(same[0]), kept, repeated=len(same) - len(kept)))
     return groups
+
+
+def one_of_each_seed(
+    members: Iterable[Member], seed: Callable[[Member], str], has_result: Callable[[Member], bool]
+) -> tuple[Member, ...]:
+    """Return one member of each seed: of several, the first that has a result, else the first."""
+    kept: dict[str, Member] = {}
+    for member in members:
+        if seed(member) not in kept or (has_result(member) and not has_result(kept[seed(member)])):
+            kept[seed(member)] = member
+    return tuple(kept.values())
 
 
 def benchmarks(runs: Sequence[Run]) -> dict[str, list[Run]]:

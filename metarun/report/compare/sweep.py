@@ -5,7 +5,7 @@ their keys; a run without an override has the value in its configuration. Otherw
 are the groups whose choice differs, and the settings that differ among runs of the same choices.
 
 Combinations are ordered by validation alone, best first. The mean of one is over the runs that completed. Leaving out
-the others flatters a combination of which some runs diverged, so it stands below those that lost a smaller share.
+the others flatters a combination in which some runs diverged, so the share of runs lost comes first in the order.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
-from metarun.report.compare.groups import benchmarks, is_irrelevant
+from metarun.report.compare.groups import benchmarks, is_irrelevant, one_of_each_seed
 from metarun.report.compare.results import Interval, best_validation, interval_of, test_interval
 from metarun.report.read.facts import UNKNOWN_METRIC, metric_of, setting
 from metarun.report.read.files import as_mapping
@@ -136,12 +137,8 @@ def collect_sweep(jobs: Sequence[Job]) -> Sweep | None:
 
 
 def _build_row(values: Values, jobs: Sequence[Job], metric: str) -> Row:
-    # One job of each seed: of several, the first that completed, else the first.
-    seeds: dict[str, Job] = {}
-    for job in jobs:
-        if job.seed not in seeds or (job.succeeded and not seeds[job.seed].succeeded):
-            seeds[job.seed] = job
-    kept = tuple(seeds[seed] for seed in sorted(seeds, key=lambda s: (not s.isdecimal(), s.zfill(20))))
+    kept = one_of_each_seed(jobs, attrgetter("seed"), attrgetter("succeeded"))
+    kept = tuple(sorted(kept, key=lambda job: (not job.seed.isdecimal(), job.seed.zfill(20))))
     runs = [job.run for job in kept if job.run and job.succeeded]
     lost = Counter(job.status for job in kept if not job.succeeded)
     validation = interval_of(list(map(_best_validation, runs)))

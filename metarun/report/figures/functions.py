@@ -44,10 +44,6 @@ def draw_functions(run: Run) -> Drawing:
     for at, (task, ax) in enumerate(zip(tasks, axes, strict=True)):
         draw_task(ax, x, task)
         finish(ax, f"Test task {at}", "x", "y")
-        # Limited to the points, with a margin: a band that is far wider leaves the panel.
-        y = np.concatenate([np.asarray(task[key], dtype=float)[1] for key in ("targets", "context")])
-        margin = max(0.6 * float(np.ptp(y)), 0.1)
-        ax.set_ylim(float(y.min()) - margin, float(y.max()) + margin)
     handles, labels = axes[0].get_legend_handles_labels()
     legend_below(figure, handles, labels)
     deviations = ", ".join(f"{np.mean(np.asarray(task['deviation'], dtype=float)):.3g}" for task in tasks)
@@ -75,6 +71,10 @@ def draw_task(ax: Axes, x: np.ndarray, task: Mapping[str, Any]) -> None:
     targets, context = (np.asarray(task[key], dtype=float) for key in ("targets", "context"))
     ax.plot(*targets, ".", color=look(1).colour, markersize=3, label="targets")
     ax.plot(*context, "o", color="black", markersize=4, label="context")
+    # Limited to the points, with a margin: a band that is far wider leaves the panel.
+    y = np.concatenate([targets[1], context[1]])
+    margin = max(0.6 * float(np.ptp(y)), 0.1)
+    ax.set_ylim(float(y.min()) - margin, float(y.max()) + margin)
 
 
 def draw_pictures(run: Run) -> Drawing:

@@ -38,11 +38,11 @@ BEND = 0.4  # of the way between two axes, after which a line turns
 LABEL = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 PARALLEL = (
     "Each line is a combination of swept settings, from setting to setting to its validation metric (mean over seeds) "
-    "at the right; dark is better, the thick line the best. Grey, dashed: no run of it completed."
+    "at the right; dark is better, the thick line the best. Grey, dashed: no run completed."
 )
 HEAT = (
     "Cells: the validation metric, a mean over seeds and over all other settings, of the combinations that have one; "
-    "dark is better, hatched: none. Where runs diverged or failed their number is below it, and the mean is flattered."
+    "dark is better, hatched: none. Where runs diverged or failed, their number is below the mean, which omits them."
 )
 
 

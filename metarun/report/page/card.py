@@ -56,6 +56,7 @@ def _protocol(run: Run) -> list[Fact]:
     queries = f"{number(summary.get('test_queries'))} {rows} at test"
     trained = f"trained on {facts.episode_size(run, 'train_')}" if "train_shots" in summary and not control else ""
     digits, hashed = (str(summary.get(key) or "")[:12] for key in ("episodes_sha256", "split_sha256"))
+    same = "runs with this value were tested on the same tasks" if digits else ""
     classes = f"{'goals' if control else 'classes'} {hashed}" if hashed else ""
     norm = summary.get("norm") or facts.setting(run, "model.norm")
     return [
@@ -63,7 +64,7 @@ def _protocol(run: Run) -> list[Fact]:
         Fact("data", facts.component(run, "data"), str(summary.get("caveat") or "")),
         Fact("episodes", f"{size}, {queries}", trained),
         Fact("split", str(summary.get("split") or NOTHING), classes),
-        Fact("test episodes", digits or NOTHING, "the same digits: the same tasks" if digits else ""),
+        Fact("test episodes", digits or NOTHING, same),
         Fact("network", facts.component(run, "model"), f"normalisation: {norm or 'unknown'}"),
         Fact("regularizer", facts.component(run, "reg"), format_penalties(run)),
         Fact("seed", number(facts.seed_of(run))),

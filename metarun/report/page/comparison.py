@@ -27,17 +27,18 @@ from metarun.report.read.runs import Run
 from metarun.report.tables.comparison import budget_tables, pair_tables, result_tables
 from metarun.report.tables.sweep import best_configurations, lost_table, settings_table
 
+GROUPS = "Runs that differ in nothing but their seed are one group."
 LEARNING = (
     "Left: the mean over seeds at the validations that all seeds reached, in a band from the lowest to the highest "
-    "seed; a single seed has no band. Right: each seed by its own clock."
+    "seed; a single seed has no band. Right: each seed by its own training time."
 )
 ADAPTATION = "Bands: lowest to highest seed, or for a single seed the 95 % interval over test tasks."
 METRICS = "Means over seeds, smoothed. Algorithms differ in what a meta-gradient is: norms compare within one only."
-COST = "Inner gradients are those of the support loss in training; a learner without an inner loop takes none."
+COST = "Inner gradients are those of the support loss in training; a learner without an inner loop has none."
 ZEROS = "Each line is one algorithm and method, its points the weights of the penalty. Bars: 95 % intervals over tasks."
 DIFFERENCES = "Dark: paired, task by task. Light: the interval if the two had been tested on different tasks."
 BEST = "The validation metric of the best of several is optimistic; the test metric played no part in the choice."
-NO_BEST = "No run was validated, so none is called the best."
+NO_BEST = "No run was validated, so no configuration is called the best."
 MAX_ROWS = 60  # of a table of swept settings
 
 
@@ -54,11 +55,11 @@ def comparison_sections(runs: Sequence[Run], others: Sequence[Path] = ()) -> lis
         parts["Without a result"] = lambda: Section(tables=(lost,))
     groups = group_runs(runs)
     if not groups:
-        parts["Comparison"] = lambda: Section(missing="None of the runs trained or tested: nothing to compare.")
+        parts["Comparison"] = lambda: Section(missing="No run trained or tested: there is nothing to compare.")
         return build_sections(parts)
     results, looks = [summarize(group) for group in groups], looks_of([group.label for group in groups])
     parts |= {
-        "Results": lambda: _results(results),
+        "Results": lambda: Section((GROUPS,), tables=tuple(result_tables(results))),
         "Learning curves": lambda: _figure(draw_learning_curves(groups, looks), LEARNING, "No run was validated."),
         "Adaptation at test": lambda: _figure(draw_adaptation_curves(groups, looks), ADAPTATION, "No run was tested."),
         "Paired comparison": lambda: _pairs(groups),
@@ -89,18 +90,10 @@ def _figure(drawing: Drawing | None, text: str, missing: str) -> Section:
     return Section((text,), (drawing,)) if drawing else Section(missing=missing)
 
 
-def _results(results: Sequence[Result]) -> Section:
-    text = ["Runs that differ in nothing but their seed are one group."]
-    repeated = sum(r.group.repeated for r in results)
-    if repeated:
-        text.append(f"{repeated} runs repeat a seed of their group and are left out here.")
-    return Section(tuple(text), tables=tuple(result_tables(results)))
-
-
 def _pairs(groups: Sequence[Group]) -> Section:
     found = pair_benchmarks(groups)
     if not found:
-        return Section(missing="There is one group on each benchmark: a pair needs two on the same.")
+        return Section(missing="No benchmark has two groups to compare.")
     drawings = tuple(d for d in map(draw_differences, found) if d)
     text = DIFFERENCES if drawings else "No two groups were tested on the same episodes."
     return Section((text,), drawings, tuple(pair_tables(found)))

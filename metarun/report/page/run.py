@@ -78,7 +78,7 @@ def run_sections(run: Run) -> list[Section]:
     found |= {f"Analysis: {a.name}": functools.partial(_analysis, a) for a in run.analyses}
     if not run.analyses:
         command = f"metarun job=analyze run={run.path} analysis=NAME"
-        found["Analyses"] = lambda: Section(missing=f"There are none yet: {command} makes them.")
+        found["Analyses"] = lambda: Section(missing=f"This run has no analyses yet. To make one: {command}")
     return build_sections(found | {"Everything else": functools.partial(_everything_else, run)})
 
 
@@ -125,7 +125,7 @@ def _probes(run: Run) -> Section:
     drawing, text = draw_panels("probes", records, [*PROBES, *own])
     drawings = [drawing, draw_profiles("probe_profiles", records), draw_layers("probe_layers", records)]
     texts = ("Measured on the same fixed tasks each time.", text) if records else ()
-    return _section(drawings, "No probes on fixed tasks were logged; diagnostics=full takes them.", *texts)
+    return _section(drawings, "No probes on fixed tasks were logged; diagnostics=full logs them.", *texts)
 
 
 def _penalties(run: Run) -> Section:
@@ -149,7 +149,7 @@ def _alarms(run: Run) -> Section:
     raised = run.summary.get("alarms")
     if not isinstance(raised, Mapping):
         return Section(missing="This run did not record alarms.")
-    return Section(tables=(alarm_table(raised),)) if raised else Section(("None was raised.",))
+    return Section(tables=(alarm_table(raised),)) if raised else Section(("No alarm was raised.",))
 
 
 def _analysis(analysis: Analysis) -> Section:
@@ -160,7 +160,7 @@ def _analysis(analysis: Analysis) -> Section:
     texts += [f"More figures are in {', '.join(left_out)}."] if left_out else []
     tables = tuple(analysis_tables(analysis))
     pictures = tuple((f"Figure of the analysis {analysis.name}: {name}", data) for name, data in small)
-    missing = "" if tables or pictures else "It has no results yet."
+    missing = "" if tables or pictures else "This analysis has no results yet."
     return Section(tuple(texts), tables=tables, pictures=pictures, missing=missing)
 
 

@@ -22,18 +22,20 @@ SEEDS_NOTE = (
     " IQM: mean of the middle half of the seeds' means, with a 95 % bootstrap interval, which is too short for fewer "
     "than ten seeds. sd of seeds and of tasks: roots of the components of the scores' variance."
 )
+REPEATED_NOTE = " Repeated: runs of the same settings and seed as another, which add nothing to the mean."
 PAIR_NOTE = (
     "Differences task by task on the same test episodes, several seeds averaged first; ± is half of a 95 % interval "
     "for these trained weights on new tasks, not for new seeds. Bold: the interval excludes 0; not corrected for the "
     "number of pairs."
 )
 BUDGET_NOTE = (
-    "Best validation within the smallest amount that a run of this benchmark spent; a dash: it spends none of it, "
-    "or was not validated within it. ± is Student's t over seeds. The best of several is optimistic, for all alike."
+    "Best validation within the smallest amount that a run of this benchmark spent; a dash: the run spends none of "
+    "it, or was not validated within it. ± is Student's t over seeds. The best of several is optimistic, for all alike."
 )
 RAW_RESULT = (
-    "algorithm", "benchmark", "metric", "runs", "tested", "diverged", "mean", "half", "interval_over", "iqm", "iqm_low",
-    "iqm_high", "sd_seeds", "sd_tasks", "best_validation", "outer_steps", "seconds", "inner_gradients",
+    "algorithm", "benchmark", "metric", "runs", "repeated", "tested", "diverged", "mean", "half", "interval_over",
+    "iqm", "iqm_low", "iqm_high", "sd_seeds", "sd_tasks", "best_validation", "outer_steps", "seconds",
+    "inner_gradients",
 )  # fmt: skip
 RAW_PAIR = (
     "benchmark", "a", "b", "difference", "half", "unpaired_half", "wins", "ties", "losses", "tasks", "not_comparable",
@@ -83,8 +85,10 @@ def _result_table(results: Sequence[Result]) -> Table:
         over = f"{r.tested} seeds" if r.tested > 1 else "tasks, 1 seed" if r.tested else "not tested"
         over += f", {runs - r.tested} of {runs} without" if 0 < r.tested < runs else ""
         over += f", {r.diverged} diverged" if r.diverged else ""
+        over += f", {r.group.repeated} repeated left out" if r.group.repeated else ""
         rows.append((r.group.label, test, over, *(spread if several else ()), validation, *spent))
     note = RESULT_NOTE + (SEEDS_NOTE if several else "")
+    note += REPEATED_NOTE if any(r.group.repeated for r in results) else ""
     strong = frozenset((at, 1) for at in _best_results(results))
     title = f"{group.benchmark}, {metric_name(group.metric)}"
     return Table(title, columns, tuple(rows), note, left=(0, 2), strong=strong)
@@ -185,7 +189,7 @@ def raw_results(results: Sequence[Result]) -> Table:
     """Numbers in full, in display units (per cent for an accuracy), for other programs."""
     rows = []
     for r in results:
-        who = (r.group.label, r.group.benchmark, metric_with_unit(r.group.metric), len(r.group.runs))
+        who = (r.group.label, r.group.benchmark, metric_with_unit(r.group.metric), len(r.group.runs), r.group.repeated)
         reached = (r.tested, r.diverged, *r.test, *r.iqm, *r.spread, r.validation.mean)
         rows.append((*who, *reached, r.steps, r.seconds, r.inner_gradients))
     return raw_table(RAW_RESULT, rows)

@@ -19,9 +19,9 @@ from metarun.report.tables.table import Table, to_text
 from metarun.storage.text import NOTHING, metric_name
 
 NOTE = (
-    "Best first, by the best validation of each run, as a mean over seeds; test metrics play no part in the order. "
-    "± is half of a 95 % interval over seeds (Student's t), for a single seed over test tasks. Values are of the runs "
-    "that completed: a combination of which some diverged or failed stands below those that lost fewer."
+    "Best first, by the mean over seeds of each run's best validation; test metrics play no part in the order. "
+    "± is half of a 95 % interval over seeds (Student's t), for a single seed over test tasks. Means are over "
+    "the runs that completed. A combination in which a larger share of runs diverged or failed is listed lower."
 )
 RAW = (
     "benchmark", "metric", "rank", "seeds", "best_validation", "best_validation_half", "test", "test_half",
@@ -84,8 +84,8 @@ def best_configurations(sweep: Sweep) -> list[Best]:
         )
         first = row.first_job
         others = ", ".join(job.seed for job in row.completed if job.seed != first.seed)
-        purpose = f"this configuration again, seed {first.seed}" if first.seed else "this configuration again"
-        found.append(Best(sentence, rerun_command(first), f"{purpose} (the others: {others})" if others else purpose))
+        purpose = f"To repeat it with seed {first.seed}" if first.seed else "To repeat it"
+        found.append(Best(sentence, rerun_command(first), f"{purpose} (other seeds: {others})" if others else purpose))
     return found
 
 

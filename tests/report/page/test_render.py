@@ -183,7 +183,7 @@ def test_sections_without_numbers_say_which_are_missing(tmp_path: Path) -> None:
         "No metrics of single layers were logged.",
         "The summary holds no convergence metrics",
         "This run did not record alarms.",
-        "There are none yet: metarun job=analyze",
+        "This run has no analyses yet. To make one: metarun job=analyze",
     ):
         assert sentence in words
 

@@ -29,6 +29,13 @@ def test_algorithms_and_benchmarks_cross_in_a_table_of_their_own(tmp_path: Path)
     assert rows[3] == "| protonet | \N{EN DASH} | **90.00 ± 10.00 %** |"
 
 
+def test_runs_that_repeat_a_seed_are_counted_in_the_table(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in "abc"] + [write_run(tmp_path / "d", {"seed": 1}, {"seed": 1})]
+    text = write_report(runs, tmp_path / "report.md", "md").read_text(encoding="utf-8")
+    assert "| 2 seeds, 2 repeated left out |" in text
+    assert "same settings and seed" in text
+
+
 def test_learners_of_distributions_and_of_values_stand_in_one_table(tmp_path: Path) -> None:
     """Those that were tested on the same episodes, with the best possible; a run on others has no place in it."""
     beside = {"mse": {"mean": 0.25, "ci95": 0.01}}

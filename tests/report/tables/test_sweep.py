@@ -45,7 +45,7 @@ def test_the_best_is_named_with_the_command_of_its_first_seed(tmp_path: Path) ->
     assert "algo.inner_lr=0.1, validation MSE 2.0000 ± 2.4841 (mean of 3 seeds)" in best.sentence
     assert "by validation alone" in best.sentence
     assert best.command == "metarun algo.inner_lr=0.1 seed=0"
-    assert best.purpose == "this configuration again, seed 0 (the others: 1, 2)"
+    assert best.purpose == "To repeat it with seed 0 (other seeds: 1, 2)"
 
 
 def test_no_configuration_is_best_where_none_was_validated(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_no_configuration_is_best_where_none_was_validated(tmp_path: Path) -> No
         folder = write_job(tmp_path, at, f"algo.inner_lr={at}", val=None, test=float(at), summary={"val_error": None})
         (folder / "metrics.jsonl").unlink()
     assert best_configurations(read_sweep(tmp_path)) == []
-    assert "none is called the best" in write_report([tmp_path]).read_text()
+    assert "no configuration is called the best" in write_report([tmp_path]).read_text()
 
 
 def test_what_came_to_nothing_is_listed_with_its_settings_and_reason(tmp_path: Path) -> None:
