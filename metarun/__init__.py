@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from metarun.config.schema import Config
@@ -24,18 +25,46 @@ __version__ = "0.1.0"
 __all__ = ["UserError", "build_algorithm", "compose", "run"]
 
 
-def compose(overrides: list[str] | None = None) -> Config:
-    """The settings that these command-line overrides give."""
+def compose(overrides: Sequence[str] = ()) -> Config:
+    """Return the settings that these overrides give on the command line.
+
+    Args:
+        overrides: as on the command line, `["algo=imaml", "data=omniglot", "train.steps=100"]`. With
+            `["job=evaluate", "run=FOLDER"]` or `["resume=FOLDER"]` the settings are those of that run.
+
+    Raises:
+        UserError: for an override that cannot work, with the line of the command line.
+    """
     from metarun.cli.compose import compose
+    from metarun.cli.usage_errors import user_errors
 
-    return compose(overrides or [])
+    if isinstance(overrides, str):
+        raise UserError(f"compose({overrides!r}): takes a list of overrides, as compose([{overrides!r}])")
+    with user_errors():
+        return compose([str(override) for override in overrides])
 
 
-def run(config: Config, folder: str | Path) -> Result:
-    """Do the settings' job, leaving its record in `folder`."""
+def run(config: Config, folder: str | Path | None = None) -> Result:
+    """Do the job of these settings: train, evaluate, ...
+
+    Args:
+        config: settings, of `compose`.
+        folder: the run folder, made if it is not there. None: the folder of a run that `resume=` names, or else a new
+            one, outputs/DATE/TIME-ALGO-DATA.
+
+    Returns:
+        The result: `summary` (what summary.json holds), `folder`, and after training or testing `params` and
+        `experiment`.
+
+    Raises:
+        UserError: for settings that cannot work, with the line of the command line.
+    """
+    from metarun.cli.compose import default_folder
+    from metarun.cli.usage_errors import user_errors
     from metarun.jobs import run
 
-    return run(config, folder)
+    with user_errors():
+        return run(config, folder or default_folder(config))
 
 
 def build_algorithm(config: Config) -> Algorithm:

@@ -13,7 +13,6 @@ metric: it is counted, and left out of all else. Agarwal et al. 2021, arXiv 2108
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from metarun.analyses.analysis import Cell, Context, Row, TrainedRun, require_at_least
+from metarun.config.schema import to_dict
 from metarun.errors import UserError
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, finish, look, panels
 from metarun.statistics.convergence import Curve, default_thresholds, find_crossing, validation_curve
@@ -123,7 +123,7 @@ def find_source_run(context: Context, seed: int) -> TrainedRun | None:
     if context.source is None:
         return None
     summary = context.source.read_summary()
-    settings = json.loads(json.dumps(dataclasses.asdict(context.change_settings({"seed": seed}))))
+    settings = json.loads(json.dumps(to_dict(context.change_settings({"seed": seed}))))
     stored = json.loads(json.dumps(context.source.read_config()))  # as JSON has it, where tuples are lists
     same = all(settings[k] == stored.get(k) for k in RESULT_SETTINGS)
     tested = summary.get("status") == "diverged" or (context.source.path / "test.json").exists()

@@ -13,8 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.cli import experiments
+from metarun.cli.overrides import read_arguments
 from metarun.config.catalogue import GROUPS, PACKAGED, conf_folder
-from metarun.config.schema import Config, refuse_values_for_groups
+from metarun.config.from_run import reuse_settings
+from metarun.config.schema import Config, refuse_unknown, resolve_paths
 from metarun.storage.locks import find_owner
 from metarun.storage.run_folder import RunFolder, new_folder
 
@@ -22,7 +24,13 @@ CONFIG_PATH = "pkg://metarun.conf" if PACKAGED.is_dir() else str(conf_folder())
 
 
 def compose(overrides: Sequence[str]) -> Config:
-    """Compose the settings of these overrides as the command line would."""
+    """Return the settings that these overrides give on the command line, those of a run that they name included."""
+    arguments = read_arguments(overrides)
+    return reuse_settings(compose_options(arguments), arguments, compose_options)
+
+
+def compose_options(overrides: Sequence[str]) -> Config:
+    """Compose the settings of these overrides, without those of a run that they name."""
     if GlobalHydra.instance().is_initialized():
         return _compose(overrides)
     path = CONFIG_PATH.removeprefix("pkg://")
@@ -42,11 +50,19 @@ def _compose(overrides: Sequence[str]) -> Config:
 def to_config(composed: DictConfig, choices: Any) -> Config:
     """Convert composed settings to the schema's class, with the chosen option of each group."""
     config: Any = OmegaConf.to_object(composed)
-    refuse_values_for_groups(config)
+    refuse_unknown(config)
+    resolve_paths(config.data)
     config.choices = {group: choices[group] for group in GROUPS if choices.get(group)}
     if "reg" not in config.choices:  # Hydra does not say what reg=[l1,l2] chose
         config.choices["reg"] = f"[{','.join(config.reg)}]"
     return config
+
+
+def default_folder(config: Config) -> str:
+    """The run folder of settings for which none is given."""
+    names = {group: config.choices.get(group, "own") for group in ("algo", "data")}
+    analysis = config.choices.get("analysis")
+    return new_run_folder(config.resume, config.job, names["algo"], names["data"], config.run, analysis)
 
 
 def new_run_folder(resume: str | None, job: str, algo: str, data: str, run: str | None, analysis: str | None) -> str:

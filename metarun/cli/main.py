@@ -22,14 +22,16 @@ from omegaconf import DictConfig
 
 from metarun import jobs
 from metarun.cli import sweep, torchrun
-from metarun.cli.compose import CONFIG_PATH, compose, to_config
+from metarun.cli.compose import CONFIG_PATH, compose_options, to_config
 from metarun.cli.crash_report import TRACEBACK, report_crash, tracebacks_wanted
+from metarun.cli.overrides import read_arguments
 from metarun.cli.usage_errors import describe_usage_error
-from metarun.config.from_run import add_run_choices, reuse_settings
+from metarun.config.from_run import reuse_settings
 from metarun.config.schema import Config
 from metarun.errors import UserError
 from metarun.jobs.sweep.child import end_with_parent
 from metarun.storage import ranks
+from metarun.storage.run_folder import remove_refused
 
 STOPPED_BY = 128  # and the signal's number: 130 after Ctrl-C, 143 after SIGTERM
 CLOSED_PIPE = 141
@@ -63,7 +65,7 @@ def set_up_process() -> None:
 def run_command() -> int:
     """Run what the command line asks for; return the exit code."""
     try:
-        sys.argv[1:] = add_run_choices(sys.argv[1:])
+        sys.argv[1:] = read_arguments(sys.argv[1:])
         run_job()
     except KeyboardInterrupt as error:
         if sweep.SITTINGS:
@@ -99,10 +101,10 @@ def run_job(composed: DictConfig) -> float:
 def choose_settings(config: Config, overrides: list[str]) -> Config:
     """The composed settings, or those of the run that they name. Of several processes, the first one reads files."""
     if ranks.size() == 1:
-        return reuse_settings(config, overrides, compose)
+        return reuse_settings(config, overrides, compose_options)
     from metarun.compute.distributed import connect_processes
 
-    return connect_processes().on_first(lambda: reuse_settings(config, overrides, compose))
+    return connect_processes().on_first(lambda: reuse_settings(config, overrides, compose_options))
 
 
 def exit_with_closed_pipe() -> NoReturn:
@@ -122,12 +124,15 @@ def exit_with_error(error: Exception) -> NoReturn:
         leave_together(error, message)
     if os.environ.get(TRACEBACK):
         raise error
+    folder, given = None, True
+    with contextlib.suppress(Exception):  # before Hydra has made one
+        known = HydraConfig.get()
+        folder = Path(known.runtime.output_dir) if known.mode == RunMode.RUN else None
+        given = any(o.startswith("hydra.run.dir=") for o in known.overrides.hydra)
     if message is None:
-        folder = None
-        with contextlib.suppress(Exception):  # before Hydra has made one
-            known = HydraConfig.get()
-            folder = Path(known.runtime.output_dir) if known.mode == RunMode.RUN else None
         report_crash("metarun", error, folder)
+    if folder and not given:  # made for this command
+        remove_refused(folder)
     print(f"metarun: {message}", file=sys.stderr)
     sys.exit(2)
 

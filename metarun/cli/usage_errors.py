@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
+import shlex
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,6 +26,9 @@ EXTRAS = {
     "hydra/sweeper/optuna": "optuna",
 }
 """Hydra's plugins, and the extra of metarun that installs each."""
+
+TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+"""OmegaConf's names of types."""
 
 LAUNCHER = re.compile(r"hydra_plugins\.\w+_launcher\.")
 HYDRAS = ("hydra.", "omegaconf.", "antlr4.", "yaml.")
@@ -41,6 +48,9 @@ def describe_usage_error(error: BaseException) -> str | None:
     for link in chain:
         if hasattr(link, "missing_cfg_file"):
             return _missing_option(link)
+    for link in chain:
+        if isinstance(link, OverrideParseException):
+            return _bad_override(link.override)
     for link in chain:
         if isinstance(link, OmegaConfBaseException) and link.key is not None:
             return _bad_key(link)
@@ -79,6 +89,16 @@ def _missing_option(error: Any) -> str:
     return f"{group}={option}: no such option, {nearest(option, options)}"
 
 
+def _bad_override(override: str) -> str:
+    """An argument that is not in Hydra's grammar."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return one_line(f"{override}: is no setting; a setting is KEY=VALUE, as train.steps=100")
+    quoted = f"'{value}'" if '"' in value else f'"{value}"'
+    needed = f"cannot be read; close its brackets and quotes, or quote it as text: {shlex.quote(f'{key}={quoted}')}"
+    return one_line(f"{key}={value}: {needed}")
+
+
 def _bad_key(error: OmegaConfBaseException) -> str:
     """A key that does not exist, or a value of the wrong type."""
     key = error.full_key or str(error.key)
@@ -88,4 +108,20 @@ def _bad_key(error: OmegaConfBaseException) -> str:
         siblings: Any = [] if parent is None else OmegaConf.to_container(parent, resolve=False)
         return one_line(f"{key}: no such setting, {nearest(str(error.key), siblings)}")
     value = "" if error.value is None else f"={error.value}"
+    if kind := re.search(r"could not be converted to (\w+)", reason):
+        reason = f"must be {TYPES.get(kind[1], kind[1])}"
     return one_line(f"{key}{value}: {reason}")
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Raise a user's mistake in the block as `UserError`, with the line of the command line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        message = describe_usage_error(error)
+        if message is None:
+            raise
+        raise UserError(message) from error

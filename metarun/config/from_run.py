@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config.catalogue import GROUPS
-from metarun.config.schema import COMMAND_SETTINGS, JOBS_OF_A_RUN, Config
+from metarun.config.schema import COMMAND_SETTINGS, JOBS_OF_A_RUN, Config, resolve_paths, to_dict
 from metarun.errors import SettingError, UserError, one_line
 from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder
@@ -22,7 +22,6 @@ RESUMABLE = (
 )
 """Settings that a resumed run may change; any other would make it another run."""
 
-PLAIN_PATH = re.compile(r"[\w./~-]+")  # neither quoted nor a list in Hydra's grammar
 OPTION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*|\[[\w.,-]*\]")
 
 
@@ -37,29 +36,31 @@ def open_source_run(config: Config) -> RunFolder:
 def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[Sequence[str]], Config]) -> Config:
     """Return the settings to run: the composed ones, or those of the named run with the changes of the command line.
 
-    The changes are what the overrides alter against the same composition without them; the stored settings
-    decide everything else, so that a newer metarun's defaults do not slip into an old run.
+    The changes are what the overrides alter against the same composition without them; the stored settings decide
+    everything else, so that a newer metarun's defaults do not slip into an old run. A group whose option the command
+    replaces (`data=folder`) takes all its settings from the command.
     """
-    source = config.resume or (config.run if config.job in JOBS_OF_A_RUN else None)
+    if config.run and config.job not in JOBS_OF_A_RUN:
+        needed = f"job={config.job} reads no run; choices: {', '.join(f'job={job}' for job in JOBS_OF_A_RUN)}"
+        raise SettingError("run", config.run, f"{needed}; resume={config.run} continues it")
+    source = config.resume or config.run
     if source is None:
         return config
     stored = read_settings(source)
-    groups = [f"{group}={option}" for group, option in stored.get("choices", {}).items()]
     asked = [o for o in overrides if o.partition("=")[0] not in COMMAND_SETTINGS]
-    composed = (compose([*groups, *more]) for more in ([], asked))
-    base, typed = (cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(c))) for c in composed)
-    changes, flat = diff_settings(base, typed), diff_settings({}, typed)
-    for key in (o.partition("=")[0].lstrip("+~") for o in asked):
-        if key in flat:  # also a value that equals the default: the stored run may have another one
-            changes[key] = flat[key]
+    # The settings of a pair, or of an experiment, are those of the options that it was made for.
+    other = {"algo", "data"} & {o.partition("=")[0] for o in asked}
+    choices = {k: v for k, v in stored.get("choices", {}).items() if not (other and k in ("recipe", "experiment"))}
+    composed = (compose([*(f"{group}={option}" for group, option in choices.items()), *more]) for more in ([], asked))
+    base, typed = (to_dict(c) for c in composed)
+    flat, keys = diff_settings({}, typed), [o.partition("=")[0].lstrip("+~") for o in asked]
+    # Also a value that equals the default: the stored run may have another one.
+    changes = _select_changes(diff_settings(base, typed), keys) | {key: flat[key] for key in keys if key in flat}
     if config.resume:
         _refuse_other_run(changes, stored, config)
-    try:
-        merged: Any = OmegaConf.create(stored)
-    except (OmegaConfBaseException, ValueError, TypeError) as error:  # dates, keys that are no names, ...
-        raise UserError(f"config.yaml holds what is no setting ({_first_line(error)})") from error
-    for key, value in changes.items():
-        OmegaConf.update(merged, key, value, force_add=True)
+    else:
+        _refuse_changes_without_effect({key: flat[key] for key in keys if key in flat}, stored, config)
+    merged = _merge(stored, changes, typed)
     _set_trust(merged, typed)
     if config.job == "evaluate":
         merged["published"] = _select_published(stored, changes, typed)
@@ -73,21 +74,46 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     return settings
 
 
-def add_run_choices(arguments: Sequence[str]) -> list[str]:
-    """Add to a command line the options that its `run=` or `resume=` chose, for each group of which it sets a key.
+def _merge(stored: dict[str, Any], changes: dict[str, Any], typed: dict[str, Any]) -> Any:
+    """The stored settings with the changes; a group of another option than the stored one is that of the command."""
+    try:
+        merged: Any = OmegaConf.create(stored)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:  # dates, keys that are no names, ...
+        raise UserError(f"config.yaml holds what is no setting ({_first_line(error)})") from error
+    for group in _replaced(changes):
+        merged[group] = typed[group]
+    for key, value in changes.items():
+        OmegaConf.update(merged, key, value, force_add=True)
+    return merged
 
-    Without them Hydra, which knows nothing of the run, refuses `run=RUN_ON_OMNIGLOT data.root=THERE`: the default
-    data set has no root.
-    """
-    positions = [i for i, argument in enumerate(arguments) if "=" in argument and not argument.startswith("-")]
-    typed = dict(arguments[i].lstrip("+~").split("=", 1) for i in positions)
-    source = typed.get("resume") or (typed.get("run") if typed.get("job") in JOBS_OF_A_RUN else None)
-    touched = {key.partition(".")[0] for key in typed if "." in key} & {*GROUPS} - typed.keys()
-    if not source or not touched or not PLAIN_PATH.fullmatch(source):
-        return [*arguments]
-    stored = read_settings(source)
-    chosen = [f"{group}={option}" for group, option in stored.get("choices", {}).items() if group in touched]
-    return [*arguments[: positions[0]], *chosen, *arguments[positions[0] :]]
+
+def _select_changes(changes: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """What the command changes: all differences, but those that a replaced option makes in other groups, such as the
+    network that a data set is trained with."""
+    replaced = _replaced(changes)
+    if not replaced or {"experiment", "recipe"} & {*keys}:
+        return changes
+    return {k: v for k, v in changes.items() if _is_below(k, [*replaced, *keys, *(f"choices.{g}" for g in replaced)])}
+
+
+def _replaced(changes: dict[str, Any]) -> list[str]:
+    """The groups whose option is another one."""
+    return [group for group in ("algo", "data", "model", "reg", "analysis") if f"choices.{group}" in changes]
+
+
+def _refuse_changes_without_effect(changes: dict[str, Any], stored: dict[str, Any], config: Config) -> None:
+    """Raise `SettingError` for settings of training in a job that does not train, and for a shorter curve than the
+    adaptation whose end is the result."""
+    untrained = () if config.job in ("analyze", "profile") else ("train", "val", "optim")
+    for key in changes:
+        if _is_below(key, untrained):
+            needed = f"has no effect on job={config.job}, which trains nothing; resume={config.run} trains on"
+            raise SettingError(key, changes[key], needed)
+    steps, algo = changes.get("test.steps"), stored.get("algo", {})
+    result = changes.get("algo.test_inner_steps", algo.get("test_inner_steps") if isinstance(algo, dict) else None)
+    if isinstance(steps, int) and isinstance(result, int) and steps < result:
+        needed = f"is the length of the curve, and the result is taken after algo.test_inner_steps={result} steps"
+        raise SettingError("test.steps", steps, f"{needed}; algo.test_inner_steps={steps} tests after {steps}")
 
 
 def read_settings(source: str) -> dict[str, Any]:
@@ -106,6 +132,7 @@ def read_settings(source: str) -> dict[str, Any]:
         if group not in GROUPS or not isinstance(option, str) or not OPTION.fullmatch(option):
             choice = f"choices.{one_line(group)}={one_line(option)}"
             raise UserError(f"{source}: config.yaml: {choice}: is no choice of a group")
+    resolve_paths(stored["data"])
     return stored
 
 

@@ -6,12 +6,14 @@ their schema (components.py).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Optional
 
-from metarun.errors import SettingError
+from metarun.errors import SettingError, UserError, nearest
 
 JOBS = ("train", "evaluate", "analyze", "predict", "data", "export", "profile")
 JOBS_OF_A_RUN = ("evaluate", "predict", "analyze", "export", "profile")  # which take their settings from `run=`
@@ -164,6 +166,18 @@ class PublishedConfig:
     trained_as: Optional[str] = None  # the experiment with the same training, tested otherwise here
 
 
+class Options(dict[str, Any]):
+    """The settings of a chosen option: `config.algo["inner_lr"]`, or `config.algo.inner_lr`."""
+
+    def __getattr__(self, key: str) -> Any:
+        if key not in self:
+            raise AttributeError(f"{key}: no such setting, {nearest(key, self)}")
+        return self[key]
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        self[key] = value
+
+
 @dataclass
 class Config:
     job: str = "train"
@@ -192,16 +206,51 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     published: PublishedConfig = field(default_factory=PublishedConfig)
 
+    def __post_init__(self) -> None:
+        for group in ("algo", "data", "model", "reg", "analysis"):
+            setattr(self, group, _to_options(getattr(self, group)))
 
-def refuse_values_for_groups(config: Any, at: str = "") -> None:
-    """Raise `SettingError` where an interpolation put a value in place of a group, which the schema's types allow."""
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """All settings as plain dictionaries and lists, as YAML and JSON take them."""
+    return _to_plain(dataclasses.asdict(config))
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_plain(entry) for key, entry in value.items()}
+    return [_to_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _to_options(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Options({key: _to_options(entry) for key, entry in value.items()})
+    return value
+
+
+def resolve_paths(data: dict[str, Any]) -> None:
+    """Make the paths in the settings of a data set absolute, in place: a run can then be tested from another folder."""
+    for key in ("root", "file", "split"):
+        path = data.get(key)
+        if isinstance(path, str) and path and (key != "split" or "/" in path):
+            with contextlib.suppress(RuntimeError):  # ~ of an unknown user
+                data[key] = str(Path(path).expanduser().absolute())
+
+
+def refuse_unknown(config: Any, at: str = "") -> None:
+    """Raise `UserError` for a key that the schema lacks, which `+key=value` can add, and `SettingError` where an
+    interpolation put a value in place of a group."""
     own = type(config)()
-    for entry in dataclasses.fields(config):
-        value, kind = getattr(config, entry.name), type(getattr(own, entry.name))
-        if (kind is dict or dataclasses.is_dataclass(kind)) and not isinstance(value, kind):
-            raise SettingError(at + entry.name, value, "is a group of settings, not one setting")
+    names = [entry.name for entry in dataclasses.fields(config)]
+    for name in vars(config).keys() - {*names}:
+        raise UserError(f"{at}{name}: no such setting, {nearest(name, names)}")
+    for name in names:
+        value, kind = getattr(config, name), type(getattr(own, name))
+        group = dataclasses.is_dataclass(kind) or kind is Options
+        if group and not isinstance(value, kind):
+            raise SettingError(at + name, value, "is a group of settings, not one setting")
         if dataclasses.is_dataclass(kind):
-            refuse_values_for_groups(value, f"{at}{entry.name}.")
+            refuse_unknown(value, f"{at}{name}.")
 
 
 def check(config: Config) -> None:

@@ -56,7 +56,7 @@ TEST_CHARACTERS = tuple(f"Gurmukhi/character{i}" for i in range(42, 46))  # the 
 
 def omniglot(
     root: str | None,
-    download: bool,
+    download: bool | None,
     urls: list[Any],
     split: str,
     split_seed: int,
@@ -113,10 +113,15 @@ def split_characters(names: tuple[str, ...], split: str, seed: int) -> dict[Spli
     return {s: np.flatnonzero(assigned == s) for s in SPLITS}
 
 
-def find_parts(root: str | None, download: bool, downloads: Sequence[Download]) -> list[Path]:
-    """Find both parts below data.root, METARUN_DATA or metarun's own data folder, or download them to it."""
+def find_parts(root: str | None, download: bool | None, downloads: Sequence[Download]) -> list[Path]:
+    """Find both parts below data.root, METARUN_DATA or metarun's own data folder, or download them to it.
+
+    `download` None: unless the root is no folder, which may be a typing error.
+    """
     folder = expand_path(str(root or os.environ.get("METARUN_DATA") or cache_folder() / "data"))
     found, why, cause = _search(folder), "downloading is off", None
+    if download is None:
+        download, why = not root or folder.exists(), "there is no such folder"
     if found is None and download:
         try:
             fetch(downloads, folder / "omniglot")
@@ -125,10 +130,10 @@ def find_parts(root: str | None, download: bool, downloads: Sequence[Download]) 
             why, cause = f"downloading failed: {error}", error
     if found is None:
         raise UserError(
-            f"data.root: no Omniglot below {folder} ({why}); supply it in one of three ways: "
+            f"data.root={folder}: no Omniglot below it ({why}); supply it in one of three ways: "
             "data.root=DIR (or METARUN_DATA=DIR) with the folders images_background and images_evaluation; "
             "the same with the two archives images_background.zip and images_evaluation.zip; "
-            "or data.download=true on a machine with internet access"
+            "or data.download=true, which downloads it there"
         ) from cause
     return found
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metarun.config.schema import Config, check
+from metarun.config.schema import JOBS_OF_A_RUN, Config, check
 from metarun.errors import SettingError
 from metarun.storage import ranks
 from metarun.storage.locks import lock_run_folder
@@ -39,6 +39,10 @@ def load_job(job: str) -> Callable[[Config, RunFolder], Result]:
 def run(config: Config, folder: str | Path) -> Result:
     """Do `config.job`, with `folder` as its run folder."""
     check(config)
+    if config.run and config.job not in JOBS_OF_A_RUN:
+        raise SettingError("run", config.run, f"job={config.job} reads no run; choices: {', '.join(JOBS_OF_A_RUN)}")
+    if config.resume and Path(config.resume).absolute() != Path(folder).absolute():
+        raise SettingError("resume", config.resume, f"continues in its own folder, and not in {folder}")
     if ranks.size() > 1 and config.job not in SHARED:
         raise SettingError("job", config.job, f"runs in one process, not in {ranks.size()}; start it without torchrun")
     if config.job in OF_LEARNERS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from metarun.analyses.analysis import Analysis, Context, run_analysis
 from metarun.config import catalogue
 from metarun.config.components import build
-from metarun.config.schema import Config
+from metarun.config.schema import Config, to_dict
 from metarun.errors import SettingError, UserError
 from metarun.jobs.result import Result
 from metarun.jobs.train import leave_report, train_job
@@ -61,7 +60,7 @@ def choose_folder(config: Config, source: RunFolder, name: str) -> Path:
 def claim_folder(config: Config, folder: RunFolder) -> bool:
     """Write the settings and their checksum to settings.json. Return False, and write nothing, if the folder holds
     results for other settings, whose rows would be read as rows of these."""
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in UNRELATED}
+    settings = {k: v for k, v in to_dict(config).items() if k not in UNRELATED}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     try:
         stored = json.loads((folder.path / "settings.json").read_text(encoding="utf-8"))["sha256"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from metarun.config.schema import Config
+from metarun.config.schema import Config, to_dict
 from metarun.errors import UserError
 from metarun.jobs.result import Result
 from metarun.jobs.terminal import show, small_table
@@ -26,7 +25,7 @@ def data_job(config: Config, record: RunFolder) -> Result:
     if describe is None:
         raise UserError(f"job=data: data={name} is generated while training, there are no files to prepare")
     facts = describe()
-    record.create(dataclasses.asdict(config))
+    record.create(to_dict(config))
     spec, _ = episode_sizes(config)
     record.write_json("split.json", dataset.members)
     record.write_json("dataset.json", facts)

@@ -6,7 +6,6 @@ The classes are those of the support folder; they need not be any that the run w
 from __future__ import annotations
 
 import csv
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from metarun.compute.device import Placement, make_placement
 from metarun.config.from_run import open_source_run
-from metarun.config.schema import Config
+from metarun.config.schema import Config, to_dict
 from metarun.data.folder import Examples, Pictures, read_examples, read_pictures
 from metarun.errors import SettingError, UserError
 from metarun.jobs.result import Result
@@ -57,7 +56,7 @@ def predict_job(config: Config, record: RunFolder) -> Result:
     truth = [folder if folder in examples.classes else None for folder in folders]
     predictions = Predictions(examples.classes, pictures.files, probabilities, truth)
     summary = summarize(config, source, examples, predictions)
-    record.create(dataclasses.asdict(config))
+    record.create(to_dict(config))
     with open(record.path / "predictions.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "predicted", "probability", *(f"p({name})" for name in predictions.classes)])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import yaml
 
 from metarun.compute.distributed import connect_processes
-from metarun.config.schema import COMMAND_SETTINGS, Config
+from metarun.config.schema import COMMAND_SETTINGS, Config, to_dict
 from metarun.errors import SettingError, UserError
 from metarun.jobs.result import Result
 from metarun.storage.progress import print_notice
@@ -21,7 +20,7 @@ def has_ended(config: Config, record: RunFolder) -> bool:
     """Whether `resume` names a run that has ended, with no changed setting that would let it train or test again."""
     if not config.resume or not record.has_ended():
         return False
-    asked: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dataclasses.asdict(config)))
+    asked: dict[str, Any] = yaml.safe_load(yaml.safe_dump(to_dict(config)))
     return all(asked.get(k) == v for k, v in record.read_config().items() if k not in COMMAND_SETTINGS)
 
 

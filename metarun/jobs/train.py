@@ -15,7 +15,7 @@ import torch
 
 from metarun.compute.distributed import connect_processes
 from metarun.config.from_run import open_source_run
-from metarun.config.schema import Config
+from metarun.config.schema import Config, to_dict
 from metarun.diagnostics.alarms import Alarms, Baseline
 from metarun.diagnostics.chance import chance_level
 from metarun.errors import NonFinite, RankLost, UserError, WriteError
@@ -113,7 +113,7 @@ def open_run(
     if trains and (damaged := record.drop_after(state.step)):  # the steps after it will be repeated
         print_notice(f"{record.path}/metrics.jsonl: {damaged} damaged lines were dropped; their records are lost")
     alarms = build_alarms(experiment, record) if trains else None
-    record.create(dataclasses.asdict(config))
+    record.create(to_dict(config))
     members = optional(experiment.dataset, DatasetOptions, "members")
     if members:
         record.write_json("split.json", members)
@@ -123,7 +123,7 @@ def open_run(
     recorder = Recorder(record, sinks, config.train.steps, config.train.tasks, alarms)
     run = ActiveRun(experiment, record, recorder, summary, sinks=sinks)
     run_facts = {"name": record.path.name, "folder": str(record.path), "title": title(summary), "step": state.step}
-    run_facts |= {"steps": config.train.steps, "metric": summary["metric"], "config": dataclasses.asdict(config)}
+    run_facts |= {"steps": config.train.steps, "metric": summary["metric"], "config": to_dict(config)}
     for sink in sinks:
         sink.start(run_facts)
     try:

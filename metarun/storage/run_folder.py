@@ -10,9 +10,11 @@ checkpoints/    last.pt, best.pt, and their predecessors
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,23 @@ def new_folder(parent: Path, name: str) -> Path:
             continue
         return folder
     raise UserError(f"{parent}: cannot make a new folder {name}")
+
+
+REFUSED = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "metarun.log", ".run.lock"}
+"""The files in the folder of a command that is refused before its job begins."""
+
+
+def remove_refused(folder: Path) -> None:
+    """Remove the folder that was made for a command if the job left nothing in it, and its parents if these are empty.
+    Any other file keeps it."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    log = folder / "metarun.log"
+    if not found <= REFUSED or (log.exists() and log.stat().st_size):
+        return
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder)
+        for parent in (folder.parent, folder.parent.parent):
+            parent.rmdir()
 
 
 def _parse_record(line: str) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from metarun.config.components import build, component_class, locate
 from metarun.config.schema import Config, check
 from metarun.data.pool import TaskPool
 from metarun.diagnostics.step import StepMeasures
-from metarun.errors import SettingError, UserError
+from metarun.errors import SettingError, UserError, require
 from metarun.models.precision import cast_model
 from metarun.regularizers.build import build_regularization, refuse_senseless_terms
 from metarun.training.evaluation import Evaluator
@@ -106,6 +106,10 @@ def assemble(config: Config) -> Experiment:
         dataset = TaskPool(dataset, train.pool, train.pool_seed, train.pool_replaced)
     check_pair(config, dataset)
     train_spec, test_spec = episode_sizes(config)
+    if dataset.kind != "classification":
+        for key, spec in (("data.ways", test_spec), ("algo.train_ways", train_spec)):
+            needed = f"must be 1: data={option_name('data', config)} is {dataset.kind}, whose tasks have no classes"
+            require(spec.ways == 1, key, spec.ways, needed)
     check_episodes(config, dataset, train_spec, test_spec)
     algorithm = build_learner(config, dataset, train_spec.ways)
     tested = build_learner(config, dataset, test_spec.ways)

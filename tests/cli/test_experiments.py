@@ -16,7 +16,6 @@ from hydra.core.override_parser.types import Glob
 import metarun
 from metarun.cli import experiments
 from metarun.config import catalogue
-from metarun.config.from_run import reuse_settings
 from metarun.config.schema import Config
 from metarun.storage.run_folder import RunFolder
 
@@ -63,7 +62,7 @@ def test_a_stored_run_with_a_flat_name_is_evaluated_with_a_changed_setting(tmp_p
     assert RunFolder(tmp_path / "run").read_config()["choices"]["experiment"] == "sinusoid_maml"
     for name in ("sinusoid_5s_maml", "sinusoid/5s_maml"):
         typed = ["job=evaluate", f"run={tmp_path / 'run'}", f"experiment={name}"]
-        changed = reuse_settings(metarun.compose(typed), typed, metarun.compose)
+        changed = metarun.compose(typed)
         assert (changed.data["shots"], changed.train.tasks) == (5, 3)
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from helpers.commands import metarun
 
-from metarun.config.from_run import add_run_choices
+from metarun.cli.overrides import add_run_choices
 from metarun.errors import UserError
 
 TINY = ["train.steps=4", "train.tasks=2", "val.tasks=2", "test.tasks=5", "test.steps=3", "report=false"]

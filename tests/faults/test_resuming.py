@@ -10,7 +10,6 @@ import pytest
 from helpers.runs import ENDLESS, here, started, wait_for_lines
 
 import metarun
-from metarun.config.from_run import reuse_settings
 from metarun.storage.locks import find_owner, lock_run_folder
 
 
@@ -67,7 +66,7 @@ def test_a_folder_with_a_run_is_not_for_another(run: Path) -> None:
 
 def reused(run: Path, *changes: str) -> object:
     typed = [*changes, f"resume={run}"]
-    return reuse_settings(metarun.compose(typed), typed, metarun.compose)
+    return metarun.compose(typed)
 
 
 def test_changed_settings_are_all_named_with_what_the_run_has(run: Path) -> None:

@@ -12,7 +12,6 @@ from helpers.colours import class_folders
 
 import metarun
 from metarun.cli.report import main as report
-from metarun.config.from_run import reuse_settings
 
 RUNS = Path(__file__).resolve().parents[1] / "fixtures/runs_0_1"
 TRAINED = ("maml_sinusoid", "metasgd_sinusoid", "imaml_l1_rewind", "np_gp", "pearl_point_robot", "protonet_folder")
@@ -31,7 +30,7 @@ def copy_of(name: str, tmp_path: Path) -> Path:
 def do(folder: Path, *overrides: str) -> dict[str, Any]:
     """The job of these overrides, as the command line would compose it; its summary."""
     typed = list(overrides)
-    return metarun.run(reuse_settings(metarun.compose(typed), typed, metarun.compose), folder).summary
+    return metarun.run(metarun.compose(typed), folder).summary
 
 
 @pytest.mark.parametrize("name", [*TRAINED, "maml_folder", "sweep/seed0-7030ad82"])

@@ -18,7 +18,6 @@ from benchmarks import reproduce, results
 from benchmarks.ship import ship
 from benchmarks.tables import TABLES
 from metarun.config import catalogue
-from metarun.config.from_run import reuse_settings
 from metarun.config.schema import Config, check
 from metarun.errors import UserError
 from metarun.storage.published import Comparison, compare, describe
@@ -175,7 +174,7 @@ def test_a_run_tested_otherwise_has_no_published_figure(tmp_path: Path) -> None:
     found = {}
     for change in ("data.shots=5", "data.shots=7", "experiment=sinusoid_maml"):
         typed = [f"run={tmp_path / 'run'}", "job=evaluate", change]
-        changed = reuse_settings(metarun.compose(typed), typed, metarun.compose)
+        changed = metarun.compose(typed)
         found[change] = (changed.published.source, changed.published.values)
     row = ("Finn et al. 2017, table 2", [0.67, 0.38, 0.35])
     other = ("Finn et al. 2017, figure 2 and 6, as curves", [])
@@ -262,7 +261,7 @@ def test_a_kept_run_is_small_and_tests_as_it_did(tmp_path: Path) -> None:
     assert kept.best.stat().st_size < 0.6 * run.best.stat().st_size
     assert "metarun seed=0" in (kept.path / "README.md").read_text()
     again = ["job=evaluate", f"run={kept.path}"]
-    config = reuse_settings(metarun.compose(again), again, metarun.compose)
+    config = metarun.compose(again)
     tested = metarun.run(config, tmp_path / "tested").summary
     for key in ("mean", "ci95", "episodes_sha256", "params_sha256", "best_step"):
         assert tested[key] == trained.summary[key], key

@@ -106,14 +106,13 @@ def test_settings_that_are_damaged_or_of_another_program(content: bytes, message
 
 
 def test_settings_of_a_later_version_are_refused_by_name(run: Path) -> None:
-    from metarun.config.from_run import reuse_settings
 
     stored = yaml.safe_load((run / "config.yaml").read_text())
     stored["train"]["teleport"] = True
     (run / "config.yaml").write_text(yaml.safe_dump(stored))
     typed = [f"resume={run}"]
     with pytest.raises(metarun.UserError, match=r"its settings are not those of this version .*teleport"):
-        reuse_settings(metarun.compose(typed), typed, metarun.compose)
+        metarun.compose(typed)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe"])

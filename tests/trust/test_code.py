@@ -21,7 +21,7 @@ from helpers.report_folders import write_run
 import metarun
 from metarun.cli.compose import compose
 from metarun.config import components
-from metarun.config.from_run import reuse_settings
+from metarun.config.schema import to_dict
 from metarun.data.cache import DecodedImages, cache_images
 from metarun.data.files import open_files
 from metarun.data.miniimagenet import HarmlessUnpickler, read_pickles
@@ -171,15 +171,13 @@ def run_folder(tmp_path: Path, **changes: Any) -> Path:
     """A run folder whose settings are whole, with some of them exchanged."""
     folder = tmp_path / "run"
     config = compose([])
-    from dataclasses import asdict
-
-    RunFolder(folder).create(asdict(config) | changes)
+    RunFolder(folder).create(to_dict(config) | changes)
     return folder
 
 
 def reused(folder: Path, *overrides: str, key: str = "run") -> Any:
     typed = [f"{key}={folder}", *(["job=evaluate"] if key == "run" else []), *overrides]
-    return reuse_settings(compose(typed), typed, compose)
+    return compose(typed)
 
 
 TARGETS = {

@@ -10,7 +10,6 @@ import re
 import stat
 import tarfile
 import zipfile
-from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 from helpers.report_folders import write_analysis, write_run
 
 from metarun.cli.compose import compose
+from metarun.config.schema import to_dict
 from metarun.data import files
 from metarun.data.files import open_files
 from metarun.errors import UserError
@@ -238,7 +238,7 @@ def test_what_a_run_writes_is_its_owners(tmp_path: Path, elsewhere: None) -> Non
 
     before = os.umask(0o022)
     try:
-        RunFolder(tmp_path / "run").create(asdict(compose([])))
+        RunFolder(tmp_path / "run").create(to_dict(compose([])))
         cache_images("x", "key", decoded)  # type: ignore[arg-type]
     finally:
         os.umask(before)

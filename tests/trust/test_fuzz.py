@@ -17,7 +17,6 @@ import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from metarun.cli.compose import compose
+from metarun.cli.compose import compose_options
 from metarun.cli.report import main as report_main
 from metarun.config.components import build
 from metarun.config.from_run import reuse_settings
-from metarun.config.schema import check
+from metarun.config.schema import check, to_dict
 from metarun.data.files import open_files
 from metarun.data.layouts import recognise
 from metarun.data.miniimagenet import read_pickles
@@ -85,7 +84,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: None) -> Pa
     return folder
 
 
-CONFIG = asdict(compose([]))
+CONFIG = to_dict(compose_options([]))
 
 
 def dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -102,7 +101,7 @@ def composed(overrides: Any) -> Any:
     """`cli.compose`, once for the same overrides: it takes half a second."""
     words = tuple(overrides)
     if words not in COMPOSED:
-        COMPOSED[words] = compose(words)
+        COMPOSED[words] = compose_options(words)
     return copy.deepcopy(COMPOSED[words])
 
 
@@ -136,7 +135,7 @@ def test_override_strings(here: Path, words: list[str]) -> None:
 def test_settings_that_are_composed_and_checked(here: Path, words: list[str]) -> None:
     """What a run does before it builds anything large."""
     try:
-        config = compose([w for w in words if not w.lstrip("+~").startswith(("hydra", "data", "model"))])
+        config = compose_options([w for w in words if not w.lstrip("+~").startswith(("hydra", "data", "model"))])
         check(config)
         build_regularization(config, "regression")
         build("data", {k: v for k, v in config.data.items() if k not in ("ways", "shots", "queries", "test_queries")})

@@ -19,7 +19,7 @@ import torch
 from rich.table import Table
 
 from metarun.config.from_run import open_source_run
-from metarun.config.schema import Config
+from metarun.config.schema import Config, to_dict
 from metarun.data.pixels import NORMALIZE, Pixels
 from metarun.diagnostics.sparsity import sparsity
 from metarun.errors import UserError
@@ -105,7 +105,7 @@ def export_job(config: Config, record: RunFolder) -> Result:
         "after": after.facts,
         "versions": versions(),
     }
-    record.create(dataclasses.asdict(config))
+    record.create(to_dict(config))
     for name, content in (("model.safetensors", after.weights), ("predict.pt2", after.program)):
         with name_file_in_errors(record.path / name):
             (record.path / name).write_bytes(content)
@@ -238,7 +238,7 @@ def describe_usage(experiment: Experiment, tensors: Params, least_queries: int) 
         "normalisation": {"norm": norm, "meaning": NORMS.get(str(norm))},
         "tensors": {name: list(w.shape) for name, w in tensors.items()},
         # All of them, without the folder that the run lay in.
-        "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run", "resume")},
+        "settings": {k: v for k, v in to_dict(config).items() if k not in ("run", "resume")},
     }
 
 

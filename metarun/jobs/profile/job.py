@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metarun.algorithms.objective import add_noise
 from metarun.compute.compilation import compile_function, should_compile
-from metarun.config.schema import Config
+from metarun.config.schema import Config, to_dict
 from metarun.jobs.profile.phases import META, NEVER, describe_phases, mark_loop, time_phases
 from metarun.jobs.profile.trace import KINDS, describe_trace, mark_methods, record_trace, region
 from metarun.jobs.result import Result
@@ -57,7 +57,7 @@ LEAST = 0.005  # share of the smallest group of operators that is shown
 def profile_job(config: Config, record: RunFolder) -> Result:
     """Write profile.json and a Chrome trace into the run folder, and print the tables."""
     experiment = assemble(config)
-    record.create(dataclasses.asdict(config))
+    record.create(to_dict(config))
     with scratch_recorder(experiment, record) as recorder:
         state = experiment.trainer().start()
         profile = measure(experiment, state, recorder, record)

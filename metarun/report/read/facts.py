@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metarun.report.read.files import Record, as_mapping, as_mappings
+from metarun.report.read.files import Record, as_mappings, look_up
 from metarun.report.read.runs import Run
 from metarun.storage.text import adaptation_unit, display_scale, is_number
 
@@ -28,14 +28,6 @@ class Validation(NamedTuple):
     half: float
     seconds: float
     inner_gradients: float
-
-
-def look_up(values: Mapping[str, Any], key: str) -> Any:
-    """Return a nested value by its dotted name, or None."""
-    value: Any = values
-    for part in key.split("."):
-        value = as_mapping(value).get(part)
-    return value
 
 
 def setting(run: Run, key: str) -> Any:

@@ -90,6 +90,14 @@ def _read(path: Path, load: Callable[[], Any], damaged: str) -> tuple[Any, str]:
         return None, damaged
 
 
+def look_up(values: Mapping[str, Any], key: str) -> Any:
+    """Return a nested value by its dotted name, or None."""
+    value: Any = values
+    for part in key.split("."):
+        value = as_mapping(value).get(part)
+    return value
+
+
 def parse_overrides(value: Any) -> tuple[str, ...] | None:
     """Return a list of overrides as Hydra noted it; None if one of them is not an override.
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metarun.errors import UserError
-from metarun.report.read.facts import command_of, look_up, setting
-from metarun.report.read.files import as_mappings, parse_overrides, read_json, read_settings
+from metarun.report.read.facts import command_of, setting
+from metarun.report.read.files import as_mappings, look_up, parse_overrides, read_json, read_settings
 from metarun.report.read.runs import COMPARED_JOBS, Run, find_runs
 from metarun.storage.status import FINAL, SUCCEEDED
 from metarun.storage.sweep_records import job_folders

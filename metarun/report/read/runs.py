@@ -111,7 +111,10 @@ def read_run(path: Path | str) -> Run:
     except OSError:
         config_text = ""
     hydra = path / ".hydra"
-    overrides = None if hydra.is_symlink() else files.read_yaml(hydra / "overrides.yaml")[0]
+    first, last = (
+        None if folder.is_symlink() else files.parse_overrides(files.read_yaml(folder / "overrides.yaml")[0])
+        for folder in (hydra, hydra / "resumed")
+    )
     reason = f": {one_line(summary['reason'])}" if summary.get("reason") else ""
     ending = ENDINGS.get(str(summary.get("status")), "").format(reason=reason, path=path)
     problems = [no_functions, no_config, no_summary, ending, *bad_records, *bad_timing, no_scores, *bad_analyses]
@@ -129,10 +132,21 @@ def read_run(path: Path | str) -> Run:
         seconds={(r["kind"], r["step"]): r["seconds"] for r in timing if is_number(r.get("seconds"))},
         scores=scores,
         analyses=tuple(analyses),
-        overrides=files.parse_overrides(overrides),
+        overrides=None if first is None else _join_overrides(first, last or (), config),
         missing=tuple(filter(None, problems)),
         functions=functions or {},
     )
+
+
+def _join_overrides(first: tuple[str, ...], last: tuple[str, ...], config: Record) -> tuple[str, ...]:
+    """The overrides of the command that began a run, with what the last command that resumed it changed in `config`."""
+    later = {}
+    for key, _, value in (override.partition("=") for override in last):
+        stored = files.look_up(config, key)
+        if stored is not None and str(stored).lower() == value.lower() and not key.startswith("resume"):
+            later[key] = f"{key}={value}"
+    kept = [o for o in first if o.partition("=")[0] not in later]
+    return (*kept, *later.values())
 
 
 def _read_scores(path: Path, expected: bool) -> tuple[Scores | None, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from metarun.report.read.facts import look_up, penalty_terms
-from metarun.report.read.files import as_mapping
+from metarun.report.read.facts import penalty_terms
+from metarun.report.read.files import as_mapping, look_up
 from metarun.report.read.runs import Run
 from metarun.report.tables.table import Table
 from metarun.storage.text import NOTHING, count, is_number, number

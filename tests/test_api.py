@@ -1,0 +1,156 @@
+"""`metarun.compose`, `metarun.run`: Python and the command line are one path, with the same results and errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.commands import metarun as command
+
+import metarun
+
+TINY = ["train.steps=4", "train.tasks=2", "val.tasks=2", "test.tasks=5", "report=false", "diagnostics=off"]
+TINY += ["device.compile=false", "device.threads=1"]
+
+
+@pytest.fixture(scope="module")
+def reptile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose algorithm is not the default one."""
+    folder = tmp_path_factory.mktemp("runs") / "reptile"
+    metarun.run(metarun.compose(["algo=reptile", *TINY]), folder)
+    return folder
+
+
+def test_evaluating_in_python_is_evaluating_on_the_command_line(reptile: Path, tmp_path: Path) -> None:
+    overrides = ["job=evaluate", f"run={reptile}", "test.tasks=20"]
+    config = metarun.compose(overrides)
+    assert config.algo["_target_"] == "metarun.algorithms.reptile.Reptile"
+    summary = metarun.run(config, tmp_path / "python").summary
+    assert command(*overrides, f"hydra.run.dir={tmp_path / 'command'}", cwd=tmp_path).returncode == 0
+    typed = json.loads((tmp_path / "command/summary.json").read_text())
+    same = ("algo", "mean", "curve", "episodes_sha256", "params_sha256", "n_tasks")
+    assert {k: summary[k] for k in same} == {k: typed[k] for k in same}
+
+
+def test_resuming_in_python_continues_the_run(tmp_path: Path) -> None:
+    settings, part = ["algo=fomaml", *TINY, "train.eval_every=4"], tmp_path / "part"
+    whole = metarun.run(metarun.compose([*settings, "train.steps=8"]), tmp_path / "whole").summary
+    metarun.run(metarun.compose(settings), part)
+    resumed = metarun.run(metarun.compose([f"resume={part}", "train.steps=8"]))
+    assert resumed.folder == part
+    assert resumed.summary["steps_done"] == 8
+    assert resumed.summary["params_sha256"] == whole["params_sha256"]
+    with pytest.raises(metarun.UserError, match="continues in its own folder"):
+        metarun.run(metarun.compose([f"resume={part}", "train.steps=9"]), tmp_path / "other")
+
+
+def test_a_job_that_needs_the_data_of_the_run_has_them(reptile: Path, tmp_path: Path) -> None:
+    config = metarun.compose(["job=predict", f"run={reptile}"])
+    with pytest.raises(metarun.UserError, match="data=sinusoid, which has no images"):
+        metarun.run(config, tmp_path / "predicted")
+    assert config.algo["_target_"] == "metarun.algorithms.reptile.Reptile"
+
+
+WRONG = [
+    (["run=outputs"], r"run=outputs: job=train reads no run; choices: job=evaluate, .*; resume=outputs continues it"),
+    (["algo.inner_lrr=1"], r"algo.inner_lrr: no such setting, did you mean inner_lr"),
+    (["+foo=1"], r"foo: no such setting"),
+    (["+train.foo=3"], r"train.foo: no such setting"),
+    (["+optim.betas=[0.9,0.99]"], r"optim.betas: no such setting"),
+    (["algo=mamll"], r"algo=mamll: no such option, did you mean maml"),
+    (["train.steps=many"], r"train.steps=many"),
+    (["seed=0,1"], r"seed"),
+    (["foo"], r"foo: is no setting; a setting is KEY=VALUE"),
+    (["algo.inner_lr=[1,"], r"algo.inner_lr=\[1,: cannot be read; close its brackets"),
+    (["train.steps=1e"], r"train.steps=1e: must be a whole number"),
+    (["resume=/nowhere"], r"/nowhere: is no run folder of metarun"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "line"), WRONG, ids=[o[0] for o, _ in WRONG])
+def test_a_mistake_is_the_line_of_the_command_line(overrides: list[str], line: str, tmp_path: Path) -> None:
+    with pytest.raises(metarun.UserError, match=line) as caught:
+        metarun.compose(overrides)
+    assert "\n" not in str(caught.value)
+    typed = command(*overrides, cwd=tmp_path)
+    assert typed.returncode == 2
+    if overrides != ["seed=0,1"]:  # the command line names -m
+        assert typed.stderr == f"metarun: {caught.value}\n"
+    assert not (tmp_path / "outputs").exists() or not any((tmp_path / "outputs").rglob("metrics.jsonl"))
+
+
+def test_one_string_is_no_list_of_overrides() -> None:
+    with pytest.raises(metarun.UserError, match=r"takes a list of overrides, as compose\(\['algo=maml'\]\)"):
+        metarun.compose("algo=maml")
+
+
+def test_settings_are_read_and_set_as_attributes(tmp_path: Path) -> None:
+    config = metarun.compose(TINY)
+    assert config.algo.inner_lr == config.algo["inner_lr"] == 0.01  # type: ignore[attr-defined]
+    config.algo.inner_lr = 0.5  # type: ignore[attr-defined]
+    assert metarun.build_algorithm(config).inner_lr == 0.5  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="inner_lrr: no such setting, did you mean inner_lr"):
+        _ = config.algo.inner_lrr  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("key", ["data.ways=5", "algo.train_ways=5"])
+def test_ways_mean_nothing_where_there_are_no_classes(key: str, tmp_path: Path) -> None:
+    name, _, value = key.partition("=")
+    with pytest.raises(metarun.UserError, match=rf"^{name}={value}: must be 1: data=sinusoid is regression"):
+        metarun.run(metarun.compose([*TINY, key]), tmp_path / "run")
+
+
+def test_settings_of_training_have_no_effect_on_a_test(reptile: Path) -> None:
+    for key in ("train.steps=9", "optim.lr=0.5", "val.tasks=3"):
+        with pytest.raises(metarun.UserError, match=f"{key}: has no effect on job=evaluate"):
+            metarun.compose(["job=evaluate", f"run={reptile}", key])
+
+
+def test_the_curve_of_a_test_reaches_the_step_of_its_result(reptile: Path) -> None:
+    again = ["job=evaluate", f"run={reptile}", "test.steps=3"]
+    with pytest.raises(metarun.UserError, match=r"algo\.test_inner_steps=3 tests after 3"):
+        metarun.compose(again)
+    config = metarun.compose([*again, "algo.test_inner_steps=3"])
+    assert (config.test.steps, config.algo["test_inner_steps"]) == (3, 3)
+
+
+def test_an_option_of_its_own_brings_its_own_keys(reptile: Path, tmp_path: Path) -> None:
+    """MAML has settings that Reptile lacks, and data=gp settings that the sinusoids lack."""
+    config = metarun.compose(["job=evaluate", f"run={reptile}", "algo=maml", "data=gp", "test.tasks=3"])
+    assert (config.algo["_target_"], config.data["_target_"]) == (
+        "metarun.algorithms.maml.MAML",
+        "metarun.data.gp.GaussianProcess",
+    )
+    assert metarun.run(config, tmp_path / "run").summary["data"] == "gp"
+
+
+def test_a_relative_root_is_found_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reptile: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert metarun.compose(["data=folder", "data.root=photos"]).data["root"] == str(tmp_path / "photos")
+    assert metarun.compose(["data=folder", "data.root=~/photos"]).data["root"] == str(Path.home() / "photos")
+
+
+@pytest.mark.parametrize("name", ["a b", "a(b)", "a=b", "a:b", "a'b", "a,b/c"])
+def test_any_path_is_a_run(name: str, reptile: Path, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.parent.mkdir(exist_ok=True)
+    shutil.copytree(reptile, folder)
+    given = f"run={folder}" if "," not in name else f'run="{folder}"'  # a comma is a sweep on the command line
+    assert metarun.compose(["job=evaluate", given, "data.noise=0.1"]).algo["inner_lr"] == 0.02
+
+
+def test_a_setting_given_twice_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert metarun.compose(["algo=maml", "algo=reptile"]).choices["algo"] == "reptile"
+    assert "algo=maml and algo=reptile: the last one counts" in capsys.readouterr().err
+
+
+def test_the_same_training_in_one_process_gives_the_same_bits(tmp_path: Path) -> None:
+    """What another run sets in between (threads, precision, determinism) does not stay."""
+    first = metarun.run(metarun.compose(TINY), tmp_path / "first").summary["params_sha256"]
+    other = ["algo=imaml", "device.deterministic=true", "device.precision=float64"]
+    metarun.run(metarun.compose([*TINY, *other]), tmp_path / "other")
+    assert metarun.run(metarun.compose(TINY), tmp_path / "again").summary["params_sha256"] == first
