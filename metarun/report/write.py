@@ -8,12 +8,13 @@ from pathlib import Path
 from metarun.errors import SettingError, UserError
 from metarun.report.compare.groups import group_runs
 from metarun.report.compare.results import pair_benchmarks, summarize
-from metarun.report.compare.sweep import collect_sweep
+from metarun.report.compare.sweep import Sweep, collect_sweep
 from metarun.report.read.jobs import find_jobs, list_jobs
 from metarun.report.read.runs import Run, is_refused_command, read_run
 from metarun.report.tables.comparison import comparison_tables, raw_pairs, raw_results
 from metarun.report.tables.sweep import best_configurations, raw_sweep, sweep_tables
-from metarun.report.tables.table import to_csv, to_latex, to_markdown
+from metarun.report.tables.table import Table, to_csv, to_latex, to_markdown
+from metarun.storage.atomic import name_file_in_errors, replace
 
 ENDINGS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex", "png": "-figures"}
 FORMATS = tuple(ENDINGS)
@@ -38,22 +39,12 @@ def write_report(folders: Sequence[Path | str], output: Path | str | None = None
     others = list(dict.fromkeys(path for _, paths in found for path in paths))
     parent = Path(folders[0]) if len(folders) == 1 else Path()
     target = Path(output) if output else parent / f"report{ENDINGS[format]}"
-    if not output:  # the folder of a run may hold a link of the report's name: its target is not overwritten
-        files = [
-            target,
-            target.with_name(target.name + ".tmp"),
-            path_beside(target, "pairs"),
-            path_beside(target, "sweep"),
-        ]
-        for path in [*files, *(target.iterdir() if target.is_dir() else ())]:
-            if path.is_symlink():
-                raise UserError(f"{path}: is a link, which is not written to; name another path with --output")
+    if not output:
+        _refuse_links(target)
     writers = {"html": _write_html, "png": _write_png, "md": _write_markdown, "csv": _write_csv, "latex": _write_latex}
-    try:
+    with name_file_in_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         writers[format](runs, others, target)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
     return target
 
 
@@ -62,15 +53,21 @@ def path_beside(target: Path, content: str) -> Path:
     return target.with_name(f"{target.stem}-{content}{target.suffix}")
 
 
+def _refuse_links(target: Path) -> None:
+    """The folder of a run may hold a link of the report's name: its target is not overwritten."""
+    files = [target, target.with_name(target.name + ".tmp"), *(path_beside(target, c) for c in ("pairs", "sweep"))]
+    for path in [*files, *(target.iterdir() if target.is_dir() else ())]:
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link, which is not written to; name another path with --output")
+
+
 def _write_html(runs: list[Run], others: list[Path], target: Path) -> None:
     from metarun.report.figures.drawing import style  # not at the top: tables do without matplotlib
     from metarun.report.page.render import render
 
     with style():
         page = render(runs, others)
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(target)
+    replace(target, page.encode())
 
 
 def _write_png(runs: list[Run], others: list[Path], target: Path) -> None:
@@ -79,15 +76,18 @@ def _write_png(runs: list[Run], others: list[Path], target: Path) -> None:
 
     target.mkdir(parents=True, exist_ok=True)
     with style():
-        for section in page_sections(runs, others):
-            for drawing in section.drawings:
-                drawing.figure.savefig(target / f"{drawing.name}.png", format="png", dpi=200)
+        for drawing in (d for section in page_sections(runs, others) for d in section.drawings):
+            drawing.figure.savefig(target / f"{drawing.name}.png", format="png", dpi=200)
+
+
+def _tables(runs: list[Run], others: list[Path]) -> tuple[Sweep | None, list[Table]]:
+    jobs = list_jobs(runs, others)
+    sweep = collect_sweep(jobs)
+    return sweep, [*sweep_tables(sweep, jobs), *comparison_tables([summarize(g) for g in group_runs(runs)])]
 
 
 def _write_markdown(runs: list[Run], others: list[Path], target: Path) -> None:
-    jobs = list_jobs(runs, others)
-    sweep = collect_sweep(jobs)
-    tables = [*sweep_tables(sweep, jobs), *comparison_tables([summarize(g) for g in group_runs(runs)])]
+    sweep, tables = _tables(runs, others)
     lines = []
     for best in best_configurations(sweep) if sweep else ():
         lines += [best.sentence, "", "```", best.command, "```", ""]
@@ -98,9 +98,7 @@ def _write_markdown(runs: list[Run], others: list[Path], target: Path) -> None:
 
 
 def _write_latex(runs: list[Run], others: list[Path], target: Path) -> None:
-    jobs = list_jobs(runs, others)
-    tables = [*sweep_tables(collect_sweep(jobs), jobs), *comparison_tables([summarize(g) for g in group_runs(runs)])]
-    floats = [to_latex(table, f"metarun{at}") + "\n" for at, table in enumerate(tables, 1)]
+    floats = [to_latex(table, f"metarun{at}") + "\n" for at, table in enumerate(_tables(runs, others)[1], 1)]
     target.write_text("\n".join([LATEX_HEAD, *floats]), encoding="utf-8")
 
 

@@ -11,24 +11,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from metarun.report.compare.groups import Group, by_benchmark
-from metarun.report.read.facts import headline_scores, inner_gradients, metric_of, validations
+from metarun.report.read.facts import headline_scores, inner_gradients, metric_of, validation_curve
 from metarun.report.read.runs import Run
 from metarun.statistics import intervals, paired
 from metarun.statistics.variance import variance_components
 from metarun.storage.text import display_scale, higher_is_better, is_number
 
 NAN = math.nan
-UNITS = {  # of cost -> how much of it a validation had spent
-    "outer steps": attrgetter("step"),
-    "seconds": attrgetter("seconds"),
-    "inner gradients": attrgetter("inner_gradients"),
-}
+UNITS = {"outer steps": "step", "seconds": "seconds", "inner gradients": "inner_gradients"}  # of cost, in a curve
 ALL_PAIRS = 8  # groups of a benchmark up to which every pair is compared; beyond it, each with the best
 
 
@@ -114,11 +109,11 @@ def _mean(values: Sequence[Any]) -> float:
     return sum(numbers) / len(numbers) if numbers else NAN
 
 
-def best_validation(run: Run, unit: str = "outer steps", limit: float = math.inf) -> float:
-    """Return the best finite validation among those that spent at most `limit` of the unit; NaN if there is none."""
-    means = [v.mean for v in validations(run) if math.isfinite(v.mean) and UNITS[unit](v) <= limit]
-    better = max if higher_is_better(metric_of(run)) else min
-    return better(means) if means else NAN
+def best_validation(run: Run, cost: str = "step", limit: float = math.inf) -> float:
+    """Return the best finite validation among those that cost at most `limit`; NaN if there is none."""
+    curve = validation_curve(run)
+    means = curve["mean"][np.isfinite(curve["mean"]) & (curve[cost] <= limit)] if curve else np.zeros(0)
+    return float(means.max() if higher_is_better(metric_of(run)) else means.min()) if len(means) else NAN
 
 
 def group_scores(group: Group) -> tuple[np.ndarray | None, str]:
@@ -165,14 +160,18 @@ def compare(a: Group, b: Group) -> Pair:
 def equal_compute(groups: Sequence[Group]) -> list[Budget]:
     """Return, for each unit, the smallest total of a run of these groups, and what each had reached within it."""
     budgets = []
-    for unit, spent_at in UNITS.items():
-        spent = {g.label: [max(map(spent_at, validations(r)), default=NAN) for r in g.runs] for g in groups}
-        amounts = {label: [v for v in values if math.isfinite(v) and v > 0] for label, values in spent.items()}
-        usable = [g for g in groups if amounts[g.label]]
+    for unit, cost in UNITS.items():
+        totals = {g.label: [t for r in g.runs if (t := _total(validation_curve(r).get(cost))) > 0] for g in groups}
+        usable = [g for g in groups if totals[g.label]]
         if len(usable) < 2:
             continue
-        amount = min(v for g in usable for v in amounts[g.label])
+        amount = min(min(totals[g.label]) for g in usable)
         limit = amount * (1 + 1e-9)
-        best = {g.label: interval_of([best_validation(r, unit, limit) for r in g.runs]) for g in usable}
+        best = {g.label: interval_of([best_validation(r, cost, limit) for r in g.runs]) for g in usable}
         budgets.append(Budget(unit, amount, best))
     return budgets
+
+
+def _total(spent: np.ndarray | None) -> float:
+    """The largest finite amount; 0 without any."""
+    return 0.0 if spent is None else float(np.max(spent, where=np.isfinite(spent), initial=0.0))

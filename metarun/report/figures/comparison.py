@@ -50,25 +50,24 @@ def average_curves(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.
 
 def draw_learning_curves(groups: Sequence[Group], looks: Looks) -> Drawing | None:
     """Draw validation against outer steps and against time."""
-    shown = [g for g in groups if any(facts.validations(r) for r in g.runs)]
+    shown = [g for g in groups if any(r.of("val") for r in g.runs)]
     if not shown:
         return None
     benchmarks = by_benchmark(shown)
     figure, axes, texts = *_grid(2 * len(benchmarks), shown, columns=2), []
     for at, (benchmark, members) in enumerate(benchmarks.items()):
         left, right = axes[2 * at], axes[2 * at + 1]
-        unit, by = time_unit([v.seconds for g in members for r in g.runs for v in facts.validations(r)])
+        curves = {g.label: [c for c in map(facts.validation_curve, g.runs) if c] for g in members}
+        unit, by = time_unit([s for same in curves.values() for c in same for s in c["seconds"]])
         means = []
         for group in members:
             own = looks[group.label]
-            curves = [_validation_curve(run, "step") for run in group.runs]
-            x, mean, low, high = average_curves([curve for curve in curves if len(curve[0])])
+            x, mean, low, high = average_curves([(c["step"], c["mean"]) for c in curves[group.label]])
             drawing.plot_band(left, x, mean, low, high, own)
             means.append(mean)
             texts.append(describe_curve(f"{group.label}, validation on {benchmark}", (x, mean)))
-            for run in group.runs:
-                seconds, values = _validation_curve(run, "seconds")
-                _plot_line(right, seconds / by, values, own)
+            for curve in curves[group.label]:
+                _plot_line(right, curve["seconds"] / by, curve["mean"], own)
         label = f"validation {plain(axis_label(members[0].metric))}"
         finish(left, plain(benchmark, 48), "outer steps", label, means)
         finish(right, "by time, one line a seed", f"{unit} of training", label, means)
@@ -80,11 +79,6 @@ def time_unit(seconds: Sequence[float]) -> tuple[str, float]:
     """Return hours, minutes or seconds, and the number of seconds that it has."""
     longest = max((s for s in seconds if math.isfinite(s)), default=0.0)
     return ("hours", 3600.0) if longest > 4 * 3600 else ("minutes", 60.0) if longest > 300 else ("seconds", 1.0)
-
-
-def _validation_curve(run: Run, by: str) -> Curve:
-    points = facts.validations(run)
-    return np.array([getattr(p, by) for p in points], dtype=float), np.array([p.mean for p in points], dtype=float)
 
 
 def _plot_line(axes: Axes, x: np.ndarray, y: np.ndarray, look: Look) -> None:

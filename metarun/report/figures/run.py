@@ -24,8 +24,8 @@ FRACTIONS = (0.0, 0.1, 0.3, 0.6, 1.0)  # of the records, at which profiles along
 
 def draw_learning(run: Run) -> Drawing | None:
     """Training loss; training and validation metric with the validation's interval. None without either."""
-    train, points = run.of("train"), facts.validations(run)
-    if not train and not points:
+    train, validation = run.of("train"), facts.validation_curve(run)
+    if not train and not validation:
         return None
     metric = facts.metric_of(run)
     size = f", {facts.episode_size(run, 'train_')}" if "train_shots" in run.summary else ""
@@ -37,14 +37,14 @@ def draw_learning(run: Run) -> Drawing | None:
     scores = scores * display_scale(metric)
     if len(at):
         drawing.plot_noisy(right, at, scores, TRAINING, plain(f"training tasks{size}"))
-    x, mean, half = (np.array([getattr(p, key) for p in points], dtype=float) for key in ("step", "mean", "half"))
-    if points:
+    x, mean, half = (validation.get(key, np.zeros(0)) for key in ("step", "mean", "ci95"))
+    if len(x):
         drawing.plot_band(right, x, mean, mean - half, mean + half, VALIDATION, "validation, 95 % interval")
         best = run.summary.get("best_step")
         if is_number(best) and best in x:
             drawing.mark_x(right, best, f"best, step {count(best)}")
     finish(right, "Training and validation", "outer steps", plain(axis_label(metric)), [scores, mean])
-    if len(at) or points:
+    if len(at) or len(x):
         right.legend()
     curves = {"Training loss": (steps, losses), f"Training {metric}": (at, scores), f"Validation {metric}": (x, mean)}
     return Drawing("learning", " ".join(describe_curve(name, curve) for name, curve in curves.items()), figure)

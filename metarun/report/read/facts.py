@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,16 +18,6 @@ from metarun.report.read.runs import Run
 from metarun.storage.text import adaptation_unit, display_scale, is_number
 
 UNKNOWN_METRIC = "metric"
-
-
-class Validation(NamedTuple):
-    """One validation: the metric with half of its interval as displayed, and what was spent so far."""
-
-    step: int
-    mean: float
-    half: float
-    seconds: float
-    inner_gradients: float
 
 
 def setting(run: Run, key: str) -> Any:
@@ -100,39 +90,37 @@ def inner_gradients(run: Run) -> float:
     return inner_gradients_per_step(run) * steps if is_number(steps) else math.nan
 
 
-def validations(run: Run) -> list[Validation]:
-    """Return the validations in order, in display units (per cent for an accuracy)."""
-    scale, each = display_scale(metric_of(run)), inner_gradients_per_step(run)
-    return [
-        Validation(
-            step=record["step"],
-            mean=_scaled(record.get("mean"), scale),
-            half=_scaled(record.get("ci95"), scale),
-            seconds=run.seconds.get(("val", record["step"]), math.nan),
-            inner_gradients=each * record["step"],
-        )
-        for record in run.of("val")
-    ]
+def validation_curve(run: Run) -> dict[str, np.ndarray]:
+    """Return `step`, `mean`, `ci95`, `seconds` and `inner_gradients` (spent so far) of each validation; {} without any.
+
+    Means and intervals are in display units: per cent for an accuracy.
+    """
+    curve = _read_curve(run, run.of("val"))
+    if curve:
+        curve["seconds"] = np.array([run.seconds.get(("val", int(step)), math.nan) for step in curve["step"]])
+        curve["inner_gradients"] = inner_gradients_per_step(run) * curve["step"]
+    return curve
 
 
 def test_curve(run: Run) -> dict[str, np.ndarray]:
     """Return `step`, `mean`, `ci95` and `loss` after each adaptation step, in display units; {} without a test."""
-    rows = as_mappings(run.summary.get("curve"))
-    scale = display_scale(metric_of(run))
-    scales = {"step": 1.0, "mean": scale, "ci95": scale, "loss": 1.0}
-    return {key: np.array([_scaled(r.get(key), by) for r in rows]) for key, by in scales.items()} if rows else {}
+    return _read_curve(run, as_mappings(run.summary.get("curve")))
 
 
-def _scaled(value: Any, scale: float) -> float:
-    return scale * value if is_number(value) else math.nan
+def _read_curve(run: Run, rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    scale = display_scale(metric_of(run)) if rows else 1.0
+    scales = {"step": 1.0, "mean": scale, "ci95": scale, "loss": 1.0} if rows else {}
+    return {
+        key: np.array([by * r[key] if is_number(r.get(key)) else math.nan for r in rows]) for key, by in scales.items()
+    }
 
 
 def headline_scores(run: Run) -> np.ndarray | None:
     """Return the metric of each test task at the reported adaptation step, or None."""
     if run.scores is None:
         return None
-    steps, reported = run.scores.steps, run.summary.get("headline_step")
-    return run.scores.values[steps.index(reported) if reported in steps else -1]
+    reported = [scores for step, scores in run.scores.items() if step == run.summary.get("headline_step")]
+    return (reported or list(run.scores.values()))[-1]
 
 
 def penalty_terms(run: Run) -> list[Mapping[str, Any]]:

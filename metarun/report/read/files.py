@@ -112,13 +112,10 @@ def parse_overrides(value: Any) -> tuple[str, ...] | None:
 
 def read_records(path: Path) -> tuple[list[Record], list[str]]:
     """Return the lines of a .jsonl file that are records, and a sentence about those that are not."""
-    try:
-        lines = untrusted.read_text(path, MAX_BYTES, errors="replace").split("\n")
-    except untrusted.Refused as error:
-        return [], [f"{path.name} is left out: it {error.strerror}."]
-    except OSError:
-        return [], [f"{path.name} is missing."]
-    parsed = [_parse_record(line) for line in lines if line.strip()]
+    text, problem = _read(path, lambda: untrusted.read_text(path, MAX_BYTES, errors="replace"), "is damaged")
+    if problem:
+        return [], [f"{path.name} {problem}."]
+    parsed = [_parse_record(line) for line in text.split("\n") if line.strip()]
     good = [record for record in parsed if record is not None]
     bad = [at for at, record in enumerate(parsed, 1) if record is None]
     if not parsed:
@@ -127,10 +124,8 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
         return good, []
     if bad == [len(parsed)]:
         return good, [f"{path.name}: its last line is cut off and was left out."]
-    lines_are = (
-        f"line {bad[0]} is" if len(bad) == 1 else f"{len(bad)} of {len(parsed)} lines (the first is line {bad[0]}) are"
-    )
-    return good, [f"{path.name}: {lines_are} no record of metarun and left out."]
+    found = f"{len(bad)} of {len(parsed)}, the first is line {bad[0]}"
+    return good, [f"{path.name}: lines that are not records of metarun were left out ({found})."]
 
 
 def _parse_record(line: str) -> Record | None:

@@ -33,14 +33,6 @@ ENDINGS = {
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The metric of each test task after each reported adaptation step."""
-
-    steps: tuple[int, ...]
-    values: np.ndarray  # [R, tasks]
-
-
-@dataclass(frozen=True)
 class Run:
     """What one run folder holds, and what it lacks."""
 
@@ -50,7 +42,7 @@ class Run:
     summary: Mapping[str, Any]
     records: Mapping[str, tuple[Record, ...]]  # of metrics.jsonl by kind, ascending steps
     seconds: Mapping[tuple[str, int], float]  # of timing.jsonl: (kind, step) -> seconds of training so far
-    scores: Scores | None
+    scores: Mapping[int, np.ndarray] | None  # reported adaptation step -> metric of each test task
     analyses: tuple[Analysis, ...]
     overrides: tuple[str, ...] | None  # of the command line, if Hydra noted them
     missing: tuple[str, ...]
@@ -149,7 +141,7 @@ def _join_overrides(first: tuple[str, ...], last: tuple[str, ...], config: Recor
     return (*kept, *later.values())
 
 
-def _read_scores(path: Path, expected: bool) -> tuple[Scores | None, str]:
+def _read_scores(path: Path, expected: bool) -> tuple[dict[int, np.ndarray] | None, str]:
     if not path.exists():
         return None, f"test.json is missing: {NO_PAIRS}" if expected else ""
     stored, problem = files.read_json(path, dict)
@@ -162,4 +154,4 @@ def _read_scores(path: Path, expected: bool) -> tuple[Scores | None, str]:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         return None, f"test.json is not of the expected form: {NO_PAIRS}"
-    return Scores(steps, values), ""
+    return dict(zip(steps, values, strict=True)), ""

@@ -37,7 +37,9 @@ def test_lines_of_another_program_are_counted(tmp_path: Path) -> None:
         file.write('{"epoch": 1}\n[1, 2]\n\n{"kind": "train", "step": "late"}\n' + json.dumps(records()[0]) + "\n")
     run = read_run(folder)
     assert len(run.of("train")) == 5
-    assert run.missing == ("metrics.jsonl: 3 of 12 lines (the first is line 9) are no record of metarun and left out.",)
+    assert run.missing == (
+        "metrics.jsonl: 3 of 12 lines, the first of them line 9, are no records of metarun and were left out.",
+    )
 
 
 @pytest.mark.parametrize(
