@@ -38,7 +38,7 @@ def test_lines_of_another_program_are_counted(tmp_path: Path) -> None:
     run = read_run(folder)
     assert len(run.of("train")) == 5
     assert run.missing == (
-        "metrics.jsonl: 3 of 12 lines, the first of them line 9, are no records of metarun and were left out.",
+        "metrics.jsonl: lines that are not records of metarun were left out (3 of 12, the first is line 9).",
     )
 
 
