@@ -179,6 +179,7 @@ class Pictures(NamedTuple):
 
     files: tuple[str, ...]  # names below the folder
     x: Tensor  # [M, C, H, W]
+    unreadable: tuple[str, ...]  # names of the files that are no images
 
 
 def read_examples(path: Path, pixels: Pixels) -> Examples:
@@ -196,12 +197,12 @@ def read_examples(path: Path, pixels: Pixels) -> Examples:
     rows = sorted((shot, entry.label, entry.name) for _, group in by_class for shot, entry in enumerate(group))
     y = torch.tensor([classes.index(label) for _, label, _ in rows])
     counts = y.bincount()
-    x = _read_inputs([name for _, _, name in rows], files, pixels)
+    x = _read_inputs([name for _, _, name in rows], files, pixels, skip=False).x
     return Examples(classes, x, y, (int(counts.min()), int(counts.max())))
 
 
 def read_pictures(path: Path, pixels: Pixels) -> Pictures:
-    """Read one image, or all below a folder or in an archive."""
+    """Read one image, or all below a folder or in an archive. Raise `UserError` if none of them can be read."""
     require(path.exists(), "predict.query", path, "there is no such file or folder")
     if path.is_file() and not is_archive(path):
         files = open_files(path.parent)
@@ -211,15 +212,19 @@ def read_pictures(path: Path, pixels: Pixels) -> Pictures:
         names = [name for name in files.names if name.lower().endswith(IMAGES)]
     if not names:
         raise SettingError("predict.query", path, f"contains no image; supported endings: {', '.join(IMAGES)}")
-    return Pictures(tuple(names), _read_inputs(names, files, pixels))
+    return _read_inputs(names, files, pixels, skip=True)
 
 
-def _read_inputs(names: Sequence[str], files: Files, pixels: Pixels) -> Tensor:
-    """Decoded images as inputs of a network [B, C, H, W]."""
-    images = []
+def _read_inputs(names: Sequence[str], files: Files, pixels: Pixels, skip: bool) -> Pictures:
+    """Decode images. Raise `UserError` for a file that cannot be read, or with `skip` where none can be."""
+    readable, images, unreadable = [], [], []
     for name, content in zip(names, files.read(names), strict=True):
         try:
             images.append(pixels.decode(content))
+            readable.append(name)
         except CorruptImage as error:
-            raise UserError(f"{files.path / name}: is not a readable image ({error})") from error
-    return pixels.to_inputs(torch.from_numpy(np.stack(images)))
+            unreadable.append(name)
+            if not skip or len(unreadable) == len(names):
+                raise UserError(f"{files.path / name}: is not a readable image ({error})") from error
+    x = pixels.to_inputs(torch.from_numpy(np.stack(images)))
+    return Pictures(tuple(readable), x, tuple(unreadable))

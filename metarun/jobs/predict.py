@@ -6,7 +6,7 @@ The classes are those of the support folder; they need not be any that the run w
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from metarun.jobs.result import Result
 from metarun.jobs.terminal import show, small_table
 from metarun.regularizers.build import build_regularization
 from metarun.storage.run_folder import RunFolder
+from metarun.storage.text import count_nouns
 from metarun.training import checkpoint
 from metarun.training.evaluation import calibrate
 from metarun.training.experiment import build_dataset, build_learner, option_name
@@ -30,17 +31,22 @@ from metarun.types import Algorithm, Batch, Dataset, DatasetOptions, Params, opt
 
 SHOWN = 30  # predictions that the terminal lists
 AT_ONCE = 256  # pictures that are predicted together
+UNREADABLE = "(not readable)"  # in place of the class of a file that is no image
 
 
-class Predictions(NamedTuple):
-    classes: tuple[str, ...]
-    files: tuple[str, ...]
-    probabilities: Tensor  # [M, N]
-    truth: list[str | None]  # the folder's name, where it is one of the classes
+class Prediction(NamedTuple):
+    """The probability of each class for one picture, the likeliest first."""
+
+    file: str
+    probabilities: dict[str, float]
+
+    @property
+    def best(self) -> str:
+        return next(iter(self.probabilities))
 
 
 def predict_job(config: Config, record: RunFolder) -> Result:
-    """Write predictions.csv and summary.json into the run folder."""
+    """Write predictions.csv and summary.json into the run folder; files that cannot be read are named and skipped."""
     source = open_source_run(config)
     dataset = build_dataset(config)
     pixels = optional(dataset, DatasetOptions, "pixels")
@@ -51,18 +57,32 @@ def predict_job(config: Config, record: RunFolder) -> Result:
     pictures = read_pictures(require_folder(config, "query"), pixels)
     placement = make_placement(config.device)
     learner, params = restore_learner(config, source, dataset, placement, examples)
-    probabilities = predict(learner, params, examples, pictures, placement)
-    folders = [PurePosixPath(name).parent.name for name in pictures.files]
-    truth = [folder if folder in examples.classes else None for folder in folders]
-    predictions = Predictions(examples.classes, pictures.files, probabilities, truth)
-    summary = summarize(config, source, examples, predictions)
+    rows = predict(learner, params, examples, pictures, placement).tolist()
+    predictions = [
+        Prediction(name, dict(sorted(zip(examples.classes, row, strict=True), key=lambda pair: -pair[1])))
+        for name, row in zip(pictures.files, rows, strict=True)
+    ]
+    folders = [(PurePosixPath(p.file).parent.name, p.best) for p in predictions]
+    known = [(folder, best) for folder, best in folders if folder in examples.classes]
+    summary = {
+        "run": str(source.path),
+        "algo": option_name("algo", config),
+        "norm": config.model.get("norm"),
+        "classes": list(examples.classes),
+        "shots": list(examples.shots),
+        "pictures": len(predictions),
+        "unreadable": list(pictures.unreadable),
+        "labelled": len(known),
+        "correct": sum(folder == best for folder, best in known),
+    }
     record.create(to_dict(config))
     with open(record.path / "predictions.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["file", "predicted", "probability", *(f"p({name})" for name in predictions.classes)])
-        for name, row in zip(predictions.files, predictions.probabilities.tolist(), strict=True):
-            best = max(range(len(row)), key=row.__getitem__)
-            writer.writerow([name, predictions.classes[best], f"{row[best]:.4f}", *(f"{p:.4f}" for p in row)])
+        writer.writerow(["file", "predicted", "probability", *(f"p({name})" for name in examples.classes)])
+        for p in predictions:
+            values = (p.probabilities[name] for name in (p.best, *examples.classes))
+            writer.writerow([p.file, p.best, *(f"{value:.4f}" for value in values)])
+        writer.writerows([name, UNREADABLE, *[""] * (1 + len(examples.classes))] for name in pictures.unreadable)
     record.write_json("summary.json", summary)
     show(*render(summary, predictions, record))
     return Result("completed", summary, record.path, params)
@@ -95,40 +115,28 @@ def predict(learner: Algorithm, params: Params, examples: Examples, pictures: Pi
     return torch.cat([learner.predict(adapted, part) for part in parts]).softmax(1).cpu()
 
 
-def summarize(config: Config, source: RunFolder, examples: Examples, predictions: Predictions) -> dict[str, Any]:
-    """The content of summary.json."""
-    best = predictions.probabilities.argmax(1).tolist()
-    known = [(t, predictions.classes[b]) for t, b in zip(predictions.truth, best, strict=True) if t is not None]
-    return {
-        "run": str(source.path),
-        "algo": option_name("algo", config),
-        "norm": config.model.get("norm"),
-        "classes": list(examples.classes),
-        "shots": list(examples.shots),
-        "pictures": len(best),
-        "labelled": len(known),
-        "correct": sum(truth == predicted for truth, predicted in known),
-    }
-
-
-def render(summary: dict[str, Any], predictions: Predictions, record: RunFolder) -> Iterator[str | Table]:
+def render(summary: dict[str, Any], predictions: Sequence[Prediction], record: RunFolder) -> Iterator[str | Table]:
     """What the terminal shows."""
-    shots = "-".join(str(s) for s in sorted(set(summary["shots"])))
-    classes = len(predictions.classes)
-    yield f"metarun: {summary['algo']} of {summary['run']}, {classes} classes with {shots} examples each"
+    fewest, most = summary["shots"]
+    shots = f"{fewest} to {most} examples" if fewest < most else count_nouns(most, "example")
+    yield f"metarun: {summary['algo']} of {summary['run']}, {len(summary['classes'])} classes with {shots} each"
     table = small_table("file", "predicted", "probability", "next", text=("predicted", "next"))
-    top = predictions.probabilities.topk(2, dim=1)
-    rows = zip(predictions.files, top.values.tolist(), top.indices.tolist(), strict=True)
-    for name, (p, q), (first, second) in list(rows)[:SHOWN]:
-        table.add_row(name, predictions.classes[first], f"{p:.3f}", f"{predictions.classes[second]} {q:.3f}")
+    for name in summary["unreadable"][:SHOWN]:
+        table.add_row(name, UNREADABLE)
+    for file, probabilities in predictions[:SHOWN]:
+        (first, p), (second, q), *_ = probabilities.items()
+        table.add_row(file, first, f"{p:.3f}", f"{second} {q:.3f}")
     yield table
     if summary["pictures"] > SHOWN:
         yield f"... and {summary['pictures'] - SHOWN} more"
     if summary["labelled"]:
-        yield f"{summary['correct']} of {summary['labelled']} pictures are in a folder named as predicted"
+        labelled = count_nouns(summary["labelled"], "picture")
+        yield f"{summary['correct']} of {labelled} in a folder named after a class got that class"
     if summary["norm"] == "batch":
         yield "norm batch: a prediction depends on the other pictures that were given with it"
-    yield f"table: {record.path / 'predictions.csv'}"
+    skipped = len(summary["unreadable"])
+    ending = f" ({count_nouns(skipped, 'file')} skipped: not readable as images)" if skipped else ""
+    yield f"table: {record.path / 'predictions.csv'}{ending}"
 
 
 def require_folder(config: Config, name: str) -> Path:

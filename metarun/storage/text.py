@@ -31,6 +31,11 @@ def count(value: Any) -> str:
     return f"{round(value):,}" if is_number(value) else NOTHING
 
 
+def count_nouns(value: int, one: str, many: str | None = None) -> str:
+    """`1 task`, `2 tasks`; `many` is the plural that does not end in s alone."""
+    return f"{value} {one if value == 1 else many or one + 's'}"
+
+
 def display_unit(metric: str) -> str:
     return "%" if metric in PERCENT else ""
 

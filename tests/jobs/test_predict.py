@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,6 +169,36 @@ def test_wrong_places_are_one_line_with_their_key(home: Path, tmp_path: Path) ->
     )
     assert "contains no image" in refusal(home, tmp_path, query=str(tmp_path / "empty"))
     assert f"{tmp_path / 'bad/x.jpg'}: is not a readable image" in refusal(home, tmp_path, query=str(tmp_path / "bad"))
+
+
+def test_pictures_that_cannot_be_read_are_named_and_the_others_predicted(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(home / "query", tmp_path / "query")
+    predict(home, tmp_path / "whole", query=str(tmp_path / "query"))
+    for name in ("teal/0.png", "broken.jpg"):
+        (tmp_path / "query" / name).write_text("no image")
+    capsys.readouterr()
+    result = predict(home, tmp_path / "out", query=str(tmp_path / "query"))
+    assert rows(tmp_path / "out")[:-2] == rows(tmp_path / "whole")
+    last = rows(tmp_path / "out")[-2:]
+    assert {(row["file"], row["predicted"], row["probability"]) for row in last} == {
+        ("broken.jpg", "(not readable)", ""),
+        ("teal/0.png", "(not readable)", ""),
+    }
+    assert (result.summary["pictures"], sorted(result.summary["unreadable"])) == (12, ["broken.jpg", "teal/0.png"])
+    shown = capsys.readouterr().out
+    assert "broken.jpg" in shown
+    assert shown.rstrip().endswith("predictions.csv (2 files skipped: not readable as images)")
+
+
+def test_a_refused_job_of_the_command_line_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra makes the folder before the job can be refused."""
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "metarun", "job=predict", "run=nowhere"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_is_needed_and_one_on_images(home: Path, tmp_path: Path) -> None:
