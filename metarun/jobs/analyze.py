@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -41,6 +43,9 @@ def analyze_job(config: Config, record: RunFolder) -> Result:
     except KeyboardInterrupt:
         print_notice("stopped; the same command continues from here")
         raise
+    except UserError:
+        release_folder(folder)
+        raise
     message = results["summary"].get("message")
     report = leave_report(source) if source and config.report else None
     lines = [message, f"results: {folder}", f"report of the run: {report}" if report else None]
@@ -55,6 +60,15 @@ def choose_folder(config: Config, source: RunFolder, name: str) -> Path:
         if claim_folder(config, folder):
             return folder.path
     raise SettingError("analysis", name, f"{source.path / 'analyses'} has too many folders")
+
+
+def release_folder(folder: Path) -> None:
+    """Undo `claim_folder` where nothing was measured: settings that were refused leave no folder."""
+    if not {"results.jsonl", "runs"} & {path.name for path in folder.iterdir()}:
+        (folder / "settings.json").unlink()
+        with contextlib.suppress(OSError):  # without a run it is the job's own folder, with files of others
+            folder.rmdir()
+            folder.parent.rmdir()
 
 
 def claim_folder(config: Config, folder: RunFolder) -> bool:

@@ -62,6 +62,18 @@ def test_mistakes_are_answered_by_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "nothing").exists()
 
 
+def test_a_refused_analysis_claims_no_folder(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", "algo=reptile")
+    shift = ["analysis=task_shift", "+analysis.regression.wrong.amplitud=3"]
+    with pytest.raises(UserError, match="no such shift of these data"):
+        analyze(run, *shift)
+    assert not (run / "analyses").exists()
+    analyze(run, *SENSITIVITY)
+    with pytest.raises(UserError, match="no such shift of these data"):
+        analyze(run, *shift)
+    assert [path.name for path in (run / "analyses").iterdir()] == ["sensitivity"]
+
+
 def test_an_unknown_analysis_is_refused_by_name() -> None:
     from metarun.cli.usage_errors import describe_usage_error
 
