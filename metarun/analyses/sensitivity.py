@@ -6,10 +6,11 @@ factors of its lambda (`prox`) at the run's own rate, and lambda by conjugate-gr
 adaptation, x* that of the tuned cell (the run's own rate and steps), x_c those of the C other cells with at least one
 step, and the sign such that larger is better:
 
-    mean_drop = mean over the finite cells of (x* - x_c)                  in the unit of the metric
-    gain_lost = (1/C) sum_c min(1, (x* - x_c) / (x* - x_0))               1 where x_c is not finite
+    mean_drop = mean over the cells that did not diverge of (x* - x_c)    in the unit of the metric
+    gain_lost = (1/C) sum_c min(1, (x* - x_c) / (x* - x_0))               1 where x_c diverged
+    diverged  = number of cells whose x_c is not finite, or |x_c| > 100 max(|x*|, |x_0|)
 
-`mean_drop` is the usual robustness score, but ignores cells that diverge, and one error of 1e6 dominates it.
+`mean_drop` is the usual robustness score. It ignores cells that diverge, so read it beside their number.
 `gain_lost` is the share of the gain of adaptation that is lost away from the tuned cell: 0 is no loss at all, 1 is all,
 and a cell cannot lose more. It does not exist if adaptation gains nothing. The best cell is chosen on the same tasks
 that it is reported on, so it flatters. Setlur et al. 2021, arXiv 2102.11503, on how unlike rankings can be away from
@@ -29,6 +30,7 @@ The weights are the run's, whatever lambda they were trained with. Rajeswaran et
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,9 +41,12 @@ from metarun.diagnostics.meta_gradients import implicit_measures
 from metarun.diagnostics.task_sample import TaskSample
 from metarun.errors import UserError, require
 from metarun.report.figures.drawing import Drawing
-from metarun.storage.text import axis_label, display_scale, format_metric
+from metarun.storage.text import axis_label, count_nouns, display_scale, format_metric
 from metarun.training.evaluation import EPISODE_SEED, mean_and_interval
 from metarun.types import RATES, AlgorithmOptions, GradientLearner, ProximalLearner, optional
+
+FAR = 100.0
+"""Times the metric of the tuned cell, or of no adaptation, beyond which a cell has diverged."""
 
 SOLVER_METRICS = ("cg_residual", "cg_negative", "stationarity")
 IMPLICIT_MAPS = {
@@ -76,10 +81,10 @@ class Sensitivity:
         learner = context.run.experiment.tested
         if not isinstance(learner, GradientLearner):
             raise UserError("analysis=sensitivity: this run's algorithm has no inner loop with a rate to change")
-        prox = optional(learner, AlgorithmOptions, "prox")
-        cells: list[Cell] = [{"inner_lr": learner.inner_lr * f, "prox": prox} for f in sorted({1.0, *self.rates})]
+        cells: list[Cell] = [{"inner_lr": learner.inner_lr * f} for f in sorted({1.0, *self.rates})]
         if not isinstance(learner, ProximalLearner):
             return cells
+        cells = [cell | {"prox": learner.prox} for cell in cells]
         cells += [{"inner_lr": learner.inner_lr, "prox": learner.prox * f} for f in self.strengths if f != 1]
         algo = context.config.algo
         if "cg_steps" in algo and self.cg_steps:
@@ -88,7 +93,7 @@ class Sensitivity:
         return cells
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
-        experiment = context.assemble({f"algo.{k}": v for k, v in cell.items() if v is not None})
+        experiment = context.assemble({f"algo.{k}": v for k, v in cell.items()})
         own: Any = context.run.experiment.tested
         learner: Any = experiment.tested
         params = context.run.params
@@ -120,7 +125,7 @@ class Sensitivity:
         own = {"inner_lr": learner.inner_lr, "prox": optional(learner, AlgorithmOptions, "prox")}
         at = (*own.values(), learner.test_inner_steps)
         adapted = [r for r in rows if "cg_steps" not in r]
-        values = {(r["inner_lr"], r["prox"], k): r[f"after_{k}"] for r in adapted for k in steps}
+        values = {(r["inner_lr"], r.get("prox"), k): r[f"after_{k}"] for r in adapted for k in steps}
         others = [v for cell, v in values.items() if cell[-1] > 0 and cell != at]
         score = robustness(values[at], values[(*own.values(), 0)], others, better)
         finite = {cell: v for cell, v in values.items() if v is not None}
@@ -135,11 +140,14 @@ class Sensitivity:
         """A map of the test metric, and one of each metric of the implicit gradient that the rows have; the run's own
         settings are framed."""
         adapted, steps, tuned = [r for r in rows if "cg_steps" not in r], summary["steps"], summary["tuned"]
-        metric, own = summary["metric"], next(r for r in adapted if all(r[k] == tuned[k] for k in ("inner_lr", "prox")))
+        metric, own = (
+            summary["metric"],
+            next(r for r in adapted if all(r.get(k) == tuned[k] for k in ("inner_lr", "prox"))),
+        )
         maps: list[Map] = []
         marked = []
         for label, axis, other in (("inner rate", "inner_lr", "prox"), ("lambda", "prox", "inner_lr")):
-            line = [r for r in adapted if r[other] == own[other] and r[axis] is not None]
+            line = [r for r in adapted if r.get(other) == own.get(other) and axis in r]
             line.sort(key=lambda r: r[axis])
             if len(line) > 1 or axis == "inner_lr":
                 values = [[r[f"after_{k}"] for k in steps] for r in line]
@@ -162,31 +170,35 @@ class Sensitivity:
 def robustness(
     tuned: float | None, before: float | None, others: Sequence[float | None], higher_is_better: bool
 ) -> dict[str, Any]:
-    """`mean_drop`, `gain_lost`, and the number of cells and of those that are not finite; None if not finite."""
-    finite = [v for v in others if v is not None]
-    scores: dict[str, Any] = {"cells": len(others), "not_finite": len(others) - len(finite)}
+    """`mean_drop`, `gain_lost`, the number of cells and of those that diverged. A metric that is not finite is None."""
+    largest = FAR * max((abs(v) for v in (tuned, before) if v is not None), default=math.inf)
+    sound = [v for v in others if v is not None and abs(v) <= largest]
+    counts = {"cells": len(others), "diverged": len(others) - len(sound)}
     if tuned is None:
-        return {"mean_drop": None, "gain_lost": None, **scores}
+        return {"mean_drop": None, "gain_lost": None, **counts}
     sign = 1.0 if higher_is_better else -1.0
-    drops = [sign * (tuned - v) for v in finite]
+    drops = [sign * (tuned - v) for v in sound]
     gain = 0.0 if before is None else sign * (tuned - before)
-    lost = [min(1.0, d / gain) for d in drops] + [1.0] * scores["not_finite"] if gain > 0 else []
+    lost = [min(1.0, d / gain) for d in drops] + [1.0] * counts["diverged"] if gain > 0 else []
     mean_drop, gain_lost = (sum(values) / len(values) if values else None for values in (drops, lost))
-    return {"mean_drop": mean_drop, "gain_lost": gain_lost, **scores}
+    return {"mean_drop": mean_drop, "gain_lost": gain_lost, **counts}
 
 
 def _describe(summary: dict[str, Any]) -> str:
     metric, tuned = summary["metric"], summary["tuned"]
-    change = f"the mean change for the worse is {format_metric(metric, summary['mean_drop'])}"
-    if summary["gain_lost"] is not None:
-        change = f"{summary['gain_lost']:.0%} of the gain of adaptation is lost on average"
-    lines = [
-        f"rate {tuned['inner_lr']:g} and {tuned['steps']} steps, as tuned: {format_metric(metric, tuned['value'])}",
-        f"in {summary['cells']} other cells {change}; not finite: {summary['not_finite']}",
-    ]
+    lines = [f"the run's own setting ({_name_setting(tuned)}): {format_metric(metric, tuned['value'])}"]
+    if summary["cells"]:
+        change = f"the metric gets worse by {format_metric(metric, summary['mean_drop'])} on average"
+        if summary["gain_lost"] is not None:
+            change = f"{summary['gain_lost']:.0%} of the gain of adaptation is lost on average"
+        lost = f"; {summary['diverged']} of them diverged" if summary["diverged"] else ""
+        lines.append(f"{count_nouns(summary['cells'], 'other setting')}: {change}{lost}")
     if "best" in summary:
         best = summary["best"]
-        where = f"rate {best['inner_lr']:g}, {best['steps']} steps"
-        where += "" if best["prox"] is None else f", lambda {best['prox']:g}"
-        lines.append(f"best cell on these tasks: {where}: {format_metric(metric, best['value'])}")
+        lines.append(f"best setting on these tasks ({_name_setting(best)}): {format_metric(metric, best['value'])}")
     return "\n".join(lines)
+
+
+def _name_setting(at: dict[str, Any]) -> str:
+    prox = "" if at["prox"] is None else f", lambda {at['prox']:g}"
+    return f"rate {at['inner_lr']:g}, {count_nouns(at['steps'], 'step')}{prox}"

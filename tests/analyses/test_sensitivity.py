@@ -30,7 +30,15 @@ def test_cells_that_diverge_make_a_run_no_more_robust() -> None:
     huge = robustness(1.0, 5.0, [2.0, 1e9], higher_is_better=False)
     assert wild["gain_lost"] == huge["gain_lost"] == pytest.approx((0.25 + 1) / 2)
     assert calm["gain_lost"] == pytest.approx(0.25)
-    assert (wild["cells"], wild["not_finite"]) == (2, 1)
+    assert (wild["cells"], wild["diverged"], huge["diverged"], calm["diverged"]) == (2, 1, 1, 0)
+    assert wild["mean_drop"] == huge["mean_drop"] == pytest.approx(1.0)  # the mean over the other cells
+
+
+def test_a_cell_has_diverged_beyond_a_hundred_times_the_metric_of_the_run_or_without_adaptation() -> None:
+    found = robustness(1.0, 5.0, [499.0, 501.0], higher_is_better=False)
+    assert (found["mean_drop"], found["diverged"]) == (pytest.approx(498), 1)
+    likelihood = robustness(0.5, -2.0, [-199.0, -201.0], higher_is_better=True)
+    assert (likelihood["mean_drop"], likelihood["diverged"]) == (pytest.approx(199.5), 1)
 
 
 def test_there_is_no_share_of_a_gain_where_adaptation_gains_nothing() -> None:
@@ -46,7 +54,10 @@ def test_the_tuned_cell_has_the_result_of_the_run(points: Run) -> None:
     own = json.loads((points[1] / "summary.json").read_text())
     assert summary["tuned"]["value"] == pytest.approx(own["mean"], rel=1e-6)
     assert [r["inner_lr"] for r in rows] == [0.005, 0.01, 0.04]
-    assert (summary["steps"], summary["cells"]) == ([0, 1, 3, 5], 8)
+    assert not any("prox" in r for r in rows)  # this learner has none
+    assert (summary["steps"], summary["cells"], summary["diverged"]) == ([0, 1, 3, 5], 8, 0)
+    assert summary["message"].startswith("the run's own setting (rate 0.01, 3 steps): ")
+    assert "\n8 other settings: " in summary["message"]
     values = [r[f"after_{k}"] for r in rows for k in (1, 3, 5)]
     tuned, before = summary["tuned"]["value"], rows[0]["after_0"]
     others = [v for v in values if v != tuned]
