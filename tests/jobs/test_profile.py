@@ -292,7 +292,7 @@ def test_parts_are_by_the_outermost_method_and_kinds_by_autograd_node_or_network
 ) -> None:
     path = (ROOT, PREFIX + "meta_grad", *(n if n == NODE else PREFIX + n for n in inner), "aten::mul")
     assert (part_of(path), kind_of(path)) == (part, kind)
-    assert part_of((ROOT, "aten::mean")) == "around the tasks"
+    assert part_of((ROOT, "aten::mean")) == "all tasks together"
 
 
 def test_methods_that_take_no_time_count_as_the_outer_objective() -> None:
@@ -300,6 +300,19 @@ def test_methods_that_take_no_time_count_as_the_outer_objective() -> None:
     times = [((*task, PREFIX + "_small"), 0.005), ((*task, PREFIX + "_large"), 0.6), (task, 0.395)]
     rows = tabulate_parts([OwnTime(*time) for time in times], seconds=1.0)
     assert {row["name"]: row["share"] for row in rows} == pytest.approx({"outer objective": 0.4, "large": 0.6})
+
+
+def test_what_runs_in_no_method_is_the_descent_of_a_learner_that_has_one_outside_of_adapt(tmp_path: Path) -> None:
+    """Checkpointed and multi-step meta-gradients do not call `adapt`; only the forward pass on the queries is apart."""
+    common = ["job=profile", "algo=maml", "profile.trace=false"]
+    for number, setting in enumerate(["algo.inner_checkpoint=true", "algo.step_weights=[0.3,0.7]"]):
+        found = metarun.run(config(*common, setting), tmp_path / str(number)).summary
+        rows = {row["name"]: row for row in found["parts"]}
+        assert list(rows) == ["inner loop and its derivative", "outer objective", "all tasks together"]
+        assert (
+            min(rows["inner loop and its derivative"][f"{kind}_milliseconds"] for kind in ("forward", "backward")) > 0
+        )
+        assert rows["outer objective"]["forward_milliseconds"] > 0
 
 
 @pytest.mark.parametrize(
@@ -313,8 +326,8 @@ def test_methods_that_take_no_time_count_as_the_outer_objective() -> None:
         ("aten::sum", "reductions"),
         ("aten::_to_copy", "copies and layout"),
         ("aten::t", "copies and layout"),
-        ("aten::sub", "element by element"),
-        ("aten::threshold_backward", "element by element"),
+        ("aten::sub", "elementwise"),
+        ("aten::threshold_backward", "elementwise"),
         ("graph_0_cpp_fused_add_mul_3", "fused kernels"),
         (NODE, "Python and autograd"),
         ("MmBackward0", "Python and autograd"),

@@ -6,8 +6,8 @@ trace.json.gz    two steps as torch's profiler saw them, for ui.perfetto.dev (un
 The phases of the loop are timed without a profiler. The inside of the meta-gradient is then taken from a trace of a few
 further steps, whose times are longer for being traced: shares are the trace's, seconds are shares of the untraced time.
 
-Counted operations are those of convolutions and matrix products, a multiplication and an addition as two; what is done
-element by element is left out. A convolution of x [B, C, ...] with w [C', C/G, k...] in G groups, out [B, C', o...]:
+Counted operations are those of convolutions and matrix products, a multiplication and an addition as two; elementwise
+operators are left out. A convolution of x [B, C, ...] with w [C', C/G, k...] in G groups, out [B, C', o...]:
 
     F = 2 B C' prod(o) (C/G) prod(k)      forward, and each of the gradients by x and by w
 
@@ -42,10 +42,12 @@ from metarun.jobs.terminal import show, small_table
 from metarun.jobs.train import build_alarms
 from metarun.storage.loggers.jsonl import JsonLines
 from metarun.storage.run_folder import RunFolder
+from metarun.storage.text import count_nouns
 from metarun.training.experiment import Experiment, assemble, option_name
 from metarun.training.meta_gradient import MetaGradient, StepGradient, build_meta_gradient
 from metarun.training.recorder import Recorder
 from metarun.training.run import State
+from metarun.types import GradientLearner
 
 TRACE = "trace.json.gz"
 SECONDS = 0.5  # of matrix products
@@ -105,7 +107,8 @@ def measure(experiment: Experiment, state: State, recorder: Recorder, record: Ru
     loop = mark_loop(trainer, state, traced, recorder, region, log_every=NEVER, on_nonfinite="skip")
     with tempfile.TemporaryDirectory() as scratch:
         profiler = record_trace(loop.step, device, (record.path if settings.trace else Path(scratch)) / TRACE)
-    inside = describe_trace(profiler, device, compiles_it, seconds)
+    descends = isinstance(trainer.algorithm, GradientLearner)
+    inside = describe_trace(profiler, device, compiles_it, descends, seconds)
     if device.type == "cuda":  # more exact than the trace
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -221,10 +224,11 @@ def render(profile: dict[str, Any], folder: Path) -> Iterator[str | Table]:
 
 def describe_run(profile: dict[str, Any]) -> str:
     chunk = f", {profile['chunk']} at a time" if profile["chunk"] else ""
-    where = f"{profile['device']}, {profile['threads']} threads, {profile['precision']}"
+    where = f"{profile['device']}, {count_nouns(profile['threads'], 'thread')}, {profile['precision']}"
     run = "compiled" if profile["compiled"] else "not compiled"
+    tasks = count_nouns(profile["tasks"], "task")
     return (
-        f"metarun: {profile['algo']} on {profile['data']}, {profile['tasks']} tasks of {profile['episode']}{chunk}; "
+        f"metarun: {profile['algo']} on {profile['data']}, {tasks} of {profile['episode']}{chunk}; "
         f"{where}, {run}, diagnostics={profile['diagnostics']}"
     )
 
@@ -233,7 +237,7 @@ def describe_memory(facts: dict[str, Any]) -> str:
     parts = []
     if facts["peak_bytes"] is not None:
         when = f" (in {facts['peak_at']})" if facts["peak_at"] else ""
-        parts.append(f"tensors of a meta-gradient {mib(facts['peak_bytes'])} at their most{when}")
+        parts.append(f"tensors of a meta-gradient {mib(facts['peak_bytes'])} at the peak{when}")
     if facts["process_peak_bytes"]:
         parts.append(f"the process {mib(facts['process_peak_bytes'])}")
     return f"memory: {'; '.join(parts) or 'not known on this device'}"

@@ -5,8 +5,9 @@ thread, and what Python takes between operators counts to the region that enclos
 that of the kernels that it launched.
 
 part      the method of the algorithm that was running: `adapt` is the inner loop, others go by their own names;
-          `predict` belongs to the outer objective, as does what runs in no method; `around` is what is done for all
-          tasks together: batching by vmap, mean, penalties, the check for finite numbers
+          `predict` belongs to the outer objective, as does what runs in no method; `all tasks together` is batching by
+          vmap, mean, penalties, the check for finite numbers. A checkpointed or multi-step meta-gradient descends
+          without calling `adapt`: what runs in no method is then its inner loop and the derivative of it
 kind      backward: inside of an autograd node; forward: inside of the network or the loss; rest: steps, metrics, Python
 So (inner loop, backward) is the inner backward pass, (outer objective, forward) the forward pass on the queries and
 (outer objective, backward) the meta backward pass, second order included.
@@ -41,9 +42,11 @@ PREFIX = "metarun: "
 ROOT, TASK, FORWARD = PREFIX + META, "meta_grad", "forward"
 BACKWARD = "autograd::engine::evaluate_function"
 KINDS = ("forward", "backward", "rest")
-INNER, OUTER, AROUND = "inner loop", "outer objective", "around the tasks"
-FIXED = {INNER, OUTER, AROUND}
-METHODS = {"adapt": INNER, "predict": OUTER, FORWARD: OUTER}
+INNER, OUTER, TOGETHER = "inner loop", "outer objective", "all tasks together"
+DESCENT = "inner loop and its derivative"
+FIXED = {INNER, OUTER, DESCENT, TOGETHER}
+METHODS = {"adapt": INNER, "predict": OUTER}
+NO_PARTS = (FORWARD, "inner_objective")  # these regions say what runs, or make a function that others run
 SMALL = 0.01  # share below which a method of the algorithm is no line of its own
 
 GROUPS = (
@@ -61,7 +64,7 @@ GROUPS = (
         r"|empty|zeros|ones|fill|zero_|slice|select|split|unbind|narrow|flatten|pad|repeat|detach|alias|chunk|resize",
     ),
 )
-ELEMENTWISE, OVERHEAD = "element by element", "Python and autograd"
+ELEMENTWISE, OVERHEAD = "elementwise", "Python and autograd"
 
 
 class OwnTime(NamedTuple):
@@ -122,23 +125,26 @@ def _no_stderr() -> Iterator[None]:
             os.close(kept)
 
 
-def describe_trace(profiler: profile, device: torch.device, compiled: bool, seconds: float) -> dict[str, Any]:
+def describe_trace(
+    profiler: profile, device: torch.device, compiled: bool, descends: bool, seconds: float
+) -> dict[str, Any]:
     """Parts, operators and memory of a meta-gradient that takes `seconds` when it is not traced. A compiled one has no
-    parts, for it is a single region."""
+    parts, for it is a single region. `descends`: whether the algorithm has an inner loop."""
     recorded: Any = profiler.events()
     events = [e for e in recorded if e.device_type == DeviceType.CPU and not e.is_async]
     times, roots = collect_own_times(events), [e for e in events if e.name == ROOT]
     whole = sum(time for _, time in times) or 1.0
     shares = [OwnTime(path, time / whole) for path, time in times]
     peak, path = find_memory_peak(events, read_allocations(profiler, device))
+    unmarked = DESCENT if descends and not any(part_of(path) == INNER for path, _ in times) else OUTER
     return {
-        "parts": [] if compiled else tabulate_parts(shares, seconds),
+        "parts": [] if compiled else tabulate_parts(shares, seconds, unmarked),
         "operators": tabulate_operators(shares, seconds, len(roots)),
         "traced": {
             "on": "cuda" if any(e.kernels for e in events) else "cpu",
             "slowdown": 1e-6 * statistics.fmean(e.time_range.elapsed_us() for e in roots) / seconds,
         },
-        "memory": {"peak_bytes": peak, "peak_at": None if compiled else f"{part_of(path)}, {kind_of(path)}"},
+        "memory": {"peak_bytes": peak, "peak_at": None if compiled else f"{part_of(path, unmarked)}, {kind_of(path)}"},
     }
 
 
@@ -188,18 +194,18 @@ def find_memory_peak(events: list[FunctionEvent], changes: list[tuple[float, int
     return most, _running((e for e in events if e.thread == root.thread), when)
 
 
-def tabulate_parts(shares: list[OwnTime], seconds: float) -> list[dict[str, Any]]:
-    """Inner loop and outer objective, other methods of the algorithm, what is around the tasks; in shares of the
-    meta-gradient's time."""
+def tabulate_parts(shares: list[OwnTime], seconds: float, unmarked: str = OUTER) -> list[dict[str, Any]]:
+    """The loops, other methods of the algorithm, what is done for all tasks together; in shares of the meta-gradient's
+    time. `unmarked` is the part of what runs in no method, or in one that takes hardly any time."""
     totals: dict[str, float] = defaultdict(float)
     for path, share in shares:
-        totals[part_of(path)] += share
-    names = {name for name, share in totals.items() if name in FIXED or share >= SMALL} | {OUTER}
+        totals[part_of(path, unmarked)] += share
+    names = {name for name, share in totals.items() if name in FIXED or share >= SMALL} | {unmarked}
     cells: dict[tuple[str, str], float] = defaultdict(float)
     for path, share in shares:
-        name = part_of(path)
-        cells[name if name in names else OUTER, kind_of(path)] += share
-    order = [INNER, OUTER, *sorted(names - FIXED, key=lambda name: -totals[name]), AROUND]
+        name = part_of(path, unmarked)
+        cells[name if name in names else unmarked, kind_of(path)] += share
+    order = [INNER, DESCENT, OUTER, *sorted(names - FIXED, key=lambda name: -totals[name]), TOGETHER]
     return [
         {
             "name": name,
@@ -211,13 +217,13 @@ def tabulate_parts(shares: list[OwnTime], seconds: float) -> list[dict[str, Any]
     ]
 
 
-def part_of(path: tuple[str, ...]) -> str:
+def part_of(path: tuple[str, ...], unmarked: str = OUTER) -> str:
     """The part of the algorithm, by the outermost method inside of a task's meta-gradient."""
     methods = [name.removeprefix(PREFIX) for name in path if name.startswith(PREFIX)]
     if TASK not in methods:
-        return AROUND
-    inside = methods[methods.index(TASK) + 1 :]
-    return METHODS.get(inside[0], inside[0].strip("_").replace("_", " ")) if inside else OUTER
+        return TOGETHER
+    inside = [name for name in methods[methods.index(TASK) + 1 :] if name not in NO_PARTS]
+    return METHODS.get(inside[0], inside[0].strip("_").replace("_", " ")) if inside else unmarked
 
 
 def kind_of(path: tuple[str, ...]) -> str:
