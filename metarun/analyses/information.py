@@ -39,6 +39,7 @@ from metarun.diagnostics.information import (
 )
 from metarun.errors import UserError, require
 from metarun.report.figures.drawing import COLOURS, GREY, MARKERS, Drawing, finish, panels
+from metarun.storage.text import count_nouns
 from metarun.training.evaluation import EPISODE_SEED, TASKS_PER_DRAW
 from metarun.training.experiment import Experiment, option_name
 from metarun.types import Algorithm, Batch, ContextLearner, EpisodeSpec, LatentLearner, Metrics, Params, Task
@@ -97,8 +98,8 @@ class Information:
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
         lines = []
         for row in rows:
-            line = f"{row['shots']} shots: representation and task share at least {row['representation']:.3g} nats "
-            line += f"(largest possible bound {row['most']:.3g})"
+            shared = f"{row['representation']:.3g} nats (largest possible bound {row['most']:.3g})"
+            line = f"{count_nouns(row['shots'], 'shot')}: representation and task share at least {shared}"
             if "latent_lower" in row:
                 lower = f"{row['latent_lower']:.3g} (largest possible bound {row['latent_most']:.3g})"
                 line += f"; latent and data {lower} to {row['latent_upper']:.3g}"

@@ -23,6 +23,7 @@ from metarun.analyses.stability import choose_replaced, compare_outcomes, evalua
 from metarun.errors import require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, legend_below, panels
 from metarun.statistics.intervals import t_interval
+from metarun.storage.text import count_nouns
 
 AGAIN, SEED, REPLACED = "again", "seed", "replaced"
 MEASURES = ("distance", "relative", "mean", "sup", "median")
@@ -130,5 +131,6 @@ def _summarise_pool(pool: int, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _list_changes(pools: Sequence[dict[str, Any]], separator: str) -> str:
     return separator.join(
-        f"{p['pool']} tasks: median {format_number(p['median'])}, sup {format_number(p['sup'])}" for p in pools
+        f"{count_nouns(p['pool'], 'task')}: median {format_number(p['median'])}, sup {format_number(p['sup'])}"
+        for p in pools
     )

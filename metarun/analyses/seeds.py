@@ -30,7 +30,7 @@ from metarun.statistics.intervals import iqm, stratified_bootstrap, t_interval
 from metarun.statistics.variance import variance_components
 from metarun.storage.json_values import replace_nonfinite
 from metarun.storage.status import FINAL
-from metarun.storage.text import axis_label, display_scale, format_metric
+from metarun.storage.text import axis_label, count_nouns, display_scale, format_metric
 
 RESULT_SETTINGS = ("seed", "algo", "data", "model", "reg", "train", "val", "test", "optim")
 """Settings that decide the result of a run."""
@@ -80,7 +80,7 @@ class Seeds:
         summary["convergence"] = _summarise_convergence(finished, loss.higher_is_better)
         lost = f"; {summary['diverged']} diverged" if summary["diverged"] else ""
         value = f"{format_metric(loss.metric, mean, half)} (95 % t interval)"
-        message = f"test {loss.metric} over {len(finished)} seeds: {value}{lost}"
+        message = f"test {loss.metric} over {count_nouns(len(finished), 'seed')}: {value}{lost}"
         return replace_nonfinite(summary | {"message": message})
 
     def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
@@ -114,7 +114,7 @@ class Seeds:
         shown = np.array([v for r in finished for v in r["validations"]["values"] if v is not None], dtype=float)
         finish(right, "Validation, a line a seed", "outer steps", axis_label(metric), [display_scale(metric) * shown])
         value = format_metric(metric, summary.get("mean"), summary.get("half"))
-        alt = f"Test {metric} of {len(finished)} seeds: {value}; {summary['diverged']} diverged."
+        alt = f"Test {metric} of {count_nouns(len(finished), 'seed')}: {value}; {summary['diverged']} diverged."
         return [Drawing("seeds", alt, drawn)]
 
 

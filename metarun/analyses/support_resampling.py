@@ -20,7 +20,7 @@ from metarun.analyses.analysis import Cell, Context, Row, mask_diverged, require
 from metarun.errors import SettingError, UserError, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, finish
 from metarun.statistics.variance import nested_components
-from metarun.storage.text import axis_label, display_scale, format_metric, higher_is_better
+from metarun.storage.text import axis_label, count_nouns, display_scale, format_metric, higher_is_better
 from metarun.training.evaluation import EPISODE_SEED, adaptation_curves
 from metarun.training.experiment import Experiment
 from metarun.types import Batch, Dataset, EpisodeSpec, Task
@@ -137,14 +137,17 @@ def _with_draws(spec: EpisodeSpec, draws: int) -> EpisodeSpec:
 
 def _describe(summary: dict[str, Any]) -> str:
     low, high = summary["share_interval"]
+    queries = count_nouns(summary["queries"], "query", "queries")
     names = ("mean", "worst_draw", "sd_tasks", "sd_support")
     mean, worst, sd_tasks, sd_support = (format_metric(summary["metric"], summary[name]) for name in names)
     lines = [
-        f"{summary['draws']} support sets for each of {summary['tasks']} tasks, {summary['queries']} queries: "
+        f"{summary['draws']} support sets for each of {summary['tasks']} tasks, {queries}: "
         f"{mean}; mean over the worst support sets {worst}",
         f"standard deviation between tasks {sd_tasks}, between support sets of a task {sd_support}: "
         f"{summary['share_support']:.0%} of the variance ({low:.0%} to {high:.0%}) is the choice of support",
     ]
     if summary["not_finite"]:
-        lines.append(f"left out: {summary['not_finite']} tasks on which adaptation diverged after some draw")
+        lines.append(
+            f"left out: {count_nouns(summary['not_finite'], 'task')} on which adaptation diverged after some draw"
+        )
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from metarun.errors import UserError
 from metarun.jobs.result import Result
 from metarun.jobs.terminal import show, small_table
 from metarun.storage.run_folder import RunFolder
+from metarun.storage.text import count_nouns
 from metarun.training.experiment import build_dataset, episode_sizes, option_name
 from metarun.types import DatasetOptions, optional
 
@@ -36,7 +37,7 @@ def data_job(config: Config, record: RunFolder) -> Result:
 
 def render(name: str, facts: dict[str, Any], folder: Path) -> Iterator[str | Table]:
     """What the terminal shows."""
-    layout = f", laid out as {facts['layout']}" if "layout" in facts else ""
+    layout = f", layout: {facts['layout']}" if "layout" in facts else ""
     yield f"data set: {name}{layout}, split {facts['split']} ({facts['split_sha256'][:12]})"
     if facts.get("caveat"):
         yield f"note: {facts['caveat']}"
@@ -46,6 +47,6 @@ def render(name: str, facts: dict[str, Any], folder: Path) -> Iterator[str | Tab
         each = str(fewest) if fewest == most else f"{fewest} to {most}"
         table.add_row(split, str(part["classes"]), str(part["images"]), each)
     yield table
-    yield f"images: {facts['images_are']}; {facts.get('skipped', 0)} files skipped as unreadable"
+    yield f"images: {facts['images_are']}; {count_nouns(facts.get('skipped', 0), 'unreadable file')} skipped"
     yield f"cache: {facts['cache']}, {facts['cache_mb']:.1f} MB, verified"
     yield f"contact sheet of training episodes: {folder / 'contact.png'}"

@@ -29,6 +29,7 @@ from metarun.jobs.summary import params_sha256, versions
 from metarun.jobs.terminal import show, small_table
 from metarun.storage.atomic import name_file_in_errors
 from metarun.storage.run_folder import RunFolder
+from metarun.storage.text import count_nouns
 from metarun.training import checkpoint
 from metarun.training.evaluation import EPISODE_SEED, calibrate, replace_model
 from metarun.training.experiment import Experiment, assemble, option_name
@@ -51,8 +52,8 @@ EXACT = 1e-6
 ROWS = (
     ("latency of a call", "latency_ms", "{:.2f} ms"),
     ("parameters", "parameters", "{}"),
-    ("zeros among them", "zeros", "{}"),
-    ("units of blocks", "units", "{}"),
+    ("parameters that are zero", "zeros", "{}"),
+    ("hidden units", "units", "{}"),
     ("model.safetensors", "weights_bytes", "{} bytes"),
     ("predict.pt2", "program_bytes", "{} bytes"),
 )
@@ -257,10 +258,11 @@ def describe_preprocessing(pixels: Pixels | None) -> dict[str, Any] | None:
 def render(summary: dict[str, Any], folder: Path) -> Iterator[str | Table]:
     """What the terminal shows."""
     before, after, pruning = summary["before"], summary["after"], summary["pruning"]
-    yield f"metarun: {summary['algo']} of {summary['run']}, {summary['adaptation_steps']} adaptation steps"
+    steps = count_nouns(summary["adaptation_steps"], "adaptation step")
+    yield f"metarun: {summary['algo']} of {summary['run']}, {steps}"
     table = small_table("", "as trained", "pruned")
     scores = [f"{side['mean']:.4f} +- {side['ci95']:.4f}" for side in (before, after)]
-    table.add_row(f"{summary['metric']} on {summary['n_tasks']} test tasks", *scores)
+    table.add_row(f"{summary['metric']} on {count_nouns(summary['n_tasks'], 'test task')}", *scores)
     for title, key, form in ROWS:
         table.add_row(title, form.format(before[key]), form.format(after[key]))
     yield table

@@ -14,6 +14,7 @@ from metarun.jobs.sweep.job import SITTING
 from metarun.jobs.sweep.overview import Counts, JobState, Overview, count_jobs, read_jobs
 from metarun.storage.run_folder import new_folder
 from metarun.storage.sweep_records import SweepRecord, read_sweep, write_sweep
+from metarun.storage.text import count_nouns
 
 PARENT = Path("multirun")
 SHOWN = 10  # failed jobs at the end
@@ -47,9 +48,9 @@ class Sitting:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_sweep(self.folder, self.record)
         os.environ[SITTING] = self.record.visit
-        total = f"{self.record.total} jobs" if self.record.total else "jobs"
+        total = count_nouns(self.record.total, "job") if self.record.total else "jobs"
         at_once = f", {self.record.width} at once" if self.record.width > 1 else ""
-        threads = f"{self.record.threads} thread{'s' * (self.record.threads > 1)} each"
+        threads = f"{count_nouns(self.record.threads, 'thread')} each"
         verb = "continued" if self.before.key else "sweep"
         show = self.overview.console.print
         show(f"{verb}: {total}{at_once}, {threads}, in {self.folder}")
@@ -73,6 +74,6 @@ def last_lines(jobs: Sequence[JobState], counts: Counts) -> list[str]:
     lost = [j for j in jobs if not j.succeeded and j.record.status != "diverged"]
     lines = [f"{j.record.status}: {j.folder.name}: {j.record.reason}" for j in lost[:SHOWN]]
     lines += [f"... and {len(lost) - SHOWN} more"] if len(lost) > SHOWN else []
-    skipped = f", {counts.skipped} of them skipped: done before" if counts.skipped else ""
-    of = counts.ended + counts.running + counts.waiting
-    return [*lines, f"{counts.succeeded} of {of} jobs succeeded{skipped}"]
+    skipped = f" ({counts.skipped} of them in an earlier run of this sweep)" if counts.skipped else ""
+    jobs_in_all = count_nouns(counts.ended + counts.running + counts.waiting, "job")
+    return [*lines, f"{counts.succeeded} of {jobs_in_all} succeeded{skipped}"]
