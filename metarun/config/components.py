@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metarun.config.schema import to_plain
 from metarun.errors import SettingError, UserError, nearest
 
 
@@ -110,7 +111,7 @@ def _convert(group: str, settings: Mapping[str, Any], hints: Mapping[str, Any]) 
         hint = hints.get(key, Any)
         schema = dataclasses.make_dataclass("Schema", [(key, hint)])
         try:
-            checked = OmegaConf.merge(OmegaConf.structured(schema), {key: value})
+            checked = OmegaConf.merge(OmegaConf.structured(schema), {key: to_plain(value)})
         except OmegaConfBaseException as error:
             name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise SettingError(f"{group}.{key}", value, f"must be of type {name}") from error

@@ -213,13 +213,14 @@ class Config:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """All settings as plain dictionaries and lists, as YAML and JSON take them."""
-    return _to_plain(dataclasses.asdict(config))
+    return to_plain(dataclasses.asdict(config))
 
 
-def _to_plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Dictionaries and lists inside of a value, as OmegaConf takes them too: not `Options`, not tuples."""
     if isinstance(value, dict):
-        return {key: _to_plain(entry) for key, entry in value.items()}
-    return [_to_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+        return {key: to_plain(entry) for key, entry in value.items()}
+    return [to_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _to_options(value: Any) -> Any:
