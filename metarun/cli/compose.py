@@ -94,6 +94,7 @@ ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-define
 
 SCHEMA = OmegaConf.structured(Config)
 OmegaConf.set_struct(SCHEMA.reg, False)  # reg.weight belongs to the chosen regularizer; regularizers/build.py checks it
+OmegaConf.set_struct(SCHEMA.model, False)  # model.args has the keywords of a module of the user's own
 ConfigStore.instance().store(name="schema", node=SCHEMA)
 experiments.register()
 OmegaConf.register_new_resolver("metarun.folder", new_run_folder, use_cache=True, replace=True)

@@ -73,14 +73,24 @@ def locate(group: str, node: Mapping[str, Any], trusted: Sequence[str] = ()) -> 
     """The class or function that `_target_` names: a component of the group, or anything in a trusted package."""
     path = node.get("_target_")
     key = f"{group}._target_"
-    if not isinstance(path, str) or "." not in path or not all(map(str.isidentifier, path.split("."))):
-        raise SettingError(key, path, "must be the dotted path of a class or function")
-    prefixes = ("metarun", *(prefix for prefix in trusted if prefix))
-    if not any(path.startswith(prefix + ".") for prefix in prefixes):
-        raise SettingError(key, path, f"is outside of {', '.join(prefixes)}; add its package to trusted_modules")
-    if path.startswith("metarun."):
+    if isinstance(path, str) and path.startswith("metarun.") and _is_dotted(path):
         return _locate_own(key, group, path)
+    return locate_trusted(key, path, ("metarun", *trusted))
+
+
+def locate_trusted(key: str, path: Any, trusted: Sequence[str]) -> Any:
+    """What the dotted path of a setting names, in a trusted package."""
+    if not _is_dotted(path):
+        raise SettingError(key, path, "must be the dotted path of a class or function")
+    prefixes = [prefix for prefix in trusted if prefix]
+    if not any(path.startswith(prefix + ".") for prefix in prefixes):
+        outside = f"is outside of {', '.join(prefixes)}; " if prefixes else ""
+        raise SettingError(key, path, f"{outside}add its package to trusted_modules")
     return _import(key, path)
+
+
+def _is_dotted(path: Any) -> bool:
+    return isinstance(path, str) and "." in path and all(map(str.isidentifier, path.split(".")))
 
 
 def _locate_own(key: str, group: str, path: str) -> Any:

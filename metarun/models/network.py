@@ -43,7 +43,7 @@ def flatten(h: Tensor) -> Tensor:
     return h.flatten(1)
 
 
-def _apply_row_by_row(network: Callable[[Tensor], Outputs], x: Tensor, others: Tensor) -> Outputs:
+def apply_row_by_row(network: Callable[[Tensor], Outputs], x: Tensor, others: Tensor) -> Outputs:
     """The network's output for each row of x [B, ...], each in a batch of the other rows and itself."""
     batches = torch.cat([others.expand(x.shape[0], *others.shape), x[:, None]], 1)
     return tree_map(lambda h: h[:, -1], vmap(network)(batches))
@@ -94,7 +94,7 @@ class Network:
     def apply(self, params: Params, x: Tensor, stats: Stats | None = None) -> Tensor:
         """[B, ...] -> [B, outputs], or [B, D] without a head; `stats` replace the batch's own moments."""
         if isinstance(stats, Tensor):
-            return _apply_row_by_row(functools.partial(self.apply, params), x, stats)
+            return apply_row_by_row(functools.partial(self.apply, params), x, stats)
         *_, h = self._layers(params, x, stats)
         h = self.readout(h)
         return h if self.outputs is None else linear(h, params["head.weight"], params["head.bias"])
@@ -102,7 +102,7 @@ class Network:
     def activations(self, params: Params, x: Tensor, stats: Stats | None = None) -> dict[str, Tensor]:
         """Each block's output, flattened, and `features`, the input of the head."""
         if isinstance(stats, Tensor):
-            return _apply_row_by_row(functools.partial(self.activations, params), x, stats)
+            return apply_row_by_row(functools.partial(self.activations, params), x, stats)
         layers = list(self._layers(params, x, stats))
         blocks = {f"block{i}": h.flatten(1) for i, h in enumerate(layers)}
         return blocks | {"features": self.readout(layers[-1])}
@@ -137,7 +137,7 @@ class Network:
         """Mean and standard deviation of the noisy block's output, [B, D] each."""
         assert self.bottleneck is not None  # a bare `assert x` breaks torch.compile's graph
         if isinstance(stats, Tensor):
-            return _apply_row_by_row(functools.partial(self.gaussian, params), x, stats)
+            return apply_row_by_row(functools.partial(self.gaussian, params), x, stats)
         x, _ = self.bottleneck.split(x)
         layers = [self.prepare(x), *itertools.islice(self._layers(params, x, stats), self.bottleneck.block + 1)]
         return layers[-1].flatten(1), self._deviation(params, layers[-2]).flatten(1)

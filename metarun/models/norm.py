@@ -48,28 +48,30 @@ def product_moments(x: Tensor, weight: Tensor) -> Moments:
     return w @ mean, ((w @ covariance) * w).sum(1).clamp_min(0)  # rounding can make a variance of 0 negative
 
 
-def normalise(h: Tensor, gain: Tensor | None, shift: Tensor, norm: str, given: Moments | None = None) -> Tensor:
+def normalise(
+    h: Tensor, gain: Tensor | None, shift: Tensor, norm: str, given: Moments | None = None, eps: float = EPS
+) -> Tensor:
     """h [B, C, ...] -> the same shape; `given` replaces the moments of the batch at hand. Only `none` has no gain."""
     if norm == "none" or gain is None:
         return h + per_channel(shift, h)
     if norm not in BATCH_NORMS:
         groups = 1 if norm == "layer" else math.gcd(8, h.shape[1])
         flat = h.reshape(*h.shape[:2], -1)  # vmap has no group norm for images that are channels last
-        return F.group_norm(flat, groups, gain, shift, eps=EPS).view(h.shape)
+        return F.group_norm(flat, groups, gain, shift, eps=eps).view(h.shape)
     if given is None and h.is_contiguous():
-        return F.batch_norm(h, None, None, gain, shift, training=True, eps=EPS)
+        return F.batch_norm(h, None, None, gain, shift, training=True, eps=eps)
     if given is None:
         # On rows, the memory order that a task's matrix products write and the next ones read.
-        rows = F.batch_norm(_rows(h), None, None, gain, shift, training=True, eps=EPS)
+        rows = F.batch_norm(_rows(h), None, None, gain, shift, training=True, eps=eps)
         return rows.view(h.shape[0], *h.shape[2:], -1).movedim(-1, 1)
-    factor, shift = as_linear_map(gain, shift, given)
+    factor, shift = as_linear_map(gain, shift, given, eps)
     return h * per_channel(factor, h) + per_channel(shift, h)
 
 
-def as_linear_map(gain: Tensor, shift: Tensor, given: Moments) -> tuple[Tensor, Tensor]:
+def as_linear_map(gain: Tensor, shift: Tensor, given: Moments, eps: float = EPS) -> tuple[Tensor, Tensor]:
     """Factor and shift [C] of a normalisation with given moments."""
     mean, variance = given
-    factor = gain * torch.rsqrt(variance + EPS)
+    factor = gain * torch.rsqrt(variance + eps)
     return factor, shift - mean * factor
 
 

@@ -169,7 +169,9 @@ def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:
     regularization = build_regularization(config, dataset.kind)
 
     def network(inputs: tuple[int, ...], outputs: int | None) -> Model:
-        model = build("model", config.model, config.trusted_modules, input_shape=inputs, outputs=outputs)
+        trusted = config.trusted_modules
+        given = {"input_shape": inputs, "outputs": outputs, "trusted_modules": tuple(trusted)}
+        model = build("model", config.model, trusted, **given)
         return cast_model(model, config.device.precision)
 
     provided: dict[str, Any] = {

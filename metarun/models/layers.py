@@ -1,0 +1,223 @@
+r"""Layers that take the place of torch's in a user's module, where those change buffers, draw random numbers or have no
+batching rule: batch normalisation, dropout, recurrent layers, instance normalisation, embeddings.
+
+They keep the names and the values of the parameters. What a call needs beside its input (statistics, the keys of
+dropout) and what it measures lies on a `Tape` that all layers of one module share.
+
+    dropout   keep where hash(key of the row, number of the layer, position in the row) >= p, and divide by 1 - p
+
+Dropout is on in meta-gradients alone. The key of a row is a function of (seed, outer step, task, row), drawn by
+`compute/random.py`; so are the masks, under `vmap` as one task at a time. All inner steps of a task have the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from metarun.compute import random
+from metarun.errors import SettingError, UserError
+from metarun.models.norm import BATCH_NORMS, Moments, moments, normalise
+from metarun.models.recurrent import Cell, Recurrent
+from metarun.types import Batch, Params, Task
+
+RUNNING = "running"
+MODULE_NORMS = (*BATCH_NORMS, RUNNING)
+KEY_BITS, KEYS = 24, 2
+"""A key is two whole numbers below 2^24, which a float32 holds exactly."""
+
+CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+REFUSED: tuple[tuple[type[nn.Module], str], ...] = (
+    (nn.RReLU, "draws random slopes; nn.LeakyReLU does not"),
+    (nn.FractionalMaxPool2d, "draws random regions; nn.MaxPool2d does not"),
+    (nn.FractionalMaxPool3d, "draws random regions; nn.MaxPool3d does not"),
+)
+
+
+@dataclass
+class Tape:
+    """What one call of a module carries beside its arguments."""
+
+    stats: tuple[Moments, ...] | None = None  # of each batch normalisation, in the order of their calls
+    keys: Tensor | None = None  # of dropout [B, 2]
+    measures: bool = False
+    found: list[Moments] = field(default_factory=list)
+    norms: int = 0  # called so far
+    dropouts: int = 0
+
+    def begin(self, stats: tuple[Moments, ...] | None, keys: Tensor | None, measures: bool) -> None:
+        self.stats, self.keys, self.measures = stats, keys, measures
+        self.found, self.norms, self.dropouts = [], 0, 0
+
+    def end(self) -> list[Moments]:
+        """The moments that were measured. What stayed here would outlive the transformation that it belongs to."""
+        found = self.found
+        self.stats, self.keys, self.found = None, None, []
+        return found
+
+
+class EpisodeNorm(nn.Module):
+    """Batch normalisation with the statistics of the batch at hand, or with given ones."""
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, module: _BatchNorm, norm: str, tape: Tape) -> None:
+        super().__init__()
+        self.register_parameter("weight", module.weight)
+        self.register_parameter("bias", module.bias)
+        self.eps, self.norm, self.tape, self.num_features = module.eps, norm, tape, module.num_features
+        if norm == RUNNING:
+            self.register_buffer("running_mean", module.running_mean)
+            self.register_buffer("running_var", module.running_var)
+
+    def forward(self, h: Tensor) -> Tensor:
+        tape, given = self.tape, None
+        if self.norm == RUNNING:
+            given = self.running_mean, self.running_var
+        elif tape.measures:
+            given = moments(h)
+            tape.found.append(given)
+        elif tape.stats is not None:
+            given = tape.stats[tape.norms]
+            tape.norms += 1
+        gain = h.new_ones(h.shape[1]) if self.weight is None else self.weight
+        shift = h.new_zeros(h.shape[1]) if self.bias is None else self.bias
+        return normalise(h, gain, shift, "batch", cast(Any, given), self.eps)
+
+
+class RowDropout(nn.Module):
+    """Dropout of single numbers, or of whole channels, by the keys of the rows; the identity without keys."""
+
+    def __init__(self, p: float, channels: bool, tape: Tape) -> None:
+        super().__init__()
+        self.p, self.channels, self.tape = p, channels, tape
+
+    def forward(self, h: Tensor) -> Tensor:
+        keys = self.tape.keys
+        if keys is None:
+            return h
+        self.tape.dropouts += 1
+        if len(h) != len(keys):
+            raise UserError(f"nn.Dropout(p={self.p}): its input has {len(h)} rows where the batch has {len(keys)}")
+        shape = h.shape[1:2] if self.channels else h.shape[1:]
+        kept = keep(keys, self.tape.dropouts, math.prod(shape), self.p).view(-1, *shape)
+        kept = kept.view(*kept.shape, *[1] * (h.ndim - kept.ndim))
+        return torch.where(kept, h / (1 - self.p), 0.0) if self.p < 1 else h * 0
+
+
+def keep(keys: Tensor, layer: int, count: int, p: float) -> Tensor:
+    """The mask [B, count] of one layer: a hash of 32 bits, by rounds of multiplication and shift (Murmur3's finaliser),
+    against p."""
+    position = torch.arange(count, device=keys.device)
+    high, low = keys.long().unbind(1)
+    mixed = mix(mix(high * 2**8 + layer)[:, None] ^ low[:, None])
+    return mix(mixed ^ mix(position + 1)) >= int(p * 2**32)
+
+
+def mix(v: Tensor) -> Tensor:
+    """A whole number -> 32 bits, each of which depends on all of the number's lowest 32."""
+    v = v & 0xFFFFFFFF
+    v = ((v ^ (v >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
+    v = ((v ^ (v >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
+    return v ^ (v >> 16)
+
+
+class Lookup(nn.Module):
+    """An embedding whose indices may come as numbers of any type, as the rows of a table do."""
+
+    def __init__(self, module: nn.Embedding) -> None:
+        super().__init__()
+        self.weight, self.padding_idx = module.weight, module.padding_idx
+        self.num_embeddings, self.embedding_dim = module.num_embeddings, module.embedding_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.embedding(x.long(), self.weight, self.padding_idx)
+
+
+class Groups(nn.Module):
+    """Group normalisation of images in any memory order: vmap has none for channels last (torch 2.13)."""
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, module: nn.GroupNorm) -> None:
+        super().__init__()
+        self.register_parameter("weight", module.weight)
+        self.register_parameter("bias", module.bias)
+        self.num_groups, self.num_channels, self.eps = module.num_groups, module.num_channels, module.eps
+
+    def forward(self, h: Tensor) -> Tensor:
+        flat = h.reshape(*h.shape[:2], -1)
+        return nn.functional.group_norm(flat, self.num_groups, self.weight, self.bias, self.eps).view(h.shape)
+
+
+def add_keys(params: Params, tasks: Task, seed: int, step: int, first: int = 0) -> tuple[Params, Task]:
+    """The parameters, and the tasks with keys behind each row of the inputs; `first` is the first task's number."""
+    rows = [batch.x.shape[1] for batch in tasks]
+    drawn = random.row_keys(seed, step, range(first, first + len(tasks.support.x)), sum(rows) * KEYS, KEY_BITS)
+    keys = torch.from_numpy(drawn.astype("int64")).unflatten(1, (-1, KEYS)).split(rows, 1)
+    inputs = [torch.cat([b.x.flatten(2), k.to(b.x)], 2) for b, k in zip(tasks, keys, strict=True)]
+    return params, Task(*(Batch(x, b.y) for x, b in zip(inputs, tasks, strict=True)))
+
+
+def replace_layers(module: nn.Module, norm: str, tape: Tape) -> None:
+    """Put these layers in their places, everywhere in the module. Raise `UserError` for a layer that has none."""
+    made: dict[int, nn.Module] = {}  # a layer at two places stays one
+    for name, part in list(module.named_modules(remove_duplicate=False)):
+        other = made.setdefault(id(part), _replacement(name, part, norm, tape))
+        if other is not part:
+            parent, _, leaf = name.rpartition(".")
+            module.get_submodule(parent)._modules[leaf] = other
+
+
+def _replacement(name: str, part: nn.Module, norm: str, tape: Tape) -> nn.Module:
+    for kind, reason in REFUSED:
+        if isinstance(part, kind):
+            raise UserError(f"{name}: nn.{kind.__name__} {reason}")
+    if isinstance(part, _BatchNorm):
+        if norm == RUNNING and part.running_mean is None:
+            needed = f"layer {name} keeps no running statistics; choices: {', '.join(BATCH_NORMS)}"
+            raise SettingError("norm", norm, needed)
+        return EpisodeNorm(part, norm, tape)
+    if isinstance(part, _InstanceNorm):  # its statistics are those of each row, never running ones
+        part.track_running_stats, part.running_mean, part.running_var = False, None, None
+        part.num_batches_tracked = None
+    if isinstance(part, _DropoutNd):
+        return _dropout(name, part, tape)
+    if isinstance(part, nn.GroupNorm):
+        return Groups(part)
+    if isinstance(part, nn.RNNCellBase):
+        return Cell(part)
+    if isinstance(part, nn.RNNBase):
+        return Recurrent(part, RowDropout(part.dropout, False, tape) if part.dropout and part.num_layers > 1 else None)
+    if isinstance(part, nn.MultiheadAttention) and part.dropout:
+        needed = "masks attention weights, which have no rows of their own; set its dropout to 0"
+        raise UserError(f"{name}: nn.MultiheadAttention(dropout={part.dropout}) {needed}")
+    if isinstance(part, nn.Embedding):
+        if part.max_norm is not None:
+            raise UserError(f"{name}: nn.Embedding(max_norm={part.max_norm}) changes its weights in place")
+        return Lookup(part)
+    return part
+
+
+def _dropout(name: str, part: _DropoutNd, tape: Tape) -> nn.Module:
+    if part.p == 0:
+        return nn.Identity()
+    channels = isinstance(part, CHANNEL_DROPOUTS)
+    if type(part) is not nn.Dropout and not channels:
+        raise UserError(
+            f"{name}: nn.{type(part).__name__}(p={part.p}) is not supported; choices: Dropout, Dropout1d-3d"
+        )
+    return RowDropout(part.p, channels, tape)
+
+
+def contains(module: nn.Module, kind: type[nn.Module]) -> bool:
+    return any(isinstance(part, kind) for part in module.modules())
