@@ -48,10 +48,10 @@ class Residual(nn.Module):
 class Sequence(nn.Module):
     """A recurrent network over the rows of an image, or over the numbers of a row one by one."""
 
-    def __init__(self, input_shape: tuple[int, ...], outputs: int | None, kind: str = "GRU", width: int = 5) -> None:
+    def __init__(self, input_shape: tuple[int, ...], outputs: int | None, cell: str = "GRU", width: int = 5) -> None:
         super().__init__()
         self.size = input_shape[-1] if len(input_shape) > 1 else 1
-        self.rnn = getattr(nn, kind)(self.size, width, num_layers=2, batch_first=True, bidirectional=True)
+        self.rnn = getattr(nn, cell)(self.size, width, num_layers=2, batch_first=True, bidirectional=True)
         self.fc = nn.Linear(2 * width, outputs) if outputs is not None else None
 
     def forward(self, x: Tensor) -> Tensor:

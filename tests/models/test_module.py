@@ -206,7 +206,7 @@ NETS: list[Any] = [
     pytest.param(lambda: made(Residual, (4,), 3), (4,), id="residual"),
     pytest.param(lambda: made(Residual, (4,), 3, "support"), (4,), id="residual-support"),
     pytest.param(lambda: made(Sequence, (3, 2), 3), (3, 2), id="gru"),
-    pytest.param(lambda: made(Sequence, (3, 2), 3, kind="LSTM"), (3, 2), id="lstm"),
+    pytest.param(lambda: made(Sequence, (3, 2), 3, cell="LSTM"), (3, 2), id="lstm"),
     pytest.param(lambda: made(Attending, (3, 4), 3), (3, 4), id="attention"),
 ]
 
