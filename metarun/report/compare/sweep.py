@@ -62,19 +62,22 @@ class Row(NamedTuple):
 
     values: Values
     jobs: tuple[Job, ...]
-    metric: str
     validation: Interval  # best of each run that completed, in display units
     test: Interval
-    lost: tuple[tuple[str, int], ...]  # runs without a result, by status
 
     @property
     def completed(self) -> list[Job]:
         return [job for job in self.jobs if job.succeeded]
 
     @property
+    def lost(self) -> Counter[str]:
+        """The number of runs without a result, by status."""
+        return Counter(job.status for job in self.jobs if not job.succeeded)
+
+    @property
     def number_lost(self) -> int:
         """Of the runs that ended, those that diverged or failed."""
-        return sum(number for status, number in self.lost if status in LOST)
+        return sum(job.status in LOST for job in self.jobs)
 
     @property
     def share_lost(self) -> float:
@@ -140,9 +143,7 @@ def _build_row(values: Values, jobs: Sequence[Job], metric: str) -> Row:
     kept = one_of_each_seed(jobs, attrgetter("seed"), attrgetter("succeeded"))
     kept = tuple(sorted(kept, key=lambda job: (not job.seed.isdecimal(), job.seed.zfill(20))))
     runs = [job.run for job in kept if job.run and job.succeeded]
-    lost = Counter(job.status for job in kept if not job.succeeded)
-    validation = interval_of(list(map(_best_validation, runs)))
-    return Row(values, kept, metric, validation, test_interval(runs, metric), tuple(lost.items()))
+    return Row(values, kept, interval_of(list(map(_best_validation, runs))), test_interval(runs, metric))
 
 
 def _best_validation(run: Run) -> float:

@@ -53,26 +53,24 @@ def draw_functions(run: Run) -> Drawing:
 
 def draw_task(ax: Axes, x: np.ndarray, task: Mapping[str, Any]) -> None:
     """Draw the prediction of one task at inputs `x` [G]: mean, band, draws, exact posterior, points."""
-    own = look(0)
-    mean, deviation = (np.asarray(task[key], dtype=float) for key in ("mean", "deviation"))
+    own, task = look(0), {key: np.asarray(values, dtype=float) for key, values in task.items()}
+    mean, deviation, draws = task["mean"], task["deviation"], task["draws"]
     low, high = mean - BAND * deviation, mean + BAND * deviation
     ax.fill_between(x, low, high, color=own.colour, alpha=0.18, linewidth=0, label="95 % band")
-    draws = np.asarray(task["draws"], dtype=float)
     if np.ptp(draws, axis=0).max() > 0:
         for at, row in enumerate(draws):
             label = "" if at else "draws of the latent variables"
             ax.plot(x, row, color=own.colour, linewidth=0.5, alpha=0.6, label=label)
     ax.plot(x, mean, color=own.colour, linewidth=1.6, label="predicted mean")
     if "oracle_mean" in task:
-        best, around = (np.asarray(task[key], dtype=float) for key in ("oracle_mean", "oracle_deviation"))
+        best, around = task["oracle_mean"], task["oracle_deviation"]
         ax.plot(x, best, color=GREY, linestyle="--", linewidth=1.1, label="exact posterior, 95 %")
         for side in (-BAND, BAND):
             ax.plot(x, best + side * around, color=GREY, linestyle=(0, (2, 2)), linewidth=0.8)
-    targets, context = (np.asarray(task[key], dtype=float) for key in ("targets", "context"))
-    ax.plot(*targets, ".", color=look(1).colour, markersize=3, label="targets")
-    ax.plot(*context, "o", color="black", markersize=4, label="context")
+    ax.plot(*task["targets"], ".", color=look(1).colour, markersize=3, label="targets")
+    ax.plot(*task["context"], "o", color="black", markersize=4, label="context")
     # Limited to the points, with a margin: a band that is far wider leaves the panel.
-    y = np.concatenate([targets[1], context[1]])
+    y = np.concatenate([task["targets"][1], task["context"][1]])
     margin = max(0.6 * float(np.ptp(y)), 0.1)
     ax.set_ylim(float(y.min()) - margin, float(y.max()) + margin)
 

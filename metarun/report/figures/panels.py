@@ -6,7 +6,7 @@ name, so that the metrics of other algorithms are drawn as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 Reference = tuple[float, str]
@@ -110,13 +110,13 @@ def names_in(*panel_sets: Sequence[Panel]) -> set[str]:
     return {name for group in panel_sets for panel in group for name in panel.names}
 
 
-def families(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the metrics named prefix/part, by prefix."""
-    found: dict[str, list[str]] = {}
+def families(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the metrics named prefix/part: prefix -> part -> name."""
+    found: dict[str, dict[str, str]] = {}
     for name in names:
-        prefix, slash, _ = name.partition("/")
+        prefix, slash, part = name.partition("/")
         if slash:
-            found.setdefault(prefix, []).append(name)
+            found.setdefault(prefix, {})[part] = name
     return found
 
 
@@ -125,9 +125,9 @@ def family_labels(prefix: str) -> tuple[str, str]:
     return FAMILIES.get(prefix, (prefix.replace("_", " "), prefix))
 
 
-def is_profile(members: Sequence[str]) -> bool:
+def is_profile(parts: Collection[str]) -> bool:
     """Whether the parts are 0, 1, 2 ...: the steps of an inner loop."""
-    return len(members) > 1 and all(name.partition("/")[2].isdecimal() for name in members)
+    return len(parts) > 1 and all(part.isdecimal() for part in parts)
 
 
 def own_panels(names: Sequence[str]) -> list[Panel]:

@@ -124,8 +124,7 @@ def draw_layers(name: str, records: Sequence[Record], penalties: bool = False) -
         return None
     figure, axes = panels(min(len(groups), MAX_PANELS), columns=2, height=3.0)
     for (prefix, members), ax in zip(groups.items(), axes, strict=False):
-        parts = [member.partition("/")[2] for member in members]
-        curves = {PARTS.get(part, part): facts.series(records, m) for part, m in zip(parts, members, strict=True)}
+        curves = {PARTS.get(part, part): facts.series(records, m) for part, m in members.items()}
         drawing.plot_family(ax, curves, "lines" if penalties else "layers")
         title, y = family_labels(prefix)
         finish(ax, plain(title), "outer steps", plain(y, 30), [y for _, y in curves.values()])
@@ -140,14 +139,15 @@ def draw_profiles(name: str, records: Sequence[Record]) -> Drawing | None:
     groups = {k: v for k, v in families(facts.metric_names(records)).items() if is_profile(v)}
     if not groups:
         return None
-    having = [r for r in records if any(members[0] in r for members in groups.values())]
+    first = {next(iter(members.values())) for members in groups.values()}
+    having = [r for r in records if not first.isdisjoint(r)]
     picked = [having[at] for at in sorted({round(f * (len(having) - 1)) for f in FRACTIONS})]
     colours = drawing.shades(len(picked))
     figure, axes = panels(min(len(groups), MAX_PANELS), legend=len(picked))
     texts = []
     for (prefix, members), ax in zip(groups.items(), axes, strict=False):
-        x = np.array([int(member.partition("/")[2]) for member in members])
-        rows = [np.array([r[m] if is_number(r.get(m)) else np.nan for m in members], dtype=float) for r in picked]
+        x, names = np.array([int(part) for part in members]), members.values()
+        rows = [np.array([r[m] if is_number(r.get(m)) else np.nan for m in names], dtype=float) for r in picked]
         for at, (y, colour) in enumerate(zip(rows, colours, strict=True)):
             ax.plot(x, y, color=colour, marker=drawing.MARKERS[at], markersize=3)
         title, unit = family_labels(prefix)

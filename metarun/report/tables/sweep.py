@@ -52,8 +52,8 @@ def settings_table(axes: Sequence[Axis], benchmark: Benchmark, most: int | None 
     for row in benchmark.rows[:most]:
         seeds = len(row.completed)
         over = {"seeds": f"{seeds} seeds", "tasks": "tasks, 1 seed"}.get(row.test.over, NOTHING)
-        reached = (format_interval(row.metric, row.validation), format_interval(row.metric, row.test))
-        lost = ", ".join(f"{number} {status}" for status, number in row.lost) or "0"
+        reached = tuple(format_interval(benchmark.metric, interval) for interval in (row.validation, row.test))
+        lost = ", ".join(f"{number} {status}" for status, number in row.lost.items()) or "0"
         rows.append((*map(format_value, row.values), str(seeds), *reached, over, lost))
     more = len(benchmark.rows) - len(rows)
     note = f"{NOTE} {more} more rows are in --format csv." if more else NOTE
@@ -74,13 +74,17 @@ def best_configurations(sweep: Sweep) -> list[Best]:
         row = benchmark.best
         if row is None or len(benchmark.rows) < 2:
             continue
-        name, seeds = metric_name(row.metric), len(row.completed)
+        name, seeds = metric_name(benchmark.metric), len(row.completed)
         over = "1 seed" if seeds == 1 else f"mean of {seeds} seeds"
         where = f" on {benchmark.name}" if len(sweep.benchmarks) > 1 else ""
-        tested = f"; its test {name} is {format_interval(row.metric, row.test)}" if math.isfinite(row.test.mean) else ""
+        tested = (
+            f"; its test {name} is {format_interval(benchmark.metric, row.test)}"
+            if math.isfinite(row.test.mean)
+            else ""
+        )
         sentence = (
             f"Best configuration{where}: {format_values(sweep.axes, row.values)}, validation {name} "
-            f"{format_interval(row.metric, row.validation)} ({over}). It was chosen by validation alone{tested}."
+            f"{format_interval(benchmark.metric, row.validation)} ({over}). It was chosen by validation alone{tested}."
         )
         first = row.first_job
         others = ", ".join(job.seed for job in row.completed if job.seed != first.seed)
@@ -113,7 +117,7 @@ def raw_sweep(sweep: Sweep) -> Table:
             lost = dict(row.lost)
             ended = [lost.pop(status, 0) for status in ("diverged", "failed", "not finite")]
             rows.append((
-                *row.values, benchmark.name, metric_with_unit(row.metric), rank, len(row.completed),
+                *row.values, benchmark.name, metric_with_unit(benchmark.metric), rank, len(row.completed),
                 row.validation.mean, row.validation.half, *row.test, *ended, sum(lost.values()),
                 rerun_command(row.first_job),
             ))  # fmt: skip

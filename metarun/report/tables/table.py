@@ -12,25 +12,12 @@ from metarun.errors import one_line
 MIN_WIDTH = 6  # characters that a column of words keeps if a line is too long
 GAP = 2  # blanks between columns
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    "\N{EN DASH}": "--",
-    "\N{MINUS SIGN}": "$-$",
-    "…": r"\ldots{}",
-}
+MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in "\\|*_`[]"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+LATEX = str.maketrans({
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "…": r"\ldots{}", "±": r"$\pm$", "\N{EN DASH}": "--",
+    "\N{MINUS SIGN}": "$-$", **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,10 +52,7 @@ def _one_line(text: str) -> str:
 
 def _escape_markdown(text: str) -> str:
     """`text` on one line, without Markdown's marks and HTML."""
-    text = _one_line(text).replace("\\", "\\\\")
-    for sign in "|*_`[]":
-        text = text.replace(sign, "\\" + sign)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _one_line(text).translate(MARKDOWN)
 
 
 def to_csv(table: Table) -> str:
@@ -116,8 +100,7 @@ def to_latex(table: Table, label: str) -> str:
 
 def escape_latex(text: str) -> str:
     """Return `text` for LaTeX's text mode, the sign of a negative number as a minus."""
-    escaped = "".join(LATEX.get(sign, sign) for sign in _one_line(text))
-    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", escaped)
+    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", _one_line(text).translate(LATEX))
 
 
 def to_text(table: Table, width: int) -> list[str]:
