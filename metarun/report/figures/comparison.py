@@ -17,14 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from metarun.report.compare.groups import Group, by_benchmark
-from metarun.report.compare.results import Pair, Result
+from metarun.report.compare.results import Interval, Pair, Result, test_interval
 from metarun.report.figures import drawing
 from metarun.report.figures.drawing import Curve, Drawing, Look, describe_curve, finish, look, panels, plain
 from metarun.report.figures.panels import COMPARED, GRADIENTS, INNER, Panel
 from metarun.report.figures.run import finish_panel, never_changes
 from metarun.report.read import facts
 from metarun.report.read.runs import Run
-from metarun.storage.text import axis_label, display_scale, display_unit, is_number, number
+from metarun.storage.text import axis_label, display_unit, is_number, number
 
 Looks = Mapping[str, Look]
 SHARES = {"zeros_share": "exact zeros", "small_share": "at most {}"}  # of the penalised weights
@@ -204,8 +204,7 @@ class SparseRun(NamedTuple):
     line: str
     weight: float
     shares: tuple[float, float]  # of exact zeros, and of weights at most the threshold
-    mean: float
-    half: float
+    test: Interval
     metric: str
     threshold: float
 
@@ -227,8 +226,8 @@ def draw_sparsity(runs: Sequence[Run]) -> Drawing | None:
     for at, (ax, title) in enumerate(zip(axes, SHARES.values(), strict=True)):
         for line, own in looks.items():
             members = sorted((p for p in points if p.line == line), key=lambda p: p.weight)
-            halves = np.array([p.half if math.isfinite(p.half) else 0.0 for p in members])
-            x, y = [p.shares[at] for p in members], [p.mean for p in members]
+            halves = np.nan_to_num([p.test.half for p in members])
+            x, y = [p.shares[at] for p in members], [p.test.mean for p in members]
             ax.errorbar(x, y, halves, color=own.colour, marker=own.marker, markersize=5, capsize=2, linewidth=1)
         label = f"test {plain(axis_label(points[0].metric))}"
         finish(ax, title.format(f"{points[0].threshold:g}"), "share of penalised weights", label)
@@ -237,23 +236,23 @@ def draw_sparsity(runs: Sequence[Run]) -> Drawing | None:
     texts = []
     for p in points:
         zeros, small = (f"{100 * share:.3g} %" for share in p.shares)
-        texts.append(f"{p.line}, weight {p.weight:g}: {number(p.mean)} with {zeros} zeros, {small} small.")
+        texts.append(f"{p.line}, weight {p.weight:g}: {number(p.test.mean)} with {zeros} zeros, {small} small.")
     return Drawing("sparsity", " ".join(texts), figure)
 
 
 def _measure_sparsity(run: Run) -> SparseRun | None:
-    mean, metric = run.summary.get("mean"), facts.metric_of(run)
+    metric = facts.metric_of(run)
+    test = test_interval([run], metric)
     zeros, small = (facts.look_up(run.summary, f"sparsity.penalised.{key}") for key in SHARES)
-    if not is_number(mean) or not is_number(zeros) or not is_number(small):
+    if not math.isfinite(test.mean) or not is_number(zeros) or not is_number(small):
         return None
-    threshold, half = facts.look_up(run.summary, "sparsity.threshold"), run.summary.get("ci95")
+    threshold = facts.look_up(run.summary, "sparsity.threshold")
     kinds = [" ".join(filter(None, (str(t.get("name")), t.get("method")))) for t in facts.penalty_terms(run)]
     return SparseRun(
         line=f"{facts.component(run, 'algo')}, {' + '.join(kinds)}",
         weight=float(sum(w for t in facts.penalty_terms(run) if is_number(w := t.get("weight")))),
         shares=(zeros, small),
-        mean=display_scale(metric) * mean,
-        half=display_scale(metric) * half if is_number(half) else math.nan,
+        test=test,
         metric=metric,
         threshold=float(threshold) if is_number(threshold) else math.nan,
     )

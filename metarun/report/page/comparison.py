@@ -18,9 +18,8 @@ from metarun.report.figures.comparison import (
     draw_training_metrics,
     looks_of,
 )
-from metarun.report.figures.drawing import Drawing
 from metarun.report.figures.sweep import draw_sweep
-from metarun.report.page.run import Section, build_sections
+from metarun.report.page.run import Section, build_sections, show
 from metarun.report.read.facts import setting
 from metarun.report.read.jobs import list_jobs
 from metarun.report.read.runs import Run
@@ -52,32 +51,32 @@ def comparison_sections(runs: Sequence[Run], others: Sequence[Path] = ()) -> lis
         parts["Effect of the settings"] = lambda: _effects(sweep)
     lost = lost_table(sweep, jobs)
     if lost:
-        parts["Without a result"] = lambda: Section(tables=(lost,))
+        parts["Without a result"] = lambda: Section(tables=[lost])
     groups = group_runs(runs)
     if not groups:
         parts["Comparison"] = lambda: Section(missing="No run trained or tested: there is nothing to compare.")
         return build_sections(parts)
     results, looks = [summarize(group) for group in groups], looks_of([group.label for group in groups])
     parts |= {
-        "Results": lambda: Section((GROUPS,), tables=tuple(result_tables(results))),
-        "Learning curves": lambda: _figure(draw_learning_curves(groups, looks), LEARNING, "No run was validated."),
-        "Adaptation at test": lambda: _figure(draw_adaptation_curves(groups, looks), ADAPTATION, "No run was tested."),
+        "Results": lambda: Section([GROUPS], tables=result_tables(results)),
+        "Learning curves": lambda: show(draw_learning_curves(groups, looks), LEARNING, "No run was validated."),
+        "Adaptation at test": lambda: show(draw_adaptation_curves(groups, looks), ADAPTATION, "No run was tested."),
         "Paired comparison": lambda: _pairs(groups),
         "Cost": lambda: _costs(results, looks),
-        "Training metrics": lambda: _figure(draw_training_metrics(groups, looks), METRICS, "No metrics were logged."),
+        "Training metrics": lambda: show(draw_training_metrics(groups, looks), METRICS, "No metrics were logged."),
     }
     sparsity = draw_sparsity(runs)
     if sparsity:
-        parts["Zeros"] = lambda: _figure(sparsity, ZEROS, "")
+        parts["Zeros"] = lambda: show(sparsity, ZEROS, "")
     return build_sections(parts)
 
 
 def _settings(sweep: Sweep) -> Section:
     """The table of each benchmark, the best configurations and the commands to run them again."""
     found = best_configurations(sweep)
-    commands = tuple((best.purpose, best.command) for best in found if best.command)
-    text = (*(best.sentence for best in found), BEST) if found else (NO_BEST,)
-    tables = tuple(settings_table(sweep.axes, b, MAX_ROWS) for b in sweep.benchmarks)
+    commands = [(best.purpose, best.command) for best in found if best.command]
+    text = [*(best.sentence for best in found), BEST] if found else [NO_BEST]
+    tables = [settings_table(sweep.axes, b, MAX_ROWS) for b in sweep.benchmarks]
     return Section(text, tables=tables, commands=commands)
 
 
@@ -86,22 +85,18 @@ def _effects(sweep: Sweep) -> Section:
     return Section(texts, drawings) if drawings else Section(missing="No two combinations were validated.")
 
 
-def _figure(drawing: Drawing | None, text: str, missing: str) -> Section:
-    return Section((text,), (drawing,)) if drawing else Section(missing=missing)
-
-
 def _pairs(groups: Sequence[Group]) -> Section:
     found = pair_benchmarks(groups)
     if not found:
         return Section(missing="No benchmark has two groups to compare.")
-    drawings = tuple(d for d in map(draw_differences, found) if d)
+    drawings = [drawing for drawing in map(draw_differences, found) if drawing]
     text = DIFFERENCES if drawings else "No two groups were tested on the same episodes."
-    return Section((text,), drawings, tuple(pair_tables(found)))
+    return Section([text], drawings, pair_tables(found))
 
 
 def _costs(results: Sequence[Result], looks: Looks) -> Section:
     groups = [r.group for r in results]
-    drawing, tables = draw_costs(results, looks), tuple(budget_tables(groups))
+    drawing, tables = draw_costs(results, looks), budget_tables(groups)
     if not drawing and not tables:
         return Section(missing="No run has both a test metric and a cost.")
     runs = [run for group in groups for run in group.runs]
@@ -109,4 +104,4 @@ def _costs(results: Sequence[Result], looks: Looks) -> Section:
     text = [COST]
     if len(devices) > 1:
         text.append(f"The runs were made on {', '.join(sorted(devices))}: their seconds do not compare.")
-    return Section(tuple(text), (drawing,) if drawing else (), tables)
+    return Section(text, [drawing] if drawing else [], tables)

@@ -26,6 +26,11 @@ from metarun.report.tables.run import (
 )
 from metarun.report.tables.table import Table
 
+CURVES = (
+    "Thin lines are single records, thick ones a smoothed running median. Validation is on fixed tasks, training "
+    "loss and metric on the tasks of each step, before the update."
+)
+SHARES = "Shares are of the gradient's parts by length, separately for outer and inner terms."
 MAX_EMBEDDED, MAX_PICTURES = 300_000, 4  # bytes of an analysis's figure; figures of one analysis
 
 
@@ -33,12 +38,12 @@ MAX_EMBEDDED, MAX_PICTURES = 300_000, 4  # bytes of an analysis's figure; figure
 class Section:
     """A part of the page under a heading."""
 
-    text: tuple[str, ...] = ()
-    drawings: tuple[Drawing, ...] = ()
-    tables: tuple[Table, ...] = ()
-    pictures: tuple[tuple[str, bytes], ...] = ()  # alt text, PNG
-    details: tuple[tuple[str, str], ...] = ()  # a line, and preformatted text below it
-    commands: tuple[tuple[str, str], ...] = ()  # purpose, and the command to type
+    text: Sequence[str] = ()
+    drawings: Sequence[Drawing] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[tuple[str, bytes]] = ()  # alt text, PNG
+    details: Sequence[tuple[str, str]] = ()  # a line, and preformatted text below it
+    commands: Sequence[tuple[str, str]] = ()  # purpose, and the command to type
     missing: str = ""
     title: str = ""
 
@@ -59,10 +64,15 @@ def failed_section(error: Exception) -> Section:
     return Section(missing=f"This part could not be made from what the folder holds ({one_line(error)}).")
 
 
-def _section(drawings: Sequence[Drawing | None], missing: str, *texts: str, tables: Sequence[Table] = ()) -> Section:
-    """A section of the figures, texts and tables that exist, else of what is missing."""
-    shown, text = tuple(d for d in drawings if d), tuple(filter(None, texts))
-    return Section(text, shown, tuple(tables), missing="" if shown or text else missing)
+def show(drawing: Drawing | None, text: str, missing: str, tables: Sequence[Table] = ()) -> Section:
+    """A figure with its text, or what is missing."""
+    return Section([text], [drawing], tables) if drawing else Section(tables=tables, missing=missing)
+
+
+def _panel_section(drawings: Sequence[Drawing | None], missing: str, *texts: str) -> Section:
+    """Figures of panels, and texts that stand without figures too, else what is missing."""
+    shown, text = [d for d in drawings if d], [t for t in texts if t]
+    return Section(text, shown, missing="" if shown or text else missing)
 
 
 def run_sections(run: Run) -> list[Section]:
@@ -83,12 +93,7 @@ def run_sections(run: Run) -> list[Section]:
 
 
 def learning_section(run: Run) -> Section:
-    drawing = draw_learning(run)
-    text = (
-        "Thin lines are single records, thick ones a smoothed running median. Validation is on fixed tasks, training "
-        "loss and metric on the tasks of each step, before the update."
-    )
-    return _section([drawing], "The run logged neither training nor validation.", text if drawing else "")
+    return show(draw_learning(run), CURVES, "The run logged neither training nor validation.")
 
 
 def _adaptation(run: Run) -> Section:
@@ -96,18 +101,18 @@ def _adaptation(run: Run) -> Section:
         return Section(missing="The summary holds no test.")
     drawing = draw_adaptation(run)
     if drawing is None:
-        return Section(("The learner adapts in a single step or in none: there is no curve.",))
-    return Section(drawings=(drawing,), tables=(adaptation_table(run),))
+        return Section(["The learner adapts in a single step or in none: there is no curve."])
+    return Section(drawings=[drawing], tables=[adaptation_table(run)])
 
 
 def _predictions(run: Run) -> Section:
-    drawing, text = draw_predictions(run)
-    return _section([drawing], "", text, tables=[further_metrics_table(run)])
+    return show(*draw_predictions(run), "", [further_metrics_table(run)])
 
 
 def _gradients(run: Run) -> Section:
     drawing, text = draw_panels("gradients", run.of("train"), GRADIENTS)
-    return _section([drawing], "No metrics of the meta-gradient were logged (diagnostics=off, or no training).", text)
+    missing = "No metrics of the meta-gradient were logged (diagnostics=off, or no training)."
+    return _panel_section([drawing], missing, text)
 
 
 def _inner_loop(run: Run) -> Section:
@@ -116,7 +121,7 @@ def _inner_loop(run: Run) -> Section:
         reasons = "the learner has none, diagnostics=off, or there was no training"
         return Section(missing=f"Nothing was logged of an inner loop: {reasons}.")
     drawing, text = draw_panels("inner_loop", train, INNER)
-    return _section([drawing, draw_profiles("along_inner_loop", train)], "", text)
+    return _panel_section([drawing, draw_profiles("along_inner_loop", train)], "", text)
 
 
 def _probes(run: Run) -> Section:
@@ -125,18 +130,17 @@ def _probes(run: Run) -> Section:
     drawing, text = draw_panels("probes", records, [*PROBES, *own])
     drawings = [drawing, draw_profiles("probe_profiles", records), draw_layers("probe_layers", records)]
     texts = ("Measured on the same fixed tasks each time.", text) if records else ()
-    return _section(drawings, "No probes on fixed tasks were logged; diagnostics=full logs them.", *texts)
+    return _panel_section(drawings, "No probes on fixed tasks were logged; diagnostics=full logs them.", *texts)
 
 
 def _penalties(run: Run) -> Section:
     drawing = draw_layers("penalties", run.of("train"), penalties=True)
-    text = "Shares are of the gradient's parts by length, separately for outer and inner terms." if drawing else ""
     missing = "No metrics of penalties were logged (diagnostics=off, or no training)."
-    return _section([drawing], missing, text, tables=penalty_tables(run))
+    return show(drawing, SHARES, missing, penalty_tables(run))
 
 
 def _layers(run: Run) -> Section:
-    return _section([draw_layers("layers", run.of("train"))], "No metrics of single layers were logged.")
+    return _panel_section([draw_layers("layers", run.of("train"))], "No metrics of single layers were logged.")
 
 
 def _convergence(run: Run) -> Section:
@@ -149,7 +153,7 @@ def _alarms(run: Run) -> Section:
     raised = run.summary.get("alarms")
     if not isinstance(raised, Mapping):
         return Section(missing="This run did not record alarms.")
-    return Section(tables=(alarm_table(raised),)) if raised else Section(("No alarm was raised.",))
+    return Section(tables=[alarm_table(raised)]) if raised else Section(["No alarm was raised."])
 
 
 def _analysis(analysis: Analysis) -> Section:
@@ -158,10 +162,10 @@ def _analysis(analysis: Analysis) -> Section:
     left_out = [str(analysis.path / name) for name, data in analysis.figures if (name, data) not in small]
     texts = str(analysis.summary.get("message") or "").splitlines()
     texts += [f"More figures are in {', '.join(left_out)}."] if left_out else []
-    tables = tuple(analysis_tables(analysis))
-    pictures = tuple((f"Figure of the analysis {analysis.name}: {name}", data) for name, data in small)
+    tables = analysis_tables(analysis)
+    pictures = [(f"Figure of the analysis {analysis.name}: {name}", data) for name, data in small]
     missing = "" if tables or pictures else "This analysis has no results yet."
-    return Section(tuple(texts), tables=tables, pictures=pictures, missing=missing)
+    return Section(texts, tables=tables, pictures=pictures, missing=missing)
 
 
 def _everything_else(run: Run) -> Section:
@@ -172,5 +176,5 @@ def _everything_else(run: Run) -> Section:
     summary = json.dumps(run.summary, indent=2, ensure_ascii=False) if run.summary else ""
     details = {"All settings (config.yaml)": run.config_text, "The whole summary (summary.json)": summary}
     missing = "" if run.config_text else "config.yaml is not there: the settings are unknown."
-    shown = tuple((line, content) for line, content in details.items() if content)
-    return dataclasses.replace(_section([drawing], "", text), details=shown, missing=missing)
+    shown = [(line, content) for line, content in details.items() if content]
+    return dataclasses.replace(_panel_section([drawing], "", text), details=shown, missing=missing)

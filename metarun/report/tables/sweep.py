@@ -77,14 +77,11 @@ def best_configurations(sweep: Sweep) -> list[Best]:
         name, seeds = metric_name(benchmark.metric), len(row.completed)
         over = "1 seed" if seeds == 1 else f"mean of {seeds} seeds"
         where = f" on {benchmark.name}" if len(sweep.benchmarks) > 1 else ""
-        tested = (
-            f"; its test {name} is {format_interval(benchmark.metric, row.test)}"
-            if math.isfinite(row.test.mean)
-            else ""
-        )
+        validation, test = (format_interval(benchmark.metric, interval) for interval in (row.validation, row.test))
+        tested = f"; its test {name} is {test}" if math.isfinite(row.test.mean) else ""
         sentence = (
-            f"Best configuration{where}: {format_values(sweep.axes, row.values)}, validation {name} "
-            f"{format_interval(benchmark.metric, row.validation)} ({over}). It was chosen by validation alone{tested}."
+            f"Best configuration{where}: {format_values(sweep.axes, row.values)}, validation {name} {validation} "
+            f"({over}). It was chosen by validation alone{tested}."
         )
         first = row.first_job
         others = ", ".join(job.seed for job in row.completed if job.seed != first.seed)
