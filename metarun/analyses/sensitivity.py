@@ -38,7 +38,7 @@ from typing import Any
 from metarun.analyses.analysis import Cell, Context, Row, mask_diverged, require_at_least
 from metarun.analyses.figures import Map, heat_map
 from metarun.diagnostics.meta_gradients import implicit_measures
-from metarun.diagnostics.task_sample import TaskSample
+from metarun.diagnostics.task_sample import draw_sample
 from metarun.errors import UserError, require
 from metarun.report.figures.drawing import Drawing
 from metarun.storage.text import axis_label, count_nouns, display_scale, format_metric
@@ -101,12 +101,8 @@ class Sensitivity:
             factor = cell["inner_lr"] / own.inner_lr
             params = {name: factor * p if name.startswith(RATES) else p for name, p in params.items()}
         if "cg_steps" in cell:
-            placement, spec = experiment.placement, experiment.test_spec
-            drawn = experiment.dataset.episodes("test", EPISODE_SEED, 0, range(self.cg_tasks), spec)
-            chunk = placement.chunk(spec, experiment.dataset.input_shape())
-            if placement.chunk_size == "auto" and chunk is not None:
-                chunk = 1  # Hessian products of images on a CPU: without vmap its convolutions are faster
-            tasks = TaskSample(placement.move_task(drawn), chunk)
+            dataset, spec, placement = experiment.dataset, experiment.test_spec, experiment.placement
+            tasks = draw_sample(dataset, "test", EPISODE_SEED, 0, self.cg_tasks, spec, placement)
             metrics = tasks.each(learner.meta_grad, params)[1]
             row = {name: float(metrics[name].double().mean()) for name in SOLVER_METRICS if name in metrics}
             return row | implicit_measures(learner, params, tasks, self.unroll_steps)

@@ -39,6 +39,7 @@ from typing import Any, NamedTuple
 
 from metarun.config.schema import AlarmConfig, DiagnosticsConfig
 from metarun.diagnostics.chance import Chance
+from metarun.storage.text import count_nouns
 
 Metrics = Mapping[str, float]
 """The metrics of one record."""
@@ -140,9 +141,8 @@ def diverged(history: History) -> str:
     reference = max(history.first_loss, run.chance.loss)
     if len(losses) < limits.patience or not fmean(losses) > run.times(limits.diverged, reference):
         return ""
-    return (
-        f"the loss averages {fmean(losses):.3g} over {len(losses)} records; the first loss was {history.first_loss:.3g}"
-    )
+    records = count_nouns(len(losses), "record")
+    return f"the loss averages {fmean(losses):.3g} over {records}; the first loss was {history.first_loss:.3g}"
 
 
 def loss_spike(history: History) -> str:
@@ -168,7 +168,8 @@ def lost_progress(history: History) -> str:
     if not math.isfinite(run.chance.loss) or not mean - least > rise:
         return ""
     now, before = (run.error(error) if run.higher_is_better else error for error in (mean, least))
-    return f"the training {run.metric} averages {now:.3g} over {limits.window} records; at its best it was {before:.3g}"
+    records = count_nouns(limits.window, "record")
+    return f"the training {run.metric} averages {now:.3g} over {records}; at its best it was {before:.3g}"
 
 
 def stuck_at_chance(history: History) -> str:
@@ -208,7 +209,7 @@ def inner_overfitting(history: History) -> str:
     rise = query[-1] - query[best]
     if not rise > max(limits.overfit * query[best], limits.no_gain * query[0]) or support[-1] >= support[best]:
         return ""
-    lowest = f"{query[best]:.3g} after {best} inner steps"
+    lowest = f"{query[best]:.3g} after {count_nouns(best, 'inner step')}"
     return f"the query loss rises from {lowest} to {query[-1]:.3g} after {len(query) - 1} while the support loss falls"
 
 

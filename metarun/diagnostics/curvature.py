@@ -31,7 +31,7 @@ from metarun.algorithms.objective import Entry
 from metarun.compute.linalg import hessian_product
 from metarun.diagnostics.lanczos import Ritz, directions, extremes
 from metarun.diagnostics.task_sample import TaskSample, adapted_weights, network_weights
-from metarun.types import Batch, GradientLearner, Metrics, Params, ProximalLearner, Task
+from metarun.types import Batch, GradientLearner, Metrics, Params, ProximalLearner
 
 SEED = 0
 """Of the first Lanczos vector, the same for every task, probe and run."""
@@ -40,11 +40,8 @@ SEED = 0
 def curvature_measures(learner: GradientLearner, params: Params, sample: TaskSample, steps: int) -> dict[str, float]:
     """Measure curvature, each spectrum by `steps` Hessian-vector products."""
     start = directions(network_weights(params), 1, SEED)[0]
-
-    def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
-        return spectra(learner, theta, task.support, start, steps), {}
-
-    ends = {name: values.double() for name, values in sample.each(measure_one, params)[0].items()}
+    found = sample.measure(lambda theta, task: spectra(learner, theta, task.support, start, steps), params)
+    ends = {name: values.double() for name, values in found.items()}
     values: dict[str, float] = {}
     for where in ("theta", "phi"):
         values |= {f"hessian_{end}_{where}": float(ends[f"{end}_{where}"].mean()) for end in ("max", "min")}

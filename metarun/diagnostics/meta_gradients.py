@@ -135,14 +135,14 @@ def implicit_measures(learner: ProximalLearner, params: Params, sample: TaskSamp
     if sum(p.numel() for p in network_weights(params).values()) >= SMALL_MODEL:
         return {}
 
-    def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+    def measure_one(theta: Params, task: Task) -> Metrics:
         own = network_weights(learner.meta_grad(theta, task)[0])
         unrolled, _ = unrolled_gradient(learner, theta, task, steps)
         return {
             "implicit_error": relative(sub(own, unrolled), unrolled),
             "implicit_cosine": cosine(own, unrolled),
             "unroll_stationarity": stationarity(learner, theta, task.support, steps),
-        }, {}
+        }
 
     return sample.mean(measure_one, params)
 
@@ -163,11 +163,10 @@ def jacobian_measures(learner: GradientLearner, params: Params, sample: TaskSamp
     weights = network_weights(params)
     start, *vectors = directions(weights, 1 + VECTORS, SEED)
     small = sum(w.numel() for w in weights.values()) < SMALL_MODEL
-
-    def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
-        return measure_jacobian(learner, theta, task.support, vectors, start, steps if small else 0), {}
-
-    return sample.mean(measure_one, params)
+    steps = steps if small else 0
+    return sample.mean(
+        lambda theta, task: measure_jacobian(learner, theta, task.support, vectors, start, steps), params
+    )
 
 
 def measure_jacobian(

@@ -141,12 +141,12 @@ def inner_measures(
     """Values, shares and zeros at the end of the tasks' inner loops."""
     terms = regularization.select("inner")
 
-    def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+    def measure_one(theta: Params, task: Task) -> Metrics:
         phi = adapted_weights(learner, theta, task.support)
         at = Adaptation(theta, phi, task.support, None, learner.model, learner.loss, {}, learner.inner_rule.adapted)
         values = {f"penalty/{label(t, 'inner')}": t.evaluate(at) for t in terms}
         zeros = zero_shares("sparsity_adapted", phi, targets(regularization, "inner", phi))
-        return values | inner_shares(learner, terms, at) | zeros, {}
+        return values | inner_shares(learner, terms, at) | zeros
 
     return sample.mean(measure_one, params)
 

@@ -17,7 +17,7 @@ from metarun.config.schema import DiagnosticsConfig
 from metarun.diagnostics.curvature import curvature_measures
 from metarun.diagnostics.meta_gradients import bias_measures, implicit_measures, jacobian_measures, objective_measures
 from metarun.diagnostics.representation import class_measures, head_only_measures, similarity_measures
-from metarun.diagnostics.task_sample import TaskSample
+from metarun.diagnostics.task_sample import TaskSample, draw_sample
 from metarun.types import Algorithm, Dataset, EpisodeSpec, GradientLearner, Params, ProximalLearner
 
 SEED = 0
@@ -53,8 +53,5 @@ class Probe:
     @functools.cached_property
     def tasks(self) -> TaskSample:
         """The probe tasks, drawn at the first probe."""
-        drawn = self.dataset.episodes("train", SEED, STEP, range(self.settings.probe_tasks), self.spec)
-        chunk = self.placement.evaluation_chunk(self.spec, self.dataset.input_shape())
-        if self.placement.chunk_size == "auto" and chunk is not None:
-            chunk = 1  # Hessian products of images on a CPU: convolutions that vmap batched take 3.5 times as long
-        return TaskSample(self.placement.move_task(drawn), chunk, self.placement.processes)
+        count = self.settings.probe_tasks
+        return draw_sample(self.dataset, "train", SEED, STEP, count, self.spec, self.placement)

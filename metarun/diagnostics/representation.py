@@ -36,10 +36,10 @@ from metarun.types import Algorithm, Batch, GradientLearner, Metrics, Model, Par
 def similarity_measures(learner: GradientLearner, params: Params, sample: TaskSample) -> dict[str, float]:
     """Measure the CKA of each layer before and after adaptation."""
 
-    def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+    def measure_one(theta: Params, task: Task) -> Metrics:
         phi = adapted_weights(learner, theta, task.support)
         before, after = (query_activations(learner.model, weights, task) for weights in (theta, phi))
-        return {f"cka/{layer}": linear_cka(before[layer], after[layer]) for layer in before}, {}
+        return {f"cka/{layer}": linear_cka(before[layer], after[layer]) for layer in before}
 
     return sample.mean(measure_one, params)
 
@@ -47,13 +47,13 @@ def similarity_measures(learner: GradientLearner, params: Params, sample: TaskSa
 def class_measures(algorithm: Algorithm, params: Params, sample: TaskSample, ways: int) -> dict[str, float]:
     """Measure class separation, and for learners with an inner loop the accuracy without it."""
 
-    def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+    def measure_one(theta: Params, task: Task) -> Metrics:
         x = torch.cat([task.support.x, task.query.x])  # in one batch
         z_RD = algorithm.model.activations(theta, x)["features"]
         metrics = {"class_separation": separation(z_RD, torch.cat([task.support.y, task.query.y]), ways)}
         if isinstance(algorithm, GradientLearner):
             metrics["nil_accuracy"] = nil_accuracy(algorithm.model, theta, task, ways)
-        return metrics, {}
+        return metrics
 
     return sample.mean(measure_one, params)
 
@@ -99,11 +99,11 @@ def head_only_measures(learner: GradientLearner, params: Params, sample: TaskSam
         return {}
     metric, sign = learner.loss.metric, 1 if learner.loss.higher_is_better else -1
 
-    def measure_one(theta: Params, task: Task) -> tuple[Metrics, Metrics]:
+    def measure_one(theta: Params, task: Task) -> Metrics:
         full = score(learner, adapted_weights(learner, theta, task.support), task)
         head_only = score(learner, adapt_head(learner, theta, task.support), task)
         gain = sign * (full - head_only)
-        return {f"full_{metric}": full, f"head_only_{metric}": head_only, "gain_from_body": gain}, {}
+        return {f"full_{metric}": full, f"head_only_{metric}": head_only, "gain_from_body": gain}
 
     return sample.mean(measure_one, params)
 
