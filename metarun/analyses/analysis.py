@@ -28,6 +28,7 @@ from metarun.report.figures.drawing import Drawing, style
 from metarun.storage.json_values import replace_nonfinite
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.status import FINAL
+from metarun.storage.text import NOTHING, count_nouns
 from metarun.training import checkpoint
 from metarun.training.evaluation import calibrate
 from metarun.training.experiment import Experiment, assemble
@@ -56,23 +57,9 @@ class Analysis(Protocol):
         """The figures of the table; the first is saved as figure.png, the others by their names."""
 
 
-class TrainResult(Protocol):
-    """What `TrainRun` returns, as far as an analysis reads it."""
-
-    @property
-    def status(self) -> str: ...
-
-    @property
-    def summary(self) -> dict[str, Any]: ...
-
-
-class TrainRun(Protocol):
-    """job=train as a function: train a run in a folder, from the start or from where it stopped, and test it.
-
-    Analyses are below jobs and do not import them, so job=analyze passes this function in.
-    """
-
-    def __call__(self, config: Config, folder: RunFolder, /, quiet: bool = False) -> TrainResult: ...
+TrainRun = Callable[..., Any]
+"""`train_job(config, folder, quiet=True)` of jobs/train.py: train a run in a folder, from the start or from where it
+stopped, and test it. Analyses are below jobs and do not import them, so job=analyze passes this function in."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +162,18 @@ def require_at_least(analysis: Any, **least: int) -> None:
         require(value >= bound, name, value, f"must be at least {bound}")
 
 
+def require_different(analysis: Any, name: str) -> None:
+    """Raise `SettingError` unless a setting lists different whole numbers of at least 1."""
+    numbers = getattr(analysis, name)
+    valid = bool(numbers) and min(numbers) >= 1 and len(set(numbers)) == len(numbers)
+    require(valid, name, list(numbers), "must be different whole numbers of at least 1")
+
+
+def known_values(rows: Sequence[Row], key: str, scale: float = 1.0) -> list[float]:
+    """The numbers of the rows that have one, multiplied by `scale`."""
+    return [scale * row[key] for row in rows if row.get(key) is not None]
+
+
 def mask_diverged(losses: Tensor, scores: Tensor) -> Tensor:
     """The scores, NaN where the loss is not finite: the accuracy of outputs that are not finite is that of a guess, and
     would hide that adaptation diverged."""
@@ -188,7 +187,7 @@ def run_analysis(analysis: Analysis, context: Context, log: Callable[[str], None
     rows = {i: row for i, cell in enumerate(cells) if (row := find_row(stored, cell)) is not None}
     start, before = time.monotonic(), len(rows)
     if before:
-        log(f"{before} of {len(cells)} cells were measured before")
+        log(f"measured before: {before} of {count_nouns(len(cells), 'cell')}")
     for i, cell in enumerate(cells):
         if i not in rows:
             rows[i] = replace_nonfinite(cell | analysis.measure(context, cell))
@@ -231,7 +230,8 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 def describe_progress(count: int, total: int, row: Row, seconds_left: float) -> str:
     """A line for the terminal, without the intervals."""
     shown = {k: v for k, v in row.items() if not isinstance(v, (list, dict)) and not k.startswith("half")}
-    numbers = "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+    texts = {k: f"{v:.3g}" if isinstance(v, float) else NOTHING if v is None else str(v) for k, v in shown.items()}
+    numbers = "  ".join(f"{k} {text}" for k, text in texts.items())
     remaining = f"  {seconds_left:.0f} s left" if count < total else ""
     return f"{count}/{total}  {numbers}{remaining}"
 

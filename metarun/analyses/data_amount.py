@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from metarun.analyses.analysis import Cell, Context, Row, require_at_least
+from metarun.analyses.analysis import Cell, Context, Row, known_values, require_at_least, require_different
 from metarun.analyses.figures import finish_sizes, plot_known
 from metarun.analyses.stability import evaluate_last_weights, same_episode_size
 from metarun.errors import SettingError, UserError, require
@@ -41,8 +41,7 @@ class DataAmount:
 
     def __post_init__(self) -> None:
         require(self.of in KEYS, "of", self.of, "choices: " + ", ".join(KEYS))
-        valid = bool(self.amounts) and min(self.amounts) >= 1 and len(set(self.amounts)) == len(self.amounts)
-        require(valid, "amounts", list(self.amounts), "must be different whole numbers of at least 1")
+        require_different(self, "amounts")
         require_at_least(self, seeds=1, tasks=2)
 
     def cells(self, context: Context) -> Sequence[Cell]:
@@ -95,9 +94,9 @@ class DataAmount:
             (left, "test", COLOURS[1], "s", "new tasks"),
             (right, "gap", COLOURS[2], "D", "gap"),
         ):
-            known = [r for r in rows if r.get(key) is not None]
-            seeds = [r["amount"] for r in known], [scale * r[key] for r in known]
-            plot_known(axes, *seeds, marker=".", color=colour, markersize=4, alpha=0.5, zorder=1)
+            seeds = [None if r.get(key) is None else scale * r[key] for r in rows]
+            dots: dict[str, Any] = {"marker": ".", "markersize": 4, "alpha": 0.5, "zorder": 1}
+            plot_known(axes, [r["amount"] for r in rows], seeds, color=colour, **dots)
             means = [(a["amount"], a[key], a[f"{key}_half"] or 0) for a in amounts if a[key] is not None]
             if means:
                 n, mean, half = np.array(means, dtype=float).T * [[1], [scale], [scale]]
@@ -134,6 +133,6 @@ def _summarise_amount(amount: int, rows: Sequence[Row]) -> dict[str, Any]:
     """Means over the seeds and Student's intervals; diverged runs have no numbers and are counted."""
     summary: dict[str, Any] = {"amount": amount, "diverged": sum(r["diverged"] for r in rows)}
     for key in ("train", "test", "gap"):
-        mean, half = t_interval([r[key] for r in rows if r.get(key) is not None])
+        mean, half = t_interval(known_values(rows, key))
         summary |= {key: mean if np.isfinite(mean) else None, f"{key}_half": half}
     return summary

@@ -33,8 +33,8 @@ def heat_map(
     marked: Sequence[tuple[int, int]] = (),
 ) -> Drawing:
     """One panel per map, with the numbers in the cells and a frame around the `marked` (row, column) of each map."""
-    figure = Figure(figsize=(1.4 + 0.62 * len(values) * len(maps), 1.3 + 0.34 * max(len(m[1]) for m in maps)))
-    figure.set_layout_engine("constrained")
+    size = 1.4 + 0.62 * len(values) * len(maps), 1.3 + 0.34 * max(len(m[1]) for m in maps)
+    figure = Figure(figsize=size, layout="constrained")
     grids = [np.array(m[2], dtype=float) for m in maps]  # None becomes NaN
     everything = np.concatenate([g.ravel() for g in grids])
     norm = colour_norm(everything)

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from metarun.analyses import stability
-from metarun.analyses.analysis import Cell, Context, Row, require_at_least
+from metarun.analyses.analysis import Cell, Context, Row, known_values, require_at_least
 from metarun.analyses.figures import format_number, plot_known
 from metarun.analyses.stability import choose_replaced, compare_outcomes, evaluate_last_weights
 from metarun.errors import UserError, nearest, require
@@ -149,26 +149,21 @@ def _folder_name(name: Any) -> str:
 def _summarise_variant(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     summary: dict[str, Any] = {"name": name, "seeds": len(rows)}
     for key in AVERAGED:
-        values = [r[key] for r in rows if _has(r, key)]
+        values = known_values(rows, key)
         mean, half = t_interval(values)
         summary[key] = {"mean": None if math.isnan(mean) else mean, "half": half, "seeds": len(values)}
-    seconds = [r["cpu_seconds"] for r in rows if _has(r, "cpu_seconds")]
-    summary["change_sup"] = max((r["change_sup"] for r in rows if _has(r, "change_sup")), default=None)
+    seconds = known_values(rows, "cpu_seconds")
+    summary["change_sup"] = max(known_values(rows, "change_sup"), default=None)
     summary["diverged"] = sum(r["diverged"] for r in rows) / sum(r["runs"] for r in rows)
     summary["cpu_seconds"] = float(np.median(seconds)) if seconds else None
     return summary | {k: rows[0][k] for k in ("inner_gradients", "hessian_products")}
-
-
-def _has(row: Row, *keys: str) -> bool:
-    return all(row.get(k) is not None for k in keys)
 
 
 def draw_variants(rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
     """A line a variant, the first one on top; dots are seeds, bars Student's 95 % intervals over them."""
     variants, metric = summary["variants"], summary["metric"]
     scale, name, lines = display_scale(metric), axis_label(metric), range(len(variants))
-    figure = Figure(figsize=(10.4, 2.0 + 0.76 * len(variants)))
-    figure.set_layout_engine("constrained")
+    figure = Figure(figsize=(10.4, 2.0 + 0.76 * len(variants)), layout="constrained")
     score, gap, change, distance, curvature, cost = figure.subplots(2, 3, sharey=True).ravel()
     for axes, key, title, label in (
         (score, "test", f"Test {name}", f"{name} of new tasks, last weights"),
@@ -199,8 +194,8 @@ def draw_variants(rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
         left.set_yticks(lines, [plain(v["name"]) + ending for v, ending in zip(variants, lost, strict=True)])
     for axes in (score, change, distance, curvature):
         _set_log_scale(axes)
-    _limit_to_seeds(gap, [r["gap"] for r in rows if _has(r, "gap")])
-    _limit_to_seeds(score, [scale * r[key] for key in ("test", "test_median") for r in rows if _has(r, key)])
+    _limit_to_seeds(gap, known_values(rows, "gap"))
+    _limit_to_seeds(score, known_values(rows, "test", scale) + known_values(rows, "test_median", scale))
     low, high = change.get_xlim()
     change.set_xlim(max(low, CAP * 1e-7), min(high, CAP))
     for y, value in enumerate(sups):
@@ -216,10 +211,9 @@ def draw_variants(rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
 
 def draw_scatter(rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
     """A point a variant and seed."""
-    figure = Figure(figsize=(7.2, 3.6))
-    figure.set_layout_engine("constrained")
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    known = [r for r in rows if _has(r, "gap", "change_median")]
+    known = [r for r in rows if r.get("gap") is not None and r["change_median"] is not None]
     for i, variant in enumerate(summary["variants"]):
         found = [r for r in known if r["variant"] == variant["name"]]
         shown = look(i)
@@ -241,7 +235,7 @@ def draw_scatter(rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
 def _draw_intervals(axes: Axes, rows: Sequence[Row], variants: Sequence[Row], key: str, scale: float) -> None:
     """The seeds of each variant, their mean and its interval."""
     for y, variant in enumerate(variants):
-        seeds = [scale * r[key] for r in rows if r["variant"] == variant["name"] and _has(r, key)]
+        seeds = known_values([r for r in rows if r["variant"] == variant["name"]], key, scale)
         label = {"seed": None, "mean": None} if y else {"seed": "one seed", "mean": "mean over seeds, 95 % interval"}
         axes.plot(seeds, [y] * len(seeds), ".", color=COLOURS[5], markersize=5, zorder=1, label=label["seed"])
         mean, half = variant[key]["mean"], variant[key]["half"]

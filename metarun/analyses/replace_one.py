@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from metarun.analyses.analysis import Cell, Context, Row, require_at_least
+from metarun.analyses.analysis import Cell, Context, Row, known_values, require_at_least, require_different
 from metarun.analyses.figures import finish_sizes, format_number, plot_known
 from metarun.analyses.stability import choose_replaced, compare_outcomes, evaluate_last_weights, generalisation_gap
 from metarun.errors import require
@@ -39,8 +39,7 @@ class ReplaceOne:
     tasks: int  # test episodes
 
     def __post_init__(self) -> None:
-        valid = bool(self.pools) and min(self.pools) >= 1 and len(set(self.pools)) == len(self.pools)
-        require(valid, "pools", list(self.pools), "must be different whole numbers of at least 1")
+        require_different(self, "pools")
         within = 1 <= self.replaced <= min(self.pools)
         require(within, "replaced", self.replaced, f"must be 1 to {min(self.pools)}, the smallest pool")
         require_at_least(self, tasks=2)
@@ -119,7 +118,7 @@ class ReplaceOne:
 def _summarise_pool(pool: int, rows: Sequence[Row]) -> dict[str, Any]:
     """The rows of one pool together; diverged runs have no numbers and are counted."""
     replaced = [r for r in rows if r["run"] == REPLACED]
-    found = {k: [r[k] for r in replaced if r[k] is not None] for k in MEASURES}
+    found = {k: known_values(replaced, k) for k in MEASURES}
     again, floor = (next(r for r in rows if r["run"] == run) for run in (AGAIN, SEED))
     summary: dict[str, Any] = {"pool": pool, "diverged": sum(r["diverged"] for r in rows), "runs": len(rows)}
     summary |= {k: float(np.mean(v)) if v else None for k, v in found.items() if k != "sup"}

@@ -99,8 +99,7 @@ class StabilityMap:
         }
         grids = {key: np.array([[at[r, k][key] for k in steps] for r in rates], dtype=float) for key in titles}
         width = max(0.75 + 0.42 * len(steps), 2.1)  # of a map; the longest title needs 2.1 inches
-        drawn = Figure(figsize=(1.0 + 4 * width, 1.25 + 0.38 * len(rates)))
-        drawn.set_layout_engine("constrained")
+        drawn = Figure(figsize=(1.0 + 4 * width, 1.25 + 0.38 * len(rates)), layout="constrained")
         for axes, (key, (title, scale)) in zip(drawn.subplots(1, 4, sharey=True), titles.items(), strict=True):
             grid = scale * grids[key]
             draw_grid(axes, grid, colour_norm(grid), "{:.3g}".format)

@@ -23,6 +23,7 @@ there is no mean: the row has the median over tasks and the number of diverged o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -86,13 +87,15 @@ class TaskShift:
         sizes = {key: getattr(experiment.test_spec, key) for key in SIZES}
         names = [name for name, changes in choices.items() if not changes.items() <= sizes.items()]
         for name in names:
-            self._apply(experiment, name)
+            with contextlib.suppress(Impossible):
+                self._apply(experiment, name)
         return [{"shift": name} for name in (UNSHIFTED, *names)]
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
-        shift = self._apply(context.run.experiment, cell["shift"])
-        if isinstance(shift, Impossible):
-            return {"left_out": str(shift)}
+        try:
+            shift = self._apply(context.run.experiment, cell["shift"])
+        except Impossible as error:
+            return {"left_out": str(error)}
         experiment = shift.experiment
         steps = tuple(sorted({0, experiment.tested.test_inner_steps}))
         found = experiment.evaluator("test", self.tasks, steps)(experiment.tested, context.run.params)
@@ -122,13 +125,9 @@ class TaskShift:
             return f"analysis.by_data.{data}", self.by_data[data]
         return f"analysis.{kind}", getattr(self, kind)
 
-    def _apply(self, experiment: Experiment, name: str) -> Shift | Impossible:
+    def _apply(self, experiment: Experiment, name: str) -> Shift:
         key, choices = self._find_shifts(experiment)
-        changes: Mapping[str, Any] = {} if name == UNSHIFTED else choices[name]
-        try:
-            return apply_shift(experiment, changes, f"{key}.{name}")
-        except Impossible as error:
-            return error
+        return apply_shift(experiment, {} if name == UNSHIFTED else choices[name], f"{key}.{name}")
 
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
         loss = context.run.experiment.tested.loss

@@ -89,8 +89,7 @@ def export_job(config: Config, record: RunFolder) -> Result:
     pruned, pruning = prune(experiment, trained)
     facts = {"algo": option_name("algo", config), "data": option_name("data", config), "run": str(source.path)}
     before = build(experiment, trained, facts)
-    unchanged = all(w is params[name] for name, w in pruned.params.items())
-    after = before if unchanged else build(experiment, pruned, facts)
+    after = before if pruned is trained else build(experiment, pruned, facts)
     summary = {
         "status": "completed",
         **facts,
@@ -119,13 +118,12 @@ def export_job(config: Config, record: RunFolder) -> Result:
 
 
 def prune(experiment: Experiment, trained: Version) -> tuple[Version, dict[str, Any]]:
-    """The learner without small weights and silent units, and what was cut. Units are kept where predictions would
-    change without them."""
+    """The learner without small weights and silent units (`trained` itself if it has none), and what was cut. Units are
+    kept where predictions would change without them."""
     threshold = experiment.config.export.threshold
     params = zero_small_weights(trained.params, threshold)
-    if all(params[name].equal(w) for name, w in trained.params.items()):
-        params = trained.params
-    zeroed = Version(trained.learner, params)
+    same = all(params[name].equal(w) for name, w in trained.params.items())
+    zeroed = trained if same else Version(trained.learner, params)
     smaller = cut_units(trained.learner.model, params)
     facts: dict[str, Any] = {"threshold": threshold, "units_cut": smaller.cut, "change": None, "kept_for": None}
     if not smaller.cut:

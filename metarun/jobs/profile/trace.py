@@ -197,23 +197,21 @@ def find_memory_peak(events: list[FunctionEvent], changes: list[tuple[float, int
 def tabulate_parts(shares: list[OwnTime], seconds: float, unmarked: str = OUTER) -> list[dict[str, Any]]:
     """The loops, other methods of the algorithm, what is done for all tasks together; in shares of the meta-gradient's
     time. `unmarked` is the part of what runs in no method, or in one that takes hardly any time."""
-    totals: dict[str, float] = defaultdict(float)
+    parts: dict[str, dict[str, float]] = {unmarked: dict.fromkeys(KINDS, 0.0)}
     for path, share in shares:
-        totals[part_of(path, unmarked)] += share
-    names = {name for name, share in totals.items() if name in FIXED or share >= SMALL} | {unmarked}
-    cells: dict[tuple[str, str], float] = defaultdict(float)
-    for path, share in shares:
-        name = part_of(path, unmarked)
-        cells[name if name in names else unmarked, kind_of(path)] += share
-    order = [INNER, DESCENT, OUTER, *sorted(names - FIXED, key=lambda name: -totals[name]), TOGETHER]
+        parts.setdefault(part_of(path, unmarked), dict.fromkeys(KINDS, 0.0))[kind_of(path)] += share
+    for name in [n for n, kinds in parts.items() if n not in FIXED and sum(kinds.values()) < SMALL]:
+        for kind, share in parts.pop(name).items():
+            parts[unmarked][kind] += share
+    own = sorted(parts.keys() - FIXED, key=lambda name: -sum(parts[name].values()))
     return [
         {
             "name": name,
-            **{f"{kind}_milliseconds": 1e3 * seconds * cells[name, kind] for kind in KINDS},
-            "share": sum(cells[name, kind] for kind in KINDS),
+            **{f"{kind}_milliseconds": 1e3 * seconds * share for kind, share in parts[name].items()},
+            "share": sum(parts[name].values()),
         }
-        for name in order
-        if name in names
+        for name in (INNER, DESCENT, OUTER, *own, TOGETHER)
+        if name in parts
     ]
 
 
