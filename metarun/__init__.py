@@ -9,17 +9,21 @@ The command line and these functions do the same things:
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from metarun.config.schema import Config
     from metarun.jobs import Result
-    from metarun.types import Algorithm
+    from metarun.training.evaluation import MetricFunction
+    from metarun.types import Algorithm, Dataset
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # what a run prints is not printed again by logging
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "build_algorithm", "compose", "run"]
@@ -44,13 +48,30 @@ def compose(overrides: Sequence[str] = ()) -> Config:
         return compose([str(override) for override in overrides])
 
 
-def run(config: Config, folder: str | Path | None = None) -> Result:
+def run(
+    config: Config,
+    folder: str | Path | None = None,
+    *,
+    model: Any = None,
+    dataset: Dataset | None = None,
+    loss: Any = None,
+    metrics: Mapping[str, MetricFunction] | None = None,
+    callbacks: Sequence[Any] = (),
+) -> Result:
     """Do the job of these settings: train, evaluate, ...
 
     Args:
         config: settings, of `compose`.
         folder: the run folder, made if it is not there. None: the folder of a run that `resume=` names, or else a new
             one, outputs/DATE/TIME-ALGO-DATA.
+        model: a network of yours in place of `config.model`: a `torch.nn.Module` or a `metarun.types.Model`.
+        dataset: a data set of yours in place of `config.data` (`metarun.types.Dataset`); the sizes of the episodes
+            remain settings (`data.shots`, ...).
+        loss: a loss in place of the usual one: a function (prediction, y) -> scalar, or a `metarun.types.Loss`.
+        metrics: name -> a function (prediction, y) -> number of one test task, reported beside the loss. It gets
+            tensors on the CPU and may use any library.
+        callbacks: objects with any of `on_step(state)`, `on_validation(state, evaluation)`, `on_end(summary)`. An
+            error in one is reported and does not stop the run.
 
     Returns:
         The result: `summary` (what summary.json holds), `folder`, and after training or testing `params` and
@@ -63,8 +84,13 @@ def run(config: Config, folder: str | Path | None = None) -> Result:
     from metarun.cli.usage_errors import user_errors
     from metarun.jobs import run
 
+    own = None
+    if callbacks or any(part is not None for part in (model, dataset, loss, metrics)):
+        from metarun.training.experiment import OwnParts
+
+        own = OwnParts(model, dataset, loss, metrics or {}, callbacks)
     with user_errors():
-        return run(config, folder or default_folder(config))
+        return run(config, folder or default_folder(config), own)
 
 
 def build_algorithm(config: Config) -> Algorithm:

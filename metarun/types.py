@@ -17,8 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 Params = dict[str, Tensor]
@@ -84,11 +82,23 @@ class EpisodeSpec(NamedTuple):
 class Loss(Protocol):
     """A loss, and the metric that is reported beside it."""
 
-    name: ClassVar[str]
-    metric: ClassVar[str]  # the name of the reported metric
-    higher_is_better: ClassVar[bool]
-    best: ClassVar[float]  # error = best - metric: 1 for an accuracy, 0 for a metric without an upper bound
-    signed: ClassVar[bool]  # the loss may be below 0: losses are then compared by differences, not by ratios
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def metric(self) -> str:
+        """The name of the reported metric."""
+
+    @property
+    def higher_is_better(self) -> bool: ...
+
+    @property
+    def best(self) -> float:
+        """error = best - metric: 1 for an accuracy, 0 for a metric without an upper bound."""
+
+    @property
+    def signed(self) -> bool:
+        """Whether the loss may be below 0: losses are then compared by differences, not by ratios."""
 
     def __call__(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Mean over rows, a scalar."""
@@ -271,44 +281,6 @@ class ExploringLearner(AssessingLearner, Protocol):
         """What is adapted after 0, 1, ... `steps` trajectories of its own, as far as the rows of `support` go."""
 
 
-class Environment(Protocol):
-    """A data set of kind "control", as a learner uses it.
-
-    A row y of an episode identifies its task: [Y] numbers, the last of them the task's index in its split. States are
-    [..., S], observations [..., F], actions [..., A] in [-1, 1].
-    """
-
-    @property
-    def horizon(self) -> int:
-        """Steps of a trajectory."""
-
-    @property
-    def normals_per_trajectory(self) -> int:
-        """Standard normal numbers that an episode supplies for each trajectory, for the learner to use."""
-
-    @property
-    def words_per_state(self) -> int:
-        """Random words that `random_states` takes for a state."""
-
-    def initial_states(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows x of an episode -> the states in which their trajectories begin, and their standard normal numbers."""
-
-    def random_states(self, words: NDArray[np.uint64]) -> Tensor:
-        """States in which trajectories begin [..., S], from words [..., words_per_state]."""
-
-    def observe(self, state: Tensor) -> Tensor:
-        """The observations of states."""
-
-    def train_tasks(self) -> Tensor:
-        """The rows y of all training tasks, by their index [G, Y]."""
-
-    def step(self, state: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The next state; the reward [...] for actor and critics; the reward [...] for the context and the return."""
-
-    def idle_return(self) -> float:
-        """The return of doing nothing, the chance level of the data set."""
-
-
 class Dataset(Protocol):
     """Episodes as a pure function of (split, seed, step, task index)."""
 
@@ -362,6 +334,7 @@ class ModelOptions:
     """What a network may also have, and what is assumed without it."""
 
     norm: str | None = None  # the name of its normalisation
+    fit: Callable[..., Model] | None = None  # (input_shape, outputs) -> for these
     fixed: Any = None  # population statistics, once calibrated
     measure: Callable[[Params, Tensor], Any] | None = None  # parameters, inputs -> the statistics of each normalisation
     matmul_only: bool = False  # made of matrix products alone: channels-last and grouped convolutions do not matter

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.commands import metarun as command
@@ -132,6 +135,106 @@ def test_a_relative_root_is_found_from_another_folder(
     monkeypatch.chdir(tmp_path)
     assert metarun.compose(["data=folder", "data.root=photos"]).data["root"] == str(tmp_path / "photos")
     assert metarun.compose(["data=folder", "data.root=~/photos"]).data["root"] == str(Path.home() / "photos")
+
+
+OWN = """
+import torch
+from torch.nn.functional import huber_loss
+
+class Huber:
+    name = metric = "huber"
+    higher_is_better, best, signed = False, 0.0, False
+
+    def __init__(self, delta: float = 1.0):
+        self.delta = delta
+
+    def __call__(self, prediction, y):
+        return huber_loss(prediction, y, delta=self.delta)
+
+    score = __call__
+
+def huber(prediction, y):
+    return huber_loss(prediction, y, delta=2.0)
+
+def mae(prediction, y):
+    return float((prediction - y).abs().mean())
+
+class Witness:
+    def __init__(self, file: str):
+        self.file = file
+
+    def note(self, *words):
+        with open(self.file, "a") as file:
+            print(*words, file=file)
+
+    def on_step(self, state):
+        self.note("step", state.step)
+
+    def on_validation(self, state, evaluation):
+        self.note("val", state.step, evaluation.mean)
+
+    def on_end(self, summary):
+        self.note(summary["status"])
+
+class Broken:
+    def on_step(self, state):
+        raise ValueError("too bad")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    yield importlib.import_module("mine")
+    del sys.modules["mine"]
+
+
+def test_an_own_loss_and_metric_are_the_same_in_python_and_as_settings(own: Any, tmp_path: Path) -> None:
+    named = ["loss._target_=mine.Huber", "loss.delta=2", "metrics.mae=mine.mae", "trusted_modules=[mine]"]
+    by_name = metarun.run(metarun.compose([*TINY, *named]), tmp_path / "named").summary
+    plain = metarun.compose(TINY)
+    by_function = metarun.run(plain, tmp_path / "function", loss=own.huber, metrics={"mae": own.mae}).summary
+    by_object = metarun.run(plain, tmp_path / "object", loss=own.Huber(2.0), metrics={"mae": own.mae}).summary
+    assert by_name["metric"] == by_function["metric"] == by_object["metric"] == "huber"
+    assert by_name["mean"] == by_function["mean"] == by_object["mean"]
+    assert by_name["beside"] == by_function["beside"] == by_object["beside"]
+    assert metarun.run(plain, tmp_path / "usual").summary["params_sha256"] != by_name["params_sha256"]
+    again = metarun.compose(["job=evaluate", f"run={tmp_path / 'named'}", "trusted_modules=[mine]"])
+    assert metarun.run(again, tmp_path / "again").summary["beside"] == by_name["beside"]
+
+
+def test_an_own_metric_is_that_of_the_predictions(own: Any, tmp_path: Path) -> None:
+    """The root of the mean squared error of a task, squared, is the loss that the test reports."""
+    summary = metarun.run(
+        metarun.compose(TINY), tmp_path / "run", metrics={"again": lambda p, y: float(((p - y) ** 2).mean())}
+    ).summary
+    assert summary["beside"]["again"]["mean"] == pytest.approx(summary["mean"], rel=1e-6)
+
+
+def test_callbacks_see_steps_validations_and_the_end(own: Any, tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    callback = f"callbacks=[{{_target_: mine.Witness, file: {words}}}, mine.Broken]"
+    config = metarun.compose([*TINY, "train.eval_every=2", callback, "trusted_modules=[mine]"])
+    done = metarun.run(config, tmp_path / "run")
+    lines = words.read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["step", "step", "val", "step", "step", "val", "completed"]
+    assert done.status == "completed"
+    plain = metarun.run(metarun.compose([*TINY, "train.eval_every=2"]), tmp_path / "plain")
+    assert plain.summary["params_sha256"] == done.summary["params_sha256"]
+
+
+def test_a_callback_that_raises_is_named_once(own: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metarun.run(metarun.compose(TINY), tmp_path / "run", callbacks=[own.Broken()])
+    printed = capsys.readouterr().out
+    assert printed.count("callback Broken.on_step failed (ValueError: too bad); it is not called again") == 1
+
+
+def test_a_python_object_is_asked_for(tmp_path: Path) -> None:
+    for group, keyword in (("data", "dataset"), ("model", "model")):
+        with pytest.raises(metarun.UserError, match=rf"^{group}=own: needs a Python object; .*{keyword}=\.\.\."):
+            metarun.run(metarun.compose([*TINY, f"{group}=own"]), tmp_path / group)
 
 
 @pytest.mark.parametrize("name", ["a b", "a(b)", "a=b", "a:b", "a'b", "a,b/c"])

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from metarun.algorithms import replay
 from metarun.compute import random
+from metarun.data.control import Environment
 from metarun.errors import require
-from metarun.types import Batch, Environment, LearnerState, Params, Task
+from metarun.types import Batch, LearnerState, Params, Task
 
 BATCHES, CHOICE, CONTEXTS, ACTIONS, STARTS = 0, 1, 2, 3, 4  # what random words are for; the last three by kind:
 KINDS_APART = 4

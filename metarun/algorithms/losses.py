@@ -6,6 +6,7 @@ A learner of a regression predicts values, or Gaussians: mean and standard devia
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,6 +68,31 @@ class GaussianLikelihood:
     def score(self, prediction: Tensor, y: Tensor) -> Tensor:
         mu, sigma = prediction.chunk(2, -1)
         return log_density(mu, sigma, y).mean()
+
+
+@dataclass(frozen=True)
+class FunctionLoss:
+    """A function of the user's, (prediction, y) -> scalar, reported as it is; less is better."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    higher_is_better: ClassVar[bool] = False
+    best: ClassVar[float] = 0.0
+    signed: ClassVar[bool] = True  # nothing is known of its range
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    @property
+    def metric(self) -> str:
+        return self.name
+
+    def __call__(self, prediction: Tensor, y: Tensor) -> Tensor:
+        return self.function(prediction, y)
+
+    def score(self, prediction: Tensor, y: Tensor) -> Tensor:
+        return self.function(prediction, y)
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,10 @@ from metarun.algorithms.collection import Collection, CollectionSettings, Transi
 from metarun.algorithms.contexts import check_network
 from metarun.algorithms.predictive import Gaussian, kl, product
 from metarun.compute import linalg
+from metarun.data.control import Environment
 from metarun.errors import require
 from metarun.models.multi_network import MultiNetwork, multi_network, part_params
-from metarun.types import CARRIED, Batch, Environment, Kind, LearnerState, Loss, Metrics, NetworkFactory, Params, Task
+from metarun.types import CARRIED, Batch, Kind, LearnerState, Loss, Metrics, NetworkFactory, Params, Task
 
 LEAST_VARIANCE = 1e-7
 TARGET = "value."

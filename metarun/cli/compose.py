@@ -93,8 +93,13 @@ def hydra_subfolder(resume: str | None, folder: str) -> str | None:
 ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 
 SCHEMA = OmegaConf.structured(Config)
-OmegaConf.set_struct(SCHEMA.reg, False)  # reg.weight belongs to the chosen regularizer; regularizers/build.py checks it
-OmegaConf.set_struct(SCHEMA.model, False)  # model.args has the keywords of a module of the user's own
+for open_group in (
+    SCHEMA.model,
+    SCHEMA.reg,
+    SCHEMA.loss,
+    SCHEMA.metrics,
+):  # keys that no option has, as model.args.width
+    OmegaConf.set_struct(open_group, False)
 ConfigStore.instance().store(name="schema", node=SCHEMA)
 experiments.register()
 OmegaConf.register_new_resolver("metarun.folder", new_run_folder, use_cache=True, replace=True)

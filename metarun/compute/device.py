@@ -119,10 +119,16 @@ def _select_device(name: str) -> torch.device:
     return torch.device(name, ranks.local_rank())
 
 
+_threads_before: dict[str, int] = {}
+
+
 def _configure_process(settings: DeviceConfig) -> None:
     """Set threads, TF32 and determinism, which belong to the process: an analysis may train several runs in one."""
     if settings.threads is not None:
+        _threads_before.setdefault("count", torch.get_num_threads())
         torch.set_num_threads(settings.threads)
+    elif _threads_before:  # another run of this process has set them
+        torch.set_num_threads(_threads_before.pop("count"))
     elif ranks.size() > 1:  # torchrun sets 1 by default
         torch.set_num_threads(max(1, ranks.cores() // ranks.local_size()))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32

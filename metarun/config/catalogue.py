@@ -55,7 +55,8 @@ def list_algorithms(kind: str) -> list[str]:
 
 def list_datasets(kind: str) -> list[str]:
     """The data sets of a kind."""
-    return [name for name in list_options("data") if _locate_class("data", name).kind == kind]
+    known = [name for name in list_options("data") if read_component("data", name).get("_target_")]
+    return [name for name in known if _locate_class("data", name).kind == kind]
 
 
 @functools.cache

@@ -63,6 +63,7 @@ OWN_COMPONENTS = {
     "analysis": ("metarun.analyses", "measure"),
     "data": ("metarun.data", "episodes"),
     "model": ("metarun.models", "apply"),
+    "loss": ("metarun.algorithms", "score"),
     "reg": ("metarun.regularizers", "__init__"),
 }
 """The package of metarun's own components of a group, and a member that each of them has. Other functions of metarun
@@ -95,7 +96,9 @@ def _is_dotted(path: Any) -> bool:
 
 def _locate_own(key: str, group: str, path: str) -> Any:
     """A component of metarun's, of this group, in the module that defines it."""
-    package, needed = OWN_COMPONENTS[group.partition(".")[0]]
+    package, needed = OWN_COMPONENTS.get(group.partition(".")[0], ("", ""))
+    if not package:
+        raise SettingError(key, path, "must be of a package of yours, named in trusted_modules")
     if not path.startswith(package + "."):
         raise SettingError(key, path, f"is not in {package}, where the components of this group are")
     found = _import(key, path)

@@ -59,7 +59,9 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     if config.resume:
         _refuse_other_run(changes, stored, config)
     else:
-        _refuse_changes_without_effect({key: flat[key] for key in keys if key in flat}, stored, config)
+        before = diff_settings({}, stored)
+        typed_anew = {key: flat[key] for key in keys if key in flat and flat[key] != before.get(key)}
+        _refuse_changes_without_effect(typed_anew, stored, config)
     merged = _merge(stored, changes, typed)
     _set_trust(merged, typed)
     if config.job == "evaluate":

@@ -193,6 +193,9 @@ class Config:
     model: dict[str, Any] = field(default_factory=dict)
     reg: dict[str, Any] = field(default_factory=dict)
     analysis: dict[str, Any] = field(default_factory=dict)  # of job=analyze
+    loss: dict[str, Any] = field(default_factory=dict)  # {_target_: PATH, ...} of a loss of yours; {}: the usual one
+    metrics: dict[str, Any] = field(default_factory=dict)  # NAME: PATH of a function (prediction, y), tested beside it
+    callbacks: list[Any] = field(default_factory=list)  # [{_target_: PATH, ...}] of observers of yours
     train: TrainConfig = field(default_factory=TrainConfig)
     val: ValConfig = field(default_factory=ValConfig)
     test: TestConfig = field(default_factory=TestConfig)
@@ -207,7 +210,7 @@ class Config:
     published: PublishedConfig = field(default_factory=PublishedConfig)
 
     def __post_init__(self) -> None:
-        for group in ("algo", "data", "model", "reg", "analysis"):
+        for group in ("algo", "data", "model", "reg", "analysis", "loss", "metrics"):
             setattr(self, group, _to_options(getattr(self, group)))
 
 

@@ -9,20 +9,60 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.compute.random import SPLITS, normal, random_bits, uniform
 from metarun.errors import require
-from metarun.types import Batch, Environment, EpisodeSpec, Split, Task
+from metarun.types import Batch, EpisodeSpec, Split, Task
 
 GOAL_STREAM = 2**43
 """The step whose random words choose the goals; no training reaches it."""
 
 NORMALS = 16
 """The `normals_per_trajectory` of each environment here."""
+
+
+class Environment(Protocol):
+    """A data set of kind "control", as a learner uses it.
+
+    A row y of an episode identifies its task: [Y] numbers, the last of them the task's index in its split. States are
+    [..., S], observations [..., F], actions [..., A] in [-1, 1].
+    """
+
+    @property
+    def horizon(self) -> int:
+        """Steps of a trajectory."""
+
+    @property
+    def normals_per_trajectory(self) -> int:
+        """Standard normal numbers that an episode supplies for each trajectory, for the learner to use."""
+
+    @property
+    def words_per_state(self) -> int:
+        """Random words that `random_states` takes for a state."""
+
+    def initial_states(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows x of an episode -> the states in which their trajectories begin, and their standard normal numbers."""
+
+    def random_states(self, words: NDArray[np.uint64]) -> Tensor:
+        """States in which trajectories begin [..., S], from words [..., words_per_state]."""
+
+    def observe(self, state: Tensor) -> Tensor:
+        """The observations of states."""
+
+    def train_tasks(self) -> Tensor:
+        """The rows y of all training tasks, by their index [G, Y]."""
+
+    def step(self, state: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The next state; the reward [...] for actor and critics; the reward [...] for the context and the return."""
+
+    def idle_return(self) -> float:
+        """The return of doing nothing, the chance level of the data set."""
 
 
 def draw_trajectories(

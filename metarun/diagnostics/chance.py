@@ -1,6 +1,6 @@
 """What a run would score without learning anything: the level that alarms compare with.
 
-Classification of N ways   accuracy 1/N, loss log N: a uniform guess
+Classification of N ways   accuracy 1/N, loss log N: a uniform guess; another loss and its metric of equal logits
 Regression                 a constant for each task, the mean ybar of its K support targets: (1/M) sum_m |ybar - y_m|^2
                            over its M query rows, averaged over the validation tasks
 Control                    the return of a trajectory without a move. The loss is infinite: losses of actor and critics
@@ -13,8 +13,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, cast
 
-from metarun.algorithms.losses import as_prediction
-from metarun.types import Dataset, Environment, EpisodeSpec, Loss
+import torch
+
+from metarun.algorithms.losses import CrossEntropy, as_prediction
+from metarun.data.control import Environment
+from metarun.types import Dataset, EpisodeSpec, Loss
 
 LEAST = 0.1
 """Lower bound of the guessed standard deviation: that of a single support target is 0."""
@@ -28,7 +31,10 @@ class Chance(NamedTuple):
 def chance_level(dataset: Dataset, loss: Loss, train: EpisodeSpec, val: EpisodeSpec, tasks: int, seed: int) -> Chance:
     """The chance level of a data set; `tasks` and `seed` name the validation episodes that regression reads."""
     if dataset.kind == "classification":
-        return Chance(1 / val.ways, math.log(train.ways))
+        if isinstance(loss, CrossEntropy):
+            return Chance(1 / val.ways, math.log(train.ways))
+        equal = [(torch.zeros(spec.ways, spec.ways), torch.arange(spec.ways)) for spec in (train, val)]
+        return Chance(float(loss.score(*equal[1])), float(loss(*equal[0])))
     if dataset.kind == "control":
         return Chance(cast(Environment, dataset).idle_return(), math.inf)
     episodes = dataset.episodes("val", seed, 0, range(tasks), val)

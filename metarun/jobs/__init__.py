@@ -19,6 +19,7 @@ from metarun.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from metarun.jobs.result import Result
+    from metarun.training.experiment import OwnParts
 
 MODULES = {"evaluate": "train", "export": "export.job", "profile": "profile.job"}
 """Where the function JOB_job of a job is, if not in jobs/JOB.py."""
@@ -30,14 +31,14 @@ OF_LEARNERS = ("analyze", "predict", "export", "profile")
 """Jobs that need a learner which is a function of meta-parameters and tasks alone."""
 
 
-def load_job(job: str) -> Callable[[Config, RunFolder], Result]:
+def load_job(job: str) -> Callable[..., Result]:
     """Import the function of a job."""
     module: Any = import_module(f"metarun.jobs.{MODULES.get(job, job)}")
     return getattr(module, f"{job}_job")
 
 
-def run(config: Config, folder: str | Path) -> Result:
-    """Do `config.job`, with `folder` as its run folder."""
+def run(config: Config, folder: str | Path, own: OwnParts | None = None) -> Result:
+    """Do `config.job`, with `folder` as its run folder; `own`: Python objects in place of what settings name."""
     check(config)
     if config.run and config.job not in JOBS_OF_A_RUN:
         raise SettingError("run", config.run, f"job={config.job} reads no run; choices: {', '.join(JOBS_OF_A_RUN)}")
@@ -47,5 +48,10 @@ def run(config: Config, folder: str | Path) -> Result:
         raise SettingError("job", config.job, f"runs in one process, not in {ranks.size()}; start it without torchrun")
     if config.job in OF_LEARNERS:
         import_module("metarun.training.experiment").check_job(config)
+    more = {}
+    if own is not None:
+        if config.job not in SHARED:
+            raise SettingError("job", config.job, f"takes no Python objects; choices: {', '.join(SHARED)}")
+        config, more = import_module("metarun.training.experiment").record_objects(config, own), {"own": own}
     with lock_run_folder(Path(folder)) if ranks.rank() == 0 else contextlib.nullcontext():
-        return load_job(config.job)(config, RunFolder(Path(folder)))
+        return load_job(config.job)(config, RunFolder(Path(folder)), **more)

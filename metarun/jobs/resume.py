@@ -13,7 +13,7 @@ from metarun.jobs.result import Result
 from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
-from metarun.training.experiment import assemble
+from metarun.training.experiment import OwnParts, assemble
 
 
 def has_ended(config: Config, record: RunFolder) -> bool:
@@ -24,9 +24,9 @@ def has_ended(config: Config, record: RunFolder) -> bool:
     return all(asked.get(k) == v for k, v in record.read_config().items() if k not in COMMAND_SETTINGS)
 
 
-def load_ended(config: Config, record: RunFolder, quiet: bool) -> Result:
+def load_ended(config: Config, record: RunFolder, quiet: bool, own: OwnParts) -> Result:
     """Return the result of a run that has ended; its folder stays unchanged."""
-    experiment = connect_processes().in_turn(lambda: assemble(config))
+    experiment = connect_processes().in_turn(lambda: assemble(config, own))
     params, summary = experiment.initial_params(), record.read_summary()
     checkpoint.restore_params(checkpoint.best_of(record), params)
     if experiment.placement.processes.is_first and not quiet:

@@ -36,7 +36,7 @@ from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 from metarun.training.evaluation import EPISODE_SEED
-from metarun.training.experiment import Experiment, assemble
+from metarun.training.experiment import NO_PARTS, Experiment, OwnParts, assemble
 from metarun.training.function_samples import sample_functions
 from metarun.training.loop import train
 from metarun.training.recorder import Recorder, SilentObserver
@@ -49,11 +49,11 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", 
 """What torch's errors contain on a CPU (Linux, Windows), on a GPU, and for its own containers."""
 
 
-def train_job(config: Config, record: RunFolder, quiet: bool = False) -> Result:
+def train_job(config: Config, record: RunFolder, quiet: bool = False, own: OwnParts = NO_PARTS) -> Result:
     """Train, from the start or from where a run stopped, then test the best checkpoint; `quiet` prints nothing."""
     if connect_processes().on_first(lambda: has_ended(config, record)):
-        return load_ended(config, record, quiet)
-    experiment = connect_processes().in_turn(lambda: assemble(config))
+        return load_ended(config, record, quiet, own)
+    experiment = connect_processes().in_turn(lambda: assemble(config, own))
     trainer = experiment.trainer()
     state = trainer.start()
     if connect_processes().on_first(lambda: has_checkpoint(config, record)):
@@ -69,11 +69,11 @@ def train_job(config: Config, record: RunFolder, quiet: bool = False) -> Result:
     return Result(run.status, run.summary, record.path, state.params, experiment, run.observer.requests.number)
 
 
-def evaluate_job(config: Config, record: RunFolder) -> Result:
+def evaluate_job(config: Config, record: RunFolder, own: OwnParts = NO_PARTS) -> Result:
     """Test the best checkpoint of `config.run`, with the changes of the command line."""
     source = open_source_run(config)
     connect_processes().on_first(lambda: refuse_used(record))
-    experiment = connect_processes().in_turn(lambda: assemble(config))
+    experiment = connect_processes().in_turn(lambda: assemble(config, own))
     state = experiment.trainer().start()
     checkpoint.restore_tested(checkpoint.best_of(source), state)
     with open_run(experiment, record, state) as run:
@@ -120,7 +120,7 @@ def open_run(
     sinks = build_sinks(config, record.path, quiet)
     summary = describe_run(experiment, str(record.path))
     record.write_json("summary.json", summary)
-    recorder = Recorder(record, sinks, config.train.steps, config.train.tasks, alarms)
+    recorder = Recorder(record, sinks, config.train.steps, config.train.tasks, alarms, experiment.callbacks)
     run = ActiveRun(experiment, record, recorder, summary, sinks=sinks)
     run_facts = {"name": record.path.name, "folder": str(record.path), "title": title(summary), "step": state.step}
     run_facts |= {"steps": config.train.steps, "metric": summary["metric"], "config": to_dict(config)}
@@ -167,6 +167,7 @@ def close_run(run: ActiveRun, record: RunFolder, state: State, alarms: Alarms | 
     finally:
         for sink in run.sinks:
             sink.finish(summary)
+        run.observer.on_end(summary)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +37,10 @@ from metarun.types import (
 EPISODE_SEED = 0
 """Validation and test episodes do not depend on the run's seed, so that runs are compared on the same tasks."""
 
-LOSS, SCORE = "loss", "score"
+MetricFunction = Callable[[Tensor, Tensor], Any]
+"""Predictions and targets of one task's queries -> a number that is reported beside the loss."""
+
+LOSS, SCORE, PREDICTION = "loss", "score", "prediction"
 TASKS_PER_DRAW = 50
 REFERENCE_INPUTS = 512
 """Training inputs that population statistics are measured on."""
@@ -53,6 +56,7 @@ class Evaluator:
     tasks: int
     steps: tuple[int, ...]  # adaptation steps to report, ascending
     placement: Placement
+    metrics: Mapping[str, MetricFunction] = field(default_factory=dict)  # further ones, of predictions and targets
 
     def __call__(self, algorithm: Algorithm, params: Params) -> Evaluation:
         calibrated = calibrate(algorithm, params, self.dataset, self.placement)
@@ -66,7 +70,11 @@ class Evaluator:
                 for tensor in tensors:
                     digest.update(tensor.contiguous().numpy().tobytes())
             tasks = self.placement.move_task(drawn)
-            parts.append(score_tasks(calibrated, params, tasks, self.steps, chunk, self.placement.processes))
+            found = score_tasks(
+                calibrated, params, tasks, self.steps, chunk, self.placement.processes, bool(self.metrics)
+            )
+            predictions = found.pop(PREDICTION, None)
+            parts.append(found if predictions is None else found | self._apply_metrics(predictions, drawn.query.y))
         metrics = {name: torch.cat([part[name] for part in parts]).T for name in parts[0]}  # each [R, T]
         losses, scores = metrics.pop(LOSS), metrics.pop(SCORE)
         steps = self.steps[: len(scores)]  # a learner without steps reports one state
@@ -81,6 +89,14 @@ class Evaluator:
             best=algorithm.loss.best,
             beside={name: values[headline] for name, values in metrics.items()},
         )
+
+    def _apply_metrics(self, predictions: Tensor, y: Tensor) -> Metrics:
+        """The further metrics [T, R] of predictions [T, R, M, ...]: one call for each task and step, on the CPU."""
+        found = {}
+        for name, function in self.metrics.items():
+            rows = [[function(p, targets) for p in steps] for steps, targets in zip(predictions, y, strict=True)]
+            found[name] = torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)
+        return found
 
     def oracle(self) -> Metrics:
         """The scores of the best possible predictor, each [T]; empty if the data set does not know it."""
@@ -149,15 +165,21 @@ def score_tasks(
     steps: Sequence[int],
     chunk: int | None,
     processes: ProcessGroup = SINGLE_PROCESS,
+    with_predictions: bool = False,
 ) -> Metrics:
-    """The same by name, with the further metrics of an AssessingLearner; each [T, R]."""
+    """The same by name, with the further metrics of an AssessingLearner; each [T, R]. `with_predictions` adds those of
+    the queries [T, R, M, ...]."""
 
     def one(params: Params, task: Task) -> tuple[Metrics, Metrics]:
         if isinstance(algorithm, ExploringLearner):  # it explores its own support set
             states = algorithm.explore_steps(params, task.support, max(steps))
         else:
             states = algorithm.adaptations(params, task.support, max(steps))
-        rows = [score_queries(algorithm, adapted, task) for step, adapted in enumerate(states) if step in steps]
+        kept = [adapted for step, adapted in enumerate(states) if step in steps]
+        rows = [score_queries(algorithm, adapted, task) for adapted in kept]
+        if with_predictions:
+            for row, adapted in zip(rows, kept, strict=True):
+                row[PREDICTION] = algorithm.predict(adapted, task.query.x)
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, {}
 
     with torch.no_grad():

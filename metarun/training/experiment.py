@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from metarun.algorithms.losses import loss_for
+from torch import Tensor, nn
+
+from metarun.algorithms.losses import FunctionLoss, loss_for
 from metarun.algorithms.objective import Regularization
 from metarun.compute.device import Placement, make_placement
 from metarun.config import catalogue
-from metarun.config.components import build, component_class, locate
+from metarun.config.components import build, component_class, construct, locate
 from metarun.config.schema import Config, check
 from metarun.data.pool import TaskPool
 from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError, require
 from metarun.models.precision import cast_model
 from metarun.regularizers.build import build_regularization, refuse_senseless_terms
-from metarun.training.evaluation import Evaluator
+from metarun.training.evaluation import Evaluator, MetricFunction
 from metarun.training.memory import budget, fit_chunk
 from metarun.training.run import Trainer
 from metarun.types import (
@@ -25,9 +28,12 @@ from metarun.types import (
     AlgorithmOptions,
     Dataset,
     EpisodeSpec,
+    Kind,
+    Loss,
     Model,
     ModelOptions,
     Params,
+    PredictionKind,
     Split,
     StatefulLearner,
     optional,
@@ -47,6 +53,36 @@ EPISODE_SIZE = ("ways", "shots", "queries", "test_queries")
 
 
 @dataclass(frozen=True)
+class OwnParts:
+    """Python objects in place of what settings name: `metarun.run(config, folder, model=..., dataset=..., ...)`."""
+
+    model: Any = None  # a torch.nn.Module, or a Model (types.py)
+    dataset: Dataset | None = None
+    loss: Any = None  # a Loss, or a function (prediction, y) -> scalar
+    metrics: Mapping[str, MetricFunction] = field(default_factory=dict)  # name -> (prediction, y) of a task -> number
+    callbacks: Sequence[Any] = ()  # of CallbackOptions (run.py)
+
+
+NO_PARTS = OwnParts()
+
+
+def record_objects(config: Config, own: OwnParts) -> Config:
+    """The settings with the classes of these objects in place of what they replace; sizes of episodes stay."""
+    changed: dict[str, Any] = {}
+    if own.model is not None:
+        changed["model"] = {"_target_": None, "object": _class_path(own.model)}
+    if own.dataset is not None:
+        sizes = {key: value for key, value in config.data.items() if key in EPISODE_SIZE}
+        sizes |= {"ways": 1} if own.dataset.kind != "classification" else {}
+        changed["data"] = {"_target_": None, "object": _class_path(own.dataset), **sizes}
+    return replace(config, **changed, choices=config.choices | dict.fromkeys(changed, "own"))
+
+
+def _class_path(component: Any) -> str:
+    return f"{type(component).__module__}.{type(component).__qualname__}"
+
+
+@dataclass(frozen=True)
 class Experiment:
     config: Config
     dataset: Dataset
@@ -56,6 +92,8 @@ class Experiment:
     train_spec: EpisodeSpec
     test_spec: EpisodeSpec
     placement: Placement
+    metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
+    callbacks: Sequence[Any] = ()
 
     def trainer(self) -> Trainer:
         config = self.config
@@ -88,7 +126,7 @@ class Experiment:
     def tester(self) -> Evaluator:
         """An evaluator that reports every step up to `test.steps`, and the step whose metric is the result."""
         steps = {*range(self.config.test.steps + 1), self.tested.test_inner_steps}
-        return self.evaluator("test", self.config.test.tasks, tuple(sorted(steps)))
+        return replace(self.evaluator("test", self.config.test.tasks, tuple(sorted(steps))), metrics=self.metrics)
 
     def evaluator(self, split: Split, tasks: int, steps: tuple[int, ...]) -> Evaluator:
         return Evaluator(self.dataset, split, self.test_spec, tasks, steps, self.placement)
@@ -97,11 +135,11 @@ class Experiment:
         return self.placement.move_params(self.regularization.init(self.algorithm.init(self.config.seed)))
 
 
-def assemble(config: Config) -> Experiment:
+def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
     """Build the objects of a run, and check everything that can be checked before the first step."""
     check(config)
     placement = make_placement(config.device)
-    dataset, train = build_dataset(config), config.train
+    dataset, train = own.dataset or build_dataset(config), config.train
     if train.pool is not None:
         dataset = TaskPool(dataset, train.pool, train.pool_seed, train.pool_replaced)
     check_pair(config, dataset)
@@ -111,15 +149,19 @@ def assemble(config: Config) -> Experiment:
             needed = f"must be 1: data={option_name('data', config)} is {dataset.kind}, whose tasks have no classes"
             require(spec.ways == 1, key, spec.ways, needed)
     check_episodes(config, dataset, train_spec, test_spec)
-    algorithm = build_learner(config, dataset, train_spec.ways)
-    tested = build_learner(config, dataset, test_spec.ways)
+    algorithm = build_learner(config, dataset, train_spec.ways, own)
+    tested = build_learner(config, dataset, test_spec.ways, own)
     if algorithm.head and dataset.outputs(train_spec.ways) != dataset.outputs(test_spec.ways):
         needed = f"must equal data.ways={test_spec.ways}: this algorithm's network has one output per class"
         raise SettingError("algo.train_ways", train_spec.ways, needed)
     placement = replace(placement, matmul_only=optional(algorithm.model, ModelOptions, "matmul_only"))
     regularization = build_regularization(config, dataset.kind)
     refuse_senseless_terms(config, regularization, algorithm)
-    experiment = Experiment(config, dataset, algorithm, tested, regularization, train_spec, test_spec, placement)
+    experiment = Experiment(
+        *(config, dataset, algorithm, tested, regularization, train_spec, test_spec, placement),
+        metrics=build_metrics(config) | {**own.metrics},
+        callbacks=[*build_callbacks(config), *own.callbacks],
+    )
     check_stateful(experiment)
     counted = placement.chunk_size == "auto" and not isinstance(algorithm, StatefulLearner)
     return limit_chunk(experiment) if counted else experiment
@@ -156,11 +198,45 @@ def limit_chunk(experiment: Experiment) -> Experiment:
 
 
 def build_dataset(config: Config) -> Dataset:
+    refuse_missing_object("data", config.data)
     node = {k: v for k, v in config.data.items() if k not in EPISODE_SIZE}
     return build("data", node, config.trusted_modules)
 
 
-def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:
+def refuse_missing_object(group: str, node: Mapping[str, Any]) -> None:
+    """Raise `UserError` for settings that stand for a Python object, which only Python can pass."""
+    if "object" in node and node.get("_target_") is None:
+        keyword = {"data": "dataset"}.get(group, group)
+        was = f", which was {node['object']}" if node["object"] else ""
+        raise UserError(f"{group}=own: needs a Python object{was}; pass it: metarun.run(config, {keyword}=...)")
+
+
+def build_loss(config: Config, kind: Kind, predicts: PredictionKind, own: OwnParts) -> Loss:
+    """The loss of `loss=` in Python or of the settings, or the usual one for this kind of data."""
+    loss: Any = own.loss
+    if loss is None and config.loss:
+        target = locate("loss", config.loss, config.trusted_modules)
+        is_function = inspect.isfunction(target) and component_class(target) in (None, Tensor)
+        loss = target if is_function else construct("loss", target, config.loss)
+    if loss is None:
+        return loss_for(kind, predicts)
+    if not hasattr(loss, "score"):  # a function, or a torch.nn loss
+        return FunctionLoss(loss)
+    return loss
+
+
+def build_metrics(config: Config) -> dict[str, MetricFunction]:
+    """The functions that `metrics.NAME=PATH` names."""
+    return {k: locate(f"metrics.{k}", {"_target_": path}, config.trusted_modules) for k, path in config.metrics.items()}
+
+
+def build_callbacks(config: Config) -> list[Any]:
+    """The objects of `callbacks=[{_target_: PATH, ...}]`."""
+    nodes = [node if isinstance(node, Mapping) else {"_target_": node} for node in config.callbacks]
+    return [build(f"callbacks[{i}]", node, config.trusted_modules) for i, node in enumerate(nodes)]
+
+
+def build_learner(config: Config, dataset: Dataset, ways: int, own: OwnParts = NO_PARTS) -> Algorithm:
     """The algorithm with its network, for episodes of so many ways."""
     node = {k: v for k, v in config.algo.items() if k not in TRAINING_SIZE}
     target = locate("algo", node, config.trusted_modules)
@@ -169,13 +245,20 @@ def build_learner(config: Config, dataset: Dataset, ways: int) -> Algorithm:
     regularization = build_regularization(config, dataset.kind)
 
     def network(inputs: tuple[int, ...], outputs: int | None) -> Model:
+        if own.model is not None:
+            from metarun.models.module import from_module  # with a network of the user's alone
+
+            model = from_module(own.model) if isinstance(own.model, nn.Module) else own.model
+            fit = optional(model, ModelOptions, "fit")
+            return cast_model(fit(inputs, outputs) if fit else model, config.device.precision)
+        refuse_missing_object("model", config.model)
         trusted = config.trusted_modules
         given = {"input_shape": inputs, "outputs": outputs, "trusted_modules": tuple(trusted)}
         model = build("model", config.model, trusted, **given)
         return cast_model(model, config.device.precision)
 
     provided: dict[str, Any] = {
-        "loss": loss_for(dataset.kind, optional(made, AlgorithmOptions, "predicts")),
+        "loss": build_loss(config, dataset.kind, optional(made, AlgorithmOptions, "predicts"), own),
         "ways": ways,
     }
     provided |= {"environment": dataset} if dataset.kind == "control" else {}
@@ -229,5 +312,7 @@ def check_episodes(config: Config, dataset: Dataset, train: EpisodeSpec, test: E
 
 def option_name(group: str, config: Config) -> str:
     """The option that was chosen for the group, or the class's name if the settings were not composed."""
-    target = getattr(config, group).get("_target_", "?")
-    return config.choices.get(group) or str(target).rpartition(".")[2]
+    node = getattr(config, group)
+    path = node.get("_target_") or node.get("object") or "?"
+    choice = config.choices.get(group)
+    return choice if choice and choice != "own" else str(path).rpartition(".")[2]

@@ -7,15 +7,18 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.step import Values
+from metarun.errors import one_line
 from metarun.storage.loggers import Record, Sink
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 from metarun.training.evaluation import Evaluation
-from metarun.training.run import State
+from metarun.training.run import CallbackOptions, State
 from metarun.training.signals import StopRequests
+from metarun.types import optional
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +26,16 @@ log = logging.getLogger(__name__)
 class Recorder:
     """The observer of a run with a folder."""
 
-    def __init__(self, folder: RunFolder, sinks: Sequence[Sink], steps: int, tasks: int, alarms: Alarms | None) -> None:
-        self.folder, self.sinks = folder, sinks
+    def __init__(
+        self,
+        folder: RunFolder,
+        sinks: Sequence[Sink],
+        steps: int,
+        tasks: int,
+        alarms: Alarms | None,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        self.folder, self.sinks, self.callbacks = folder, sinks, list(callbacks)
         self.steps, self.tasks = steps, tasks
         self.alarms = alarms
         self.requests = StopRequests()
@@ -35,6 +46,7 @@ class Recorder:
             self.marked = state.step, time.monotonic()
         for sink in self.sinks:
             sink.progress(state.step)
+        self._call_back("on_step", state)
 
     def on_log(self, state: State, values: Values) -> None:
         self._log(Record("train", state.step, values, self._speed(state) | {"seconds": state.seconds}))
@@ -49,6 +61,7 @@ class Recorder:
         if improved:
             # Training never resumes from the best checkpoint, so it lacks what only resuming needs.
             checkpoint.save(self.folder.best, dataclasses.replace(state, rewinding=None, carry={}))
+        self._call_back("on_validation", state, evaluation)
         self.marked = None  # validation is no part of the training speed
 
     def on_test(self, evaluation: Evaluation, step: int) -> None:
@@ -57,6 +70,21 @@ class Recorder:
     def save_checkpoint(self, state: State) -> None:
         checkpoint.save(self.folder.last, state)
         self.marked = None
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        self._call_back("on_end", summary)
+
+    def _call_back(self, name: str, *arguments: Any) -> None:
+        for callback in [*self.callbacks]:
+            method = optional(callback, CallbackOptions, name)
+            try:
+                if method:
+                    method(*arguments)
+            except Exception as error:
+                log.exception("callback %s", type(callback).__name__)
+                self.callbacks.remove(callback)
+                failed = f"{type(callback).__name__}.{name} failed ({type(error).__name__}: {one_line(error)})"
+                self.notify(f"callback {failed}; it is not called again, metarun.log has the traceback")
 
     def on_divergence(self, step: int, reason: str) -> None:
         if self.alarms:
@@ -108,6 +136,8 @@ class SilentObserver:
     def on_validation(self, state: State, evaluation: Evaluation, improved: bool) -> None: ...
 
     def on_test(self, evaluation: Evaluation, step: int) -> None: ...
+
+    def on_end(self, summary: dict[str, Any]) -> None: ...
 
     def save_checkpoint(self, state: State) -> None: ...
 

@@ -77,6 +77,14 @@ class Observer(Protocol):
         """Whether to stop after this step."""
 
 
+class CallbackOptions:
+    """What a callback of the user's may have. It observes: an error in it is reported, and it is not called again."""
+
+    on_step: Callable[[Any], None] | None = None  # with the State (training/run.py), after each outer step
+    on_validation: Callable[[Any, Any], None] | None = None  # with the State and the Evaluation, after each validation
+    on_end: Callable[[dict[str, Any]], None] | None = None  # with the summary, when the run ends
+
+
 @dataclass(frozen=True)
 class Trainer:
     """The fixed parts of a training run; `train` in loop.py runs it."""

@@ -16,7 +16,7 @@ def test_every_option_that_ships_is_a_component_of_its_group(group: str) -> None
     for name in catalogue.list_options(group):
         node = catalogue.read_component(group, name)
         for inner in [node, *(v for v in node.values() if isinstance(v, dict))]:
-            if "_target_" in inner:
+            if inner.get("_target_"):  # the option of a Python object has none
                 assert components.locate(group, inner)
 
 
