@@ -477,7 +477,7 @@ def test_l1_shrinks_actor_and_critics_and_leaves_the_encoder(tmp_path: Path) -> 
     ("overrides", "line"),
     [
         (
-            ["job=export", "run=nowhere"],
+            ["job=export"],
             "job=export: algo=pearl gathers its own data and keeps state; choices: train",
         ),
         (["job=profile"], "job=profile: algo=pearl gathers its own data"),

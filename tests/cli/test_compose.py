@@ -66,6 +66,7 @@ def pairs() -> Iterable[Any]:
 
 
 PROVIDED = {"model", "loss", "ways", "input_shape", "outputs", "network", "regularization", "kind", "environment"}
+PROVIDED |= {"trusted_modules"}
 
 
 def settings_of(target: Any) -> set[str]:
