@@ -194,7 +194,7 @@ def draw_differences(pairs: Sequence[Pair]) -> Drawing | None:
     labels = [f"{plain(p.a.label, 26)} \N{MINUS SIGN} {plain(p.b.label, 26)}" for p, _ in reversed(shown)]
     axes.set_yticks(range(len(shown)), labels)
     axes.set_ylim(-0.6, len(shown) - 0.4)
-    texts = [f"{p.a.label} less {p.b.label}: {number(c.difference)} ± {number(c.half)}." for p, c in shown]
+    texts = [f"{p.a.label} minus {p.b.label}: {number(c.difference)} ± {number(c.half)}." for p, c in shown]
     return Drawing(f"pairs_{file_name(benchmark)}", " ".join(texts), figure)
 
 

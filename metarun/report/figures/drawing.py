@@ -278,8 +278,7 @@ def plot_family(axes: Axes, curves: Mapping[str, Curve], what: str) -> None:
 
 def shades(count: int) -> list[Any]:
     """Return colours from dark to light, ordered by lightness alone; the palest part of the scale is left out."""
-    scale = matplotlib.colormaps["viridis"]
-    return [scale(float(v)) for v in np.linspace(0.0, 0.85, max(count, 1))][:count]
+    return list(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, count)))
 
 
 def mark_x(axes: Axes, x: float, text: str, at: int = 0) -> None:

@@ -32,8 +32,8 @@ GRADIENTS = (
 )
 INNER = (
     Panel("Query loss", {"loss_before": "before", "query_loss/0": "before adaptation", "loss": "after"}, "loss"),
-    Panel("Adaptation gain", {"adaptation_gain": "loss before less after"}, "loss", (0.0, "no gain")),
-    Panel("Query less support loss", {"support_query_gap": "after adaptation"}, "loss", (0.0, "no gap")),
+    Panel("Adaptation gain", {"adaptation_gain": "loss before minus after"}, "loss", (0.0, "no gain")),
+    Panel("Query minus support loss", {"support_query_gap": "after adaptation"}, "loss", (0.0, "no gap")),
     Panel("Contraction of the inner loop", {"contraction": "ratio of moves"}, "ratio", (1.0, "no contraction")),
     Panel(
         "Distance moved",

@@ -80,7 +80,7 @@ def _outcome(run: Run) -> list[Fact]:
     if isinstance(alarms, Mapping):
         times = {k: alarm.get("count") if isinstance(alarm, Mapping) else alarm for k, alarm in alarms.items()}
         named = [f"{k} ({'once' if times[k] == 1 else f'{number(times[k])} times'})" for k in times]
-        raised, note = ", ".join(named) or "none raised", ""
+        raised, note = ", ".join(named) or "none", ""
     return [
         Fact("status", str(summary.get("status") or "unknown"), str(summary.get("reason") or "")),
         Fact("best validation", text.format_metric(metric, best), f"at step {count(at)}" if at else ""),

@@ -32,11 +32,11 @@ LEARNING = (
     "seed; a single seed has no band. Right: each seed by its own training time."
 )
 ADAPTATION = "Bands: lowest to highest seed, or for a single seed the 95 % interval over test tasks."
-METRICS = "Means over seeds, smoothed. Algorithms differ in what a meta-gradient is: norms compare within one only."
+METRICS = "Means over seeds, smoothed. Compare norms within one algorithm only: meta-gradients are defined differently."
 COST = "Inner gradients are those of the support loss in training; a learner without an inner loop has none."
 ZEROS = "Each line is one algorithm and method, its points the weights of the penalty. Bars: 95 % intervals over tasks."
 DIFFERENCES = "Dark: paired, task by task. Light: the interval if the two had been tested on different tasks."
-BEST = "The validation metric of the best of several is optimistic; the test metric played no part in the choice."
+BEST = "The validation metric of the best combination is optimistic; the test metric played no part in the choice."
 NO_BEST = "No run was validated, so no configuration is called the best."
 MAX_ROWS = 60  # of a table of swept settings
 
@@ -82,7 +82,7 @@ def _settings(sweep: Sweep) -> Section:
 
 def _effects(sweep: Sweep) -> Section:
     drawings, texts = draw_sweep(sweep)
-    return Section(texts, drawings) if drawings else Section(missing="No two combinations were validated.")
+    return Section(texts, drawings) if drawings else Section(missing="Fewer than two combinations were validated.")
 
 
 def _pairs(groups: Sequence[Group]) -> Section:

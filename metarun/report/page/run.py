@@ -118,8 +118,8 @@ def _gradients(run: Run) -> Section:
 def _inner_loop(run: Run) -> Section:
     train = run.of("train")
     if not (names_in(INNER) - {"loss"}).intersection(metric_names(train)):
-        reasons = "the learner has none, diagnostics=off, or there was no training"
-        return Section(missing=f"Nothing was logged of an inner loop: {reasons}.")
+        reasons = "the learner has none, diagnostics=off, or no training"
+        return Section(missing=f"No metrics of an inner loop were logged ({reasons}).")
     drawing, text = draw_panels("inner_loop", train, INNER)
     return _panel_section([drawing, draw_profiles("along_inner_loop", train)], "", text)
 

@@ -137,5 +137,5 @@ def command_of(run: Run) -> tuple[str, str]:
         return "", "The command is unknown: neither .hydra/overrides.yaml nor the choices in config.yaml are there."
     chosen = [f"{group}={name}" for group, name in choices.items() if group != "recipe"]
     seed = [f"seed={setting(run, 'seed')}"] if setting(run, "seed") else []
-    note = "From the choices of groups alone; further settings of the command line are in the settings below."
+    note = "Built from the chosen groups; other settings that were typed are in the settings below."
     return shlex.join(["metarun", *chosen, *seed]), note

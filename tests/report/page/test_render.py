@@ -236,7 +236,7 @@ def test_the_command_is_what_was_typed_or_else_the_choices(tmp_path: Path) -> No
     folder = write_run(tmp_path / "run")
     words = page_of(folder).words
     assert "metarun algo=maml data=sinusoid model=mlp reg=none" in words
-    assert "From the choices of groups alone" in words
+    assert "Built from the chosen groups" in words
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(["algo=maml", "data.root=/a b", "hydra.run.dir=x"]))
     words = page_of(folder).words
