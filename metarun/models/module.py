@@ -195,7 +195,7 @@ def module(
     None for a learner that wants features. Where it does not take `outputs`, its head must have the right number, and
     is removed for a learner that wants features. Its weights are those that it draws with the seed of `init`.
     """
-    made = locate_trusted("model.target", target, trusted_modules)
+    made = locate_trusted("target", target, trusted_modules)
     provided = {"input_shape": input_shape, "outputs": outputs}
     given = _arguments(made, args, provided)
     takes_outputs = "outputs" in given and "outputs" not in args

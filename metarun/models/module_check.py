@@ -24,8 +24,7 @@ ATTENTION = (scaled_dot_product_attention, multi_head_attention_forward)
 Apply = Callable[[Params, Tensor], Any]
 
 CAUSES = (
-    (r"calling \.item\(\)", "it calls .item() or takes a tensor for a number"),
-    (r"data-dependent control flow", "it branches on the value of a tensor"),
+    (r"\.item\(\)|data-dependent", "it branches on the value of a tensor, or takes one for a number (.item())"),
     (r"randomness", "it draws random numbers itself; nn.Dropout is supported"),
     (r"inplace|in-place", "it changes a tensor in place"),
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from metarun.algorithms.losses import FunctionLoss, loss_for
-from metarun.algorithms.objective import Regularization
+from metarun.algorithms.objective import NoisyModel, Regularization
 from metarun.compute.device import Placement, make_placement
 from metarun.config import catalogue
 from metarun.config.components import build, component_class, construct, locate
@@ -24,6 +24,7 @@ from metarun.training.evaluation import Evaluator, MetricFunction
 from metarun.training.memory import budget, fit_chunk
 from metarun.training.run import Trainer
 from metarun.types import (
+    NOT_WEIGHTS,
     Algorithm,
     AlgorithmOptions,
     Dataset,
@@ -154,6 +155,7 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
     if algorithm.head and dataset.outputs(train_spec.ways) != dataset.outputs(test_spec.ways):
         needed = f"must equal data.ways={test_spec.ways}: this algorithm's network has one output per class"
         raise SettingError("algo.train_ways", train_spec.ways, needed)
+    check_adapted(algorithm)
     placement = replace(placement, matmul_only=optional(algorithm.model, ModelOptions, "matmul_only"))
     regularization = build_regularization(config, dataset.kind)
     refuse_senseless_terms(config, regularization, algorithm)
@@ -165,6 +167,16 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
     check_stateful(experiment)
     counted = placement.chunk_size == "auto" and not isinstance(algorithm, StatefulLearner)
     return limit_chunk(experiment) if counted else experiment
+
+
+def check_adapted(algorithm: Algorithm) -> None:
+    """Raise `SettingError` for a prefix in `algo.adapted` that no parameter of the network begins with."""
+    prefixes = optional(algorithm, AlgorithmOptions, "adapted") or ()
+    names = [name for name in algorithm.model.init(0) if not name.startswith(NOT_WEIGHTS)] if prefixes else []
+    unknown = [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names)]
+    if unknown:
+        choices = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+        raise SettingError("algo.adapted", unknown, f"no parameter of the network begins so; choices: {choices}")
 
 
 def check_job(config: Config) -> None:
@@ -257,12 +269,19 @@ def build_learner(config: Config, dataset: Dataset, ways: int, own: OwnParts = N
         model = build("model", config.model, trusted, **given)
         return cast_model(model, config.device.precision)
 
+    def part(inputs: tuple[int, ...], outputs: int | None) -> Model:
+        model = network(inputs, outputs)
+        if isinstance(model, NoisyModel):
+            name = option_name("algo", config)
+            raise UserError(f"algo={name}: is made of several networks, which have no dropout; set its p to 0")
+        return model
+
     provided: dict[str, Any] = {
         "loss": build_loss(config, dataset.kind, optional(made, AlgorithmOptions, "predicts"), own),
         "ways": ways,
     }
     provided |= {"environment": dataset} if dataset.kind == "control" else {}
-    provided |= {"regularization": regularization, "input_shape": shape, "outputs": outputs, "network": network}
+    provided |= {"regularization": regularization, "input_shape": shape, "outputs": outputs, "network": part}
     if "model" in inspect.signature(target).parameters:  # else it is made of several networks
         model = network(shape, outputs if made.head else None)
         provided["model"] = regularization.wrap(model, shape)

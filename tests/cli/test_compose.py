@@ -86,6 +86,24 @@ def test_every_pair_composes_to_settings_that_its_classes_accept(algo: str, data
         assert set(node) <= {*settings_of(locate(group, node)), "_target_", *TRAINING_SIZE, *EPISODE_SIZE}
 
 
+@pytest.mark.parametrize("model", ["mlp", "module"])
+@pytest.mark.parametrize("algo", ["maml", "imaml", "reptile", "protonet", "matchingnet"])
+@pytest.mark.parametrize("data", ["omniglot", "folder", "miniimagenet"])
+def test_what_is_chosen_for_one_network_does_not_reach_another(data: str, algo: str, model: str) -> None:
+    """A data set and a recipe set filters, pool and readout of conv4, which no other network has."""
+    chosen = metarun.compose([f"data={data}", f"algo={algo}", f"model={model}"])
+    assert chosen.model.keys() == composed("model", model).model.keys()
+
+
+def test_networks_are_chosen_for_data_sets_algorithms_and_pairs() -> None:
+    folder, miniimagenet = (metarun.compose([f"data={data}"]).model for data in ("folder", "miniimagenet"))
+    assert folder == miniimagenet
+    assert (folder["filters"], folder["pool"], folder["readout"]) == (32, "max", "flatten")
+    pair = metarun.compose(["data=omniglot", "algo=protonet", "model.pool=stride"]).model
+    assert (pair["readout"], pair["pool"]) == ("flatten", "stride")
+    assert metarun.compose(["algo=np"]).model["hidden"] == [128, 128, 128]
+
+
 @pytest.mark.parametrize("group", ["algo", "data", "model", "reg"])
 def test_yaml_files_name_every_setting_of_their_class(group: str) -> None:
     """So that a user sees all of them in --cfg job, and no default hides in code."""
@@ -140,6 +158,13 @@ def test_metric_learners_default_to_population_statistics_and_gradient_based_one
     norms = {algo: metarun.compose([f"algo={algo}", "data=omniglot"]).model["norm"] for algo in ALGOS}
     metric = {"protonet", "matchingnet"}
     assert norms == {algo: "population" if algo in metric else "batch" for algo in ALGOS}
+
+
+def test_a_wrong_name_in_adapted_is_refused() -> None:
+    """Else nothing would be adapted, silently."""
+    with pytest.raises(UserError, match=r"algo.adapted=\['hed'\]: no parameter .* choices: block0, block1, head"):
+        assemble(metarun.compose(["algo=anil", "algo.adapted=[hed]"]))
+    assemble(metarun.compose(["algo.adapted=[block1,head.bias]"]))
 
 
 def test_seed_zero_is_a_seed() -> None:

@@ -108,3 +108,13 @@ class Counter(Item):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         return self.fc(x)
+
+
+class Lazy(nn.Module):
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.ReLU())
+        self.fc = nn.Linear(4, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.body(x))

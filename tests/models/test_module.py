@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.modules import Attending, Residual, Sequence, SmallConv
+from helpers.modules import Attending, Branch, Counter, Item, Noise, Residual, Sequence, SmallConv
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn.utils.rnn import pack_sequence
 
 from metarun.algorithms.losses import CrossEntropy
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.protonet import ProtoNet
+from metarun.errors import UserError
 from metarun.models.conv4 import conv4
-from metarun.models.layers import Tape, replace_layers
+from metarun.models.layers import RowDropout, Tape, keep, replace_layers
 from metarun.models.module import ModuleNetwork, from_module, module
 from metarun.types import Algorithm, Batch, Model, Params, Task
 
@@ -224,3 +226,161 @@ def test_meta_gradients_are_finite_differences(make: Callable[[], ModuleNetwork]
     length = float(vector(gradient).norm())
     assert (up - down) / (2 * h) == pytest.approx(float(vector(gradient) @ vector(v)), abs=1e-7 * length)
     check_the_task_axis(own, shape)
+
+
+# ---------------------------------------------------------------- what is found by itself
+
+
+def test_the_head_is_the_last_linear_layer_and_its_names_are_those_of_heads() -> None:
+    own = from_module(Residual((4,)), input_shape=(4,))
+    assert own.head == "classifier"
+    assert [n for n in own.init(0) if n.startswith("head.")] == ["head.weight", "head.bias"]
+    assert "enter.1.weight" in own.init(0)
+    assert own.features == 6
+
+
+def test_a_learner_of_features_gets_the_module_without_its_head() -> None:
+    """By outputs=None where the constructor takes it, else with the identity in the head's place."""
+    taken, removed = made(SmallConv, IMAGE, None), made(Residual, (4,), None)
+    assert taken.features == taken.apply(taken.init(0), random(2, *IMAGE).float()).shape[1] == 8
+    assert removed.features == removed.apply(removed.init(0), random(2, 4).float()).shape[1] == 6
+    assert not [n for n in (*taken.init(0), *removed.init(0)) if n.startswith(("head.", "classifier."))]
+    net = Residual((4,)).double()
+    own = from_module(net).fit((4,), None)
+    x = random(5, 4)
+    net.classifier = nn.Identity()  # type: ignore[assignment]
+    assert_equal(own.apply(own.init(0), x), net(x).detach())
+
+
+def test_a_seed_gives_the_weights_and_the_global_random_state_stays() -> None:
+    own = made(SmallConv, IMAGE, 3)
+    before = torch.get_rng_state()
+    first, again, other = own.init(0), own.init(0), own.init(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_a_given_module_keeps_its_weights_and_is_never_changed() -> None:
+    net = Residual((4,))
+    state = copy.deepcopy(net.state_dict())
+    own = from_module(net.eval(), input_shape=(4,))
+    learner = maml(own)
+    learner.meta_grad(doubled(own.init(0)), episode((4,)))
+    assert not net.training
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    assert torch.equal(own.init(0)["head.weight"], own.init(7)["head.weight"])
+    assert torch.equal(own.init(0)["head.weight"], state["classifier.weight"])
+
+
+def test_parameters_without_a_gradient_are_constants() -> None:
+    net = Residual((4,))
+    net.enter.requires_grad_(False)
+    own = from_module(net, input_shape=(4,))
+    assert not [n for n in own.init(0) if n.startswith("enter.")]
+    assert_equal(own.apply(own.init(0), random(5, 4).float()), net(random(5, 4).float()).detach())
+
+
+def test_lazy_layers_and_single_layers() -> None:
+    lazy = module(IMAGE, 3, "helpers.modules.Lazy", {}, None, "batch", ("helpers",))
+    assert lazy.init(0)["head.weight"].shape == (3, 4)
+    assert from_module(nn.Linear(4, 3)).fit((4,), 3).init(0).keys() == {"head.weight", "head.bias"}
+
+
+# ---------------------------------------------------------------- dropout
+
+
+def dropping() -> ModuleNetwork:
+    return made(Residual, (4,), 3, p=0.5)
+
+
+def test_masks_of_dropout_are_functions_of_seed_step_task_and_row() -> None:
+    """The same whichever tasks are drawn beside a task; others for another step, seed, task or row."""
+    own = dropping()
+    assert own.add_noise is not None
+    params = doubled(own.init(0))
+    tasks = Task(*(Batch(b.x.expand(3, *b.x.shape), b.y.expand(3, -1)) for b in episode((4,))))
+
+    def outputs(seed: int = 0, step: int = 0, chosen: slice = slice(0, 3)) -> Tensor:
+        assert own.add_noise is not None
+        some = Task(*(Batch(b.x[chosen], b.y[chosen]) for b in tasks))
+        _, noisy = own.add_noise(params, some, seed, step, chosen.start)
+        return torch.stack([own.apply(params, x) for x in noisy.support.x])
+
+    whole = outputs()
+    assert torch.equal(outputs(), whole)
+    assert torch.equal(outputs(chosen=slice(1, 3)), whole[1:])
+    assert not torch.equal(whole[0], whole[1])
+    assert not torch.equal(outputs(step=1), whole)
+    assert not torch.equal(outputs(seed=1), whole)
+    assert_equal(own.apply(params, tasks.support.x[0]), made(Residual, (4,), 3).apply(params, tasks.support.x[0]))
+
+
+def test_dropout_is_the_same_under_vmap_as_one_task_at_a_time() -> None:
+    own = dropping()
+    assert own.add_noise is not None
+    tasks = Task(*(Batch(b.x.expand(2, *b.x.shape), b.y.expand(2, -1)) for b in episode((4,))))
+    params, tasks = own.add_noise(doubled(own.init(0)), tasks, 0, 0)
+    found, _ = vmap(maml(own).meta_grad, in_dims=(None, 0))(params, tasks)
+    for i in range(2):
+        expected, _ = maml(own).meta_grad(params, Task(*(Batch(b.x[i], b.y[i]) for b in tasks)))
+        assert_equal({k: v[i] for k, v in found.items()}, expected)
+
+
+def test_dropout_keeps_the_right_share_independently_of_its_neighbours() -> None:
+    keys = torch.randint(2**24, (2000, 2), generator=torch.Generator().manual_seed(0)).double()
+    kept = keep(keys, 1, 50, 0.3).double()
+    assert float(kept.mean()) == pytest.approx(0.7, abs=0.006)  # four deviations of 100 000 draws
+    centred = kept - 0.7
+    for other in (keep(keys, 2, 50, 0.3).double() - 0.7, centred.roll(1, 0), centred.roll(1, 1)):
+        assert abs(float((centred * other).mean())) < 4 * 0.21 / 100_000**0.5
+    channels = RowDropout(0.5, True, Tape(keys=keys[:4]))(torch.ones(4, 6, 3, 3))
+    assert torch.equal(channels, channels[..., :1, :1].expand_as(channels))
+    assert {*channels.unique().tolist()} == {0.0, 2.0}
+
+
+# ---------------------------------------------------------------- errors
+
+WRONG: dict[str, tuple[Callable[[], Any], str]] = {
+    "item": (lambda: from_module(Item(3)).fit((4,), 3), r"^Item: cannot be batched over tasks: .*\(.item\(\)\)"),
+    "branch": (lambda: from_module(Branch(3)).fit((4,), 3), r"^Branch: .*tasks: it branches on the value"),
+    "random": (lambda: from_module(Noise(3)).fit((4,), 3), r"^Noise: .*draws random numbers itself"),
+    "buffer": (lambda: from_module(Counter(3)).fit((4,), 3), r"^Counter: changes its buffer calls"),
+    "outputs": (lambda: made(Residual, (4,), 5), r"^head=classifier: Residual puts out \[3\] .* need \[5\]"),
+    "head": (lambda: from_module(Residual((4,)), head="clasifier"), r"did you mean classifier"),
+    "no head": (lambda: from_module(Residual((4,)), head="x"), r"^head=x: .*choices: .*classifier"),
+    "norm": (lambda: from_module(Residual((4,)), norm="layer"), r"^norm=layer: choices: batch, joined"),
+    "shape": (lambda: from_module(Residual((4,))).fit((5,), 3), r"^Residual: fails on inputs .*\[2, 5\]"),
+    "argument": (lambda: made(Residual, (4,), 3, widht=3), r"^model.args.widht: .*did you mean width"),
+    "missing": (lambda: made(nn.Linear, (4,), 3, out_features=3), r"^model.args.in_features: is missing"),
+    "type": (lambda: made(Residual, (4,), 3, width="a"), r"^model.target=helpers.modules.Residual: Residual"),
+    "trust": (
+        lambda: module((4,), 3, "torch.nn.Linear", {}, None, "batch", ("own",)),
+        r"^target=torch.* outside of own",
+    ),
+    "target": (lambda: module((4,), 3, None, {}, None, "batch", ()), r"^target=None: must be"),
+    "class": (lambda: made(Batch, (4,), 3, x=1, y=1), "makes a Batch, which is no torch.nn.Module"),
+    "lazy": (lambda: from_module(nn.LazyLinear(3)), "has lazy layers"),
+    "attention": (lambda: from_module(nn.MultiheadAttention(4, 2, 0.1)), "set its dropout to 0"),
+    "alpha": (lambda: from_module(nn.Sequential(nn.AlphaDropout(0.1))), "AlphaDropout"),
+    "slopes": (lambda: from_module(nn.Sequential(nn.RReLU())), "random slopes"),
+    "running": (
+        lambda: from_module(nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False)), norm="running"),
+        r"^norm=running: layer 0 keeps no running statistics",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_is_refused_in_one_line(name: str) -> None:
+    make, message = WRONG[name]
+    with pytest.raises(UserError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_packed_sequences_are_refused() -> None:
+    held = nn.Sequential(nn.GRU(3, 4))
+    replace_layers(held, "batch", Tape())
+    with pytest.raises(UserError, match="packed sequences"):
+        held(pack_sequence([torch.zeros(2, 3)]))
