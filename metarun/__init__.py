@@ -4,29 +4,35 @@ The command line and these functions do the same things:
 
     config = metarun.compose(["algo=imaml", "data=sinusoid", "train.steps=100"])
     result = metarun.run(config, "outputs/mine")
-    algorithm = metarun.build_algorithm(config)
+    run = metarun.load("outputs/mine")
+    run.evaluate("test.tasks=1000")
+    run.adapt(support_x, support_y).predict(x)
+
+Components of your own are objects (`run(config, model=..., dataset=..., loss=...)`) or names (`model.target=...`):
+docs/own_network.md, docs/own_data.md.
 """
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from metarun.config.schema import Config
     from metarun.jobs import Result
+    from metarun.jobs.loaded_run import LoadedRun
     from metarun.training.evaluation import MetricFunction
     from metarun.types import Algorithm, Dataset
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # what a run prints is not printed again by logging
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "build_algorithm", "compose", "run"]
+__all__ = ["UserError", "build_algorithm", "compose", "load", "run"]
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
@@ -91,6 +97,29 @@ def run(
         own = OwnParts(model, dataset, loss, metrics or {}, callbacks)
     with user_errors():
         return run(config, folder or default_folder(config), own)
+
+
+def load(folder: str | Path, *, model: Any = None, dataset: Dataset | None = None, loss: Any = None) -> LoadedRun:
+    """Open a run folder: `summary`, `scores`, `curves`, `adapt(x, y).predict(x)`, `evaluate()`, `plot()`.
+
+    Args:
+        folder: a run folder, such as `result.folder`.
+        model, dataset, loss: the objects that the run was made with, if any (see `run`).
+
+    Raises:
+        UserError: if there is no run in the folder.
+    """
+    from metarun.jobs.loaded_run import LoadedRun
+    from metarun.training.experiment import OwnParts
+
+    def test_again(overrides: Sequence[str], target: Path | None) -> Result:
+        config = compose([*evaluation, *overrides])
+        return run(config, target, model=model, dataset=dataset, loss=loss)
+
+    path = Path(folder)
+    quoted = str(path).replace('"', r"\"")
+    evaluation = ["job=evaluate", f'run="{quoted}"']
+    return LoadedRun(path, compose(evaluation), test_again, OwnParts(model, dataset, loss))
 
 
 def build_algorithm(config: Config) -> Algorithm:

@@ -6,13 +6,19 @@ import importlib
 import json
 import shutil
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from helpers.commands import metarun as command
+from torch import Tensor
 
 import metarun
+from metarun.training.experiment import assemble
+from metarun.types import Batch, EpisodeSpec, Task
 
 TINY = ["train.steps=4", "train.tasks=2", "val.tasks=2", "test.tasks=5", "report=false", "diagnostics=off"]
 TINY += ["device.compile=false", "device.threads=1"]
@@ -137,6 +143,40 @@ def test_a_relative_root_is_found_from_another_folder(
     assert metarun.compose(["data=folder", "data.root=~/photos"]).data["root"] == str(Path.home() / "photos")
 
 
+class Blobs:
+    """Clouds of points around class means, as a user would write it."""
+
+    kind = "classification"
+
+    def input_shape(self) -> tuple[int, ...]:
+        return (2,)
+
+    def outputs(self, ways: int) -> int:
+        return ways
+
+    def check(self, split: str, spec: EpisodeSpec) -> None: ...
+
+    def episodes(self, split: str, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        drawn = []
+        for task in tasks:
+            random = torch.Generator().manual_seed(zlib.crc32(repr((split, seed, step, task)).encode()))
+            means = 5 * torch.randn(spec.ways, 1, 2, generator=random)
+            rows = means + torch.randn(spec.ways, spec.shots + spec.queries, 2, generator=random)
+            y = torch.arange(spec.ways)[:, None].expand(-1, spec.shots + spec.queries)
+            halves = (slice(None, spec.shots), slice(spec.shots, None))
+            drawn.append([(rows[:, half].flatten(0, 1), y[:, half].flatten()) for half in halves])
+        return Task(*(Batch(*(torch.stack(t) for t in zip(*batch, strict=True))) for batch in zip(*drawn, strict=True)))
+
+    def reference_inputs(self, count: int) -> Tensor:
+        return torch.zeros(count, 2)
+
+    def facts(self) -> dict[str, Any]:
+        return {"split": "drawn", "split_sha256": "0"}
+
+
+MLP = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8))
+
+
 OWN = """
 import torch
 from torch.nn.functional import huber_loss
@@ -235,6 +275,54 @@ def test_a_python_object_is_asked_for(tmp_path: Path) -> None:
     for group, keyword in (("data", "dataset"), ("model", "model")):
         with pytest.raises(metarun.UserError, match=rf"^{group}=own: needs a Python object; .*{keyword}=\.\.\."):
             metarun.run(metarun.compose([*TINY, f"{group}=own"]), tmp_path / group)
+
+
+def test_a_loaded_run_has_its_numbers(reptile: Path) -> None:
+    run = metarun.load(reptile)
+    assert run.summary["mean"] == json.loads((reptile / "summary.json").read_text())["mean"]
+    assert run.config.algo["_target_"].endswith("Reptile")
+    scores = np.asarray(run.scores)
+    assert scores.shape == (5, 33)  # tasks, steps 0 to 32
+    assert scores[:, -1].mean() == pytest.approx(run.summary["mean"], abs=0)
+    assert set(run.curves) == {"train", "val", "test"}
+    assert run.plot().axes[0].get_title(loc="left") == "Training loss"
+    page = run._repr_html_()
+    assert "reptile on sinusoid" in page
+    assert "<table>" in page
+    with pytest.raises(metarun.UserError, match="/nowhere: is no run folder"):
+        metarun.load("/nowhere")
+
+
+def test_a_loaded_run_is_tested_again(reptile: Path, tmp_path: Path) -> None:
+    run = metarun.load(reptile)
+    assert run.evaluate(folder=tmp_path / "same").summary["mean"] == run.summary["mean"]
+    again = run.evaluate("data.shots=5", "test.tasks=7", folder=tmp_path / "other").summary
+    assert (again["shots"], again["n_tasks"], again["algo"]) == (5, 7, "reptile")
+
+
+def test_adapting_to_a_test_task_gives_its_score(reptile: Path) -> None:
+    run = metarun.load(reptile)
+    tasks = assemble(run.config).dataset.episodes("test", 0, 0, range(3), EpisodeSpec(1, 10, 100))
+    for i in range(3):
+        support, query = ((batch.x[i].numpy(), batch.y[i].numpy()) for batch in tasks)
+        predicted = run.adapt(*support).predict(query[0])
+        assert float(((predicted - query[1]) ** 2).mean()) == pytest.approx(np.asarray(run.scores)[i, -1], rel=1e-6)
+    assert run.adapt([0.0, 1.0], [0.0, 1.0]).predict([0.5]).shape == (1, 1)
+    with pytest.raises(metarun.UserError, match=r"x of shape \[2, 3\]: must be \[rows, 1\]"):
+        run.adapt([[0.0, 1, 2], [0, 1, 2]], [0.0, 1])
+
+
+def test_labels_of_a_support_set_are_those_of_its_predictions(tmp_path: Path) -> None:
+    """Two clouds of points, far apart, under names that no training task had."""
+    config = metarun.compose(["data=own", "algo=protonet", *TINY, "data.ways=2"])
+    metarun.run(config, tmp_path / "run", dataset=Blobs(), model=MLP)
+    run = metarun.load(tmp_path / "run", dataset=Blobs(), model=MLP)
+    near, far = np.zeros((3, 2)), np.full((3, 2), 9.0)
+    adapted = run.adapt(np.concatenate([near, far]), ["near"] * 3 + ["far"] * 3)
+    assert [*adapted.predict([[0.1, 0], [8, 9], [0, 0.2]])] == ["near", "far", "near"]
+    assert adapted.probabilities([[0.1, 0]]).sum() == pytest.approx(1)
+    with pytest.raises(metarun.UserError, match=r"data=own: needs a Python object, which was .*Blobs"):
+        metarun.load(tmp_path / "run").adapt(near, [0, 0, 0])
 
 
 @pytest.mark.parametrize("name", ["a b", "a(b)", "a=b", "a:b", "a'b", "a,b/c"])

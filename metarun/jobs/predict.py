@@ -17,7 +17,7 @@ from torch import Tensor
 from metarun.compute.device import Placement, make_placement
 from metarun.config.from_run import open_source_run
 from metarun.config.schema import Config, to_dict
-from metarun.data.folder import Examples, Pictures, read_examples, read_pictures
+from metarun.data.folder import read_examples, read_pictures
 from metarun.errors import SettingError, UserError
 from metarun.jobs.result import Result
 from metarun.jobs.terminal import show, small_table
@@ -26,7 +26,7 @@ from metarun.storage.run_folder import RunFolder
 from metarun.storage.text import count_nouns
 from metarun.training import checkpoint
 from metarun.training.evaluation import calibrate
-from metarun.training.experiment import build_dataset, build_learner, option_name
+from metarun.training.experiment import NO_PARTS, OwnParts, build_dataset, build_learner, option_name
 from metarun.types import Algorithm, Batch, Dataset, DatasetOptions, Params, optional
 
 SHOWN = 30  # predictions that the terminal lists
@@ -56,8 +56,12 @@ def predict_job(config: Config, record: RunFolder) -> Result:
     examples = read_examples(require_folder(config, "support"), pixels)
     pictures = read_pictures(require_folder(config, "query"), pixels)
     placement = make_placement(config.device)
-    learner, params = restore_learner(config, source, dataset, placement, examples)
-    rows = predict(learner, params, examples, pictures, placement).tolist()
+    support = Batch(placement.move(examples.x), placement.move(examples.y))
+    try:
+        learner, params = restore_learner(config, source, dataset, placement, support)
+    except UserError as error:
+        raise UserError(f"predict.support={config.predict.support}: {error}") from error
+    rows = predict(learner, params, support, placement.move(pictures.x)).softmax(1).tolist()
     predictions = [
         Prediction(name, dict(sorted(zip(examples.classes, row, strict=True), key=lambda pair: -pair[1])))
         for name, row in zip(pictures.files, rows, strict=True)
@@ -89,30 +93,28 @@ def predict_job(config: Config, record: RunFolder) -> Result:
 
 
 def restore_learner(
-    config: Config, source: RunFolder, dataset: Dataset, placement: Placement, examples: Examples
+    config: Config, source: RunFolder, dataset: Dataset, placement: Placement, support: Batch, own: OwnParts = NO_PARTS
 ) -> tuple[Algorithm, Params]:
-    """The run's learner for these classes and its best weights; statistics of its normalisation, if any, are fixed."""
-    ways = len(examples.classes)
-    learner = build_learner(config, dataset, ways)
+    """The run's learner for the classes 0 .. N-1 of a support set, and its best weights; statistics of its
+    normalisation, if any, are fixed. Raise `UserError` if its network has another number of outputs."""
+    ways = int(support.y.max()) + 1 if dataset.kind == "classification" else config.data["ways"]
+    learner = build_learner(config, dataset, ways, own)
     if learner.head and ways != config.data["ways"]:
         raise UserError(
-            f"predict.support={config.predict.support}: has {ways} classes, and the network of this run ends in "
-            f"{config.data['ways']} outputs; train with data.ways={ways}, or a learner without a head, as algo=protonet"
+            f"the support set has {ways} classes, and the network of this run ends in {config.data['ways']} outputs; "
+            f"train with data.ways={ways}, or a learner without a head, as algo=protonet"
         )
     params = placement.move_params(build_regularization(config, dataset.kind).init(learner.init(config.seed)))
     checkpoint.restore_params(checkpoint.best_of(source), params)
-    x = placement.move(examples.x)
-    if learner.model.calibrate(params, x) is not learner.model:  # the statistics are those of training images
+    if learner.model.calibrate(params, support.x) is not learner.model:  # the statistics are those of training images
         learner = calibrate(learner, params, dataset, placement)
     return learner, params
 
 
-def predict(learner: Algorithm, params: Params, examples: Examples, pictures: Pictures, placement: Placement) -> Tensor:
-    """The probability of each class for each picture [M, N], after adapting to the examples."""
-    support = Batch(placement.move(examples.x), placement.move(examples.y))
+def predict(learner: Algorithm, params: Params, support: Batch, x: Tensor) -> Tensor:
+    """What the learner predicts for the inputs x [M, ...] after adapting to the support set, on its device."""
     *_, adapted = learner.adaptations(params, support, learner.test_inner_steps)
-    parts = placement.move(pictures.x).split(AT_ONCE)
-    return torch.cat([learner.predict(adapted, part) for part in parts]).softmax(1).cpu()
+    return torch.cat([learner.predict(adapted, part) for part in x.split(AT_ONCE)])
 
 
 def render(summary: dict[str, Any], predictions: Sequence[Prediction], record: RunFolder) -> Iterator[str | Table]:
