@@ -153,7 +153,7 @@ def test_another_number_of_classes_needs_a_learner_without_a_head(home: Path, tm
     support = str(tmp_path / "support")
     message = refusal(home, tmp_path, algo="fomaml", support=support)
     assert message.startswith(
-        f"predict.support={support}: has 2 classes, and the network of this run ends in 3 outputs"
+        f"predict.support={support}: the support set has 2 classes, and the network of this run ends in 3 outputs"
     )
     assert len(rows(predict(home, tmp_path / "out", support=support).folder)) == 12
 
