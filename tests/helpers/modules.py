@@ -118,3 +118,24 @@ class Lazy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.body(x))
+
+
+class Plain(nn.Module):
+    """For any learner: each row by itself."""
+
+    def __init__(self, input_shape: tuple[int, ...], outputs: int | None, width: int = 6) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Flatten(), nn.Linear(math.prod(input_shape), width), nn.LayerNorm(width), nn.GELU()
+        )
+        self.fc = nn.Linear(width, outputs) if outputs is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.body(x)
+        return z if self.fc is None else self.fc(z)
+
+
+class Dropping(Plain):
+    def __init__(self, input_shape: tuple[int, ...], outputs: int | None) -> None:
+        super().__init__(input_shape, outputs)
+        self.body.append(nn.Dropout(0.5))
