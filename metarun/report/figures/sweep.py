@@ -125,9 +125,7 @@ def draw_parallel(sweep: Sweep, benchmark: Benchmark, which: Sequence[int]) -> D
 
 
 def positions(axis: Axis) -> dict[Value, float]:
-    """Return values between 0 and 1: numbers by size, or its logarithm over more than a decade; words evenly."""
-    if len(axis.values) == 1:
-        return {axis.values[0]: 0.5}
+    """Return each of several values, between 0 and 1: numbers by size, or its logarithm over a decade; words evenly."""
     if not axis.numeric:
         return {value: at / (len(axis.values) - 1) for at, value in enumerate(axis.values)}
     low, high = float(axis.values[0]), float(axis.values[-1])

@@ -30,7 +30,7 @@ PAIR_NOTE = (
 )
 BUDGET_NOTE = (
     "Best validation within the smallest amount that a run of this benchmark spent; a dash: the run spends none of "
-    "it, or was not validated within it. ± is Student's t over seeds. The best validation is optimistic, for all alike."
+    "it, or was not validated within it. ± is Student's t over seeds. The best validation is optimistic for all groups."
 )
 RAW_RESULT = (
     "algorithm", "benchmark", "metric", "runs", "repeated", "tested", "diverged", "mean", "half", "interval_over",
