@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import importlib
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,7 +36,7 @@ class LoadedRun:
     """A run of a folder; `metarun.load` makes one."""
 
     folder: Path
-    config: Config  # the run's settings
+    config: Config = field(repr=False)  # the run's settings
     test_again: Callable[[Sequence[str], Path | None], Result] = field(repr=False)
     own: OwnParts = field(default=NO_PARTS, repr=False)
 
@@ -96,6 +98,9 @@ class LoadedRun:
         from metarun.report.figures.run import draw_learning
         from metarun.report.read.runs import read_run
 
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        if shell is not None:  # a notebook shows figures only after this, or after %matplotlib inline
+            importlib.import_module("IPython.core.pylabtools").select_figure_formats(shell, {"png"}, bbox_inches=None)
         drawing = draw_learning(read_run(self.folder))
         if drawing is None:
             raise UserError(f"{self.folder}: has no records of training or validation to draw")

@@ -16,7 +16,7 @@ class Result:
     """The summary that is also in summary.json, and the objects to go on with (of jobs that train or test)."""
 
     status: str  # completed, time is up, interrupted, diverged
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
     folder: Path
     params: Params = field(default_factory=dict, repr=False)
     experiment: Experiment | None = field(default=None, repr=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from typing import Any
 
@@ -93,5 +94,8 @@ class LiveConsole(Sink):
 
 
 def console_sink() -> PlainConsole | LiveConsole:
+    """A live view on a terminal, and in a notebook that can draw one; plain lines elsewhere."""
     console = Console()
-    return LiveConsole(console) if console.is_terminal and not console.is_dumb_terminal else PlainConsole(console)
+    live = console.is_terminal and not console.is_dumb_terminal
+    widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    return LiveConsole(console) if live or widgets else PlainConsole(console)
