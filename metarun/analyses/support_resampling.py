@@ -142,9 +142,9 @@ def _describe(summary: dict[str, Any]) -> str:
     mean, worst, sd_tasks, sd_support = (format_metric(summary["metric"], summary[name]) for name in names)
     lines = [
         f"{summary['draws']} support sets for each of {summary['tasks']} tasks, {queries}: "
-        f"{mean}; mean over the worst support sets {worst}",
-        f"standard deviation between tasks {sd_tasks}, between support sets of a task {sd_support}: "
-        f"{summary['share_support']:.0%} of the variance ({low:.0%} to {high:.0%}) is the choice of support",
+        f"{mean} on average, {worst} with the worst support set of each task",
+        f"standard deviation between tasks {sd_tasks}, between support sets of a task {sd_support}: the choice of "
+        f"support set explains {summary['share_support']:.0%} of the variance ({low:.0%} to {high:.0%})",
     ]
     if summary["not_finite"]:
         lines.append(

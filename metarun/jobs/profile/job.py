@@ -211,7 +211,8 @@ def render(profile: dict[str, Any], folder: Path) -> Iterator[str | Table]:
     yield operators
     traced = profile["traced"]
     whose = "time of kernels on the device" if traced["on"] == "cuda" else "own time on the main thread"
-    yield f"shares inside: {whose}, traced, which takes {traced['slowdown']:.2f} times as long"
+    slower = f"it then takes {traced['slowdown']:.2f} times as long"
+    yield f"shares of a meta-gradient are {whose} while it is traced; {slower}"
     yield describe_memory(profile["memory"])
     sums = profile["arithmetic"]
     done = f"arithmetic: {sums['gflop']:.3g} GFLOP in convolutions and matrix products of a meta-gradient"
