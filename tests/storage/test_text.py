@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from metarun.storage.text import duration, format_metric, number, shorten
+from metarun.storage.text import count_nouns, duration, format_metric, number, shorten
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,9 @@ from metarun.storage.text import duration, format_metric, number, shorten
         (format_metric("mse", 0.0, 0.0), "0.0000 ± 0.0000"),
         (format_metric("mse", math.nan, 1.0), "\N{EN DASH}"),
         (format_metric("mse", None), "\N{EN DASH}"),
+        (count_nouns(1, "query", "queries"), "1 query"),
+        (count_nouns(2, "query", "queries"), "2 queries"),
+        (count_nouns(0, "task"), "0 tasks"),
         (number(48000), "48,000"),
         (number(0.000123456), "0.0001235"),
         (number(math.inf), "\N{EN DASH}"),

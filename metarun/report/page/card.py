@@ -52,7 +52,8 @@ def _headline(run: Run) -> tuple[str, str]:
 def _protocol(run: Run) -> list[Fact]:
     summary, size = run.summary, facts.episode_size(run)
     control = summary.get("kind") == "control"
-    rows = "scored" if control else "queries a class" if "way" in size else "queries"
+    word = "query" if summary.get("test_queries") == 1 else "queries"
+    rows = "scored" if control else f"{word} a class" if "way" in size else word
     queries = f"{number(summary.get('test_queries'))} {rows} at test"
     trained = f"trained on {facts.episode_size(run, 'train_')}" if "train_shots" in summary and not control else ""
     digits, hashed = (str(summary.get(key) or "")[:12] for key in ("episodes_sha256", "split_sha256"))
