@@ -35,12 +35,13 @@ __version__ = "0.1.0"
 __all__ = ["UserError", "build_algorithm", "compose", "load", "run"]
 
 
-def compose(overrides: Sequence[str] = ()) -> Config:
+def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Config:
     """Return the settings that these overrides give on the command line.
 
     Args:
         overrides: as on the command line, `["algo=imaml", "data=omniglot", "train.steps=100"]`. With
             `["job=evaluate", "run=FOLDER"]` or `["resume=FOLDER"]` the settings are those of that run.
+        config_dir: a folder with YAML files of yours, as `--config-dir` names it.
 
     Raises:
         UserError: for an override that cannot work, with the line of the command line.
@@ -51,7 +52,7 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     if isinstance(overrides, str):
         raise UserError(f"compose({overrides!r}): takes a list of overrides, as compose([{overrides!r}])")
     with user_errors():
-        return compose([str(override) for override in overrides])
+        return compose([str(override) for override in overrides], config_dir)
 
 
 def run(

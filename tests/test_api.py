@@ -139,8 +139,55 @@ def test_a_relative_root_is_found_from_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reptile: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos").mkdir()
     assert metarun.compose(["data=folder", "data.root=photos"]).data["root"] == str(tmp_path / "photos")
-    assert metarun.compose(["data=folder", "data.root=~/photos"]).data["root"] == str(Path.home() / "photos")
+    assert metarun.compose(["data=folder", "data.root=~/photos"]).data["root"] == str(tmp_path / "photos")
+    assert metarun.compose(["data=folder", "data.root=nowhere"]).data["root"] == "nowhere"
+
+
+def test_flags_may_stand_anywhere_and_unknown_ones_are_one_line(tmp_path: Path) -> None:
+    done = command("algo=reptile", "--cfg", "job", "seed=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "seed: 3" in done.stdout
+    for wrong, line in (
+        (["--foo"], "--foo: no such flag, did you mean"),
+        (["algo=maml", "-cd"], "argument --config-dir/-cd: expected one argument"),
+        (["--cfg", "foo"], "argument --cfg/-c: invalid choice: 'foo'"),
+    ):
+        done = command(*wrong, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"metarun: {line}")
+        assert done.stderr.count("\n") == 1
+
+
+STRANGER = """# @package _global_
+defaults:
+  - override /model: mlp
+data:
+  _target_: mine.waves
+  file: ???
+  ways: 1
+  shots: 5
+  queries: 5
+  test_queries: 5
+"""
+
+
+def test_a_value_that_a_file_leaves_open_comes_from_the_command_or_from_the_run(own: Any, tmp_path: Path) -> None:
+    """And a factory with **kwargs takes any keyword."""
+    (tmp_path / "conf/data").mkdir(parents=True)
+    (tmp_path / "conf/data/stranger.yaml").write_text(STRANGER)
+    mine = {"config_dir": tmp_path / "conf"}
+    chosen = ["data=stranger", "trusted_modules=[mine]"]
+    with pytest.raises(metarun.UserError, match=r"^data\.file: needs a value; its file has"):
+        metarun.compose(chosen, **mine)
+    config = metarun.compose([*TINY, *chosen, "data.file=a name", "+data.more=3"], **mine)
+    metarun.run(config, tmp_path / "run")
+    again = metarun.compose([f"run={tmp_path / 'run'}", "job=evaluate", "trusted_modules=[mine]"], **mine)
+    assert (again.data["file"], again.data["more"]) == ("a name", 3)
+    more = metarun.compose([f"run={tmp_path / 'run'}", "job=evaluate", *chosen[1:], "data.shots=3"], **mine)
+    assert (more.data["file"], more.data["shots"]) == ("a name", 3)
 
 
 class Blobs:
@@ -215,6 +262,11 @@ class Witness:
 
     def on_end(self, summary):
         self.note(summary["status"])
+
+def waves(file: str, **kwargs):
+    from metarun.data.sinusoid import Sinusoid
+
+    return Sinusoid((0.1, 5.0), (0.0, 3.14), (-5.0, 5.0), 0.0)
 
 class Broken:
     def on_step(self, state):

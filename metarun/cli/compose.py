@@ -17,38 +17,50 @@ from metarun.cli.overrides import read_arguments
 from metarun.config.catalogue import GROUPS, PACKAGED, conf_folder
 from metarun.config.from_run import reuse_settings
 from metarun.config.schema import Config, refuse_unknown, resolve_paths
+from metarun.errors import UserError
 from metarun.storage.locks import find_owner
 from metarun.storage.run_folder import RunFolder, new_folder
 
 CONFIG_PATH = "pkg://metarun.conf" if PACKAGED.is_dir() else str(conf_folder())
 
 
-def compose(overrides: Sequence[str]) -> Config:
-    """Return the settings that these overrides give on the command line, those of a run that they name included."""
+def compose(overrides: Sequence[str], config_dir: str | Path | None = None) -> Config:
+    """Return the settings that these overrides give on the command line, those of a run that they name included;
+    `config_dir` has further YAML files."""
     arguments = read_arguments(overrides)
-    return reuse_settings(compose_options(arguments), arguments, compose_options)
+    token = experiments.own_folder.set(config_dir)
+    try:
+        return reuse_settings(compose_options(arguments, incomplete=False), arguments, compose_options)
+    finally:
+        experiments.own_folder.reset(token)
 
 
-def compose_options(overrides: Sequence[str]) -> Config:
-    """Compose the settings of these overrides, without those of a run that they name."""
+def compose_options(overrides: Sequence[str], incomplete: bool = True) -> Config:
+    """Compose the settings of these overrides, without those of a run that they name. `incomplete`: a value that its
+    file leaves open (???) is None, to come from the run."""
     if GlobalHydra.instance().is_initialized():
-        return _compose(overrides)
+        return _compose(overrides, incomplete)
     path = CONFIG_PATH.removeprefix("pkg://")
     start = hydra.initialize_config_module if path != CONFIG_PATH else hydra.initialize_config_dir
     with start(path, version_base="1.3"):
-        return _compose(overrides)
+        return _compose(overrides, incomplete)
 
 
-def _compose(overrides: Sequence[str]) -> Config:
+def _compose(overrides: Sequence[str], incomplete: bool) -> Config:
     composed = hydra.compose("config", list(overrides), return_hydra_config=True)
     choices = composed.hydra.runtime.choices
     OmegaConf.set_struct(composed, False)
     composed.pop("hydra")
-    return to_config(composed, choices)
+    return to_config(composed, choices, incomplete)
 
 
-def to_config(composed: DictConfig, choices: Any) -> Config:
+def to_config(composed: DictConfig, choices: Any, incomplete: bool = False) -> Config:
     """Convert composed settings to the schema's class, with the chosen option of each group."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing and not (incomplete or composed.run or composed.resume):
+        raise UserError(f"{missing[0]}: needs a value; its file has ??? in its place")
+    for key in missing:
+        OmegaConf.update(composed, key, None)
     config: Any = OmegaConf.to_object(composed)
     refuse_unknown(config)
     resolve_paths(config.data)

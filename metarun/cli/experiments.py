@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable
+from contextvars import ContextVar
+from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
@@ -18,6 +20,9 @@ from metarun.config.catalogue import experiment_path, list_options
 from metarun.errors import nearest
 
 GROUP = "experiment"
+
+own_folder: ContextVar[str | Path | None] = ContextVar("own_folder", default=None)
+"""A folder with YAML files of the user's, of a composition in Python; the command line has --config-dir."""
 
 
 class FlatNames(ConfigSource):
@@ -61,6 +66,8 @@ class FlatNamesInSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("metarun", f"{FlatNames.scheme()}://")
+        if folder := own_folder.get():
+            search_path.append("command-line", f"file://{Path(folder).absolute()}")
 
 
 def register() -> None:

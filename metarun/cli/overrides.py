@@ -6,23 +6,54 @@ import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from metarun.config.catalogue import GROUPS
 from metarun.config.from_run import read_settings
 from metarun.config.schema import JOBS_OF_A_RUN
+from metarun.errors import UserError, nearest
 from metarun.storage.progress import print_notice
 
 OVERRIDE = re.compile(r"([+~]{0,2}[\w./@-]+)=(.*)", re.DOTALL)
 
 
 def read_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra takes them: `~/` is the home folder, a path with characters of its grammar is quoted, and
-    the options of a run that they name are added."""
-    return add_run_choices([_quote_path(argument) for argument in arguments])
+    """The arguments as Hydra takes them: flags before settings, `~/` as the home folder, paths with characters of its
+    grammar quoted, and with the options of a run that they name. Raise `UserError` for a flag that is not known."""
+    flags, settings = _sort_arguments(arguments)
+    return [*flags, *add_run_choices([_quote_path(argument) for argument in settings])]
+
+
+def _sort_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags with their values, and settings, wherever they stand: argparse takes settings in one piece only."""
+    parser, given = get_args_parser(), list(arguments)
+    takes_value = {o for a in parser._actions if a.nargs in (None, "?") for o in a.option_strings}
+    flags, settings = [], []
+    while given:
+        word = given.pop(0)
+        known = parser._option_string_actions
+        if not word.startswith("-") or word == "-":
+            settings.append(word)
+            continue
+        name = word.partition("=")[0]
+        if name not in known:
+            raise UserError(f"{word}: no such flag, {nearest(name, known)} metarun --help has the settings")
+        flags.append(word)
+        optional_value = known[name].nargs == "?"
+        if name in takes_value and "=" not in word and given and not (optional_value and "=" in given[0]):
+            flags.append(given.pop(0))
+    parser.error = _refuse  # type: ignore[method-assign]
+    if "--version" not in flags:
+        parser.parse_args(flags)
+    return flags, settings
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; metarun --help has the settings")
 
 
 def _quote_path(argument: str) -> str:

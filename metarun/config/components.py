@@ -35,14 +35,16 @@ def construct(group: str, target: Any, node: Mapping[str, Any], **provided: Any)
     A parameter without default whose annotation is a dataclass is a bundle: its fields are settings of the component.
     """
     settings = {k: v for k, v in node.items() if k != "_target_"}
-    accepted, hints = inspect.signature(target).parameters, _annotations(target)
+    parameters, hints = inspect.signature(target).parameters, _annotations(target)
+    accepted = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    any_key = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     required = {name for name, parameter in accepted.items() if parameter.default is parameter.empty}
     bundles = {n: hints[n] for n in accepted if n in required - {*provided} and dataclasses.is_dataclass(hints.get(n))}
     fields = {name: [f.name for f in dataclasses.fields(bundle)] for name, bundle in bundles.items()}
     alone = [name for name in accepted if name not in provided and name not in bundles]
     valid = [*alone, *(key for keys in fields.values() for key in keys)]
     for key in settings:
-        if key not in valid:
+        if key not in valid and not any_key:
             raise UserError(f"{group}.{key}: no such setting, {nearest(key, valid)}")
     for name, bundle in bundles.items():
         own = {key: settings.pop(key) for key in fields[name] if key in settings}

@@ -233,12 +233,14 @@ def _to_options(value: Any) -> Any:
 
 
 def resolve_paths(data: dict[str, Any]) -> None:
-    """Make the paths in the settings of a data set absolute, in place: a run can then be tested from another folder."""
+    """Make the paths in the settings of a data set that exist absolute, in place: a run can then be tested from another
+    folder."""
     for key in ("root", "file", "split"):
         path = data.get(key)
         if isinstance(path, str) and path and (key != "split" or "/" in path):
-            with contextlib.suppress(RuntimeError):  # ~ of an unknown user
-                data[key] = str(Path(path).expanduser().absolute())
+            with contextlib.suppress(RuntimeError, OSError):  # ~ of an unknown user, no access
+                full = Path(path).expanduser().absolute()
+                data[key] = str(full) if full.exists() else path
 
 
 def refuse_unknown(config: Any, at: str = "") -> None:
