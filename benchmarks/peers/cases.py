@@ -13,8 +13,9 @@ STRIDE = ("model.filters=64", "model.norm=batch", "model.pool=stride", "model.re
 POOL = ("model.filters=64", "model.norm=population", "model.pool=max", "model.readout=flatten")
 
 EVERYONE = ("metarun", "metarun-eager", "higher", "torchopt", "jax", "loop")
-ON_IMAGES = ("metarun", "higher", "torchopt", "jax", "loop")
+ON_IMAGES = ("metarun", "metarun-module", "higher", "torchopt", "jax", "loop")
 AGAINST_LOOP = ("metarun", "loop")
+WITH_MODULE = ("metarun", "metarun-module", "loop")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def metric(algo: str, ways: int, quick: bool = False) -> Case:
     """One episode of many ways a step, 5 queries a class, max-pool, as in their papers."""
     settings = (f"algo={algo}", *OMNIGLOT, *POOL, f"algo.train_ways={ways}", "data.queries=5", "train.tasks=1")
     title = f"28x28, conv4-64 max-pool, {algo}, {ways}-way 1-shot, 5 queries a class, 1 task"
-    sides = AGAINST_LOOP
+    sides = WITH_MODULE
     return Case(f"omniglot-{algo}-{ways}w", title, (*settings, *EPISODE, *COMMON), sides, "drawings", quick)
 
 
@@ -66,7 +67,7 @@ def photos() -> Case:
     work = ("algo.inner_steps=5", "algo.inner_lr=0.01", "train.tasks=4", "data.queries=15")
     title = "84x84, conv4-32 max-pool, maml, 5-way 1-shot, 15 queries a class, 4 tasks, 5 inner steps"
     settings = ("algo=maml", *PHOTOS, *net, *work, *EPISODE, *COMMON)
-    return Case("photos-maml-5", title, settings, AGAINST_LOOP, "photos")
+    return Case("photos-maml-5", title, settings, WITH_MODULE, "photos")
 
 
 def cell(ways: int, shots: int, queries: int, tasks: int, filters: int) -> Case:

@@ -13,17 +13,45 @@ import numpy as np
 
 from benchmarks.peers.cases import Case
 from benchmarks.peers.tasks import Side, settings
+from benchmarks.peers.torch_nets import own_names
+
+MODULE = ("model=module", "model.target=benchmarks.peers.torch_nets.conv4", "trusted_modules=[benchmarks]")
+OF_MODULE = {f"model.{name}": f"model.args.{name}" for name in ("filters", "pool", "readout")}
 
 
 def build(case: Case, images: Path, threads: int, dtype: str = "float32", *more: str) -> Side:
     """The case as `metarun` runs it; `more` overrides."""
+    return _side([*settings(case, images, threads, dtype), *more])
+
+
+def build_module(case: Case, images: Path, threads: int, dtype: str = "float32", *more: str) -> Side:
+    """The same with the torch module of the other sides, from the weights of the built-in network."""
+    from metarun.training.experiment import assemble
+
+    typed = [*settings(case, images, threads, dtype), *more]
+    start = assemble(compose(typed)).initial_params()
+    keys = [(setting, *setting.partition("=")) for setting in typed if setting != "model=conv4"]
+    own = [OF_MODULE.get(key, key) + sign + value for _, key, sign, value in keys]
+    names = own_names(start)
+    return _side([*own, *MODULE], {names[name]: value for name, value in start.items()}, names)
+
+
+def compose(overrides: list[str]) -> Any:
     import metarun
+
+    return metarun.compose(overrides)
+
+
+def _side(overrides: list[str], start: dict[str, Any] | None = None, names: dict[str, str] | None = None) -> Side:
+    """Weights `start` in place of the network's own; `names` are those of the gradients, by their own names."""
     from metarun.algorithms.objective import add_noise
     from metarun.training.experiment import assemble
     from metarun.training.optimizer import apply_update
 
-    trainer = assemble(metarun.compose([*settings(case, images, threads, dtype), *more])).trainer()
+    trainer = assemble(compose(overrides)).trainer()
     state, tasks = trainer.start(), trainer.tasks(0)
+    for name, value in (start or {}).items():
+        state.params[name].copy_(value)
     meta_gradient = outer_function(trainer, state)
 
     def found() -> Any:
@@ -31,7 +59,7 @@ def build(case: Case, images: Path, threads: int, dtype: str = "float32", *more:
 
     def gradient() -> tuple[float, dict[str, np.ndarray]]:
         result = found()
-        slopes = {k: v.detach().cpu().numpy().copy() for k, v in result.mean.items()}
+        slopes = {k: result.mean[(names or {}).get(k, k)].detach().cpu().numpy().copy() for k in names or result.mean}
         return float(result.metrics["loss"].mean()), slopes
 
     def step() -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from metarun.jobs.summary import processor
 
 PACKAGES = ("metarun", "torch", "numpy", "higher", "torchopt", "jax", "jaxlib", "optax")
-SIDES = ("higher", "torchopt", "jax", "loop", "metarun-eager")
+SIDES = ("higher", "torchopt", "jax", "loop", "metarun-eager", "metarun-module")
 HEADER = f"{'':14} {'ms a step':>10} {'min-max':>17} {'tasks/s':>9}  {'metarun is':>10} {'min-max':>13} {'peak MB':>8}"
 
 

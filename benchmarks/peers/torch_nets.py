@@ -6,6 +6,7 @@ No convolution has a bias, since a shift follows each; batch normalisation uses 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,15 @@ class MLP(nn.Module):
         return x if self.head is None else self.head(x)
 
 
+def conv4(input_shape: tuple[int, ...], outputs: int | None, filters: int, pool: str, readout: str) -> nn.Module:
+    """For `metarun model=module`."""
+    net = Conv4(input_shape[0], filters, pool, readout)
+    with torch.no_grad():
+        features = net(torch.zeros(2, *input_shape)).shape[1]
+    net.head = None if outputs is None else nn.Linear(features, outputs)
+    return net
+
+
 def module(work: Work) -> nn.Module:
     """The network of a case with its initial weights."""
     shapes = {k: v.shape for k, v in work.theta.items()}
@@ -65,17 +75,17 @@ def module(work: Work) -> nn.Module:
         net = MLP([shapes["block0.weight"][1], *(shapes[k][0] for k in blocks)])
     if "head.weight" in shapes:
         net.head = nn.Linear(*reversed(shapes["head.weight"]))
-    own = own_names(work)
+    own = own_names(work.theta)
     net.to(work.device, getattr(torch, work.dtype))
     net.load_state_dict({own[k]: torch.tensor(v) for k, v in work.theta.items()})
     return net.train()
 
 
-def own_names(work: Work) -> dict[str, str]:
+def own_names(theta: Mapping[str, Any]) -> dict[str, str]:
     """metarun's name of each weight -> the module's."""
-    image = work.theta["block0.weight"].ndim == 4
+    image = theta["block0.weight"].ndim == 4
     names = {}
-    for name in work.theta:
+    for name in theta:
         block, _, kind = name.partition(".")
         i = block.removeprefix("block")
         linear = f"convs.{i}" if image else f"layers.{i}"
@@ -118,5 +128,5 @@ def optimizer(work: Work, parameters: list[Tensor]) -> torch.optim.Optimizer:
 
 def gradients(work: Work, net: nn.Module) -> dict[str, np.ndarray]:
     """The `.grad` of a module's weights, by metarun's names."""
-    found, own = dict(net.named_parameters()), own_names(work)
+    found, own = dict(net.named_parameters()), own_names(work.theta)
     return {k: found[own[k]].grad.cpu().numpy().copy() for k in work.theta}  # type: ignore[union-attr]

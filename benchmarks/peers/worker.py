@@ -93,7 +93,8 @@ def make(order: Order, work: Work, *more: str) -> Side:
         from benchmarks.peers import peer_metarun
 
         eager = ["device.compile=false"] if form == "eager" else []
-        return peer_metarun.build(order.case, order.images, order.threads, work.dtype, *eager, *more)
+        build = peer_metarun.build_module if form == "module" else peer_metarun.build
+        return build(order.case, order.images, order.threads, work.dtype, *eager, *more)
     peer: Any = importlib.import_module(f"benchmarks.peers.peer_{name}")
     if name == "jax":
         return peer.build(work, form)
