@@ -74,7 +74,7 @@ WRONG = [
     (["foo"], r"foo: is no setting; a setting is KEY=VALUE"),
     (["algo.inner_lr=[1,"], r"algo.inner_lr=\[1,: cannot be read; close its brackets"),
     (["train.steps=1e"], r"train.steps=1e: must be a whole number"),
-    (["resume=/nowhere"], r"/nowhere: is no run folder of metarun"),
+    (["resume=/nowhere"], r"/nowhere: is not a run folder"),
 ]
 
 
@@ -341,7 +341,7 @@ def test_a_loaded_run_has_its_numbers(reptile: Path) -> None:
     page = run._repr_html_()
     assert "reptile on sinusoid" in page
     assert "<table>" in page
-    with pytest.raises(metarun.UserError, match="/nowhere: is no run folder"):
+    with pytest.raises(metarun.UserError, match="/nowhere: is not a run folder"):
         metarun.load("/nowhere")
 
 

@@ -77,10 +77,12 @@ def register() -> None:
 
 
 def list_groups() -> str:
-    """A line for each group with its options, as --help prints them: of a folder its name alone."""
+    """A line for each group with its options, as --help prints them: of a folder its name alone. Recipes, which Hydra
+    composes by themselves, are not listed."""
     loader = GlobalHydra.instance().config_loader()
-    groups = [group for group in loader.list_groups("") if group != "hydra"]
-    return "\n".join(f"{group}: {', '.join(in_folders(loader.get_group_options(group)))}" for group in sorted(groups))
+    options = {group: in_folders(loader.get_group_options(group)) for group in sorted(loader.list_groups(""))}
+    shown = {group: names for group, names in options.items() if names and group not in ("hydra", "recipe")}
+    return "\n".join(f"{group}: {', '.join(names)}" for group, names in shown.items())
 
 
 def in_folders(names: Iterable[str]) -> list[str]:

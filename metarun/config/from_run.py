@@ -160,7 +160,7 @@ def _print_paths_read(source: str, stored: dict[str, Any], changes: dict[str, An
     for key in ("root", "split"):
         path = data.get(key) if isinstance(data, dict) else None
         if isinstance(path, str) and f"data.{key}" not in changes and (key == "root" or "/" in path):
-            print_notice(f"{one_line(source)}: its data.{key} is read: {one_line(path)}")
+            print_notice(f"{one_line(source)}: reading data.{key}={one_line(path)}")
 
 
 def diff_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, Any]:

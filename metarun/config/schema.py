@@ -308,7 +308,9 @@ def _check_published(published: PublishedConfig) -> None:
     if len(published.values) != len(published.steps):
         raise SettingError("published.values", published.values, f"must be one for each of steps={published.steps}")
     if published.value is not None and published.values:
-        raise SettingError("published.values", published.values, "goes without published.value: one value or several")
+        raise SettingError(
+            "published.values", published.values, "cannot be set together with published.value: one value or several"
+        )
     if (published.value is not None or published.values) and not published.source:
         raise SettingError("published.source", published.source, "must name the source of the value")
 

@@ -56,7 +56,7 @@ class RunFolder:
         except untrusted.Refused as error:
             raise UserError(f"{path}: cannot be read: it {error.strerror}") from error
         except FileNotFoundError:
-            raise UserError(f"{self.path}: is no run folder of metarun (it has no config.yaml)") from None
+            raise UserError(f"{self.path}: is not a run folder (it has no config.yaml)") from None
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise UserError(f"{path}: cannot be read ({one_line(error)[:100]})") from error
         lacking = [key for key in NEEDED if not isinstance(stored, dict) or not isinstance(stored.get(key), dict)]

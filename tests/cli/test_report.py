@@ -49,7 +49,7 @@ def test_what_a_refused_command_left_is_passed_over_among_other_folders(tmp_path
     write_report([run, refused], tmp_path / "out.csv", "csv")
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
     for folders in ([refused], [run, strange]):
-        with pytest.raises(UserError, match="is no run folder of metarun and holds none"):
+        with pytest.raises(UserError, match="is not a run folder and holds none"):
             write_report(folders, tmp_path / "out.csv", "csv")
 
 

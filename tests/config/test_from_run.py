@@ -75,7 +75,7 @@ def test_a_command_without_a_run_stays_as_it_is(folder: Path) -> None:
 
 
 def test_a_run_that_cannot_be_read_is_told_before_the_settings_that_it_would_explain(folder: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: is no run folder of metarun"):
+    with pytest.raises(UserError, match="nowhere: is not a run folder"):
         add_run_choices(["job=evaluate", "run=nowhere", "data.root=x"])
     (folder / "config.yaml").write_text("algo: {}\ndata: {}\ntrain: {}\nchoices: {data: 'a b'}")
     with pytest.raises(UserError, match="is no choice of a group"):

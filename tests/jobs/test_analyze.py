@@ -51,7 +51,7 @@ def test_mistakes_are_answered_by_one_line(tmp_path: Path) -> None:
     run = train(tmp_path / "run")
     cases = {
         r"analysis=None: job=analyze needs one; choices: .*sensitivity": (run, ()),
-        r"is no run folder of metarun": (tmp_path / "nothing", SENSITIVITY),
+        r"is not a run folder": (tmp_path / "nothing", SENSITIVITY),
         r"analysis.tassks: no such setting, did you mean tasks": (run, [*SENSITIVITY, "+analysis.tassks=3"]),
         r"analysis.rates=\[-1.0\]: must be above 0": (run, [*SENSITIVITY, "analysis.rates=[-1]"]),
     }

@@ -286,7 +286,7 @@ def test_downloads_are_not_taken_from_a_run_folder(tmp_path: Path) -> None:
 def test_what_a_run_folder_has_read_elsewhere_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = compose(["data=folder"]).data | {"root": "/photos\x1b[2J"}
     reused(run_folder(tmp_path, data=data, choices={"data": "folder"}))
-    assert "its data.root is read: /photos\\x1b[2J" in capsys.readouterr().err
+    assert "reading data.root=/photos\\x1b[2J" in capsys.readouterr().err
 
 
 def test_settings_that_grow_without_end_are_refused(tmp_path: Path) -> None:

@@ -72,9 +72,7 @@ def find_runs(folder: Path) -> list[Path]:
             folders.clear()
         folders[:] = [name for name in folders if not name.startswith(".")]
     if not found:
-        raise UserError(
-            f"{folder}: is no run folder of metarun and holds none (config.yaml with {' or '.join(RUN_FILES)})"
-        )
+        raise UserError(f"{folder}: is not a run folder and holds none (config.yaml with {' or '.join(RUN_FILES)})")
     # 0, 1, ... 9, 10 rather than 0, 1, 10, ... 9
     return sorted(found, key=lambda path: [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in path.parts])
 
