@@ -397,3 +397,20 @@ def test_the_same_training_in_one_process_gives_the_same_bits(tmp_path: Path) ->
     other = ["algo=imaml", "device.deterministic=true", "device.precision=float64"]
     metarun.run(metarun.compose([*TINY, *other]), tmp_path / "other")
     assert metarun.run(metarun.compose(TINY), tmp_path / "again").summary["params_sha256"] == first
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("model.hidden=[8]", r"block0.weight is \[40, 1\] there and \[8, 1\] here \(of the network: model"),
+        ("algo=metasgd", r"rates.block0.weight is absent there and \[40, 1\] here \(of the algorithm: algo\)"),
+        ("reg=l2", None),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(override: str, line: str | None, reptile: Path, tmp_path: Path) -> None:
+    config = metarun.compose(["job=evaluate", f"run={reptile}", override])
+    if line is None:
+        metarun.run(config, tmp_path / "fits")
+        return
+    with pytest.raises(metarun.UserError, match=line):
+        metarun.run(config, tmp_path / "run")

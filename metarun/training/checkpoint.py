@@ -6,7 +6,7 @@ import hashlib
 import io
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder, previous_checkpoint
 from metarun.training.nonfinite import make_rewind_point
 from metarun.training.run import State
-from metarun.types import Params
+from metarun.types import NOT_WEIGHTS, REG, Params
 
 FORMAT = 2  # to be raised when stored values change their meaning; 1 had no checksum
 READABLE = (1, 2)
@@ -235,10 +235,25 @@ def _restore_optimizer(stored: dict[str, Any], optimizer: torch.optim.Optimizer,
         raise UserError(f"{path}: holds the state of another optimizer; resume with the settings of that run")
 
 
+def describe_mismatch(theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, tuple[int, ...]]) -> str:
+    """The first tensor that differs, both shapes, and the settings that decide it."""
+    name = next(name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name))
+    there, here = (list(shapes[name]) if name in shapes else "absent" for shapes in (theirs, ours))
+    if name.startswith("head."):
+        cause = "the head has an output for each class or target: data.ways, or algo.train_ways where it is set"
+    elif name.startswith(REG):
+        cause = "of a penalty: reg"
+    elif name.startswith(NOT_WEIGHTS):
+        cause = "of the algorithm: algo"
+    else:
+        cause = "of the network: model, or the size of the data set's inputs"
+    return f"{name} is {there} there and {here} here ({cause})"
+
+
 def _copy(source: Params, target: Params, path: Path) -> None:
     """In place, so that the optimizer keeps its tensors."""
-    shapes = [{k: tuple(v.shape) for k, v in p.items()} for p in (source, target)]
-    if shapes[0] != shapes[1]:
-        raise UserError(f"{path}: holds the weights of another model; resume with the settings of that run")
+    theirs, ours = ({k: tuple(v.shape) for k, v in p.items()} for p in (source, target))
+    if theirs != ours:
+        raise UserError(f"{path}: does not fit these settings: {describe_mismatch(theirs, ours)}")
     for name, value in source.items():
         target[name].copy_(value)
