@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,26 @@ from torch import Tensor
 from torch.func import vmap
 
 from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
+from metarun.errors import one_line
 from metarun.types import Batch, Params, Task
 
 PerTask = Callable[[Params, Task], tuple[dict[str, Tensor], dict[str, Tensor]]]
+
+CAUSES = (
+    (
+        r"\.item\(\)|data-dependent",
+        "it branches on a tensor's value or takes it for a number (.item()); use torch.where",
+    ),
+    (r"randomness", "it draws random numbers while it runs; of a module, nn.Dropout is supported"),
+    (r"inplace|in-place", "it changes a tensor in place; make a new one"),
+)
+"""Parts of torch's messages about a function under `vmap`, and what they mean."""
+
+
+def find_cause(error: BaseException) -> str | None:
+    """Why a function cannot be batched, by torch's message; None if the error is another."""
+    text = one_line(error)
+    return next((cause for pattern, cause in CAUSES if re.search(pattern, text)), None)
 
 
 def map_tasks(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -76,6 +77,9 @@ def locate(group: str, node: Mapping[str, Any], trusted: Sequence[str] = ()) -> 
     """The class or function that `_target_` names: a component of the group, or anything in a trusted package."""
     path = node.get("_target_")
     key = f"{group}._target_"
+    inside = node.get(group)
+    if path is None and isinstance(inside, Mapping) and "_target_" in inside:
+        raise UserError(f"{group}.{group}: the YAML of this option must begin with the line `# @package _global_`")
     if isinstance(path, str) and path.startswith("metarun.") and _is_dotted(path):
         return _locate_own(key, group, path)
     return locate_trusted(key, path, ("metarun", *trusted))
@@ -128,11 +132,29 @@ def _convert(group: str, settings: Mapping[str, Any], hints: Mapping[str, Any]) 
         try:
             checked = OmegaConf.merge(OmegaConf.structured(schema), {key: to_plain(value)})
         except OmegaConfBaseException as error:
-            name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-            raise SettingError(f"{group}.{key}", value, f"must be of type {name}") from error
+            raise SettingError(f"{group}.{key}", value, f"must be {describe_type(hint)}") from error
         plain = getattr(OmegaConf.to_object(checked), key)
         converted[key] = tuple(plain) if isinstance(plain, list) else plain
     return converted
+
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
+PLURALS = {int: "whole numbers", float: "numbers", str: "words"}
+
+
+def describe_type(hint: Any) -> str:
+    """A setting's type in words: `tuple[str, ...] | None` is "a list of words, or null"."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return ", or ".join(describe_type(part) for part in inner)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin in (tuple, list, Sequence):
+        count = f"{len(inner)} " if origin is tuple and Ellipsis not in inner else ""
+        return f"a list of {count}{PLURALS.get(inner[0], 'values')}" if inner else "a list"
+    if (origin or hint) in (dict, Mapping):
+        return "a group of settings, as {key: value}"
+    return WORDS.get(hint, f"of type {getattr(hint, '__name__', hint)}")
 
 
 def component_class(target: Any) -> Any:

@@ -6,7 +6,6 @@ tensor's value, `.item()`, random numbers of the module's own and changes in pla
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,19 +15,13 @@ from torch.func import grad, vmap
 from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from metarun.compute.task_axis import find_cause
 from metarun.errors import UserError, one_line
 from metarun.types import Params
 
 ATTENTION = (scaled_dot_product_attention, multi_head_attention_forward)
 
 Apply = Callable[[Params, Tensor], Any]
-
-CAUSES = (
-    (r"\.item\(\)|data-dependent", "it branches on the value of a tensor, or takes one for a number (.item())"),
-    (r"randomness", "it draws random numbers itself; nn.Dropout is supported"),
-    (r"inplace|in-place", "it changes a tensor in place"),
-)
-"""Parts of torch's messages, and what they mean."""
 
 
 class Trial(NamedTuple):
@@ -83,10 +76,8 @@ def check_batching(name: str, apply: Apply, params: Params, input_shape: tuple[i
     except UserError:
         raise
     except Exception as error:  # torch raises many kinds
-        text = one_line(error)
-        known = [cause for pattern, cause in CAUSES if re.search(pattern, text)]
-        reason = f"{type(error).__name__}: {text[:300]}"
-        raise UserError(f"{name}: cannot be batched over tasks: {known[0] if known else reason}") from error
+        cause = find_cause(error) or f"{type(error).__name__}: {one_line(error)[:300]}"
+        raise UserError(f"{name}: cannot be batched over tasks: {cause}") from error
 
 
 def _zeros(params: Params, input_shape: tuple[int, ...]) -> Tensor:

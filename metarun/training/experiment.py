@@ -22,6 +22,7 @@ from metarun.models.precision import cast_model
 from metarun.regularizers.build import build_regularization, refuse_senseless_terms
 from metarun.training.evaluation import Evaluator, MetricFunction
 from metarun.training.memory import budget, fit_chunk
+from metarun.training.own_algorithm import check_members, locate_algorithm
 from metarun.training.run import Trainer
 from metarun.types import (
     NOT_WEIGHTS,
@@ -181,7 +182,7 @@ def check_adapted(algorithm: Algorithm) -> None:
 
 def check_job(config: Config) -> None:
     """Raise `SettingError` for a job that needs a learner without state, if the learner has state."""
-    made = component_class(locate("algo", config.algo, config.trusted_modules))
+    made = locate_algorithm(config)[1]
     if optional(made, AlgorithmOptions, "before_step") and config.job not in STATEFUL_JOBS:
         needed = f"algo={option_name('algo', config)} gathers its own data and keeps state"
         raise SettingError("job", config.job, f"{needed}; choices: {', '.join(STATEFUL_JOBS)}")
@@ -251,8 +252,7 @@ def build_callbacks(config: Config) -> list[Any]:
 def build_learner(config: Config, dataset: Dataset, ways: int, own: OwnParts = NO_PARTS) -> Algorithm:
     """The algorithm with its network, for episodes of so many ways."""
     node = {k: v for k, v in config.algo.items() if k not in TRAINING_SIZE}
-    target = locate("algo", node, config.trusted_modules)
-    made = component_class(target)
+    target, made = locate_algorithm(config)
     shape, outputs = dataset.input_shape(), dataset.outputs(ways)
     regularization = build_regularization(config, dataset.kind)
 
@@ -285,7 +285,9 @@ def build_learner(config: Config, dataset: Dataset, ways: int, own: OwnParts = N
     if "model" in inspect.signature(target).parameters:  # else it is made of several networks
         model = network(shape, outputs if made.head else None)
         provided["model"] = regularization.wrap(model, shape)
-    return build("algo", node, config.trusted_modules, **provided)
+    algorithm = construct("algo", target, node, **provided)
+    check_members(f"algo={option_name('algo', config)}", algorithm)
+    return algorithm
 
 
 def episode_sizes(config: Config) -> tuple[EpisodeSpec, EpisodeSpec]:
@@ -304,7 +306,7 @@ def episode_sizes(config: Config) -> tuple[EpisodeSpec, EpisodeSpec]:
 
 
 def check_pair(config: Config, dataset: Dataset) -> None:
-    algorithm = component_class(locate("algo", config.algo, config.trusted_modules))
+    algorithm = locate_algorithm(config)[1]
     if dataset.kind not in algorithm.kinds:
         algos = ", ".join(catalogue.list_algorithms(dataset.kind))
         sets = ", ".join(name for kind in algorithm.kinds for name in catalogue.list_datasets(kind))

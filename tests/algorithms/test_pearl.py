@@ -484,7 +484,7 @@ def test_l1_shrinks_actor_and_critics_and_leaves_the_encoder(tmp_path: Path) -> 
         (["diagnostics=full"], "diagnostics.level=full: algo=pearl has no fixed tasks to probe; choices: off, basic"),
         (["model.norm=batch"], "model.norm=batch: must be one of none, layer"),
         (["algo.latent=17"], "algo.latent=17: must be 1 to 16"),
-        (["algo.latent=many"], "algo.latent=many: must be of type int"),
+        (["algo.latent=many"], "algo.latent=many: must be a whole number"),
         (["+algo.batches=3"], "algo.batches: no such setting, did you mean batch?"),
         (["algo.discount=1"], "algo.discount=1.0: must be at least 0 and below 1"),
         (["algo.trajectories=[0,1,1]"], r"algo.trajectories=[0, 1, 1]: must be [prior, posterior, extra]"),

@@ -105,6 +105,6 @@ def test_wrong_changes_of_images_are_refused_in_one_line(protonet: Run) -> None:
         return refusal(lambda: apply_shift(experiment, changes, "mine"))
 
     assert message({"blur": -1}) == "mine.blur=-1.0: must be at least 0 and finite"
-    assert message({"rotate": "left"}) == "mine.rotate=left: must be of type float"
+    assert message({"rotate": "left"}) == "mine.rotate=left: must be a number"
     assert message({"classes": "dogs"}).startswith("mine.classes=dogs: choices: train, val, within_groups")
     assert "no inner loop" in refusal(lambda: analyse(protonet, "sensitivity"))

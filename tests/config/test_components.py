@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal, Optional
 
 import pytest
 
 from metarun.config import catalogue, components
 from metarun.config.components import build
-from metarun.errors import SettingError
+from metarun.errors import SettingError, UserError
 
 
 @pytest.mark.parametrize("group", ["algo", "data", "model", "reg", "analysis"])
@@ -39,3 +40,28 @@ def test_a_component_of_the_users_own_needs_only_its_package_declared(
     with pytest.raises(SettingError, match="add its package to trusted_modules"):
         build("reg", node)
     assert build("reg", node, ["mine"]).weight == 2.0
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int, "a whole number"),
+        (float, "a number"),
+        (bool, "true or false"),
+        (tuple[str, ...] | None, "a list of words, or null"),
+        (tuple[float, float], "a list of 2 numbers"),
+        (Optional[int], "a whole number, or null"),
+        (Literal["mean", "sum"], "one of mean, sum"),
+        (dict[str, Any], "a group of settings, as {key: value}"),
+        (Path, "of type Path"),
+    ],
+)
+def test_a_type_is_told_in_words(hint: Any, words: str) -> None:
+    assert components.describe_type(hint) == words
+
+
+@pytest.mark.parametrize("group", ["algo", "data"])
+def test_a_yaml_without_its_package_line_is_told_the_line(group: str) -> None:
+    """Hydra then puts what stands at `algo` in it at `algo.algo`."""
+    with pytest.raises(UserError, match=f"^{group}.{group}: .* must begin with the line `# @package _global_`$"):
+        components.locate(group, {group: {"_target_": "own.Ridge"}}, ["own"])

@@ -44,7 +44,7 @@ from metarun.training.experiment import assemble
             r"algo\.moments=carried: needs inner_op",
         ),
         (["data.amplitude=[5,1]"], r"data\.amplitude=\[5\.0, 1\.0\]: must be \[low, high\]"),
-        (["data.amplitude=5"], r"data\.amplitude=5: must be of type"),
+        (["data.amplitude=5"], r"data\.amplitude=5: must be a list of 2 numbers"),
         (["reg=l2", "reg.weight=-1"], r"reg\.weight=-1\.0: must be at least 0"),
     ],
 )

@@ -343,8 +343,8 @@ def test_dropout_keeps_the_right_share_independently_of_its_neighbours() -> None
 
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "item": (lambda: from_module(Item(3)).fit((4,), 3), r"^Item: cannot be batched over tasks: .*\(.item\(\)\)"),
-    "branch": (lambda: from_module(Branch(3)).fit((4,), 3), r"^Branch: .*tasks: it branches on the value"),
-    "random": (lambda: from_module(Noise(3)).fit((4,), 3), r"^Noise: .*draws random numbers itself"),
+    "branch": (lambda: from_module(Branch(3)).fit((4,), 3), r"^Branch: .*tasks: it branches on a tensor's value"),
+    "random": (lambda: from_module(Noise(3)).fit((4,), 3), r"^Noise: .*draws random numbers while it runs"),
     "buffer": (lambda: from_module(Counter(3)).fit((4,), 3), r"^Counter: changes its buffer calls"),
     "outputs": (lambda: made(Residual, (4,), 5), r"^head=classifier: Residual puts out \[3\] .* need \[5\]"),
     "head": (lambda: from_module(Residual((4,)), head="clasifier"), r"did you mean classifier"),
