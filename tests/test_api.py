@@ -377,6 +377,13 @@ def test_labels_of_a_support_set_are_those_of_its_predictions(tmp_path: Path) ->
         metarun.load(tmp_path / "run").adapt(near, [0, 0, 0])
 
 
+def test_a_penalty_on_the_step_of_one_inner_step_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    metarun.run(metarun.compose([*TINY, "reg=prox_l2"]), tmp_path / "one")
+    assert "reg=prox_l2: does nothing in training" in capsys.readouterr().err
+    metarun.run(metarun.compose([*TINY, "reg=prox_l2", "algo.inner_steps=2"]), tmp_path / "two")
+    assert "does nothing" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["a b", "a(b)", "a=b", "a:b", "a'b", "a,b/c"])
 def test_any_path_is_a_run(name: str, reptile: Path, tmp_path: Path) -> None:
     folder = tmp_path / name

@@ -16,12 +16,22 @@ TINY = ("train.steps=20", "train.tasks=4", "train.eval_every=10", "val.tasks=4",
 def own(tmp_path: Path) -> Path:
     """The files of the page, in a folder."""
     files = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(files) == 8
+    assert len(files) == 10
     for name, content in files:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
     return tmp_path
+
+
+def test_the_example_of_an_analysis_measures_and_draws(own: Path) -> None:
+    run = ["train.steps=20", "test.tasks=4", "val.tasks=4", "device.compile=off", "report=false"]
+    assert metarun(*run, "hydra.run.dir=run", cwd=own).returncode == 0
+    asked = ["job=analyze", "run=run", "analysis=shots", "analysis.tasks=4", "trusted_modules=[own]"]
+    done = metarun("-cd", "conf", *asked, cwd=own)
+    assert done.returncode == 0, done.stderr
+    assert "test mse" in done.stdout
+    assert (own / "run/analyses/shots/figure.png").exists()
 
 
 @pytest.mark.parametrize("choice", ["algo=ridge", "reg=spread", "data=lines", "model=deep"])

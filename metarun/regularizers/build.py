@@ -17,7 +17,17 @@ from metarun.config import catalogue
 from metarun.config.components import build, construct, locate
 from metarun.config.schema import Config
 from metarun.errors import SettingError, UserError, nearest, require
-from metarun.types import NOT_WEIGHTS, Algorithm, GradientLearner, Kind, PenaltyOptions, StatefulLearner, optional
+from metarun.storage.progress import print_notice
+from metarun.types import (
+    NOT_WEIGHTS,
+    Algorithm,
+    AlgorithmOptions,
+    GradientLearner,
+    Kind,
+    PenaltyOptions,
+    StatefulLearner,
+    optional,
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,10 @@ def refuse_senseless_terms(config: Config, regularization: Regularization, algor
         objection = _find_objection(term, algorithm)
         if objection:
             raise UserError(f"reg={term.name} algo={algo}: {objection}")
+        one_step = optional(algorithm, AlgorithmOptions, "inner_steps") == 1 and config.job == "train"
+        if one_step and term.enters("inner") and optional(term.penalty, PenaltyOptions, "distance_only"):
+            reason = "its gradient at phi = theta, where the only inner step is taken, is 0"
+            print_notice(f"reg={term.name}: does nothing in training: {reason}; algo.inner_steps=2 has a second step")
         names = [name for name in algorithm.init(0) if not name.startswith(NOT_WEIGHTS)]
         for target in optional(term.penalty, PenaltyOptions, "targets") or ():
             if not any(name.startswith(target) for name in names):

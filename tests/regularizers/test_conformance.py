@@ -50,7 +50,7 @@ MORE = {"information": ["reg.encoder=[block0]"]}
 INNER = {
     **{algo: ["algo.inner_steps=2", "algo.test_inner_steps=2"] for algo in ("maml", "fomaml", "reptile")},
     "imaml": ["algo.inner_steps=2", "algo.test_inner_steps=2", "algo.cg_steps=2"],
-    **{f"information-{algo}": ["algo.adapted=[block1,block2,block3,head]"] for algo in ("maml", "fomaml", "imaml")},
+    **{f"information-{algo}": ["algo.adapted=[block1,head]"] for algo in ("maml", "fomaml", "imaml")},
 }
 ALIKE = ("fomaml", "matchingnet", "mamlpp", "cnp", "cvae")
 """Algorithms that enter penalties by the same code as another one does."""
