@@ -95,13 +95,15 @@ class LoadedRun:
 
     def plot(self) -> Figure:
         """The figure of training loss and validation metric."""
+        from metarun.report.figures.drawing import style
         from metarun.report.figures.run import draw_learning
         from metarun.report.read.runs import read_run
 
         shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
         if shell is not None:  # a notebook shows figures only after this, or after %matplotlib inline
             importlib.import_module("IPython.core.pylabtools").select_figure_formats(shell, {"png"}, bbox_inches=None)
-        drawing = draw_learning(read_run(self.folder))
+        with style():
+            drawing = draw_learning(read_run(self.folder))
         if drawing is None:
             raise UserError(f"{self.folder}: has no records of training or validation to draw")
         return drawing.figure
