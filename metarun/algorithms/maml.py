@@ -102,10 +102,12 @@ class MAML:
             needed = f"must be one finite number of at least 0 for each of the {self.inner_steps} inner steps, "
             sound = len(w) == self.inner_steps and all(math.isfinite(v) and v >= 0 for v in w) and w[-1] > 0
             require(sound, "step_weights", list(w), needed + "the last above 0")
-            needed = "goes without multi_step_until, which sets them"
+            needed = "cannot be set together with multi_step_until, which sets them"
             require(not self.multi_step_until, "step_weights", list(w), needed)
         staged = kept and (self.multi_step_until or w or self.first_order_until)
-        require(not staged, "inner_checkpoint", kept, "goes with the loss after the last step, second order throughout")
+        require(
+            not staged, "inner_checkpoint", kept, "needs the loss after the last step alone, second order throughout"
+        )
 
     def init(self, seed: int) -> Params:
         weights = self.model.init(seed)
