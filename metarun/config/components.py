@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config.schema import to_plain
-from metarun.errors import SettingError, UserError, nearest
+from metarun.errors import SettingError, UserError, nearest, one_line
 
 
 def build(group: str, node: Mapping[str, Any], trusted: Sequence[str] = (), **provided: Any) -> Any:
@@ -121,6 +121,8 @@ def _import(key: str, path: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise SettingError(key, path, f"cannot be imported ({error})") from error
+    except Exception as error:  # of the module's own code
+        raise SettingError(key, path, f"cannot be imported ({type(error).__name__}: {one_line(error)})") from error
 
 
 def _convert(group: str, settings: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -384,3 +385,10 @@ def test_packed_sequences_are_refused() -> None:
     replace_layers(held, "batch", Tape())
     with pytest.raises(UserError, match="packed sequences"):
         held(pack_sequence([torch.zeros(2, 3)]))
+
+
+def test_code_that_cannot_be_imported_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text("x = (")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"^target=broken.Net: cannot be imported \(SyntaxError"):
+        module((4,), 3, "broken.Net", {}, None, "batch", ("broken",))
