@@ -110,20 +110,25 @@ class RowDropout(nn.Module):
         shape = h.shape[1:2] if self.channels else h.shape[1:]
         kept = keep(keys, self.tape.dropouts, math.prod(shape), self.p).view(-1, *shape)
         kept = kept.view(*kept.shape, *[1] * (h.ndim - kept.ndim))
-        return torch.where(kept, h / (1 - self.p), 0.0) if self.p < 1 else h * 0
+        return h * (kept.to(h.dtype) / (1 - self.p)) if self.p < 1 else h * 0
 
 
 def keep(keys: Tensor, layer: int, count: int, p: float) -> Tensor:
-    """The mask [B, count] of one layer: a hash of 32 bits, by rounds of multiplication and shift (Murmur3's finaliser),
+    """The mask [B, count] of one layer: the products modulo 2^64 of a hash of each row with one of each position,
     against p."""
-    position = torch.arange(count, device=keys.device)
     high, low = keys.long().unbind(1)
-    mixed = mix(mix(high * 2**8 + layer)[:, None] ^ low[:, None])
-    return mix(mixed ^ mix(position + 1)) >= int(p * 2**32)
+    rows = spread(mix(high * 2**8 + layer) ^ low)
+    return rows[:, None] * spread(torch.arange(count, device=keys.device)) >= round(p * 2**64) - 2**63
+
+
+def spread(v: Tensor) -> Tensor:
+    """Whole numbers of up to 32 bits -> odd ones of 64 bits."""
+    upper = mix(v + 1)
+    return (upper << 32) | mix(upper ^ 0x9E3779B9) | 1
 
 
 def mix(v: Tensor) -> Tensor:
-    """A whole number -> 32 bits, each of which depends on all of the number's lowest 32."""
+    """A whole number -> 32 bits, each of which depends on all of the number's lowest 32 (Murmur3's finaliser)."""
     v = v & 0xFFFFFFFF
     v = ((v ^ (v >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
     v = ((v ^ (v >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
