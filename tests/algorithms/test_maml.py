@@ -228,7 +228,7 @@ def test_rates_are_trained_with_the_weights(algo: str, tmp_path: Path) -> None:
         (["algo.step_weights=[1]", "algo.multi_step_until=5"], r"cannot be set together with multi_step_until"),
         (
             ["algo.inner_checkpoint=true", "algo.first_order_until=5"],
-            r"algo\.inner_checkpoint=True: goes with the loss",
+            r"algo\.inner_checkpoint=True: needs the loss",
         ),
         (["algo.first_order_until=-1"], r"algo\.first_order_until=-1: must be at least 0"),
     ],
