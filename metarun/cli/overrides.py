@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from metarun.config.catalogue import GROUPS
@@ -25,7 +26,15 @@ def read_arguments(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra takes them: flags before settings, `~/` as the home folder, paths with characters of its
     grammar quoted, and with the options of a run that they name. Raise `UserError` for a flag that is not known."""
     flags, settings = _sort_arguments(arguments)
-    return [*flags, *add_run_choices([_quote_path(argument) for argument in settings])]
+    settings = add_run_choices([_quote_value(argument) for argument in settings])
+    return [*flags, *(_open_swept_groups(settings) if {"-m", "--multirun"} & {*flags} else settings)]
+
+
+def _open_swept_groups(settings: Sequence[str]) -> list[str]:
+    """Let each job of a sweep check the keys of a group whose options are swept: Hydra composes the sweep itself with
+    the default option, which may lack a key that the swept ones have."""
+    swept = {o.key_or_group for o in map(_parse, settings) if o is not None and o.is_sweep_override()} & {*GROUPS}
+    return ["++" + s if s.partition(".")[0] in swept and "." in s.partition("=")[0] else s for s in settings]
 
 
 def _sort_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -56,7 +65,7 @@ def _refuse(message: str) -> NoReturn:
     raise UserError(f"{message}; metarun --help has the settings")
 
 
-def _quote_path(argument: str) -> str:
+def _quote_value(argument: str) -> str:
     match = OVERRIDE.fullmatch(argument)
     if not match:
         return argument
@@ -64,15 +73,22 @@ def _quote_path(argument: str) -> str:
     if value == "~" or value.startswith("~/"):
         with contextlib.suppress(RuntimeError):  # no home folder
             value = str(Path(value).expanduser())
-    if "/" not in value or value[0] in "[{'\"" or parse_value(value) is not None:
+    parsed = parse_value(value)
+    number = key in GROUPS and isinstance(parsed, (int, float))  # the name of an option is a text
+    if not number and ("/" not in value or value[0] in "[{'\"" or parsed is not None):
         return f"{key}={value}"
     return f'{key}="{value}"' if '"' not in value else f"{key}='{value}'"
 
 
 def parse_value(value: str) -> Any:
     """The value of an override, quotes and escapes read; None if it is not in Hydra's grammar."""
+    override = _parse(f"key={value}")
+    return None if override is None else override.value()
+
+
+def _parse(override: str) -> Override | None:
     with contextlib.suppress(HydraException):
-        return OverridesParser.create().parse_override(f"key={value}").value()
+        return OverridesParser.create().parse_override(override)
     return None
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from helpers.commands import metarun
 
-from metarun.cli.overrides import add_run_choices
+from metarun.cli.overrides import add_run_choices, read_arguments
 from metarun.errors import UserError
 
 TINY = ["train.steps=4", "train.tasks=2", "val.tasks=2", "test.tasks=5", "test.steps=3", "report=false"]
@@ -80,3 +80,14 @@ def test_a_run_that_cannot_be_read_is_told_before_the_settings_that_it_would_exp
     (folder / "config.yaml").write_text("algo: {}\ndata: {}\ntrain: {}\nchoices: {data: 'a b'}")
     with pytest.raises(UserError, match="is no choice of a group"):
         add_run_choices([f"resume={folder}", "data.root=x"])
+
+
+def test_keys_of_swept_options_are_left_to_the_jobs() -> None:
+    """Hydra composes the sweep itself with the default option, which may lack them."""
+    given = ["-m", "data=folder,omniglot", "data.root=/x", "algo=maml", "algo.inner_lr=1", "seed=0,1"]
+    assert read_arguments(given) == ["-m", "data=folder,omniglot", "++data.root=/x", *given[3:]]
+    assert read_arguments(["data=folder", "data.root=/x"]) == ["data=folder", "data.root=/x"]
+
+
+def test_the_name_of_an_option_is_a_text() -> None:
+    assert read_arguments(["experiment=1", "seed=1"]) == ['experiment="1"', "seed=1"]
