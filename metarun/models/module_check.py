@@ -6,6 +6,7 @@ tensor's value, `.item()`, random numbers of the module's own and changes in pla
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -69,10 +70,15 @@ def check_batching(name: str, apply: Apply, params: Params, input_shape: tuple[i
     def slope(weights: Params, x: Tensor) -> Tensor:
         return torch.stack([g.square().sum() for g in grad(loss)(weights, x).values()]).sum()
 
-    several = {k: torch.stack([v, v]) for k, v in params.items()}
-    x = _zeros(params, input_shape)
-    try:
+    def batch(device: str) -> None:
+        several = {k: torch.stack([v, v]).to(device) for k, v in params.items()}
+        x = _zeros(params, input_shape).to(device)
         vmap(grad(slope))(several, torch.stack([x, x]))
+
+    with contextlib.suppress(Exception):  # also of a module that makes tensors on the CPU
+        return batch("meta")  # shapes alone: with arithmetic a large module takes seconds
+    try:
+        batch("cpu")
     except UserError:
         raise
     except Exception as error:  # torch raises many kinds
