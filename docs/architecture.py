@@ -20,7 +20,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "metarun"
 ROOMS = (
-    *("cli", "jobs", "analyses", "training", "diagnostics", "regularizers", "algorithms"),
+    *("testing", "cli", "jobs", "analyses", "training", "diagnostics", "regularizers", "algorithms"),
     *("models", "data", "compute", "report", "statistics", "config", "storage"),
 )
 WAY = (

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "metarun"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ROOMS = (
+    "testing",
     "cli",
     "jobs",
     "analyses",
@@ -32,7 +33,7 @@ ROOMS = (
 """Top to bottom: a file imports from its own room, from the rooms below it, and from the vocabulary."""
 
 VOCABULARY = ("types", "errors")
-LONGEST_FILE, LONGEST_FUNCTION, MOST_ENTRIES = 400, 60, 16
+LONGEST_FILE, LONGEST_FUNCTION, MOST_ENTRIES = 400, 60, 17
 
 
 def module_of(path: Path) -> str:

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from helpers.blobs import Blobs
 from helpers.quadratic import LinearModel, assert_same, hessian, matrix, random_batch, random_task, weights
 
 import metarun
@@ -20,6 +19,7 @@ from metarun.compute.linalg import dot, gradient
 from metarun.compute.task_axis import map_tasks
 from metarun.errors import UserError
 from metarun.models.conv4 import conv4
+from metarun.testing.episodes import Blobs
 from metarun.training.experiment import assemble
 from metarun.training.meta_gradient import MetaGradient, build_meta_gradient
 from metarun.training.run import Trainer

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.blobs import Blobs
 
 import metarun
 from metarun.compute.device import Placement
 from metarun.config.schema import DiagnosticsConfig
 from metarun.diagnostics.probe import Probe
 from metarun.diagnostics.task_sample import network_weights
+from metarun.testing.episodes import Blobs
 from metarun.training.experiment import assemble, build_learner
 from metarun.types import EpisodeSpec, Params, Split, Task
 

@@ -32,14 +32,15 @@ class Ridge:
     def adapt(self, params: Params, support: Batch) -> Any:
         z_SD = self.model.apply(params, support.x)
         gram_DD = z_SD.T @ z_SD + self.strength * torch.eye(z_SD.shape[1]).to(z_SD)
-        return params, torch.linalg.solve(gram_DD, z_SD.T @ support.y)
+        stats = self.model.query_stats(params, support.x)
+        return params, stats, torch.linalg.solve(gram_DD, z_SD.T @ support.y)
 
     def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Any]:
         yield self.adapt(params, support)
 
     def predict(self, adapted: Any, x: Tensor) -> Tensor:
-        params, w_DO = adapted
-        return self.model.apply(params, x) @ w_DO
+        params, stats, w_DO = adapted
+        return self.model.apply(params, x, stats) @ w_DO
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         def outer(theta: Params) -> tuple[Tensor, Metrics]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.blobs import SPECS, Blobs
 from helpers.commands import ROOT
 from helpers.commands import metarun as command
 from torch.func import vmap
@@ -19,6 +18,7 @@ from metarun.config.components import component_class, locate
 from metarun.data.point_robot import PointRobot
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import UserError
+from metarun.testing.episodes import SPECS, Blobs
 from metarun.training.experiment import assemble, build_learner
 from metarun.types import Batch, Dataset, Params, StatefulLearner, Task
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.blobs import SPECS, Blobs
 from helpers.trainers import RecordingObserver
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
@@ -27,6 +26,7 @@ from metarun.models.mlp import mlp
 from metarun.models.noise import LEAST, ActivationNoise, WeightNoise
 from metarun.regularizers.build import build_regularization
 from metarun.regularizers.information import Information, gaussian_kl
+from metarun.testing.episodes import SPECS, Blobs
 from metarun.training import checkpoint
 from metarun.training.evaluation import replace_model
 from metarun.training.experiment import Experiment, assemble, build_learner

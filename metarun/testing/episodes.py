@@ -1,15 +1,17 @@
-"""Images of noise whose first pixels tell the class, and sizes of episodes for each kind of data."""
+"""Small episodes of each kind: sinusoids, images of noise whose first pixels tell the class, a place to act in."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
+from metarun.data.point_robot import PointRobot
+from metarun.data.sinusoid import Sinusoid
+from metarun.types import Batch, Dataset, EpisodeSpec, Kind, Split, Task
 
 SPECS = {
     "regression": EpisodeSpec(ways=1, shots=6, queries=5),
@@ -49,7 +51,7 @@ class Blobs:
         return torch.cat([self._episode([3, 0, 0, i], spec).support.x for i in range(-(-count // 4))])[:count]
 
     def facts(self) -> dict[str, Any]:
-        return {}
+        return {"split": "drawn", "split_sha256": None}
 
     def _episode(self, key: list[int], spec: EpisodeSpec) -> Task:
         draw = np.random.default_rng(key)
@@ -64,3 +66,19 @@ class Blobs:
             return Batch(images, torch.from_numpy(y))
 
         return Task(batch(spec.shots), batch(spec.queries))
+
+
+SINUSOIDS = Sinusoid(amplitude=(0.1, 5.0), phase=(0.0, np.pi), x_range=(-5.0, 5.0), noise=0.0)
+ROBOT = PointRobot(reward="dense", horizon=4, train_goals=5, val_goals=3, test_goals=3)
+DATASETS: dict[str, Dataset] = {"regression": SINUSOIDS, "classification": Blobs(), "control": ROBOT}
+
+EASY: dict[str, tuple[Dataset, EpisodeSpec]] = {
+    "regression": (replace(SINUSOIDS, amplitude=(1.0, 2.0), phase=(0.0, 1.0)), EpisodeSpec(1, 10, 10)),
+    "classification": (Blobs(side=6, informative=4, novelty=0.3), EpisodeSpec(3, 2, 5)),
+}
+"""Tasks that differ little: sinusoids of similar amplitude and phase, blobs near the same centres, amid noise."""
+
+
+def select_task(tasks: Task, i: int) -> Task:
+    """One of several tasks, without the T axis."""
+    return Task(*(Batch(b.x[i], b.y[i]) for b in tasks))
