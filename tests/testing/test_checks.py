@@ -88,7 +88,7 @@ def test_the_right_algorithm_passes_however_it_is_made() -> None:
     check_algorithm(own)
     check_algorithm(functools.partial(own, strength=0.5), "regression", skip=["learning"])
     check_algorithm(lambda model, loss, ways: own(model, loss, 0.1), skip=["learning"])
-    check_algorithm(own, network=lambda input_shape, outputs: mlp(input_shape, outputs, (20, 20), "layer"))
+    check_algorithm(own, network=lambda input_shape, outputs: mlp(input_shape, outputs, (16, 24), "none"))
     check_algorithm(own, network=wrong_models.Perceptron, skip=["learning"])
 
 
