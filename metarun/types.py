@@ -282,7 +282,7 @@ class ExploringLearner(AssessingLearner, Protocol):
 
 
 class Dataset(Protocol):
-    """Episodes as a pure function of (split, seed, step, task index)."""
+    """Episodes as a pure function of (split, seed, step, task index). One of your own needs `kind` and `episodes`."""
 
     @property
     def kind(self) -> Kind: ...
@@ -321,6 +321,15 @@ class AlgorithmOptions:
 class DatasetOptions:
     """What a data set may also have, and what is assumed without it."""
 
+    # Members of `Dataset` that one of your own may leave out (data/own.py); None: derived from a drawn episode.
+    input_shape: Callable[[], tuple[int, ...]] | None = None
+    outputs: Callable[[int], int] | None = None
+    check: Callable[[Split, EpisodeSpec], None] | None = None  # None: every size can be drawn
+    reference_inputs: Callable[[int], Tensor] | None = None
+    facts: Callable[[], dict[str, Any]] | None = None  # None: the split is unknown
+
+    kinds: tuple[Kind, ...] | None = None  # of a class whose objects differ in `kind`
+    metrics: dict[str, Any] | None = None  # further ones of a test task, name -> (prediction, y) -> number
     oracle: Callable[..., Metrics] | None = None  # (split, seed, step, tasks, spec) -> scores [T] of the best predictor
     oracle_band: Callable[..., Any] | None = None  # its mean and deviation at given inputs
     picture: tuple[int, int] | None = None  # rows and columns of an image that is completed

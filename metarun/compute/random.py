@@ -98,3 +98,29 @@ def choose(bits: Bits, count: int) -> NDArray[np.intp]:
         smallest = np.broadcast_to(np.arange(bits.shape[-1]), bits.shape)
     order = np.argsort(np.take_along_axis(bits, smallest, -1), axis=-1, kind="stable")
     return np.take_along_axis(smallest, order, -1)
+
+
+def sample(bits: Bits, limits: NDArray[np.intp] | int) -> NDArray[np.intp]:
+    """[..., C] words and limits [...] of at least C -> [..., C] distinct indices below each limit, in random order.
+
+    The first C swaps of a Fisher-Yates shuffle, in a time that does not depend on the limits.
+    """
+    count = bits.shape[-1]
+    left = np.asarray(limits)[..., None] - np.arange(count)
+    chosen = np.arange(count) + np.floor(uniform(bits, 0, 1) * left).astype(np.intp)  # positions i <= r_i < limit
+    moved = np.empty_like(chosen)  # what position r_i holds after swap i
+
+    def held(position: NDArray[np.intp], swaps: int) -> NDArray[np.intp]:
+        """What a position [...] holds after so many swaps."""
+        hits = chosen[..., :swaps] == position[..., None]
+        last = swaps - 1 - hits[..., ::-1].argmax(-1)
+        found = np.take_along_axis(moved[..., :swaps], last[..., None], -1)[..., 0]
+        return np.where(hits.any(-1), found, position)
+
+    drawn = chosen.copy()
+    for i in range(count):
+        if i:
+            drawn[..., i] = held(chosen[..., i], i)
+        here = np.full(chosen.shape[:-1], i)
+        moved[..., i] = held(here, i) if i else here
+    return drawn

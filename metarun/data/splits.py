@@ -51,11 +51,11 @@ def check_split(settings: SplitSettings) -> None:
 
 
 def split_classes(
-    names: Sequence[str], given: Mapping[str, Split | None], settings: SplitSettings
+    names: Sequence[str], given: Mapping[str, Split | None], settings: SplitSettings, noun: str = "class"
 ) -> tuple[str, dict[Split, Index]]:
     """Return the name of the split, and the indices of the classes of each part. Raise if a part is empty.
 
-    `names` are all classes, `given` the split of each in the layout.
+    `names` are all classes, `given` the split of each in the layout. `noun` is what messages call them.
     """
     kind = settings.split if settings.split != "auto" else choose_split(names, given)
     members = _members(kind, names, given, settings)
@@ -63,15 +63,19 @@ def split_classes(
     for one, other in combinations(SPLITS, 2):
         both = sorted({*members[one]} & {*members[other]})
         if both:
-            overlap = f"class {both[0]} is in both {one} and {other}; a class belongs to one split"
+            overlap = f"{noun} {both[0]} is in both {one} and {other}; a {noun} belongs to one split"
             raise UserError(f"data.split={kind}: {overlap}")
     missing = [n for s in SPLITS for n in members[s] if n not in index]  # other classes may exist
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"data.split={kind}: lists class {missing[0]}{more} without any image")
+        raise UserError(
+            f"data.split={kind}: lists {noun} {missing[0]}{more} without any {'image' if noun == 'class' else 'row'}"
+        )
     parts = {s: np.array(sorted({index[n] for n in members[s]}), dtype=np.intp) for s in SPLITS}
     for split, classes in parts.items():
-        require(len(classes) > 0, "split", settings.split, f"leaves no class for {split} ({len(names)} classes in all)")
+        plural = "classes" if noun == "class" else noun + "s"
+        nothing = f"leaves no {noun} for {split} ({len(names)} {plural} in all)"
+        require(len(classes) > 0, "split", settings.split, nothing)
     if all(set(members[s]) == set(RAVI[s]) for s in SPLITS):
         return "ravi", parts  # wherever the split came from
     return kind if kind in SPLIT_NAMES else Path(kind).name, parts

@@ -13,14 +13,18 @@ from metarun.errors import UserError
 from metarun.jobs.result import Result
 from metarun.jobs.terminal import show, small_table
 from metarun.storage.run_folder import RunFolder
-from metarun.storage.text import count_nouns
-from metarun.training.experiment import build_dataset, episode_sizes, option_name
+from metarun.storage.text import count_nouns, number
+from metarun.training.experiment import build_dataset, episode_sizes, fill_ways, option_name
 from metarun.types import DatasetOptions, optional
+
+COLUMNS_SHOWN = 20
+NOUNS = {"classes": ("class", "classes"), "tasks": ("task", "tasks")}
 
 
 def data_job(config: Config, record: RunFolder) -> Result:
-    """Write dataset.json, split.json and contact.png (a few training episodes) into the run folder."""
+    """Write dataset.json, split.json and, of images, contact.png (a few training episodes) into the run folder."""
     dataset: Any = build_dataset(config)
+    config = fill_ways(config, dataset)
     name = option_name("data", config)
     describe = optional(dataset, DatasetOptions, "describe")
     if describe is None:
@@ -30,9 +34,28 @@ def data_job(config: Config, record: RunFolder) -> Result:
     spec, _ = episode_sizes(config)
     record.write_json("split.json", dataset.members)
     record.write_json("dataset.json", facts)
-    dataset.contact_sheet(spec).save(record.path / "contact.png")
+    if optional(dataset, DatasetOptions, "contact_sheet"):
+        dataset.contact_sheet(spec).save(record.path / "contact.png")
     show(*render(name, facts, record.path))
     return Result("completed", facts, record.path)
+
+
+def render_columns(facts: dict[str, Any]) -> Iterator[str | Table]:
+    """The inputs and targets of rows, with the numbers of the training rows in units of the data."""
+    table = small_table("training rows", "", "mean", "deviation", "lowest", "highest")
+    for column in facts["columns"][:COLUMNS_SHOWN]:
+        numbers = (number(column[key]) for key in ("mean", "deviation", "low", "high"))
+        table.add_row(column["name"], column["role"], *numbers)
+    yield table
+    more = len(facts["columns"]) - COLUMNS_SHOWN
+    if more > 0:
+        yield f"and {count_nouns(more, 'further column')} (dataset.json)"
+    for key in ("inputs_are", "targets_are"):
+        if key in facts:
+            yield f"{key.partition('_')[0]}: {facts[key]}"
+    for groups in ("classes", "tasks"):
+        if facts.get(f"{groups}_left_out"):
+            yield f"data.min_rows left out {count_nouns(facts[f'{groups}_left_out'], *NOUNS[groups])}"
 
 
 def render(name: str, facts: dict[str, Any], folder: Path) -> Iterator[str | Table]:
@@ -41,12 +64,16 @@ def render(name: str, facts: dict[str, Any], folder: Path) -> Iterator[str | Tab
     yield f"data set: {name}{layout}, split {facts['split']} ({facts['split_sha256'][:12]})"
     if facts.get("caveat"):
         yield f"note: {facts['caveat']}"
-    table = small_table("", "classes", "images", "images a class")
+    groups, rows = list(facts["parts"]["train"])[:2]  # classes and images, tasks and rows
+    table = small_table("", groups, rows, f"{rows} a {'class' if groups == 'classes' else groups[:-1]}")
     for split, part in facts["parts"].items():
         fewest, most = part["fewest"], part["most"]
         each = str(fewest) if fewest == most else f"{fewest} to {most}"
-        table.add_row(split, str(part["classes"]), str(part["images"]), each)
+        table.add_row(split, str(part[groups]), str(part[rows]), each)
     yield table
+    if "columns" in facts:
+        yield from render_columns(facts)
+        return
     yield f"images: {facts['images_are']}; {count_nouns(facts.get('skipped', 0), 'unreadable file')} skipped"
     yield f"cache: {facts['cache']}, {facts['cache_mb']:.1f} MB, verified"
     yield f"contact sheet of training episodes: {folder / 'contact.png'}"

@@ -15,6 +15,7 @@ from metarun.compute.device import Placement, make_placement
 from metarun.config import catalogue
 from metarun.config.components import build, component_class, construct, locate
 from metarun.config.schema import Config, check
+from metarun.data.own import check_own, complete, require_members
 from metarun.data.pool import TaskPool
 from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError, require
@@ -29,6 +30,7 @@ from metarun.types import (
     Algorithm,
     AlgorithmOptions,
     Dataset,
+    DatasetOptions,
     EpisodeSpec,
     Kind,
     Loss,
@@ -52,6 +54,9 @@ STATEFUL_JOBS = ("train", "evaluate")
 
 EPISODE_SIZE = ("ways", "shots", "queries", "test_queries")
 """Settings of `data` that size the episodes, not the data set."""
+
+
+WAYS = 5  # of a classification whose settings leave them open
 
 
 @dataclass(frozen=True)
@@ -141,16 +146,20 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
     """Build the objects of a run, and check everything that can be checked before the first step."""
     check(config)
     placement = make_placement(config.device)
-    dataset, train = own.dataset or build_dataset(config), config.train
+    made, train = build_dataset(config) if own.dataset is None else own.dataset, config.train
+    require_members(made)
+    config = fill_ways(config, made)
+    train_spec, test_spec = episode_sizes(config)
+    dataset = complete(made, train_spec)
     if train.pool is not None:
         dataset = TaskPool(dataset, train.pool, train.pool_seed, train.pool_replaced)
     check_pair(config, dataset)
-    train_spec, test_spec = episode_sizes(config)
     if dataset.kind != "classification":
         for key, spec in (("data.ways", test_spec), ("algo.train_ways", train_spec)):
             needed = f"must be 1: data={option_name('data', config)} is {dataset.kind}, whose tasks have no classes"
             require(spec.ways == 1, key, spec.ways, needed)
     check_episodes(config, dataset, train_spec, test_spec)
+    check_own(made, {"train": train_spec, "val": test_spec, "test": test_spec})
     algorithm = build_learner(config, dataset, train_spec.ways, own)
     tested = build_learner(config, dataset, test_spec.ways, own)
     if algorithm.head and dataset.outputs(train_spec.ways) != dataset.outputs(test_spec.ways):
@@ -162,7 +171,7 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
     refuse_senseless_terms(config, regularization, algorithm)
     experiment = Experiment(
         *(config, dataset, algorithm, tested, regularization, train_spec, test_spec, placement),
-        metrics=build_metrics(config) | {**own.metrics},
+        metrics=(optional(dataset, DatasetOptions, "metrics") or {}) | build_metrics(config) | {**own.metrics},
         callbacks=[*build_callbacks(config), *own.callbacks],
     )
     check_stateful(experiment)
@@ -208,6 +217,14 @@ def limit_chunk(experiment: Experiment) -> Experiment:
     count = len(experiment.placement.processes.nonempty_share(config.train.tasks))
     placement = fit_chunk(experiment.placement, limit, experiment.algorithm, params, episode, count, spec)
     return replace(experiment, placement=placement)
+
+
+def fill_ways(config: Config, dataset: Dataset) -> Config:
+    """The settings with the number of ways in place of null: 5 for classes, 1 for tasks."""
+    if "ways" not in config.data or config.data["ways"] is not None:
+        return config
+    ways = WAYS if dataset.kind == "classification" else 1
+    return replace(config, data=type(config.data)({**config.data, "ways": ways}))
 
 
 def build_dataset(config: Config) -> Dataset:

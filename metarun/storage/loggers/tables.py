@@ -71,7 +71,8 @@ def describe_conditions(summary: dict[str, Any]) -> str:
     if summary["kind"] == "control":
         scored = summary["test_queries"]
         rows = f"{summary['reward']} reward, {scored} {'trajectory' if scored == 1 else 'trajectories'} scored a task"
-    images = f"images {summary['images_are']}, " if "images_are" in summary else ""
+    shown = [("images_are", "images "), ("inputs_are", "inputs "), ("targets_are", "targets ")]
+    images = "".join(f"{word}{summary[key]}, " for key, word in shown if key in summary)
     split = f"split {summary['split']}, {images}norm {summary['norm']}"
     return f"{summary['algo']} on {summary['data']}, {rows}, {split}, {hashes}"
 
