@@ -15,5 +15,6 @@ data: episodes and networks of its own are small, on the CPU and seeded.
 from metarun.testing.algorithms import check_algorithm, check_algorithm_named
 from metarun.testing.datasets import check_dataset
 from metarun.testing.models import check_model
+from metarun.testing.penalties import check_penalty
 
-__all__ = ["check_algorithm", "check_algorithm_named", "check_dataset", "check_model"]
+__all__ = ["check_algorithm", "check_algorithm_named", "check_dataset", "check_model", "check_penalty"]

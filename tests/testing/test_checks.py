@@ -7,16 +7,19 @@ import re
 from typing import Any
 
 import pytest
-from helpers import modules, wrong_algorithms, wrong_datasets, wrong_models
+from helpers import modules, wrong_algorithms, wrong_datasets, wrong_models, wrong_penalties
 
+from metarun.config import catalogue
+from metarun.config.components import construct, locate
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.models.norm import NORMS
-from metarun.testing import check_algorithm, check_algorithm_named, check_dataset, check_model
+from metarun.testing import check_algorithm, check_algorithm_named, check_dataset, check_model, check_penalty
 from metarun.testing.algorithms import ALGORITHM_CHECKS
 from metarun.testing.datasets import DATASET_CHECKS
 from metarun.testing.episodes import DATASETS
 from metarun.testing.models import MODEL_CHECKS
+from metarun.testing.penalties import PENALTY_CHECKS
 from metarun.types import EpisodeSpec
 
 
@@ -221,8 +224,44 @@ def test_the_right_data_sets_pass() -> None:
         check_dataset(dataset)
 
 
+# ---------------------------------------------------------------- penalties
+
+PENALTIES = {
+    "Nothing": ("interface", "Nothing has none of the methods"),
+    "TwoMethods": ("interface", "TwoMethods has of and between of the methods"),
+    "Rows": ("interface", "of returns [8], no scalar tensor"),
+    "Number": ("interface", "of returns float, no scalar tensor"),
+    "Random": ("purity", "of gives another number when called again"),
+    "InPlace": ("purity", "of changes its arguments"),
+    "Detaches": ("gradient", "the gradient is not the slope of of"),
+    "Counts": ("task axis", "task 0 under vmap differs by"),
+}
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_wrong_penalty_fails_at_its_step(name: str) -> None:
+    step, found = PENALTIES[name]
+    skip = PENALTY_CHECKS.keys() - {step} if name == "Counts" else ()
+    message = failure(check_penalty, getattr(wrong_penalties, name)(), skip=skip)
+    assert message.startswith(f"{name}, {step}: ")
+    assert found in message
+
+
+WEIGHING = ("weight", "where", "schedule", "final_weight", "warmup")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in catalogue.list_options("reg") if name not in ("none", "information")]
+)
+def test_the_penalties_of_metarun_pass(name: str) -> None:
+    """But for the one that puts noise into the network."""
+    node = {k: v for k, v in catalogue.read_component("reg", name).items() if k not in WEIGHING}
+    check_penalty(construct("reg", locate("reg", node), node))
+
+
 def test_every_step_has_a_component_that_fails_it() -> None:
     """MAML, chunks: tests of their own."""
     assert {step for step, _ in ALGORITHMS.values()} == ALGORITHM_CHECKS.keys() - {"chunks"}
     assert {step for step, _ in MODELS.values()} == MODEL_CHECKS.keys() - {"MAML"}
     assert {step for step, _ in DATASET_FAILURES.values()} == DATASET_CHECKS.keys()
+    assert {step for step, _ in PENALTIES.values()} == PENALTY_CHECKS.keys()
