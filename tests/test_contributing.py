@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ TINY = ("train.steps=20", "train.tasks=4", "train.eval_every=10", "val.tasks=4",
 def own(tmp_path: Path) -> Path:
     """The files of the page, in a folder."""
     files = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(files) == 10
+    assert len(files) == 11
     for name, content in files:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +35,20 @@ def test_the_example_of_an_analysis_measures_and_draws(own: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "test mse" in done.stdout
     assert (own / "run/analyses/shots/figure.png").exists()
+
+
+def test_the_checks_of_the_examples_pass(own: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(own), str(PAGE.parent)])}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
+        cwd=own,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
 
 
 @pytest.mark.parametrize("choice", ["algo=ridge", "reg=spread", "data=lines", "model=deep"])
