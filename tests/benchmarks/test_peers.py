@@ -71,6 +71,18 @@ def test_metarun_and_the_plain_loop_compute_and_step_the_same(name: str, images:
     assert_same(ours.gradient(), loop.gradient())
 
 
+@pytest.mark.parametrize("name", ["omniglot-maml-1q-1", "omniglot-protonet-20w"])
+def test_the_torch_module_as_metaruns_network_computes_and_steps_the_same(name: str, images: Path) -> None:
+    case = tiny(name)
+    ours, module = (
+        build(case, images, 1, "float64", "device.compile=false")
+        for build in (peer_metarun.build, peer_metarun.build_module)
+    )
+    assert_same(module.gradient(), ours.gradient())
+    module.step(), ours.step()
+    assert_same(module.gradient(), ours.gradient())
+
+
 @pytest.mark.parametrize("name", SECOND_ORDER)
 @pytest.mark.parametrize("peer", ["higher", "torchopt"])
 def test_torch_libraries_compute_and_step_the_same(peer: str, name: str, images: Path) -> None:
