@@ -337,6 +337,7 @@ class DatasetOptions:
     pixels: Any = None  # how image files become inputs (data/pixels.py), of a data set of images
     describe: Callable[[], dict[str, Any]] | None = None  # the facts that `job=data` prints, of a data set of files
     contact_sheet: Callable[[EpisodeSpec], Any] | None = None  # an image of a few training episodes, likewise
+    largest: Any = None  # of one with episodes of several sizes, the data set whose episodes are all of the full size
 
 
 class ModelOptions:

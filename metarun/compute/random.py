@@ -4,8 +4,8 @@ NumPy's Philox is counter-based: its state is a key and a 256-bit counter, and t
 With key = seed and counter = (word, step, split, 0), task i of a step owns the words i W .. (i+1) W - 1. So episode
 (seed, split, step, i) is the same whichever tasks are drawn beside it, in which process and in which order. The last
 part of the counter is 1 for words that change images (augmentation), 2 for the noise of a stochastic network and the
-keys of dropout, 3 for the sizes of context sets and 4 for the order of pixels or for the actions and draws of an acting
-learner (no run has both), so that these change no episode.
+keys of dropout, 3 for the sizes of context sets and of a step's tasks, and 4 for the order of pixels or for the actions
+and draws of an acting learner (no run has both), so that these change no episode.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ def noise(seed: int, step: int, rows: range, count: int) -> NDArray[np.floating]
 def row_keys(seed: int, step: int, tasks: range, count: int, bits: int) -> Bits:
     """Whole numbers [T, count] of so many bits, for the rows of the given tasks at an outer step."""
     return _draw_words(seed, step, tasks, count, [1, 2]) >> np.uint64(64 - bits)
+
+
+def step_bits(seed: int, step: int, words: int) -> Bits:
+    """64-bit words [words] for what all training tasks of an outer step share."""
+    return _draw_words(seed, step, range(1), words, [1, 3])[0]
 
 
 def _draw_words(seed: int, step: int, tasks: range, words: int, stream: list[int]) -> Bits:

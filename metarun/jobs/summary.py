@@ -21,7 +21,7 @@ from metarun.diagnostics.penalties import label, targets
 from metarun.diagnostics.sparsity import sparsity
 from metarun.storage.run_folder import RunFolder
 from metarun.training.evaluation import Evaluation, mean_and_interval
-from metarun.training.experiment import Experiment, option_name
+from metarun.training.experiment import Experiment, option_name, shots_range
 from metarun.training.run import State
 from metarun.types import GradientLearner, Metrics, Params, PenaltyOptions, optional
 
@@ -29,15 +29,18 @@ from metarun.types import GradientLearner, Metrics, Params, PenaltyOptions, opti
 def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
     """The facts that are known before the first step."""
     config, dataset, device = experiment.config, experiment.dataset, experiment.placement.device
-    size = {k: config.data[k] for k in ("ways", "shots", "queries", "test_queries")}
+    size = {"ways": experiment.test_spec.ways, "shots": experiment.test_spec.shots}
+    size |= {k: config.data[k] for k in ("queries", "test_queries")}
+    tested = {"evaluated_run": config.run} if config.job == "evaluate" else {}
     return {
         "status": "running",
+        **tested,
         "algo": option_name("algo", config),
         "data": option_name("data", config),
         "kind": dataset.kind,
         **size,
         "train_ways": experiment.train_spec.ways,
-        "train_shots": experiment.train_spec.shots,
+        "train_shots": "{} to {}".format(*shots) if (shots := shots_range(config)) else experiment.train_spec.shots,
         **dataset.facts(),
         "norm": config.model.get("norm"),
         "first_order": config.algo.get("first_order"),
@@ -192,7 +195,10 @@ def processor() -> str:
 def title(summary: Mapping[str, Any]) -> str:
     """The first line of a run's output."""
     ways = f"{summary['train_ways']}-way " if summary["kind"] == "classification" else ""
-    task = f"{ways}{summary['train_shots']}-shot"
+    task = f"{ways}{summary['train_shots']}-shot training tasks"
+    if "evaluated_run" in summary:
+        ways = f"{summary['ways']}-way " if ways else ""
+        task = f"{ways}{summary['shots']}-shot test tasks for {summary['evaluated_run']}"
     if summary["kind"] == "control":
         return f"metarun: {summary['algo']} on {summary['data']} ({summary['reward']} reward), seed {summary['seed']}"
-    return f"metarun: {summary['algo']} on {summary['data']} ({task} training tasks), seed {summary['seed']}"
+    return f"metarun: {summary['algo']} on {summary['data']} ({task}), seed {summary['seed']}"

@@ -77,7 +77,8 @@ def evaluate_job(config: Config, record: RunFolder, own: OwnParts = NO_PARTS) ->
     state = experiment.trainer().start()
     checkpoint.restore_tested(checkpoint.best_of(source), state)
     with open_run(experiment, record, state) as run:
-        run.summary["evaluated_run"] = str(source.path)
+        known = source.read_summary()
+        run.summary |= {key: known[key] for key in ("train_ways", "train_shots") if key in known}
         test(run, state)
         run.status = "completed"
     return Result(run.status, run.summary, record.path, state.params, experiment)

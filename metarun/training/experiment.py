@@ -17,6 +17,7 @@ from metarun.config.components import build, component_class, construct, locate
 from metarun.config.schema import Config, check
 from metarun.data.own import check_own, complete, require_members
 from metarun.data.pool import TaskPool
+from metarun.data.varying import VaryingShots
 from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError, require
 from metarun.models.precision import cast_model
@@ -153,6 +154,12 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
     dataset = complete(made, train_spec)
     if train.pool is not None:
         dataset = TaskPool(dataset, train.pool, train.pool_seed, train.pool_replaced)
+    shots = shots_range(config)
+    if shots is not None:
+        require(train.pool is None, "train.pool", train.pool, "must be null where data.shots is a range")
+        dataset = VaryingShots(dataset, *shots)
+        if placement.compile == "auto":  # a compiled step is one of a fixed size
+            placement = replace(placement, compile=False)
     check_pair(config, dataset)
     if dataset.kind != "classification":
         for key, spec in (("data.ways", test_spec), ("algo.train_ways", train_spec)):
@@ -212,7 +219,8 @@ def check_stateful(experiment: Experiment) -> None:
 def limit_chunk(experiment: Experiment) -> Experiment:
     """The experiment with chunks of as many tasks as `device.memory_mb` has room for."""
     config, spec, params = experiment.config, experiment.train_spec, experiment.initial_params()
-    episode = experiment.placement.move_task(experiment.dataset.episodes("train", config.seed, 0, range(1), spec))
+    dataset = optional(experiment.dataset, DatasetOptions, "largest") or experiment.dataset
+    episode = experiment.placement.move_task(dataset.episodes("train", config.seed, 0, range(1), spec))
     limit = budget(config.device.memory_mb, experiment.placement.device)
     count = len(experiment.placement.processes.nonempty_share(config.train.tasks))
     placement = fit_chunk(experiment.placement, limit, experiment.algorithm, params, episode, count, spec)
@@ -307,9 +315,22 @@ def build_learner(config: Config, dataset: Dataset, ways: int, own: OwnParts = N
     return algorithm
 
 
+def shots_range(config: Config) -> tuple[int, int] | None:
+    """[fewest, most] shots of training tasks, where `data.shots` is a range; None where it is a number."""
+    shots = config.data.get("shots")
+    if not isinstance(shots, list):
+        return None
+    whole = len(shots) == 2 and all(isinstance(k, int) and not isinstance(k, bool) for k in shots)
+    require(whole, "data.shots", shots, "must be a whole number, or [fewest, most]")
+    alone = config.algo.get("train_shots") is None
+    require(alone, "algo.train_shots", config.algo.get("train_shots"), "must be null where data.shots is a range")
+    return shots[0], shots[1]
+
+
 def episode_sizes(config: Config) -> tuple[EpisodeSpec, EpisodeSpec]:
-    """The sizes of training and of test episodes."""
-    data, algo = config.data, config.algo
+    """The sizes of training and of test episodes; of a range of shots the most."""
+    shots = shots_range(config)
+    data, algo = {**config.data, **({"shots": shots[1]} if shots else {})}, config.algo
     for key in EPISODE_SIZE:
         if not isinstance(data.get(key), int) or isinstance(data.get(key), bool) or data[key] < 1:
             raise SettingError(f"data.{key}", data.get(key), "must be a whole number of at least 1")
