@@ -97,10 +97,14 @@ def require_members(dataset: Any) -> None:
 
 
 def check_own(made: Any, sizes: dict[Split, EpisodeSpec]) -> None:
-    """Draw episodes of a data set of the user's, and raise `UserError` with the member that is wrong and what it needs:
-    shapes, types, labels, and that an episode depends on its arguments alone."""
-    if _is_metarun(made) or made.kind == "control":
-        return
+    """`check_drawn` for a data set of the user's; a task of control is an environment, whose tensors are its own."""
+    if not _is_metarun(made) and made.kind != "control":
+        check_drawn(made, sizes)
+
+
+def check_drawn(made: Any, sizes: dict[Split, EpisodeSpec]) -> None:
+    """Draw episodes, and raise `UserError` with the member that is wrong and what it needs: shapes, types, labels, and
+    that an episode depends on its arguments alone."""
     dataset, name = OwnDataset(made, sizes["train"]), type(made).__name__
     for split, spec in sizes.items():
         tasks = _draw(dataset, name, split, range(SHOWN), spec)

@@ -7,19 +7,19 @@ import math
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from metarun.data.own import check_drawn, complete, require_members
 from metarun.errors import SettingError, one_line
 from metarun.testing.episodes import SPECS, select_task
-from metarun.testing.failure import Checks, expect, refuse_unknown_steps, run_checks
-from metarun.testing.gradients import are_equal, list_tensors
-from metarun.types import Dataset, EpisodeSpec, Kind, Split, Task
+from metarun.testing.failure import Checks, expect, naming, refuse_unknown_steps, run_checks
+from metarun.testing.gradients import are_equal
+from metarun.types import Dataset, EpisodeSpec, Split, Task
 
-MEMBERS = ("kind", "input_shape", "outputs", "check", "episodes", "reference_inputs", "facts")
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 TASKS = 5
 LARGE, LARGE_REGRESSION = 1 << 22, 1000
@@ -29,7 +29,8 @@ memory holds them easily."""
 
 @dataclass(frozen=True)
 class DatasetCase:
-    dataset: Dataset
+    made: Any  # the data set as it was given
+    dataset: Dataset  # with the members that it may leave out
     spec: EpisodeSpec
 
     def draw(self, split: Split = "train", seed: int = 0, step: int = 0, tasks: range = range(TASKS)) -> Task:
@@ -37,14 +38,10 @@ class DatasetCase:
 
 
 def check_interface(case: DatasetCase) -> None:
-    """The members of `metarun.types.Dataset`, and what they are."""
-    missing = [name for name in MEMBERS if not hasattr(case.dataset, name)]
-    made = type(case.dataset).__name__
-    expect(not missing, f"{made} has no `{', '.join(missing)}`", "metarun.types.Dataset lists what a data set needs")
-    kind, shape = case.dataset.kind, case.dataset.input_shape()
-    expect(kind in get_args(Kind), f"kind is {kind!r}, not of {', '.join(get_args(Kind))}")
-    sizes = isinstance(shape, tuple) and all(isinstance(n, int) and n > 0 for n in shape)
-    expect(sizes, f"input_shape() is {shape!r}, no tuple of whole numbers", "a torch.Size or a list: tuple(...)")
+    """What kind of data it is, and the sizes that it supplies."""
+    shape = case.dataset.input_shape()
+    sizes = all(isinstance(n, int) and n > 0 for n in shape)
+    expect(sizes, f"input_shape() is {shape!r}, no tuple of whole numbers", "a shape with a batch axis or of floats")
     for split in SPLITS:
         try:
             case.dataset.check(split, case.spec)
@@ -54,43 +51,16 @@ def check_interface(case: DatasetCase) -> None:
 
 
 def check_shapes(case: DatasetCase) -> None:
-    """[T, S, ...] inputs of `input_shape`, float32 and finite, beside labels [T, S] or targets [T, S, d_out]."""
+    """What a run checks before its first step (`metarun.data.own`), and that each class has as many rows."""
     if case.dataset.kind == "control":  # a task is an environment, whose tensors are its own
         return
-    classes = case.dataset.kind == "classification"
-    for split in SPLITS:
-        task = case.draw(split)
-        parts = [*task] if isinstance(task, tuple) and all(isinstance(part, tuple) for part in task) else []
-        is_task = [*map(len, parts)] == [2, 2] and len(list_tensors(task)) == 4
-        expect(is_task, "episodes returns no Task(Batch(x, y), Batch(x, y)) of tensors", "arrays: torch.from_numpy")
-        for name, batch, count in zip(("support", "query"), parts, (case.spec.shots, case.spec.queries), strict=True):
-            where = f"{split}, {name}"
-            rows = count * case.spec.ways if classes else count
-            _check_numbers(f"{where}: x", batch[0], [TASKS, rows, *case.dataset.input_shape()], "input_shape()")
-            if classes:
-                _check_labels(where, batch[1], case.spec.ways, count)
-            else:
-                outputs = case.dataset.outputs(case.spec.ways)
-                _check_numbers(f"{where}: y", batch[1], [TASKS, rows, outputs], "outputs(), or no last axis")
-
-
-def _check_numbers(what: str, values: Tensor, shape: list[int], cause: str) -> None:
-    expect([*values.shape] == shape, f"{what} is {[*values.shape]}, not {shape}", f"no task axis T, or {cause}")
-    expect(values.dtype == torch.float32, f"{what} is {values.dtype}, not torch.float32", "NumPy's float64")
-    expect(bool(values.isfinite().all()), f"{what} is not finite", "missing values, or a division by a deviation of 0")
-
-
-def _check_labels(where: str, y: Tensor, ways: int, count: int) -> None:
-    """int64, each of 0 .. N - 1 as often as the others."""
-    expect(y.dtype == torch.int64, f"{where}: labels are {y.dtype}, not torch.int64", "int32, or one-hot labels")
-    needed, found = [TASKS, ways * count], [*y.shape]
-    expect(found == needed, f"{where}: labels are {found}, not {needed}", "one-hot labels, or a last axis of 1")
-    cause = "labels of the whole data set: number those of an episode from 0"
-    labels = sorted(set(y.flatten().tolist()))
-    expect(labels == [*range(ways)], f"{where}: labels are {labels}, not 0 .. {ways - 1}", cause)
-    counts = torch.stack([row.bincount(minlength=ways) for row in y])
-    least, most = int(counts.min()), int(counts.max())
-    expect(least == most, f"{where}: classes have {least} to {most} rows, not {count}", "rows drawn at random")
+    check_drawn(case.made, dict.fromkeys(SPLITS, case.spec))
+    if case.dataset.kind == "classification":
+        for split in SPLITS:
+            for name, batch in case.draw(split)._asdict().items():
+                counts = torch.stack([row.bincount(minlength=case.spec.ways) for row in batch.y])
+                found = f"{split}, {name}: classes have {int(counts.min())} to {int(counts.max())} rows"
+                expect(bool((counts == counts[0, 0]).all()), found, "rows drawn without regard to their class")
 
 
 def check_purity(case: DatasetCase) -> None:
@@ -127,15 +97,6 @@ def check_variety(case: DatasetCase) -> None:
         shared = min(case.spec.shots, case.spec.queries)
         same = torch.equal(here.support.x[:, :shared], here.query.x[:, :shared])
         expect(not same, "support and query have the same inputs", "one sample used twice")
-
-
-def check_parts(case: DatasetCase) -> None:
-    """Tasks drawn in parts are those drawn at once: ranks and a smaller memory see the same."""
-    whole = list_tensors(case.draw())
-    parts = [list_tensors(case.draw(tasks=indices)) for indices in (range(2), range(2, TASKS))]
-    joined = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
-    cause = "a generator seeded for the whole range: seed one for each task index"
-    expect(are_equal(joined, whole), f"tasks 0-1 and 2-{TASKS - 1} are not those of range({TASKS})", cause)
 
 
 def check_sizes(case: DatasetCase) -> None:
@@ -184,11 +145,8 @@ def check_reference(case: DatasetCase) -> None:
 
 
 def check_facts(case: DatasetCase) -> None:
-    """What is written beside a result: `split` and `split_sha256`, and nothing that JSON does not know."""
+    """What is written beside a result is the same each time, and nothing that JSON does not know."""
     found = case.dataset.facts()
-    missing = [name for name in ("split", "split_sha256") if not (isinstance(found, dict) and name in found)]
-    needed = '{"split": "drawn", "split_sha256": None} is that of tasks that are drawn'
-    expect(not missing, f"facts() lacks {', '.join(missing)}", needed)
     try:
         json.dumps(found)
     except TypeError as error:
@@ -201,7 +159,6 @@ DATASET_CHECKS: Checks = {
     "shapes": check_shapes,
     "purity": check_purity,
     "variety": check_variety,
-    "parts": check_parts,
     "sizes": check_sizes,
     "reference": check_reference,
     "facts": check_facts,
@@ -216,11 +173,14 @@ def check_dataset(dataset: Any, spec: EpisodeSpec | None = None, *, skip: Collec
         check_dataset(Folder("photos", image_size=32), EpisodeSpec(ways=5, shots=1, queries=2))
 
     Args:
-        dataset: a `metarun.types.Dataset`.
+        dataset: with `kind` and `episodes`, and what else `metarun.types.Dataset` has.
         spec: an episode that each split can supply. None: 3 ways, 2 shots and 2 queries a class; of a regression 6
             support and 5 query rows.
         skip: names of steps to leave out, of `metarun.testing.datasets.DATASET_CHECKS`.
     """
     refuse_unknown_steps(skip, DATASET_CHECKS)
-    usual = SPECS.get(getattr(dataset, "kind", "regression"), SPECS["regression"])
-    run_checks(type(dataset).__name__, DATASET_CHECKS, DatasetCase(dataset, spec or usual), skip)
+    title = type(dataset).__name__
+    with naming(f"{title}, interface"):
+        require_members(dataset)
+    size = spec or SPECS[dataset.kind]
+    run_checks(title, DATASET_CHECKS, DatasetCase(dataset, complete(dataset, size), size), skip)

@@ -54,21 +54,24 @@ class Lines:
         return {"split": "drawn", "split_sha256": None}
 
 
-class NoFacts:
-    """A class without a member that the other has."""
+class Least:
+    """As little as a data set needs."""
 
     kind = "regression"
-    input_shape, outputs, check, key = Lines.input_shape, Lines.outputs, Lines.check, Lines.key
-    episodes, draw, reference_inputs = Lines.episodes, Lines.draw, Lines.reference_inputs
+    key, episodes, draw = Lines.key, Lines.episodes, Lines.draw
+
+
+class NoEpisodes:
+    kind = "regression"
 
 
 class OtherKind(Lines):
     kind: ClassVar[Any] = "regresion"
 
 
-class ListShape(Lines):
+class OtherShape(Lines):
     def input_shape(self) -> Any:
-        return [1]
+        return (0,)
 
 
 class Refuses(Lines):
@@ -104,6 +107,22 @@ class Missing(Lines):
 class GlobalDraws(Lines):
     def draw(self, rng: Any, spec: EpisodeSpec) -> Task:
         return super().draw(np.random, spec)
+
+
+class SetsSeed(Lines):
+    def draw(self, rng: Any, spec: EpisodeSpec) -> Task:
+        np.random.seed(rng.integers(1000))
+        return super().draw(np.random, spec)
+
+
+class Iterates(Lines):
+    """It draws the next step, whichever is asked for."""
+
+    calls: ClassVar[list[int]] = []
+
+    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        self.calls.append(1)
+        return super().episodes(split, seed, len(self.calls) if step else 0, tasks, spec)
 
 
 class OneStep(Lines):
@@ -155,9 +174,12 @@ class RandomReferences(Lines):
         return torch.randn(count, 1)
 
 
-class NoSplit(Lines):
+class CountsFacts(Lines):
+    calls: ClassVar[list[int]] = []
+
     def facts(self) -> dict[str, Any]:
-        return {"rows": 20}
+        self.calls.append(1)
+        return {"calls": len(self.calls)}
 
 
 class TensorFact(Lines):
