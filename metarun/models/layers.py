@@ -204,7 +204,7 @@ def _replacement(name: str, part: nn.Module, norm: str, tape: Tape) -> nn.Module
     if isinstance(part, nn.RNNBase):
         return Recurrent(part, RowDropout(part.dropout, False, tape) if part.dropout and part.num_layers > 1 else None)
     if isinstance(part, nn.MultiheadAttention) and part.dropout:
-        needed = "masks attention weights, which have no rows of their own; set its dropout to 0"
+        needed = "masks attention weights, which is not supported; set its attribute dropout to 0, others may stay"
         raise UserError(f"{name}: nn.MultiheadAttention(dropout={part.dropout}) {needed}")
     if isinstance(part, nn.Embedding):
         if part.max_norm is not None:

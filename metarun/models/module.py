@@ -39,7 +39,7 @@ Stats = tuple[Moments, ...] | Tensor
 """The moments of each batch normalisation in the order of their calls; with norm=joined the rows to join with."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModuleNetwork:
     """A module as a network; `from_module` and `module` make one."""
 
@@ -266,7 +266,7 @@ def _wrap(
     trained = {k: p for k, p in template.named_parameters() if p.requires_grad}
     frozen = {k: p for k, p in template.named_parameters() if not p.requires_grad} | dict(template.named_buffers())
     names = tuple((_rename(k, found), k) for k in trained)
-    _check_names(name, [ours for ours, _ in names], found)
+    _check_names(name, names, found)
     width = getattr(template.get_submodule(found), "in_features", 0) if found is not None else 0
     return ModuleNetwork(
         name=name,
@@ -284,12 +284,14 @@ def _wrap(
 
 
 def _find_head(module: nn.Module, name: str, head: str | None) -> str | None:
-    """The name of the head: the given one, or that of the last `nn.Linear`; those inside of attention are none."""
+    """The name of the head: the given one, or that of the last `nn.Linear` outside of attention, or of the child `head`
+    that has it."""
     parts = dict(module.named_modules())
     inside = tuple(f"{k}." for k, part in parts.items() if isinstance(part, nn.MultiheadAttention))
     linears = [k for k, part in parts.items() if isinstance(part, nn.Linear) and not k.startswith(inside)]
     if head is None:
-        return linears[-1] if linears else None
+        last = linears[-1] if linears else None
+        return "head" if last is not None and last.startswith(HEAD) else last
     if head == NO_HEAD:
         return None
     candidates = linears or [k for k, part in parts.items() if k and any(True for _ in part.parameters())]
@@ -303,12 +305,15 @@ def _rename(name: str, head: str | None) -> str:
     return HEAD + name.removeprefix(f"{head}.") if own else name
 
 
-def _check_names(name: str, names: list[str], head: str | None) -> None:
-    for own in names:
+def _check_names(name: str, names: tuple[tuple[str, str], ...], head: str | None) -> None:
+    """Raise an error for parameters whose names would be taken for something else."""
+    for own, theirs in names:
         if own.startswith(NOT_WEIGHTS):
             raise UserError(f"{name}: parameter {own}: names that begin with {', '.join(NOT_WEIGHTS)} have another use")
-    if head not in (None, "head") and len({*names}) < len(names):
-        raise SettingError("head", head, f"{name} has other parameters named {HEAD}*; rename them, or choose head=head")
+        if head not in (None, "head") and theirs.startswith(HEAD):
+            raise SettingError(
+                "head", head, f"{name} has a parameter {theirs} beside it; rename it, or choose head=head"
+            )
 
 
 def _layers(template: nn.Module, head: str | None) -> list[tuple[str, nn.Module]]:

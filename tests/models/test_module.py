@@ -240,6 +240,16 @@ def test_the_head_is_the_last_linear_layer_and_its_names_are_those_of_heads() ->
     assert own.features == 6
 
 
+def test_a_child_named_head_is_the_head_as_a_whole() -> None:
+    net = nn.Sequential()
+    net.body, net.head = nn.Linear(4, 5), nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+    own = from_module(net).fit((4,), 3)
+    assert [*own.init(0)] == [f"{k}.{kind}" for k in ("body", "head.0", "head.2") for kind in ("weight", "bias")]
+    assert own.features == 5
+    with pytest.raises(UserError, match=r"^head=body: Sequential has head.0.weight beside it"):
+        from_module(net, head="body")
+
+
 def test_a_learner_of_features_gets_the_module_without_its_head() -> None:
     """By outputs=None where the constructor takes it, else with the identity in the head's place."""
     taken, removed = made(SmallConv, IMAGE, None), made(Residual, (4,), None)
@@ -362,7 +372,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "target": (lambda: module((4,), 3, None, {}, None, "batch", ()), r"^target=None: must be"),
     "class": (lambda: made(Batch, (4,), 3, x=1, y=1), "makes a Batch, which is no torch.nn.Module"),
     "lazy": (lambda: from_module(nn.LazyLinear(3)), "has lazy layers"),
-    "attention": (lambda: from_module(nn.MultiheadAttention(4, 2, 0.1)), "set its dropout to 0"),
+    "attention": (lambda: from_module(nn.MultiheadAttention(4, 2, 0.1)), "set its attribute dropout to 0"),
     "alpha": (lambda: from_module(nn.Sequential(nn.AlphaDropout(0.1))), "AlphaDropout"),
     "slopes": (lambda: from_module(nn.Sequential(nn.RReLU())), "random slopes"),
     "running": (
