@@ -311,9 +311,7 @@ def _check_names(name: str, names: tuple[tuple[str, str], ...], head: str | None
         if own.startswith(NOT_WEIGHTS):
             raise UserError(f"{name}: parameter {own}: names that begin with {', '.join(NOT_WEIGHTS)} have another use")
         if head not in (None, "head") and theirs.startswith(HEAD):
-            raise SettingError(
-                "head", head, f"{name} has a parameter {theirs} beside it; rename it, or choose head=head"
-            )
+            raise SettingError("head", head, f"{name} has {theirs} beside it; rename that, or choose head=head")
 
 
 def _layers(template: nn.Module, head: str | None) -> list[tuple[str, nn.Module]]:

@@ -39,7 +39,9 @@ def test_an_episode_is_that_of_a_fixed_size() -> None:
     assert test.support.x.shape[1] == 10
 
 
-@pytest.mark.parametrize("chosen", [["algo=maml"], ["algo=reptile", "algo.train_shots=null"], ["algo=imaml"], ["algo=cnp"]])
+@pytest.mark.parametrize(
+    "chosen", [["algo=maml"], ["algo=reptile", "algo.train_shots=null"], ["algo=imaml"], ["algo=cnp"]]
+)
 def test_a_training_resumes_exactly_and_is_tested_with_any_size(chosen: list[str], tmp_path: Path) -> None:
     settings = [*chosen, *TINY, "data.shots=[2,10]"]
     whole = metarun.run(metarun.compose([*settings, "train.steps=8", "optim.schedule=constant"]), tmp_path / "whole")
