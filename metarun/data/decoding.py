@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarun.data.cache import DecodedImages
-from metarun.data.layouts import Entry
+from metarun.data.image_list import Entry
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import UserError
 from metarun.storage.progress import print_notice, track

@@ -9,10 +9,11 @@ published results, and a plain folder of the hundred classes is split in the sam
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from metarun.data.decoding import Read, UnreadableImage, write_images
 from metarun.data.fetch import Download, fetch, parse_downloads
 from metarun.data.files import Files, expand_path, fingerprint, is_archive, open_files
 from metarun.data.images import ImageData, Source
-from metarun.data.layouts import IMAGES, Layout, recognise
+from metarun.data.layouts import CLASSES, IMAGES, Layout, recognise
 from metarun.data.miniimagenet import RAVI, read_pickles
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.data.splits import SplitSettings, check_split, choose_split, limit_training_classes, split_classes
@@ -36,6 +37,7 @@ BENCHMARKS = {"miniimagenet": ("mini-imagenet", "miniimagenet", "mini_imagenet",
 """Usual names of their folders below a folder of data sets."""
 
 ON_CORRUPT = ("fail", "skip")
+NAMED = 3  # examples that facts name
 LAYOUTS = (
     "folders train, val, test of class folders; train.csv, val.csv, test.csv (filename,label) with a folder images; "
     "a folder per class; a csv filename,label[,split] (data.csv); the pickles mini-imagenet-cache-{train,val,test}.pkl;"
@@ -67,14 +69,16 @@ def image_folder(
     on_corrupt: str,
     benchmark: str | None,
     train_classes: int | None = None,
+    classes: str = "auto",
 ) -> ImageData:
     """The data set of these settings, which conf/data/folder.yaml explains."""
     require(on_corrupt in ON_CORRUPT, "on_corrupt", on_corrupt, "choices: " + ", ".join(ON_CORRUPT))
     require(benchmark in (None, *BENCHMARKS), "benchmark", benchmark, "choices: null, " + ", ".join(BENCHMARKS))
+    require(classes in CLASSES, "classes", classes, "choices: " + ", ".join(CLASSES))
     settings = SplitSettings(split, split_seed, tuple(ratios))
     check_split(settings)
     pixels = Pixels(image_size, channels, resize, fit, normalize)
-    load = ImageFiles(root, csv, parse_downloads(urls), settings, pixels, on_corrupt, benchmark, train_classes)
+    load = ImageFiles(root, csv, parse_downloads(urls), settings, pixels, on_corrupt, benchmark, train_classes, classes)
     return ImageData(pixels, rotations, Augmentation(crop, flip, jitter), load)
 
 
@@ -90,19 +94,21 @@ class ImageFiles:
     on_corrupt: str
     benchmark: str | None
     train_classes: int | None
+    classes: str = "auto"
 
     def __call__(self, verify: bool) -> Source:
         path = self._locate()
-        decoding = [self.csv, *self.pixels.shape, self.pixels.resize, self.pixels.fit, self.on_corrupt]
+        decoding = [self.csv, *self.pixels.shape, self.pixels.resize, self.pixels.fit, self.on_corrupt, self.classes]
         key = f"{fingerprint(path)} {decoding}"
         cached = cache_images(self.benchmark or "folder", key, lambda file: self._decode(path, file), verify)
         names, given = cached.table.names, cached.notes["given"]
         if self.benchmark and self.split.split == "auto" and choose_split(names, given) == "ratio":
             others = f"has no split, and its classes are not those of {self.benchmark}"
             raise SettingError("root", path, f"{others}; for other classes use data=folder")
-        split, splits = split_classes(names, given, self.split)
+        split, splits = split_classes(names, given, self.split, complete=False)
         splits = limit_training_classes(splits, self.train_classes, self.split.split_seed)
-        notes = {"layout": cached.notes["layout"], "images": int(cached.table.counts.sum())}
+        notes = {k: cached.notes[k] for k in ("layout", "form", "passed_over", "passed_over_first", "other_files")}
+        notes["images"] = int(cached.table.counts.sum())
         notes["skipped"] = len(cached.notes["skipped"])
         if self.benchmark and split != "ravi":
             published = {name for part in RAVI.values() for name in part}
@@ -131,17 +137,19 @@ class ImageFiles:
         return path
 
     def _decode(self, path: Path, file: BinaryIO) -> DecodedImages:
-        layout, read = self._find_layout(path)
+        layout, others, read = self._find_layout(path)
         try:
             decoded = write_images(file, layout.entries, read, self.pixels, self.on_corrupt == "skip")
         except UnreadableImage as error:
             raise SettingError("root", path, f"{error}; data.on_corrupt=skip leaves such images out") from error
         given = {entry.label: entry.split for entry in layout.entries}
-        return decoded._replace(notes=decoded.notes | {"layout": layout.name, "given": given})
+        notes: dict[str, Any] = {"layout": layout.name, "form": layout.form, "given": given, "other_files": others}
+        notes |= {"passed_over": len(layout.passed_over), "passed_over_first": layout.passed_over[:NAMED]}
+        return decoded._replace(notes=decoded.notes | notes)
 
-    def _find_layout(self, path: Path) -> tuple[Layout, Read]:
-        """The layout of the files, and a function that reads its entries. The files may be in one archive in a folder
-        without other data."""
+    def _find_layout(self, path: Path) -> tuple[Layout, dict[str, int], Read]:
+        """The layout of the files, the number of files with other endings than those of images, and a function that
+        reads its entries. The files may be in one archive in a folder without other data."""
         try:
             files = open_files(path)
             archives = [name for name in files.names if is_archive(Path(name))]
@@ -150,15 +158,17 @@ class ImageFiles:
                 files = open_files(path / archives[0])
             pickles = read_pickles(files)
             if pickles is not None:
-                return pickles
-            layout = recognise(files, self.csv)
+                return pickles[0], {}, pickles[1]
+            layout = recognise(files, self.csv, self.classes)
         except SettingError:
             raise
         except UserError as error:
             raise SettingError("root", path, str(error)) from error
         if layout is None:
             raise SettingError("root", path, f"has none of the supported layouts. {self._advice}")
-        return layout, lambda entries: files.read(entry.name for entry in entries)
+        others = Counter(PurePosixPath(n).suffix.lower() for n in files.names if not n.lower().endswith(IMAGES))
+        known = dict(others.most_common(NAMED))
+        return layout, known, lambda entries: files.read(entry.name for entry in entries)
 
     @property
     def _advice(self) -> str:

@@ -61,7 +61,10 @@ class ImageEpisodes:
     def check(self, spec: EpisodeSpec, split: Split) -> None:
         """Raise `SettingError` if an episode of this size cannot be drawn."""
         count = len(self.classes)
-        require(2 <= spec.ways <= count, "ways", spec.ways, f"must be 2 to {count}, the classes of the {split} split")
+        room = f"must be 2 to {count}, the classes of the {split} split"
+        if count < 2:
+            room = f"the {split} split has {count} class, and a task needs 2 or more"
+        require(2 <= spec.ways <= count, "ways", spec.ways, room)
         require(spec.shots >= 1, "shots", spec.shots, "must be at least 1")
         images = self.smallest_class()
         name = self.table.names[int(self.classes[self._counts(self.classes[:, 0]).argmin(), 0]) % len(self.table.names)]
@@ -155,7 +158,19 @@ class ImageData:
         return ways
 
     def check(self, split: Split, spec: EpisodeSpec) -> None:
-        self._episodes[split].check(spec, split)
+        counts = {s: len(ids) for s, ids in self.source.splits.items()}
+        if counts[split] == 0:
+            has = ", ".join(f"{n} for {s}" for s, n in counts.items() if n)
+            needed = f"leaves no class for {split} ({has}); ratio divides all classes, all makes them test classes"
+            raise SettingError("split", self.source.split, needed)
+        try:
+            self._episodes[split].check(spec, split)
+        except SettingError as error:
+            total = len(self.source.table.names)
+            if error.key != "ways" or split != "test" or counts["test"] == total or "layout" not in self.source.notes:
+                raise
+            advice = f"{error.expected}; data.split=all tests a trained run on all {total} classes"
+            raise SettingError("ways", spec.ways, advice) from error
 
     def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
         """Images as float32, in training augmented if so set, then normalised."""
@@ -167,8 +182,8 @@ class ImageData:
 
     def reference_inputs(self, count: int) -> Tensor:
         """One image of each of `count` training classes (several if there are fewer), drawn with seed 0 at a step that
-        no training reaches, never augmented."""
-        episodes = self._episodes["train"]
+        no training reaches, never augmented. Without training classes they are of the first split that has some."""
+        episodes = next(e for e in self._episodes.values() if len(e.classes))
         ways = min(count, len(episodes.classes))
         shots = min(-(-count // ways), episodes.smallest_class())
         drawn = episodes.draw("train", 0, 2**63, range(1), EpisodeSpec(ways, shots, queries=0))
@@ -196,7 +211,12 @@ class ImageData:
         counts = {split: source.table.counts[ids] for split, ids in source.splits.items()}
         return self.facts() | {
             "parts": {
-                s: {"classes": len(c), "images": int(c.sum()), "fewest": int(c.min()), "most": int(c.max())}
+                s: {
+                    "classes": len(c),
+                    "images": int(c.sum()),
+                    "fewest": int(c.min(initial=c.sum())),
+                    "most": int(c.max(initial=0)),
+                }
                 for s, c in counts.items()
             },
             "cache": str(source.cache),
@@ -206,8 +226,9 @@ class ImageData:
     def contact_sheet(self, spec: EpisodeSpec) -> Image.Image:
         """The first training episodes below each other, augmented as in training: a row per class, support on the left,
         queries on the right. Images are the inputs of the network, without normalisation."""
-        self.check("train", spec)
-        episodes = self.episodes("train", 0, 0, range(EPISODES_SHOWN), spec)
+        split = next(split for split, ids in self.source.splits.items() if len(ids))  # training, if there are any
+        self.check(split, spec)
+        episodes = self.episodes(split, 0, 0, range(EPISODES_SHOWN), spec)
         sheets = []
         for support_x, query_x in zip(episodes.support.x, episodes.query.x, strict=True):
             support = _draw_grid(support_x, self.pixels, spec.ways, spec.shots)

@@ -4,63 +4,113 @@ csv             one table `filename,label[,split]` that data.csv names
 split csvs      train.csv, val.csv, test.csv (`filename,label`) and a folder images/: miniImageNet as Ravi published it
 split folders   train/, val/, test/, each with a folder per class
 class folders   a folder per class
-All of it may lie below other folders. The images of a class are ordered by file name, whatever the layout.
+All of it may lie below other folders. The images of a class are ordered by file name, whatever the layout. Splits have
+several usual names (`SPLIT_NAMES`). Where a class folder has folders of images itself, `data.classes` says whether the
+class is the upper folder (top) or the lower (leaf). `image_list.py` reads the tables.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from metarun.compute.random import SPLITS
 from metarun.data.files import Files
-from metarun.errors import SettingError, UserError, one_line
+from metarun.data.image_list import SPLIT_NAMES, Entry, read_table
+from metarun.errors import SettingError, UserError
 from metarun.types import Split
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-COLUMNS = ("filename", "label", "split")
-
-
-class Entry(NamedTuple):
-    """One image: its class, its file, and its split, if the layout has one."""
-
-    label: str
-    name: str
-    split: Split | None
+CLASSES = ("auto", "top", "leaf")
+"""Which folders are classes: those that hold images (leaf), or the highest (top); auto: raise where these differ."""
 
 
 class Layout(NamedTuple):
     name: str
     entries: tuple[Entry, ...]  # sorted by class, then by the file's own name
+    passed_over: tuple[str, ...] = ()  # images that belong to no class
+    form: str = ""  # the folders that were understood: SPLIT/CLASS/image
 
 
-def recognise(files: Files, table: str | None = None) -> Layout | None:
-    """The layout of the files, or None if it is none of these. `table` is the setting data.csv."""
+def recognise(files: Files, table: str | None = None, classes: str = "auto") -> Layout | None:
+    """The layout of the files, or None if it is none of these. `table` is the setting data.csv. Raise `UserError` where
+    the names of the folders can be understood in two ways and `classes` does not decide."""
     images = [name for name in files.names if name.lower().endswith(IMAGES)]
     if table is not None:
-        return make_layout("csv", _read_table(files, table, images))
+        return _from_tables("csv", read_table(files, table, images), images)
     tables = _split_tables(files.names)
     if tables:
-        rows = [Entry(e.label, e.name, split) for split, t in tables.items() for e in _read_table(files, t, images)]
-        return make_layout("split csvs", rows)
+        rows = [e._replace(split=split) for split, t in tables.items() for e in read_table(files, t, images)]
+        return _from_tables("split csvs", rows, images)
     common = posixpath.commonpath([posixpath.dirname(name) for name in images]) if images else ""
     depth = len(PurePosixPath(common).parts)
-    parts = [(name, PurePosixPath(name).parts[depth:]) for name in images]
-    tops = {SPLIT_FOLDERS.get(p[0].lower()) for _, p in parts if len(p) > 1}
-    deep = [(name, p) for name, p in parts if len(p) > 2]
-    if None not in tops and len({SPLIT_FOLDERS[p[0].lower()] for _, p in deep}) > 1:
-        return make_layout("split folders", [Entry(p[1], name, SPLIT_FOLDERS[p[0].lower()]) for name, p in deep])
-    entries = [Entry(p[0], name, None) for name, p in parts if len(p) > 1]
-    return make_layout("class folders", entries) if entries else None
+    parts = {name: PurePosixPath(name).parts[depth:-1] for name in images}  # the folders of each image
+    splits = _split_folders(list(parts.values()), classes)
+    below = {name: folders[1 if splits else 0 :] for name, folders in parts.items()}
+    leaf = _leaf_is_class(list(below.values()), classes, files)
+    entries = [
+        Entry("/".join(folders) if leaf else folders[0], name, splits[parts[name][0]] if splits else None)
+        for name, folders in below.items()
+        if folders
+    ]
+    if not entries:
+        return None
+    where = ("SPLIT/" if splits else "") + ("GROUP/CLASS/" if leaf else "CLASS/")
+    passed_over = tuple(name for name, folders in below.items() if not folders)
+    return make_layout("split folders" if splits else "class folders", entries, passed_over, f"{where}image")
 
 
-def make_layout(name: str, entries: list[Entry]) -> Layout:
+def _from_tables(name: str, entries: list[Entry], images: Sequence[str]) -> Layout:
+    listed = {entry.name for entry in entries}
+    form = "the rows of the table" if name == "csv" else "the rows of the tables"
+    return make_layout(name, entries, tuple(image for image in images if image not in listed), form)
+
+
+def _split_folders(parts: list[tuple[str, ...]], classes: str) -> dict[str, Split] | None:
+    """The split that each highest folder names, or None if these are no splits.
+
+    They are if all of them have such names, and two of them name different ones; loose images in them count, so that
+    a test folder without class folders is none of the classes.
+    """
+    tops = sorted({folders[0] for folders in parts if folders})
+    named = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
+    deep = any(len(folders) > 1 for folders in parts if folders and folders[0] in named)
+    if len(set(named.values())) < 2 or not deep or (classes == "top" and len(named) < len(tops)):
+        return None
+    others = [top for top in tops if top not in named]
+    if others:
+        meant = f"folders {', '.join(named)} are named as splits, but {', '.join(others[:3])} beside them"
+        raise SettingError("classes", classes, f"{meant} is not; move it, or data.classes=top takes all as classes")
+    return named
+
+
+def _leaf_is_class(below: list[tuple[str, ...]], classes: str, files: Files) -> bool:
+    """Whether classes are the folders that hold images, where these are not the highest. `below` has each image's
+    folders from that of its class on. Raise `SettingError` where `classes` has to say it."""
+    inner: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for folders in below:
+        if folders:
+            inner[folders[0]].add(folders[1:])
+    if classes != "auto":
+        return classes == "leaf" and any(parts != {()} for parts in inner.values())
+    # One folder below, or images of its own beside it: the upper one is the class.
+    split_up = {top: parts for top, parts in inner.items() if len(parts) > 1 and () not in parts}
+    if not split_up:
+        return False
+    top, parts = next(iter(sorted(split_up.items())))
+    first = sorted("/".join((top, *part)) for part in parts)
+    count = sum(len(parts) for parts in inner.values())
+    raise SettingError(
+        "classes",
+        classes,
+        f"below {files.path}, folder {top} has folders of images: {', '.join(first[:2])}; choices: "
+        f"leaf ({count} classes, as {first[0]}), top ({len(inner)} classes, as {top})",
+    )
+
+
+def make_layout(name: str, entries: list[Entry], passed_over: tuple[str, ...] = (), form: str = "") -> Layout:
     """Sort the entries by class and file name. Raise if a class is in two splits, if two classes have nearly the same
     name, or if an image is listed twice."""
     splits: dict[str, Split | None] = {}
@@ -75,56 +125,19 @@ def make_layout(name: str, entries: list[Entry]) -> Layout:
     for file, count in Counter(entry.name for entry in entries).items():
         if count > 1:
             raise UserError(f"{file} is listed {count} times")
-    return Layout(name, tuple(sorted(entries, key=lambda e: (e.label, PurePosixPath(e.name).name, e.name))))
+    ordered = tuple(sorted(entries, key=lambda e: (e.label, PurePosixPath(e.name).name, e.name)))
+    return Layout(name, ordered, passed_over, form)
 
 
 def _split_tables(names: tuple[str, ...]) -> dict[Split, str] | None:
-    """train.csv, val.csv and test.csv in one folder, the highest that has all three."""
-    folders = {PurePosixPath(name).parent for name in names if name.endswith(".csv")}
-    for folder in sorted(folders, key=lambda folder: (len(folder.parts), folder)):
-        tables = {split: str(folder / f"{split}.csv") for split in SPLITS}
-        if set(tables.values()) <= set(names):
-            return tables
-    return None
-
-
-def _read_table(files: Files, table: str, images: list[str]) -> list[Entry]:
-    """The images that a csv lists. Raise at the first row that is wrong."""
-    if table not in files.names:
-        tables = [n for n in files.names if n.endswith(".csv")]
-        raise SettingError("csv", table, f"no such file below {files.path}; choices: {', '.join(tables) or 'none'}")
-    where = f"{files.path / table}"
-    try:
-        reader = csv.DictReader(io.StringIO(next(files.read([table])).decode("utf-8-sig"), newline=""))
-        rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{where}: is not a csv file in UTF-8 ({error})") from error
-    if not rows or not {"filename", "label"} <= rows[0][1].keys():
-        raise UserError(f"{where}: must begin with a line filename,label or filename,label,split; rows follow")
-    folder, known, by_name = PurePosixPath(table).parent, set(images), defaultdict(list)
-    for image in images:
-        by_name[PurePosixPath(image).name].append(image)
-
-    def find(name: str, label: str) -> str | None:
-        """The file of a row: beside the table, in images/, in a folder of its class, or anywhere if its name is
-        unique."""
-        for below in ("", "images", label, f"images/{label}"):
-            candidate = str(folder / below / name)
-            if candidate in known:
-                return candidate
-        candidates = by_name[name]  # none if the name has a folder
-        return candidates[0] if len(candidates) == 1 else None
-
-    return [_parse_row(row, find, f"{where} line {line}") for line, row in rows]
-
-
-def _parse_row(row: dict[str, str], find: Callable[[str, str], str | None], where: str) -> Entry:
-    name, label, split = (row.get(column) for column in COLUMNS)
-    if not name or not label:
-        raise UserError(f"{where}: has no {'label' if name else 'filename'}")
-    if "split" in row and (split or "").lower() not in SPLIT_FOLDERS:
-        raise UserError(f"{where}: split {split!r}; choices: train, val, test")
-    found = find(name, label)
-    if found is None:
-        raise UserError(f"{where}: {one_line(name)} is not there, nor in images/ or a folder of its class")
-    return Entry(label, found, SPLIT_FOLDERS[split.lower()] if split else None)
+    """The tables of two splits or three in one folder, the highest that has most of them."""
+    found: dict[PurePosixPath, dict[Split, str]] = defaultdict(dict)
+    for name in names:
+        path = PurePosixPath(name)
+        split = SPLIT_NAMES.get(path.stem.lower())
+        if path.suffix.lower() == ".csv" and split:
+            if split in found[path.parent]:
+                raise UserError(f"{found[path.parent][split]} and {name} are both tables of the {split} split")
+            found[path.parent][split] = name
+    folders = sorted(found, key=lambda folder: (-len(found[folder]), len(folder.parts), folder))
+    return found[folders[0]] if folders and len(found[folders[0]]) > 1 else None

@@ -20,7 +20,8 @@ import numpy as np
 
 from metarun.compute.random import SPLITS
 from metarun.data.files import Files
-from metarun.data.layouts import Entry, Layout, make_layout
+from metarun.data.image_list import Entry
+from metarun.data.layouts import Layout, make_layout
 from metarun.errors import UserError, one_line
 from metarun.types import Split
 
@@ -30,11 +31,12 @@ DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8", "b1")
 
 
 def read_pickles(files: Files) -> tuple[Layout, Callable[[Iterable[Entry]], Iterator[np.ndarray]]] | None:
-    """The three pickles as a layout, and a function that reads its entries; None if the files include no pickles."""
+    """The pickles as a layout, of those splits that are there, and a function that reads its entries; None if the
+    files include no pickles."""
     names = {split: next((n for n in files.names if n.endswith(NAME.format(split))), None) for split in SPLITS}
-    if None in names.values():
+    parts = {split: _load(files, name) for split, name in names.items() if name is not None}
+    if not parts:
         return None
-    parts = {split: _load(files, str(name)) for split, name in names.items()}
     entries = [
         Entry(label, f"{split}/{row:08d}", split)
         for split, (_, rows_of) in parts.items()
@@ -47,7 +49,7 @@ def read_pickles(files: Files) -> tuple[Layout, Callable[[Iterable[Entry]], Iter
             split, row = entry.name.split("/")
             yield parts[cast(Split, split)][0][int(row)]
 
-    return make_layout("pickles", entries), read
+    return make_layout("pickles", entries, form="class_dict of " + ", ".join(filter(None, names.values()))), read
 
 
 def _load(files: Files, file: str) -> tuple[np.ndarray, dict[str, list[int]]]:

@@ -32,8 +32,8 @@ from metarun.data.cache import DecodedImages, cache_images
 from metarun.data.decoding import Read, UnreadableImage, write_images
 from metarun.data.fetch import Download, fetch, parse_downloads
 from metarun.data.files import expand_path, fingerprint, open_files
+from metarun.data.image_list import Entry
 from metarun.data.images import ImageData, Index, Source
-from metarun.data.layouts import Entry
 from metarun.data.pixels import Pixels
 from metarun.data.splits import limit_training_classes
 from metarun.errors import UserError, require

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from metarun.data.image_list import SPLIT_NAMES
 from metarun.data.images import Index
-from metarun.data.layouts import SPLIT_FOLDERS
 from metarun.data.rows import Array, Groups, RowData, Scale
 from metarun.data.splits import SplitSettings, check_split, split_classes
 from metarun.errors import UserError, one_line, require
@@ -120,7 +120,7 @@ def _read_split(source: Source, names: Array, group: Index) -> dict[str, Split |
         return given
     first: dict[str, int] = {}
     for row, word in enumerate(source.split):
-        split, name = SPLIT_FOLDERS.get(word.lower()), str(names[group[row]])
+        split, name = SPLIT_NAMES.get(word.lower()), str(names[group[row]])
         if split is None:
             raise UserError(f"{source.place(row)}: split {one_line(word)!r} is none of train, val, test")
         if given.setdefault(name, split) != split:

@@ -3,6 +3,7 @@
 given   the split of the layout: its csv files, a csv's column `split`, or its folders train, val, test
 ravi    miniImageNet's 64 / 16 / 20 classes (Ravi and Larochelle 2017), by their ImageNet ids
 ratio   a seeded shuffle of the class names, cut at data.ratios
+all     every class is a test class: for a run that was trained on other data
 auto    given if the layout has a split, else ravi for those hundred classes, else ratio
 PATH    a split.json as in a run folder, or a folder with train.txt, val.txt, test.txt: one class name per line
 """
@@ -24,7 +25,7 @@ from metarun.data.miniimagenet import RAVI
 from metarun.errors import SettingError, UserError, one_line, require
 from metarun.types import Split
 
-SPLIT_NAMES = ("auto", "given", "ravi", "ratio")
+SPLIT_NAMES = ("auto", "given", "ravi", "ratio", "all")
 
 Members = Mapping[Split, Sequence[str]]
 """The class names of each split."""
@@ -51,9 +52,14 @@ def check_split(settings: SplitSettings) -> None:
 
 
 def split_classes(
-    names: Sequence[str], given: Mapping[str, Split | None], settings: SplitSettings, noun: str = "class"
+    names: Sequence[str],
+    given: Mapping[str, Split | None],
+    settings: SplitSettings,
+    noun: str = "class",
+    complete: bool = True,
 ) -> tuple[str, dict[Split, Index]]:
-    """Return the name of the split, and the indices of the classes of each part. Raise if a part is empty.
+    """Return the name of the split, and the indices of the classes of each part. Raise if the split is to be
+    `complete` and a part is empty.
 
     `names` are all classes, `given` the split of each in the layout. `noun` is what messages call them.
     """
@@ -75,7 +81,7 @@ def split_classes(
     for split, classes in parts.items():
         plural = "classes" if noun == "class" else noun + "s"
         nothing = f"leaves no {noun} for {split} ({len(names)} {plural} in all)"
-        require(len(classes) > 0, "split", settings.split, nothing)
+        require(len(classes) > 0 or not complete, "split", settings.split, nothing)
     if all(set(members[s]) == set(RAVI[s]) for s in SPLITS):
         return "ravi", parts  # wherever the split came from
     return kind if kind in SPLIT_NAMES else Path(kind).name, parts
@@ -84,7 +90,7 @@ def split_classes(
 def limit_training_classes(splits: dict[Split, Index], count: int | None, seed: int) -> dict[Split, Index]:
     """The same splits with only the first `count` training classes of a seeded order; None: all. A larger count
     includes the classes of a smaller one."""
-    if count is None:
+    if count is None or not len(splits["train"]):  # there are none where data are for a test alone
         return splits
     classes = splits["train"]
     require(1 <= count <= len(classes), "train_classes", count, f"must be 1 to {len(classes)}, the training classes")
@@ -101,10 +107,12 @@ def choose_split(names: Sequence[str], given: Mapping[str, Split | None]) -> str
 
 def _members(kind: str, names: Sequence[str], given: Mapping[str, Split | None], settings: SplitSettings) -> Members:
     if kind == "given":
-        require(all(given.values()), "split", "given", "these files have no split; choices: ratio, ravi, PATH")
+        require(all(given.values()), "split", "given", "these files have no split; choices: ratio, ravi, all, PATH")
         return {s: [n for n in names if given[n] == s] for s in SPLITS}
     if kind == "ravi":
         return RAVI
+    if kind == "all":
+        return {"train": [], "val": [], "test": names}
     if kind == "ratio":
         names = sorted(names)
         order = choose(random_bits("train", settings.split_seed, 0, range(1), len(names))[0], len(names))
@@ -115,7 +123,7 @@ def _members(kind: str, names: Sequence[str], given: Mapping[str, Split | None],
         if path.is_dir():
             lines = {s: (path / f"{s}.txt").read_text(encoding="utf-8-sig").splitlines() for s in SPLITS}
             return {s: [line.strip() for line in part if line.strip()] for s, part in lines.items()}
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8-sig"))
         return {s: [str(name) for name in stored[s]] for s in SPLITS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         expected = f"must be a split.json or a folder with train.txt, val.txt, test.txt ({one_line(error)})"

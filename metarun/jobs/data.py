@@ -60,8 +60,14 @@ def render_columns(facts: dict[str, Any]) -> Iterator[str | Table]:
 
 def render(name: str, facts: dict[str, Any], folder: Path) -> Iterator[str | Table]:
     """What the terminal shows."""
-    layout = f", layout: {facts['layout']}" if "layout" in facts else ""
+    layout = f", layout: {facts['layout']} ({facts['form']})" if "layout" in facts else ""
     yield f"data set: {name}{layout}, split {facts['split']} ({facts['split_sha256'][:12]})"
+    if facts.get("passed_over"):
+        first = ", ".join(facts["passed_over_first"])
+        yield f"passed over: {count_nouns(facts['passed_over'], 'image')} that no class has, as {first}"
+    if facts.get("other_files"):
+        endings = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in facts["other_files"].items())
+        yield f"passed over: files that are no images: {endings}"
     if facts.get("caveat"):
         yield f"note: {facts['caveat']}"
     groups, rows = list(facts["parts"]["train"])[:2]  # classes and images, tasks and rows

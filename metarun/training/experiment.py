@@ -22,6 +22,7 @@ from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError, require
 from metarun.models.precision import cast_model
 from metarun.regularizers.build import build_regularization, refuse_senseless_terms
+from metarun.storage.progress import print_notice
 from metarun.training.evaluation import Evaluator, MetricFunction
 from metarun.training.memory import budget, fit_chunk
 from metarun.training.own_algorithm import check_members, locate_algorithm
@@ -220,7 +221,13 @@ def limit_chunk(experiment: Experiment) -> Experiment:
     """The experiment with chunks of as many tasks as `device.memory_mb` has room for."""
     config, spec, params = experiment.config, experiment.train_spec, experiment.initial_params()
     dataset = optional(experiment.dataset, DatasetOptions, "largest") or experiment.dataset
-    episode = experiment.placement.move_task(dataset.episodes("train", config.seed, 0, range(1), spec))
+    split: Split = "train"
+    if config.job == "evaluate":
+        try:
+            experiment.dataset.check("train", spec)
+        except SettingError:  # the data may be for a test alone
+            split, spec = "test", experiment.test_spec
+    episode = experiment.placement.move_task(dataset.episodes(split, config.seed, 0, range(1), spec))
     limit = budget(config.device.memory_mb, experiment.placement.device)
     count = len(experiment.placement.processes.nonempty_share(config.train.tasks))
     placement = fit_chunk(experiment.placement, limit, experiment.algorithm, params, episode, count, spec)
@@ -356,9 +363,18 @@ def check_pair(config: Config, dataset: Dataset) -> None:
 
 
 def check_episodes(config: Config, dataset: Dataset, train: EpisodeSpec, test: EpisodeSpec) -> None:
+    """Raise `SettingError` if a split that the job draws from cannot supply its episodes."""
     trained = {k: f"algo.train_{k}" for k in ("ways", "shots") if config.algo.get(f"train_{k}")}
     checks: list[tuple[Split, EpisodeSpec, dict[str, str]]]
     checks = [("train", train, trained), ("val", test, {}), ("test", test, {})]
+    if config.job == "evaluate":
+        checks = checks[2:]
+        members = optional(dataset, DatasetOptions, "members")
+        if members and not members["train"] and config.model.get("norm") == "population":
+            print_notice(
+                f"norm=population: data.root={config.data.get('root')} has no training classes; the statistics "
+                "are those of its other images, without their labels"
+            )
     for split, spec, keys in checks:
         names = {"ways": "data.ways", "shots": "data.shots"}
         names["queries"] = "data.queries" if split == "train" else "data.test_queries"

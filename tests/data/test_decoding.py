@@ -16,7 +16,7 @@ from helpers.pictures import file
 
 from metarun.data.cache import DecodedImages
 from metarun.data.decoding import AHEAD, GROUP, Read, UnreadableImage, write_images
-from metarun.data.layouts import Entry
+from metarun.data.image_list import Entry
 from metarun.data.pixels import Pixels
 from metarun.errors import UserError
 

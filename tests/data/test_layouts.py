@@ -140,6 +140,62 @@ def test_without_images_in_class_folders_there_is_no_layout(contents: Names) -> 
     assert recognise(in_memory(contents)) is None
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("training", "validation", "testing"), ("meta-train", "meta-val", "meta-test"), ("base", "val", "novel")],
+)
+def test_splits_have_several_usual_names(names: tuple[str, str, str]) -> None:
+    called = dict(zip(("train", "val", "test"), names, strict=True))
+    expected = [(c, n, SPLITS[c]) for c, n in ORDER]
+    assert rows(images(lambda c, n: f"{called[SPLITS[c]]}/{c}/{n}")) == expected
+    ravi = {f"{called[name[:-4]]}.csv" if name.endswith(".csv") else name: c for name, c in RAVI.items()}
+    assert rows(ravi) == expected
+
+
+def test_a_test_folder_of_loose_images_is_passed_over_and_no_class() -> None:
+    contents = dict.fromkeys(("train/a/1.png", "train/b/1.png", "test/1.png", "test/2.png"), b"")
+    layout = recognise(in_memory(contents))
+    assert layout is not None
+    assert found(layout) == [("a", "1.png", "train"), ("b", "1.png", "train")]
+    assert (layout.name, layout.form) == ("split folders", "SPLIT/CLASS/image")
+    assert layout.passed_over == ("test/1.png", "test/2.png")
+
+
+def test_images_that_a_table_does_not_list_are_passed_over() -> None:
+    layout = recognise(in_memory({"t.csv": "filename,label\n1.png,a\n", "1.png": b"", "2.png": b""}), "t.csv")
+    assert layout is not None
+    assert layout.passed_over == ("2.png",)
+
+
+def test_two_split_folders_beside_another_folder_are_refused_but_one_may_be_a_class() -> None:
+    """A train is also something that can be seen."""
+    contents = dict.fromkeys(("train/a/1.png", "test/b/1.png", "extra/c/1.png"), b"")
+    message = refusal(lambda: recognise(in_memory(contents)))
+    assert "folders test, train are named as splits, but extra beside them is not" in message
+    assert "data.classes=top" in message
+    tops = recognise(in_memory(contents), classes="top")
+    assert [c for c, _, _ in found(tops)] == ["extra", "test", "train"]
+    vehicles = dict.fromkeys(("train/1.png", "bus/1.png", "car/1.png"), b"")
+    assert [c for c, _, _ in rows(vehicles)] == ["bus", "car", "train"]
+
+
+GROUPS = dict.fromkeys(("pets/cat/1.png", "pets/dog/1.png", "birds/owl/1.png", "birds/owl/2.png"), b"")
+
+
+@pytest.mark.parametrize("prefix", ["", "train/"])
+def test_folders_of_class_folders_need_a_word(prefix: str) -> None:
+    contents = {prefix + name: b"" for name in GROUPS} | ({"test/fish/eel/1.png": b""} if prefix else {})
+    message = refusal(lambda: recognise(in_memory(contents)))
+    count = 4 if prefix else 3
+    assert "folder pets has folders of images: pets/cat, pets/dog; choices: " in message
+    assert f"leaf ({count} classes, as pets/cat), top ({count - 1} classes, as pets)" in message
+    top, leaf = (recognise(in_memory(contents), classes=c) for c in ("top", "leaf"))
+    assert sorted({c for c, _, _ in found(top)} - {"fish"}) == ["birds", "pets"]
+    assert sorted({c for c, _, _ in found(leaf)} - {"fish/eel"}) == ["birds/owl", "pets/cat", "pets/dog"]
+    assert leaf is not None
+    assert leaf.form == ("SPLIT/" if prefix else "") + "GROUP/CLASS/image"
+
+
 # Tables
 
 
@@ -201,14 +257,21 @@ WRONG_TABLES: dict[str, tuple[str | bytes, str]] = {
     "one of two files": ("filename,label\n1.png,a\n3.png,b\n", "t.csv line 3: 3.png is not there"),
     "a name of two lines": ('filename,label\n1.png,a\n"9\n.png",b\n', "is not there"),
     "no label": ("filename,label\n1.png,a\n2.png,\n", "t.csv line 3: has no label"),
-    "no second column": ("filename,label\n1.png,a\n2.png\n", "t.csv line 3: has no label"),
+    "no second column": ("filename,label\n1.png,a\n2.png\n", "t.csv line 3: has 1 fields, and the first line names 2"),
     "no filename": ("filename,label\n1.png,a\n,b\n", "t.csv line 3: has no filename"),
-    "bad split": ("filename,label,split\n1.png,a,train\n2.png,b,dev\n", "3: split 'dev'; choices: train, val, test"),
+    "bad split": (
+        "filename,label,split\n1.png,a,train\n2.png,b,extra\n",
+        "3: split 'extra'; choices: train, val, test",
+    ),
     "empty split": ("filename,label,split\n1.png,a,train\n2.png,b,\n", "3: split ''; choices: train, val, test"),
-    "no split in a row": ("filename,label,split\n1.png,a,train\n2.png,b\n", "3: split None; choices: train, val, test"),
+    "no split in a row": ("filename,label,split\n1.png,a,train\n2.png,b\n", "t.csv line 3: has 2 fields"),
     "no header": ("1.png,a\n2.png,b\n", "t.csv: must begin with a line filename,label or filename,label,split"),
     "other header": ("file,class\n1.png,a\n", "t.csv: must begin with a line filename,label or filename,label,split"),
-    "semicolons": ("filename;label\n1.png;a\n", "t.csv: must begin with a line filename,label or filename,label,split"),
+    "a field too many": ("filename,label\n1.png,a\n2.png,Rana, b\n", "t.csv line 3: has 3 fields, and the first line"),
+    "a column twice": ("filename,label,label\n1.png,a,b\n", "t.csv: has the column label twice"),
+    "an open quote": ('filename,label\n1.png,"a\n', "t.csv: is not a csv file in UTF-8"),
+    "a file elsewhere": ("filename,label\n1.png,a\n/else/2.png,b\n", "line 3: /else/2.png is not below data.root"),
+    "a file of another case": ("filename,label\n1.png,a\n2.PNG,b\n", "t.csv line 3: 2.PNG is not there"),
     "header only": ("filename,label\n", "; rows follow"),
     "empty": ("", "t.csv: must begin with a line filename,label"),
     "not UTF-8": ("filename,label\n1.png,é\n".encode("latin1"), "t.csv: is not a csv file in UTF-8"),

@@ -142,8 +142,10 @@ def test_they_are_found_below_other_folders() -> None:
 
 
 @pytest.mark.parametrize("missing", CLASSES)
-def test_without_all_three_it_is_another_layout(missing: str) -> None:
-    assert read_pickles(in_memory({name: c for name, c in three().items() if missing not in name})) is None
+def test_two_pickles_are_two_splits(missing: str) -> None:
+    found = read_pickles(in_memory({name: c for name, c in three().items() if missing not in name}))
+    assert found is not None
+    assert {entry.split for entry in found[0].entries} == {*CLASSES} - {missing}
 
 
 # Pickles that are wrong

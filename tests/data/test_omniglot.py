@@ -210,12 +210,16 @@ def test_the_place_is_data_root_then_the_variable_then_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METARUN_DATA", str(tmp_path / "variable"))
-    assert f"no Omniglot below {tmp_path / 'root'} " in refusal(lambda: omniglot(tmp_path / "root").members)
-    assert f"no Omniglot below {tmp_path / 'variable'} " in refusal(lambda: omniglot().members)
+    assert f"data.root={tmp_path / 'root'}: no Omniglot below it " in refusal(
+        lambda: omniglot(tmp_path / "root").members
+    )
+    assert f"data.root={tmp_path / 'variable'}: no Omniglot below it " in refusal(lambda: omniglot().members)
     monkeypatch.setenv("METARUN_DATA", "")
-    assert f"no Omniglot below {tmp_path / 'cache/data'} " in refusal(lambda: omniglot().members)
+    assert f"data.root={tmp_path / 'cache/data'}: no Omniglot below it " in refusal(lambda: omniglot().members)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert f"no Omniglot below {tmp_path / 'home/mine'} " in refusal(lambda: omniglot(root="~/mine").members)
+    assert f"data.root={tmp_path / 'home/mine'}: no Omniglot below it " in refusal(
+        lambda: omniglot(root="~/mine").members
+    )
 
 
 @pytest.mark.usefixtures("small")
@@ -797,7 +801,7 @@ def test_a_failed_download_is_one_line_with_the_reason_and_three_ways(
 ) -> None:
     spoil(shop)
     message = refusal(lambda: draw(shop.omniglot(tmp_path / "data")))
-    assert f"no Omniglot below {tmp_path / 'data'} (downloading failed: " in message
+    assert f"data.root={tmp_path / 'data'}: no Omniglot below it (downloading failed: " in message
     assert reason in message
     assert shop.address in message
     assert_three_ways(message)
@@ -828,7 +832,7 @@ def test_addresses_that_do_not_give_both_parts_are_not_called_downloading_is_off
     """Whoever allowed the download must not be told to allow it."""
     some = [entry for entry in shop.urls if entry["file"] in urls]
     message = refusal(lambda: draw(omniglot(tmp_path / "data", download=True, urls=some)))
-    assert f"no Omniglot below {tmp_path / 'data'} " in message
+    assert f"data.root={tmp_path / 'data'}: no Omniglot below it " in message
     assert "downloading is off" not in message
 
 

@@ -41,7 +41,7 @@ def divide(
 ) -> tuple[str, Parts]:
     """The split's name, and the names of the classes of each part."""
     check_split(how or settings())
-    label, parts = split_classes(names, nothing(names) if given is None else given, how or settings())
+    label, parts = split_classes(names, nothing(names) if given is None else given, how or settings(), complete=False)
     assert list(parts) == list(SPLITS)
     assert all(ids.dtype == np.intp for ids in parts.values())
     return label, {split: [names[i] for i in ids] for split, ids in parts.items()}
@@ -107,7 +107,7 @@ def test_given_is_refused_where_the_files_say_nothing() -> None:
     with pytest.raises(SettingError) as caught:
         divide(how=settings("given"))
     assert (caught.value.key, caught.value.value) == ("split", "given")
-    assert "choices: ratio, ravi, PATH" in caught.value.expected
+    assert "choices: ratio, ravi, all, PATH" in caught.value.expected
 
 
 def test_ravi_names_a_class_that_is_missing_and_how_many_more() -> None:
@@ -244,20 +244,33 @@ def test_listed_classes_that_are_not_there_are_named(tmp_path: Path, make: Calla
 
 @pytest.mark.parametrize("make", [as_json, as_lists])
 @pytest.mark.parametrize("part", SPLITS)
-def test_a_part_without_classes_is_refused(tmp_path: Path, make: Callable[..., Path], part: str) -> None:
+def test_a_part_may_be_without_classes(tmp_path: Path, make: Callable[..., Path], part: Split) -> None:
+    """A job that draws from it is refused (test_images.py)."""
     path = make(tmp_path, {**LISTED, part: []})
-    assert f"leaves no class for {part} (10 classes in all)" in refusal(lambda: divide(how=settings(path)))
+    assert {s: len(p) for s, p in divide(how=settings(path))[1].items()} == {
+        s: 0 if s == part else len(LISTED[s]) for s in SPLITS
+    }
+
+
+def test_a_part_without_classes_is_refused_where_the_split_is_to_be_complete() -> None:
+    message = refusal(lambda: split_classes(NAMES[:3], nothing(NAMES[:3]), settings("ratio")))
+    assert "leaves no class for val (3 classes in all)" in message
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
-def test_too_few_classes_for_three_parts_are_refused(count: int) -> None:
-    """Three classes at 0.6, 0.2, 0.2 are 2, 0 and 1."""
-    assert f"({count} classes in all)" in refusal(lambda: divide(NAMES[:count], how=settings("ratio")))
+def test_few_classes_leave_parts_empty(count: int) -> None:
+    parts = divide(NAMES[:count], how=settings("ratio"))[1]
+    assert [len(parts[s]) for s in SPLITS] == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [2, 0, 1]][count]
 
 
-def test_a_part_that_the_files_do_not_have_is_refused() -> None:
+def test_a_part_that_the_files_do_not_have_is_empty() -> None:
     given: dict[str, Split | None] = {n: "train" if i % 2 else "test" for i, n in enumerate(NAMES)}
-    assert "leaves no class for val" in refusal(lambda: divide(given=given))
+    assert [len(part) for part in divide(given=given)[1].values()] == [len(NAMES) // 2, 0, len(NAMES) - len(NAMES) // 2]
+
+
+def test_all_makes_every_class_a_test_class() -> None:
+    name, parts = divide(how=settings("all"))
+    assert (name, [*parts["train"], *parts["val"]], sorted(parts["test"])) == ("all", [], sorted(NAMES))
 
 
 @pytest.mark.parametrize("make", [as_json, as_lists])

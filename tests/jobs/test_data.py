@@ -42,7 +42,7 @@ def test_it_prints_the_contents_of_the_data_set(tmp_path: Path, capsys: pytest.C
     assert sum(part["images"] for part in described["parts"].values()) == described["images"] == 52
     assert sorted(n for names in json.loads((out / "split.json").read_text()).values() for n in names) == CLASSES
     shown = capsys.readouterr().out
-    assert "data set: folder, layout: class folders, split ratio" in shown
+    assert "data set: folder, layout: class folders (CLASS/image), split ratio" in shown
     assert "5 to 7" in shown
     assert described["cache"] in shown
     assert str(out / "contact.png") in shown
