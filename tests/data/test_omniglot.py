@@ -213,9 +213,9 @@ def test_the_place_is_data_root_then_the_variable_then_the_cache(
     assert f"data.root={tmp_path / 'root'}: no Omniglot below it " in refusal(
         lambda: omniglot(tmp_path / "root").members
     )
-    assert f"data.root={tmp_path / 'variable'}: no Omniglot below it " in refusal(lambda: omniglot().members)
+    assert f"data.root={tmp_path / 'variable'}: no Omniglot" in refusal(lambda: omniglot().members)
     monkeypatch.setenv("METARUN_DATA", "")
-    assert f"data.root={tmp_path / 'cache/data'}: no Omniglot below it " in refusal(lambda: omniglot().members)
+    assert f"data.root={tmp_path / 'cache/data'}: no Omniglot" in refusal(lambda: omniglot().members)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert f"data.root={tmp_path / 'home/mine'}: no Omniglot below it " in refusal(
         lambda: omniglot(root="~/mine").members
