@@ -334,6 +334,7 @@ class DatasetOptions:
     oracle_band: Callable[..., Any] | None = None  # its mean and deviation at given inputs
     picture: tuple[int, int] | None = None  # rows and columns of an image that is completed
     members: dict[str, Any] | None = None  # the class names of each split, for split.json
+    class_names: Callable[..., list[tuple[str, ...]]] | None = None  # (split, seed, step, tasks, spec) -> of each task
     pixels: Any = None  # how image files become inputs (data/pixels.py), of a data set of images
     describe: Callable[[], dict[str, Any]] | None = None  # the facts that `job=data` prints, of a data set of files
     contact_sheet: Callable[[EpisodeSpec], Any] | None = None  # an image of a few training episodes, likewise

@@ -53,6 +53,7 @@ class TestConfig:
 
     tasks: int = 600
     steps: int = 10  # adaptation steps reported
+    details: bool = False  # write details.csv: class, prediction and probabilities of every query
 
 
 @dataclass

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from metarun.compute.random import choose, random_bits, uniform
+from metarun.compute.random import Bits, choose, random_bits, uniform
 from metarun.data.augment import Augmentation
 from metarun.data.pixels import Pixels
 from metarun.data.torchvision import load_torchvision
@@ -78,18 +78,25 @@ class ImageEpisodes:
 
     def draw(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
         """Images as bytes, rows ordered shot by shot: row k N + n is of class n."""
-        classes, most = len(self.classes), int(self._counts(self.classes).max())
-        bits = random_bits(split, seed, step, tasks, classes + spec.ways * (1 + most))
-        class_bits, variant_bits, image_bits = np.split(bits, [classes, classes + spec.ways], axis=1)
-        variant_TN = uniform(variant_bits, 0, self.classes.shape[1]).astype(np.intp)
-        turns_TN, class_TN = np.divmod(self.classes[choose(class_bits, spec.ways), variant_TN], len(self.table.names))
-        image_TNI = image_bits.reshape(len(tasks), spec.ways, most)
+        turns_TN, class_TN, image_TNI = self.draw_classes(split, seed, step, tasks, spec)
+        most = image_TNI.shape[2]
         # Images that a smaller class lacks get the largest word, so that they are not chosen.
         missing = np.arange(most) >= self._counts(class_TN)[:, :, None]
         image_TNI = np.where(missing, np.iinfo(np.uint64).max, image_TNI)
         image_TNE = choose(image_TNI, spec.shots + spec.queries)
         rows_TNE, k = self.table.starts[class_TN][:, :, None] + image_TNE, spec.shots
         return Task(self._batch(rows_TNE[:, :, :k], turns_TN), self._batch(rows_TNE[:, :, k:], turns_TN))
+
+    def draw_classes(
+        self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec
+    ) -> tuple[Index, Index, Bits]:
+        """The quarter turns and the classes of each task [T, N], and random words for their images [T, N, most]."""
+        classes, most = len(self.classes), int(self._counts(self.classes).max())
+        bits = random_bits(split, seed, step, tasks, classes + spec.ways * (1 + most))
+        class_bits, variant_bits, image_bits = np.split(bits, [classes, classes + spec.ways], axis=1)
+        variant_TN = uniform(variant_bits, 0, self.classes.shape[1]).astype(np.intp)
+        turns_TN, class_TN = np.divmod(self.classes[choose(class_bits, spec.ways), variant_TN], len(self.table.names))
+        return turns_TN, class_TN, image_bits.reshape(len(tasks), spec.ways, most)
 
     def _counts(self, variants: Index) -> Index:
         """The number of images of each variant's class."""
@@ -179,6 +186,13 @@ class ImageData:
             return Task(*(Batch(self.pixels.to_inputs(b.x), b.y) for b in drawn))
         changed = (self.augmentation(b.x / 255, seed, step, tasks, part) for part, b in enumerate(drawn))
         return Task(*(Batch(self.pixels.standardize(x), b.y) for x, b in zip(changed, drawn, strict=True)))
+
+    def class_names(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> list[tuple[str, ...]]:
+        """The classes of each task in the order of their labels; of a rotated one with its angle."""
+        turns_TN, class_TN, _ = self._episodes[split].draw_classes(split, seed, step, tasks, spec)
+        names, angles = self.source.table.names, ("", " 90", " 180", " 270")
+        pairs = zip(class_TN.tolist(), turns_TN.tolist(), strict=True)
+        return [tuple(names[c] + angles[q] for c, q in zip(*pair, strict=True)) for pair in pairs]
 
     def reference_inputs(self, count: int) -> Tensor:
         """One image of each of `count` training classes (several if there are fewer), drawn with seed 0 at a step that

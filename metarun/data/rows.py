@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarun.compute.random import random_bits, sample, uniform
+from metarun.compute.random import Bits, random_bits, sample, uniform
 from metarun.data.images import Index, members_sha256
 from metarun.errors import SettingError, require
 from metarun.storage.text import count_nouns
@@ -114,15 +114,26 @@ class RowData:
 
     def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
         """Rows ordered shot by shot: row k N + n is of class n, and labels are the order of the draw."""
-        ways, each = (spec.ways if self.y is None else 1), spec.shots + spec.queries
-        bits = random_bits(split, seed, step, tasks, ways * (2 + each))
-        group_bits, part_bits, row_bits = np.split(bits, [ways, 2 * ways], axis=1)
-        ids, groups = self.groups.splits[split], self.groups
-        group_TN = ids[sample(group_bits, len(ids))]
+        ways, each, groups = (spec.ways if self.y is None else 1), spec.shots + spec.queries, self.groups
+        group_TN, part_bits, row_bits = self._draw_groups(split, seed, step, tasks, ways, each)
         part_TN = uniform(part_bits, 0, groups.starts.shape[1]).astype(np.intp)
         starts_TN, counts_TN = groups.starts[group_TN, part_TN], groups.counts[group_TN, part_TN]
         rows_TNE = starts_TN[..., None] + sample(row_bits.reshape(len(tasks), ways, each), counts_TN)
         return Task(self._gather(rows_TNE[..., : spec.shots]), self._gather(rows_TNE[..., spec.shots :]))
+
+    def _draw_groups(
+        self, split: Split, seed: int, step: int, tasks: range, ways: int, each: int
+    ) -> tuple[Index, Bits, Bits]:
+        """The groups of each task [T, N], and random words for their parts [T, N] and rows [T, N * each]."""
+        bits = random_bits(split, seed, step, tasks, ways * (2 + each))
+        group_bits, part_bits, row_bits = np.split(bits, [ways, 2 * ways], axis=1)
+        ids = self.groups.splits[split]
+        return ids[sample(group_bits, len(ids))], part_bits, row_bits
+
+    def class_names(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> list[tuple[str, ...]]:
+        """The classes of each task in the order of their labels."""
+        group_TN, _, _ = self._draw_groups(split, seed, step, tasks, spec.ways, spec.shots + spec.queries)
+        return [tuple(self.groups.names[i] for i in row) for row in group_TN.tolist()]
 
     def _gather(self, rows_TNK: Index) -> Batch:
         tasks, ways, each = rows_TNK.shape

@@ -35,6 +35,7 @@ from metarun.storage.loggers.jsonl import JsonLines
 from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
+from metarun.training.details import describe_queries
 from metarun.training.evaluation import EPISODE_SEED
 from metarun.training.experiment import NO_PARTS, Experiment, OwnParts, assemble
 from metarun.training.function_samples import sample_functions
@@ -195,6 +196,8 @@ def test(run: ActiveRun, state: State) -> None:
     per_task |= {"scores": evaluation.scores.tolist()}
     per_task |= {name: values.tolist() for name, values in evaluation.beside.items()}
     run.record.write_json("test.json", per_task)
+    if experiment.config.test.details:
+        run.record.write_table("details.csv", describe_queries(tester, experiment.tested, state.params))
     functions = sample_functions(tester, experiment.tested, state.params)
     if functions:
         run.record.write_json("functions.json", functions)

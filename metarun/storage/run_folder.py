@@ -4,6 +4,7 @@ config.yaml     all settings, resolved            split.json       the class nam
 metrics.jsonl   every metric of training and validation, the same bytes for the same settings and machine
 timing.jsonl    times and memory at the same steps (never the same twice)
 test.json       each test task's metric after each adaptation step
+details.csv     with test.details=true, the prediction for every query of the test
 summary.json    the result and its conditions; written at the start too, and when a run stops
 checkpoints/    last.pt, best.pt, and their predecessors
 """
@@ -11,10 +12,13 @@ checkpoints/    last.pt, best.pt, and their predecessors
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +72,17 @@ class RunFolder:
     def write_json(self, name: str, values: Any) -> None:
         """Write a JSON file, numbers that are not finite as null."""
         self._replace(name, json.dumps(replace_nonfinite(values), indent=2) + "\n")
+
+    def write_table(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Write a csv file of rows with the same keys."""
+        text = io.StringIO()
+        writer = None
+        for row in rows:
+            writer = writer or csv.DictWriter(text, list(row), lineterminator="\n")
+            if not text.tell():
+                writer.writeheader()
+            writer.writerow(row)
+        self._replace(name, text.getvalue())
 
     def read_summary(self) -> dict[str, Any]:
         """Return summary.json, or {} if it cannot be read."""

@@ -733,3 +733,13 @@ def test_class_names_that_are_not_utf8_are_classes_or_refused(tmp_path: Path) ->
         return data.facts()["images"] == 51 and json.loads(json.dumps(data.members)) == data.members
 
     assert attempt(read)[0] in (None, True)
+
+
+def test_the_classes_of_a_task_have_names_in_the_order_of_their_labels(tmp_path: Path) -> None:
+    as_folder(tmp_path / "photos", FOLDERS)
+    data = dataset(tmp_path / "photos")
+    names = data.class_names("test", 0, 3, range(5), SPEC)
+    for x, y, classes in zip(*data.episodes("test", 0, 3, range(5), SPEC).query, names, strict=True):
+        assert [classes[k] for k in y] == [label for label, _ in recognise_images(x)]
+    turned = dataset(tmp_path / "photos", rotations="classes").class_names("test", 0, 3, range(9), SPEC)
+    assert {name.rpartition(" ")[2] for classes in turned for name in classes} >= {"90", "180", "270"}

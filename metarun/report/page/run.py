@@ -21,6 +21,7 @@ from metarun.report.tables.run import (
     adaptation_table,
     alarm_table,
     analysis_tables,
+    class_table,
     convergence_tables,
     further_metrics_table,
 )
@@ -80,6 +81,8 @@ def run_sections(run: Run) -> list[Section]:
     parts: dict[str, Callable[[Run], Section]] = {"Learning curve": learning_section, "Adaptation at test": _adaptation}
     if run.functions or run.summary.get("beside") or run.summary.get("oracle"):
         parts["Predicted distributions"] = _predictions
+    if run.confusion:
+        parts["Classes"] = lambda run: Section(tables=[class_table(run)])
     parts |= {"Meta-gradient": _gradients, "Inner loop": _inner_loop}
     if penalty_terms(run) or families(metric_names(run.of("train"))).keys() & PENALTIES.keys():
         parts["Penalties"] = _penalties

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,18 @@ def parse_overrides(value: Any) -> tuple[str, ...] | None:
     words = [str(word) for word in value]
     valid = all(word.isprintable() and OVERRIDE.fullmatch(word) for word in words)
     return tuple(words) if valid and len(words) <= MAX_ROWS else None
+
+
+def read_confusion(path: Path) -> Counter[tuple[str, str]]:
+    """How often each class was taken for each, of details.csv; empty without that file or for a regression."""
+    text, problem = _read(path, lambda: untrusted.read_text(path, MAX_BYTES, errors="replace"), "is damaged")
+    rows = csv.DictReader(io.StringIO(text or ""))
+    if problem or not {"class", "predicted"} <= {*(rows.fieldnames or ())}:
+        return Counter()
+    try:
+        return Counter((str(row["class"]), str(row["predicted"])) for row in rows)
+    except csv.Error:
+        return Counter()
 
 
 def read_records(path: Path) -> tuple[list[Record], list[str]]:

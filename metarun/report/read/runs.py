@@ -47,6 +47,7 @@ class Run:
     overrides: tuple[str, ...] | None  # of the command line, if Hydra noted them
     missing: tuple[str, ...]
     functions: Mapping[str, Any] = field(default_factory=dict)  # functions.json
+    confusion: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (class, predicted) -> queries
 
     @property
     def name(self) -> str:
@@ -125,6 +126,7 @@ def read_run(path: Path | str) -> Run:
         overrides=None if first is None else _join_overrides(first, last or (), config),
         missing=tuple(filter(None, problems)),
         functions=functions or {},
+        confusion=files.read_confusion(path / "details.csv"),
     )
 
 
