@@ -26,7 +26,7 @@ from metarun.cli.compose import CONFIG_PATH, compose_options, to_config
 from metarun.cli.crash_report import TRACEBACK, report_crash, tracebacks_wanted
 from metarun.cli.overrides import read_arguments
 from metarun.cli.usage_errors import describe_usage_error
-from metarun.config.from_run import reuse_settings
+from metarun.config.from_run import SEARCH_PATH, reuse_settings
 from metarun.config.schema import Config
 from metarun.errors import UserError
 from metarun.jobs.sweep.child import end_with_parent
@@ -85,7 +85,8 @@ def run_job(composed: DictConfig) -> float:
     if runtime.mode == RunMode.MULTIRUN:
         return sweep.run_job(composed)
     try:
-        config = choose_settings(to_config(composed, runtime.runtime.choices), list(runtime.overrides.task))
+        overrides = [o for o in runtime.overrides.hydra if o.startswith(SEARCH_PATH)] + list(runtime.overrides.task)
+        config = choose_settings(to_config(composed, runtime.runtime.choices), overrides)
         result = jobs.run(config, runtime.runtime.output_dir)
     except BrokenPipeError:
         exit_with_closed_pipe()

@@ -22,6 +22,9 @@ RESUMABLE = (
 )
 """Settings that a resumed run may change; any other would make it another run."""
 
+SEARCH_PATH = "hydra.searchpath="
+"""Begins an override that names folders of settings."""
+
 OPTION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*|\[[\w.,-]*\]")
 
 
@@ -47,15 +50,19 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     if source is None:
         return config
     stored = read_settings(source)
-    asked = [o for o in overrides if o.partition("=")[0] not in COMMAND_SETTINGS]
+    folders = [o for o in overrides if o.startswith(SEARCH_PATH)]
+    asked = [o for o in overrides if o.partition("=")[0] not in COMMAND_SETTINGS and o not in folders]
     # The settings of a pair, or of an experiment, are those of the options that it was made for.
     other = {"algo", "data"} & {o.partition("=")[0] for o in asked}
     choices = {k: v for k, v in stored.get("choices", {}).items() if not (other and k in ("recipe", "experiment"))}
-    composed = (compose([*(f"{group}={option}" for group, option in choices.items()), *more]) for more in ([], asked))
-    base, typed = (to_dict(c) for c in composed)
+    base, known = _compose_choices(compose, choices, folders)
+    typed = to_dict(compose([*folders, *(f"{group}={option}" for group, option in known.items()), *asked]))
     flat, keys = diff_settings({}, typed), [o.partition("=")[0].lstrip("+~") for o in asked]
+    differences = diff_settings(base, typed)
+    for group in (choices.keys() - known.keys()) & {*keys}:  # in place of an option that is not at hand
+        differences[f"choices.{group}"] = flat[f"choices.{group}"]
     # Also a value that equals the default: the stored run may have another one.
-    changes = _select_changes(diff_settings(base, typed), keys) | {key: flat[key] for key in keys if key in flat}
+    changes = _select_changes(differences, keys) | {key: flat[key] for key in keys if key in flat}
     if config.resume:
         _refuse_other_run(changes, stored, config)
     else:
@@ -74,6 +81,22 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"{source}: its settings are not those of this version ({_first_line(error)})") from error
     return settings
+
+
+def _compose_choices(
+    compose: Callable[[Sequence[str]], Config], choices: dict[str, Any], folders: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a run's options, and those options that there still are: a YAML of the user's own may not be at
+    hand, and the run has its settings anyway."""
+    choices = {**choices}
+    while True:
+        try:
+            return to_dict(compose([*folders, *(f"{group}={option}" for group, option in choices.items())])), choices
+        except Exception as error:  # Hydra's, which only the command line may import
+            group, _, option = str(getattr(error, "missing_cfg_file", "")).partition("/")
+            if choices.get(group) != option:
+                raise
+            del choices[group]
 
 
 def _merge(stored: dict[str, Any], changes: dict[str, Any], typed: dict[str, Any]) -> Any:

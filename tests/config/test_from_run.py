@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -41,6 +42,24 @@ def test_settings_of_the_options_that_a_run_has_chosen_are_known_beside_it(tmp_p
     assert (config["data"]["kernel"], config["algo"]["_target_"]) == ("matern", "metarun.algorithms.imaml.IMAML")
     wrong = metarun("job=evaluate", "run=run", "data.kernle=matern", cwd=tmp_path)
     assert (wrong.returncode, wrong.stderr) == (2, "metarun: data.kernle: no such setting, did you mean kernel?\n")
+
+
+def test_options_of_ones_own_folder_need_not_be_at_hand_again(tmp_path: Path) -> None:
+    """The run has their settings; with the folder, named in either way, its keys can be changed."""
+    (tmp_path / "own/algo").mkdir(parents=True)
+    (tmp_path / "own/algo/quick.yaml").write_text("# @package _global_\ndefaults:\n  - maml\nalgo:\n  inner_lr: 0.3\n")
+    assert metarun(*TINY, "-cd", "own", "algo=quick", "hydra.run.dir=run", cwd=tmp_path).returncode == 0
+    search = f"hydra.searchpath=[file://{tmp_path / 'own'}]"
+
+    def tested(*typed: str) -> dict[str, Any]:
+        done = metarun("job=evaluate", "run=run", "hydra.run.dir=other", *typed, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return yaml.safe_load((tmp_path / "other/config.yaml").read_text())["algo"]
+
+    assert tested()["inner_lr"] == 0.3
+    assert tested("-cd", "own", "algo.inner_lr=0.2")["inner_lr"] == 0.2
+    assert tested(search, "algo.inner_lr=0.1")["inner_lr"] == 0.1
+    assert tested("algo=fomaml")["first_order"] is True
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Settings, as hydra.searchpath=[pkg://chirps.conf]."""
