@@ -1,5 +1,5 @@
 r"""Layers that take the place of torch's in a user's module, where those change buffers, draw random numbers or have no
-batching rule: batch normalisation, dropout, recurrent layers, instance normalisation, embeddings.
+batching rule: batch normalisation, dropout, recurrent layers, instance normalisation, embeddings, attention.
 
 They keep the names and the values of the parameters. What a call needs beside its input (statistics, the keys of
 dropout) and what it measures lies on a `Tape` that all layers of one module share.
@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -113,6 +114,53 @@ class RowDropout(nn.Module):
         return h * (kept.to(h.dtype) / (1 - self.p)) if self.p < 1 else h * 0
 
 
+class RowAttention(nn.Module):
+    """`nn.MultiheadAttention` with dropout of the attention weights by the keys of the rows."""
+
+    in_proj_weight: nn.Parameter | None
+    in_proj_bias: nn.Parameter | None
+
+    def __init__(self, module: nn.MultiheadAttention, tape: Tape) -> None:
+        super().__init__()
+        for name in ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            self.register_parameter(name, getattr(module, name))
+        self.out_proj, self.num_heads, self.batch_first = module.out_proj, module.num_heads, module.batch_first
+        self.drop = RowDropout(module.dropout, False, tape)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same call as torch's, with rows [B, L, E], or [L, B, E] without batch_first."""
+        inputs = (query, key, value) if self.batch_first else (t.transpose(0, 1) for t in (query, key, value))
+        maps = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
+        maps = list(self.in_proj_weight.chunk(3)) if self.in_proj_weight is not None else maps
+        shifts = self.in_proj_bias.chunk(3) if self.in_proj_bias is not None else (None, None, None)
+        parts = (linear(t, cast(Any, w), b) for t, w, b in zip(inputs, maps, shifts, strict=True))
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)  # [B, H, L, d]
+        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if attn_mask is not None:
+            logits = _mask(logits, attn_mask.unflatten(0, logits.shape[:2]) if attn_mask.ndim == 3 else attn_mask)
+        if key_padding_mask is not None:
+            logits = _mask(logits, key_padding_mask[:, None, None])
+        weights = self.drop(logits.softmax(-1))
+        out = self.out_proj((weights @ v).transpose(1, 2).flatten(2))
+        shown = (weights.mean(1) if average_attn_weights else weights) if need_weights else None
+        return out if self.batch_first else out.transpose(0, 1), shown
+
+
+def _mask(logits: Tensor, mask: Tensor) -> Tensor:
+    """True, or minus infinity, where there is to be no attention."""
+    return logits.masked_fill(mask, -math.inf) if mask.dtype == torch.bool else logits + mask
+
+
 def keep(keys: Tensor, layer: int, count: int, p: float) -> Tensor:
     """The mask [B, count] of one layer: the products modulo 2^64 of a hash of each row with one of each position,
     against p."""
@@ -204,8 +252,9 @@ def _replacement(name: str, part: nn.Module, norm: str, tape: Tape) -> nn.Module
     if isinstance(part, nn.RNNBase):
         return Recurrent(part, RowDropout(part.dropout, False, tape) if part.dropout and part.num_layers > 1 else None)
     if isinstance(part, nn.MultiheadAttention) and part.dropout:
-        needed = "masks attention weights, which is not supported; set its attribute dropout to 0, others may stay"
-        raise UserError(f"{name}: nn.MultiheadAttention(dropout={part.dropout}) {needed}")
+        if part.bias_k is not None or part.add_zero_attn:
+            raise UserError(f"{name}: nn.MultiheadAttention has add_bias_kv or add_zero_attn: set its dropout to 0")
+        return RowAttention(part, tape)
     if isinstance(part, nn.Embedding):
         if part.max_norm is not None:
             raise UserError(f"{name}: nn.Embedding(max_norm={part.max_norm}) changes its weights in place")

@@ -247,8 +247,9 @@ def _construct(make: Make, name: str, seed: int) -> nn.Module:
 
 
 def _hold(module: nn.Module) -> nn.Module:
-    """The module, or a container of it where it is a single layer, which may have to be replaced."""
-    return module if any(True for _ in module.children()) else nn.Sequential(module)
+    """The module, or a container of it where it is a layer of torch's, which may have to be replaced."""
+    own = isinstance(module, nn.Sequential) or not type(module).__module__.startswith("torch.nn.")
+    return module if own else nn.Sequential(module)
 
 
 def _wrap(
@@ -344,9 +345,12 @@ def _check(
         has = f"{network.name} puts out {list(trial.output.shape[1:])} for a row, and the data need [{outputs}]"
         advice = "give it a parameter `outputs`, or set its own by model.args"
         raise SettingError("head", network.head or NO_HEAD, f"{has}; {advice}")
-    noise = layers.add_keys if layers.contains(network.template, layers.RowDropout) else None
+    if layers.contains(network.template, layers.RowDropout):
+        network = replace(network, add_noise=layers.add_keys)
+        rows = torch.zeros(2, math.prod(input_shape) + layers.KEYS, dtype=trial.output.dtype)
+        try_once(network.name, lambda p, _: network.apply(p, rows), params, network.constants, input_shape)
     check_batching(network.name, network.apply, params, input_shape)
     with torch.no_grad():
         rows = torch.zeros(2, *input_shape, dtype=trial.output.dtype)
         width = network.activations(params, rows)[FEATURES].shape[1]
-    return replace(network, features=width, add_noise=noise)
+    return replace(network, features=width)

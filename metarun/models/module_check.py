@@ -47,8 +47,8 @@ def try_once(name: str, apply: Apply, params: Params, constants: Params, input_s
     try:
         with torch.no_grad(), _Watch() as watch:
             output = apply(params, rows)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
     except Exception as error:  # of the user's code
         failed = f"fails on inputs of shape {list(rows.shape)}"
         raise UserError(f"{name}: {failed} ({type(error).__name__}: {one_line(error)[:300]})") from error

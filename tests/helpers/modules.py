@@ -63,12 +63,12 @@ class Sequence(nn.Module):
 class Attending(nn.Module):
     """A transformer block over the rows of an image."""
 
-    def __init__(self, input_shape: tuple[int, ...], outputs: int | None, width: int = 8) -> None:
+    def __init__(self, input_shape: tuple[int, ...], outputs: int | None, width: int = 8, p: float = 0.0) -> None:
         super().__init__()
         self.size = input_shape[-1]
         self.embed = nn.Linear(self.size, width)
         self.register_buffer("position", torch.linspace(-1, 1, width))
-        self.block = nn.TransformerEncoderLayer(width, 2, 12, dropout=0.0, batch_first=True)
+        self.block = nn.TransformerEncoderLayer(width, 2, 12, dropout=p, batch_first=True)
         self.fc = nn.Linear(width, outputs) if outputs is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,3 +139,14 @@ class Dropping(Plain):
     def __init__(self, input_shape: tuple[int, ...], outputs: int | None) -> None:
         super().__init__(input_shape, outputs)
         self.body.append(nn.Dropout(0.5))
+
+
+class Sideways(nn.Module):
+    """Dropout where the first axis is no row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.fc = nn.Dropout(0.5), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.drop(x.transpose(0, 1)).mean(0))

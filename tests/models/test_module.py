@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.modules import Attending, Branch, Counter, Item, Noise, Residual, Sequence, SmallConv
+from helpers.modules import Attending, Branch, Counter, Item, Noise, Residual, Sequence, Sideways, SmallConv
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.utils.rnn import pack_sequence
@@ -19,7 +19,7 @@ from metarun.algorithms.maml import MAML
 from metarun.algorithms.protonet import ProtoNet
 from metarun.errors import UserError
 from metarun.models.conv4 import conv4
-from metarun.models.layers import RowDropout, Tape, keep, replace_layers
+from metarun.models.layers import RowAttention, RowDropout, Tape, keep, replace_layers
 from metarun.models.module import ModuleNetwork, from_module, module
 from metarun.types import Algorithm, Batch, Model, Params, Task
 
@@ -211,6 +211,7 @@ NETS: list[Any] = [
     pytest.param(lambda: made(Sequence, (3, 2), 3), (3, 2), id="gru"),
     pytest.param(lambda: made(Sequence, (3, 2), 3, cell="LSTM"), (3, 2), id="lstm"),
     pytest.param(lambda: made(Attending, (3, 4), 3), (3, 4), id="attention"),
+    pytest.param(lambda: made(Attending, (3, 4), 3, p=0.2), (3, 4), id="attention-with-dropout"),
 ]
 
 
@@ -350,6 +351,26 @@ def test_dropout_keeps_the_right_share_independently_of_its_neighbours() -> None
     assert {*channels.unique().tolist()} == {0.0, 2.0}
 
 
+@pytest.mark.parametrize("options", [{"batch_first": True}, {"bias": False}, {"kdim": 3, "vdim": 2}])
+def test_attention_without_keys_is_torchs_and_with_keys_drops_weights(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(4, 2, 0.5, **options).double().eval()
+    tape, (rows, long) = Tape(), ((2, 5) if options.get("batch_first") else (5, 2))
+    own = RowAttention(attention, tape)
+    q, k, v = (random(rows, long, size, seed=i) for i, size in enumerate((4, attention.kdim, attention.vdim)))
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    causal = torch.ones(5, 5).triu(1).bool()
+    for given in ({}, {"attn_mask": causal}, {"key_padding_mask": padding}, {"attn_mask": random(4, 5, 5, seed=3)}):
+        assert_equal(own(q, k, v, **given), attention(q, k, v, **given))
+    assert_equal(own(q, k, v, average_attn_weights=False)[1], attention(q, k, v, average_attn_weights=False)[1])
+    tape.begin(None, torch.tensor([[1, 2], [3, 4]]), False)
+    _, weights = own(q, k, v, average_attn_weights=False)
+    plain = attention(q, k, v, average_attn_weights=False)[1]
+    kept = weights != 0
+    assert 0.2 < float(kept.double().mean()) < 0.8
+    assert_equal(weights[kept], 2 * plain[kept])
+
+
 # ---------------------------------------------------------------- errors
 
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
@@ -372,7 +393,8 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "target": (lambda: module((4,), 3, None, {}, None, "batch", ()), r"^target=None: must be"),
     "class": (lambda: made(Batch, (4,), 3, x=1, y=1), "makes a Batch, which is no torch.nn.Module"),
     "lazy": (lambda: from_module(nn.LazyLinear(3)), "has lazy layers"),
-    "attention": (lambda: from_module(nn.MultiheadAttention(4, 2, 0.1)), "set its attribute dropout to 0"),
+    "attention": (lambda: from_module(nn.MultiheadAttention(4, 2, 0.1, add_zero_attn=True)), "set its dropout to 0"),
+    "rows": (lambda: from_module(Sideways()).fit((3, 4), 4), r"^Sideways: .*has 3 rows where the batch has 2"),
     "alpha": (lambda: from_module(nn.Sequential(nn.AlphaDropout(0.1))), "AlphaDropout"),
     "slopes": (lambda: from_module(nn.Sequential(nn.RReLU())), "random slopes"),
     "running": (
