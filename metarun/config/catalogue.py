@@ -8,8 +8,6 @@ from typing import Any
 
 import yaml
 
-from metarun.types import DatasetOptions, optional
-
 PACKAGED = Path(__file__).parents[1] / "conf"  # in a wheel
 CHECKOUT = Path(__file__).parents[2] / "conf"  # in a checkout, installed with pip install -e or not at all
 
@@ -57,6 +55,8 @@ def list_algorithms(kind: str) -> list[str]:
 
 def list_datasets(kind: str) -> list[str]:
     """The data sets of a kind."""
+    from metarun.types import DatasetOptions, optional  # with torch, which --help does without
+
     known = [name for name in list_options("data") if read_component("data", name).get("_target_")]
     classes = {name: _locate_class("data", name) for name in known}
     return [n for n, made in classes.items() if kind in (optional(made, DatasetOptions, "kinds") or (made.kind,))]
