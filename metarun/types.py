@@ -14,7 +14,7 @@ Dimension letters, used in every docstring and as suffixes of local names:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -335,6 +335,10 @@ class DatasetOptions:
     picture: tuple[int, int] | None = None  # rows and columns of an image that is completed
     members: dict[str, Any] | None = None  # the class names of each split, for split.json
     class_names: Callable[..., list[tuple[str, ...]]] | None = None  # (split, seed, step, tasks, spec) -> of each task
+    encode: Callable[..., Any] | None = None  # (x, y or None) in the units of the data -> as the learner gets them
+    decode: Callable[..., Any] | None = None  # (predicted values, deviations) -> in the units of the data
+    x_names: Sequence[str] = ()  # of the columns of the inputs and targets, of a data set from a table
+    y_names: Sequence[str] = ()
     pixels: Any = None  # how image files become inputs (data/pixels.py), of a data set of images
     describe: Callable[[], dict[str, Any]] | None = None  # the facts that `job=data` prints, of a data set of files
     contact_sheet: Callable[[EpisodeSpec], Any] | None = None  # an image of a few training episodes, likewise

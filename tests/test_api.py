@@ -57,7 +57,7 @@ def test_resuming_in_python_continues_the_run(tmp_path: Path) -> None:
 
 def test_a_job_that_needs_the_data_of_the_run_has_them(reptile: Path, tmp_path: Path) -> None:
     config = metarun.compose(["job=predict", f"run={reptile}"])
-    with pytest.raises(metarun.UserError, match="data=sinusoid, which has no images"):
+    with pytest.raises(metarun.UserError, match=r"predict\.support=None: job=predict needs the examples"):
         metarun.run(config, tmp_path / "predicted")
     assert config.algo["_target_"] == "metarun.algorithms.reptile.Reptile"
 

@@ -180,6 +180,18 @@ class RowData:
             columns += _describe_columns("target", self.y, self.y_scale, self.y_names, self._training_rows)
         return self.facts() | {"parts": parts, "columns": columns}
 
+    def encode(self, x: Array, y: Array | None) -> tuple[Array, Array | None]:
+        """Rows in the units of the data -> as the learner gets them."""
+        scaled = (x - self.x_scale.mean) / self.x_scale.deviation
+        return scaled, None if y is None or self.y_scale is None else (y - self.y_scale.mean) / self.y_scale.deviation
+
+    def decode(self, values: Array, deviations: Array) -> tuple[Array, Array]:
+        """Predicted targets [n, d_out] and their standard deviations, if any, in the units of the data."""
+        if self.y_scale is None:
+            return values, deviations
+        spread = deviations * self.y_scale.deviation if deviations.size else deviations
+        return values * self.y_scale.deviation + self.y_scale.mean, spread
+
     @property
     def members(self) -> dict[str, list[str]]:
         """The names of the classes or tasks of each split."""

@@ -24,8 +24,8 @@ from metarun.errors import UserError, require
 from metarun.jobs.predict import predict, restore_learner
 from metarun.jobs.result import Result
 from metarun.storage.run_folder import RunFolder
-from metarun.training.experiment import NO_PARTS, OwnParts, build_dataset
-from metarun.types import Algorithm, Batch, Dataset, Params
+from metarun.training.experiment import NO_PARTS, OwnParts, assemble
+from metarun.types import Algorithm, Batch, Dataset, DatasetOptions, Params, optional
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +71,8 @@ class LoadedRun:
         """Adapt the run's best checkpoint to a support set.
 
         Args:
-            support_x: [S, ...], inputs as the data set of the run gives them to its network.
+            support_x: [S, ...], rows in the units of the data (data=table, arrays, windows), else inputs as the data
+                set of the run gives them to its network.
             support_y: [S] labels of any kind, or [S, d_out] targets of a regression.
         """
         placement = make_placement(self.config.device)
@@ -80,14 +81,17 @@ class LoadedRun:
             classes, labels = np.unique(np.asarray(support_y), return_inverse=True)
             y = placement.move(torch.as_tensor(labels.reshape(-1)))
         else:
-            y = placement.move(torch.as_tensor(np.asarray(support_y, dtype=np.float32)))
-            y = y if y.ndim > 1 else y[:, None]
+            targets = np.asarray(support_y, dtype=np.float64)
+            scale = optional(self._dataset, DatasetOptions, "encode")
+            targets = targets if targets.ndim > 1 else targets[:, None]
+            y = placement.move(torch.as_tensor(scale(0.0, targets)[1] if scale else targets).float())
         require(len(x) == len(y), "support_y", len(y), f"must have a row for each of the {len(x)} rows of support_x")
         support = Batch(x, y)
         learner, params = restore_learner(
             self.config, RunFolder(self.folder), self._dataset, placement, support, self.own
         )
-        return AdaptedLearner(learner, params, support, classes, lambda x: self._as_inputs(x, placement))
+        decode = optional(self._dataset, DatasetOptions, "decode")
+        return AdaptedLearner(learner, params, support, classes, lambda x: self._as_inputs(x, placement), decode)
 
     def evaluate(self, *overrides: str, folder: str | Path | None = None) -> Result:
         """Test the run again, as `metarun job=evaluate run=FOLDER` does: `run.evaluate("data.shots=5")`."""
@@ -124,7 +128,7 @@ class LoadedRun:
 
     @cached_property
     def _dataset(self) -> Dataset:
-        return self.own.dataset or build_dataset(self.config)
+        return assemble(self.config, self.own).dataset
 
     def _as_inputs(self, x: ArrayLike, placement: Placement) -> Tensor:
         values = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
@@ -134,7 +138,10 @@ class LoadedRun:
         if tuple(values.shape[1:]) != shape:
             needed = f"must be [rows, {', '.join(map(str, shape))}], as the data set of the run gives its inputs"
             raise UserError(f"x of shape {list(values.shape)}: {needed}")
-        return placement.move(values if values.is_floating_point() else values.float())
+        scale = optional(self._dataset, DatasetOptions, "encode")
+        if scale:  # rows in the units of the data
+            values = torch.as_tensor(scale(values.double().cpu().numpy(), None)[0])
+        return placement.move(values.float())
 
 
 @dataclass(frozen=True)
@@ -146,10 +153,11 @@ class AdaptedLearner:
     support: Batch = field(repr=False)
     classes: np.ndarray | None  # the labels of a classification, in the order of the columns of `probabilities`
     read: Callable[[ArrayLike], Tensor] = field(repr=False)
+    decode: Callable[..., Any] | None = field(default=None, repr=False)  # to the units of the data
 
     def outputs(self, x: ArrayLike) -> np.ndarray:
-        """What the learner predicts for the rows of x: logits [M, N], values [M, d_out], or means and standard
-        deviations side by side [M, 2 d_out]."""
+        """What the learner predicts for the rows of x: logits [M, N], or values [M, d_out] as the learner sees them,
+        or means and standard deviations side by side [M, 2 d_out]."""
         return predict(self.learner, self.params, self.support, self.read(x)).detach().cpu().numpy()
 
     def probabilities(self, x: ArrayLike) -> np.ndarray:
@@ -162,7 +170,13 @@ class AdaptedLearner:
         """The label of each row [M], one of those of the support set, or the predicted values [M, d_out]."""
         if self.classes is not None:
             return self.classes[self.outputs(x).argmax(1)]
-        return self.outputs(x)[:, : self.support.y.shape[1]]
+        return self.predict_with_deviation(x)[0]
+
+    def predict_with_deviation(self, x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted values [M, d_out] and their standard deviations, [M, 0] of a learner that predicts none."""
+        found, outputs = self.outputs(x), self.support.y.shape[1]
+        parts = found[:, :outputs], found[:, outputs:]
+        return self.decode(*parts) if self.decode else parts
 
 
 def _as_curves(records: Sequence[dict[str, Any]]) -> Any:

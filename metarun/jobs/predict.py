@@ -50,11 +50,15 @@ def predict_job(config: Config, record: RunFolder) -> Result:
     source = open_source_run(config)
     dataset = build_dataset(config)
     pixels = optional(dataset, DatasetOptions, "pixels")
+    if pixels is None and (dataset.kind == "regression" or optional(dataset, DatasetOptions, "encode")):
+        from metarun.jobs.predict_rows import predict_rows
+
+        return predict_rows(config, record, source, dataset)
     if pixels is None:
         name = option_name("data", config)
-        raise SettingError("run", source.path, f"was trained on data={name}, which has no images")
-    examples = read_examples(require_folder(config, "support"), pixels)
-    pictures = read_pictures(require_folder(config, "query"), pixels)
+        raise SettingError("run", source.path, f"was trained on data={name}, which has neither images nor a table")
+    examples = read_examples(require_path(config, "support"), pixels)
+    pictures = read_pictures(require_path(config, "query"), pixels)
     placement = make_placement(config.device)
     support = Batch(placement.move(examples.x), placement.move(examples.y))
     try:
@@ -141,9 +145,10 @@ def render(summary: dict[str, Any], predictions: Sequence[Prediction], record: R
     yield f"table: {record.path / 'predictions.csv'}{ending}"
 
 
-def require_folder(config: Config, name: str) -> Path:
+def require_path(config: Config, name: str) -> Path:
     """`predict.NAME`; raise `SettingError` where it is not set."""
     value = getattr(config.predict, name)
     if not value:
-        raise SettingError(f"predict.{name}", None, "job=predict needs a folder of examples per class and pictures")
+        needed = "job=predict needs the examples to adapt to (support), and what to predict (query)"
+        raise SettingError(f"predict.{name}", None, f"{needed}: folders of pictures, or tables for a run on rows")
     return Path(value).expanduser()

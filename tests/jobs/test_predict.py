@@ -165,7 +165,7 @@ def test_wrong_places_are_one_line_with_their_key(home: Path, tmp_path: Path) ->
     assert refusal(home, tmp_path, support="/no/where") == "predict.support=/no/where: there is no such file or folder"
     assert "a folder of images for each" in refusal(home, tmp_path, support=str(tmp_path / "empty"))
     assert refusal(home, tmp_path, query="") == (
-        "predict.query=None: job=predict needs a folder of examples per class and pictures"
+        "predict.query=None: job=predict needs the examples to adapt to (support), and what to predict (query): folders of pictures, or tables for a run on rows"
     )
     assert "contains no image" in refusal(home, tmp_path, query=str(tmp_path / "empty"))
     assert f"{tmp_path / 'bad/x.jpg'}: is not a readable image" in refusal(home, tmp_path, query=str(tmp_path / "bad"))
@@ -202,9 +202,9 @@ def test_a_refused_job_of_the_command_line_leaves_no_folder(tmp_path: Path, monk
 
 
 def test_a_run_is_needed_and_one_on_images(home: Path, tmp_path: Path) -> None:
-    config = metarun.compose(["job=predict"])
+    config = metarun.compose(["job=predict", "data=point_robot"])
     with pytest.raises(UserError, match=r"run=None: job=predict needs a run's folder"):
         metarun.run(config, tmp_path)
     config.run = "outputs/somewhere"
-    with pytest.raises(UserError, match=r"trained on data=sinusoid, which has no images"):
+    with pytest.raises(UserError, match=r"trained on data=point_robot, which has neither images nor a table"):
         metarun.run(config, tmp_path)
