@@ -124,8 +124,8 @@ class DiagnosticsConfig:
 class PredictConfig:
     """Settings of job=predict."""
 
-    support: Optional[str] = None  # a folder with a folder of labelled images per class
-    query: Optional[str] = None  # a folder of images, or one image
+    support: Optional[str] = None  # a folder with a folder of labelled images per class; or a table of rows
+    query: Optional[str] = None  # a folder of images, or one image; or a table of inputs
 
 
 @dataclass

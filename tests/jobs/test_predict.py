@@ -165,7 +165,8 @@ def test_wrong_places_are_one_line_with_their_key(home: Path, tmp_path: Path) ->
     assert refusal(home, tmp_path, support="/no/where") == "predict.support=/no/where: there is no such file or folder"
     assert "a folder of images for each" in refusal(home, tmp_path, support=str(tmp_path / "empty"))
     assert refusal(home, tmp_path, query="") == (
-        "predict.query=None: job=predict needs the examples to adapt to (support), and what to predict (query): folders of pictures, or tables for a run on rows"
+        "predict.query=None: job=predict needs the examples to adapt to (support), and what to predict (query): "
+        "folders of pictures, or tables for a run on rows"
     )
     assert "contains no image" in refusal(home, tmp_path, query=str(tmp_path / "empty"))
     assert f"{tmp_path / 'bad/x.jpg'}: is not a readable image" in refusal(home, tmp_path, query=str(tmp_path / "bad"))
