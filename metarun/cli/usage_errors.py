@@ -107,6 +107,8 @@ def _bad_key(error: OmegaConfBaseException) -> str:
     if re.search(r"not in struct|not in '|is not in", reason):
         siblings: Any = [] if parent is None else OmegaConf.to_container(parent, resolve=False)
         return one_line(f"{key}: no such setting, {nearest(str(error.key), siblings)}")
+    if reason.endswith("is not Optional"):
+        return f"{key}=null: must not be null"
     value = "" if error.value is None else f"={error.value}"
     if kind := re.search(r"could not be converted to (\w+)", reason):
         reason = f"must be {TYPES.get(kind[1], kind[1])}"

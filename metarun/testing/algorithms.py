@@ -20,9 +20,10 @@ from metarun.testing.algorithm_checks import AlgorithmCase
 from metarun.testing.episodes import DATASETS, SPECS
 from metarun.testing.failure import Checks, call_with, expect, name_of, naming, refuse_unknown_steps, run_checks
 from metarun.testing.learning import check_learning
+from metarun.testing.models import make_model
 from metarun.training.experiment import build_learner
 from metarun.training.own_algorithm import check_members, explain_batching, locate_algorithm
-from metarun.types import Algorithm, AlgorithmOptions, Dataset, Kind, Model, optional
+from metarun.types import Algorithm, AlgorithmOptions, Dataset, Kind, optional
 
 ALGORITHM_CHECKS: Checks = {
     "interface": checks.check_interface,
@@ -50,7 +51,7 @@ def check_algorithm(
     make: Callable[..., Algorithm],
     kind: Kind | None = None,
     *,
-    network: Callable[..., Model] | None = None,
+    network: Callable[..., Any] | None = None,
     optim: OptimConfig | None = None,
     skip: Collection[str] = (),
 ) -> None:
@@ -63,8 +64,8 @@ def check_algorithm(
         make: a class or function that makes the algorithm. It is called with those of `model`, `loss`, `ways`,
             `input_shape`, `outputs`, `network`, `regularization` and `environment` that it has a parameter for.
         kind: regression, classification or control. None: each of the algorithm's `kinds`.
-        network: (input_shape, outputs) -> the network to check it with, and `norm` if it has such a parameter. None: a
-            small MLP, with each norm that there is.
+        network: the class of a `torch.nn.Module`, or a function (input_shape, outputs) -> network, for learning too.
+            It is tried with each norm if it has a parameter `norm`. None: a small MLP.
         optim: the outer optimizer of the step "learning". None: Adam with a rate of 0.01.
         skip: names of steps to leave out, of `metarun.testing.algorithms.ALGORITHM_CHECKS`: "meta-gradient" for one
             that is no gradient of `loss` by design, "learning" for one that needs longer.
@@ -73,9 +74,9 @@ def check_algorithm(
     title, optim = name_of(make), optim or OptimConfig(lr=OUTER_LR)
 
     def build(hidden: tuple[int, ...], norm: str | None, dataset: Dataset, ways: int) -> Algorithm:
-        given: Callable[..., Model] = network or functools.partial(mlp, hidden=hidden, norm="none")
-        usual = functools.partial(given, norm=norm) if norm else given
-        return _make_algorithm(make, usual, dataset, ways)
+        given = network or functools.partial(mlp, hidden=hidden, norm="none")
+        chosen = functools.partial(given, norm=norm) if norm else given
+        return _make_algorithm(make, functools.partial(make_model, chosen), dataset, ways)
 
     with naming(f"{title}, interface"):
         first = build((8, 6), None, DATASETS[kind or "regression"], SPECS[kind or "regression"].ways)
@@ -158,7 +159,7 @@ def _explain(check: Callable[[Any], None], algorithm: Algorithm, case: Algorithm
 
 
 def _make_algorithm(
-    make: Callable[..., Algorithm], network: Callable[..., Model], dataset: Dataset, ways: int
+    make: Callable[..., Algorithm], network: Callable[..., Any], dataset: Dataset, ways: int
 ) -> Algorithm:
     """The algorithm with a network that ends in a head or in its features, and with the loss, as it declares."""
     shape, outputs = dataset.input_shape(), dataset.outputs(ways)

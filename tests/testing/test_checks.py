@@ -93,6 +93,7 @@ def test_the_right_algorithm_passes_however_it_is_made() -> None:
     check_algorithm(lambda model, loss, ways: own(model, loss, 0.1), skip=["learning"])
     check_algorithm(own, network=lambda input_shape, outputs: mlp(input_shape, outputs, (16, 24), "none"))
     check_algorithm(own, network=wrong_models.Perceptron, skip=["learning"])
+    check_algorithm(own, network=modules.Plain, skip=["learning"])
 
 
 def test_what_cannot_be_made_is_a_failure_of_the_interface() -> None:
