@@ -75,6 +75,8 @@ def check_batching(name: str, apply: Apply, params: Params, input_shape: tuple[i
         x = _zeros(params, input_shape).to(device)
         vmap(grad(slope))(several, torch.stack([x, x]))
 
+    if not params:
+        raise UserError(f"{name}: has no parameters to train, or none before its head")
     with contextlib.suppress(Exception):  # also of a module that makes tensors on the CPU
         return batch("meta")  # shapes alone: with arithmetic a large module takes seconds
     try:

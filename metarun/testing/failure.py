@@ -57,11 +57,8 @@ def call_with(make: Callable[..., Any], provided: Mapping[str, Any]) -> Any:
         for name, p in parameters.items()
         if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and name not in provided
     ]
-    needed = ", ".join(missing)
-    expect(
-        not missing,
-        f"cannot be made: it needs {needed}; give it by functools.partial(..., {missing[:1] and needed}=...)",
-    )
+    advice = ", ".join(f"{name}=..." for name in missing)
+    expect(not missing, f"cannot be made without {', '.join(missing)}; functools.partial(CLASS, {advice}) gives them")
     every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return make(**{name: value for name, value in provided.items() if every or name in parameters})
 

@@ -375,6 +375,10 @@ def test_attention_without_keys_is_torchs_and_with_keys_drops_weights(options: d
 
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "item": (lambda: from_module(Item(3)).fit((4,), 3), r"^Item: cannot be batched over tasks: .*\(.item\(\)\)"),
+    "one layer": (
+        lambda: from_module(nn.Linear(4, 3)).fit((4,), None),
+        r"^Sequential: has no parameters to train, or none before its head",
+    ),
     "branch": (lambda: from_module(Branch(3)).fit((4,), 3), r"^Branch: .*tasks: it branches on a tensor's value"),
     "random": (lambda: from_module(Noise(3)).fit((4,), 3), r"^Noise: .*draws random numbers while it runs"),
     "buffer": (lambda: from_module(Counter(3)).fit((4,), 3), r"^Counter: changes its buffer calls"),

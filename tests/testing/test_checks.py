@@ -98,7 +98,7 @@ def test_the_right_algorithm_passes_however_it_is_made() -> None:
 
 def test_what_cannot_be_made_is_a_failure_of_the_interface() -> None:
     message = failure(check_algorithm, lambda model, rate: None)
-    assert message == "<lambda>, interface: cannot be made: it needs rate; give it by functools.partial(..., rate=...)"
+    assert message == "<lambda>, interface: cannot be made without rate; functools.partial(CLASS, rate=...) gives them"
 
 
 def test_an_algorithm_of_the_settings_is_checked_by_its_name() -> None:
