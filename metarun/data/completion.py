@@ -122,6 +122,8 @@ def completion(
     image_size: int,
     resize: str,
     train_classes: int | None = None,
+    within: str | None = None,
 ) -> Completion:
     """The drawings of Omniglot with these settings, which conf/data/completion.yaml explains."""
+    require(within is None, "within", within, "must be null: a task is one image")
     return Completion(omniglot(root, download, urls, split, split_seed, rotations, image_size, resize, train_classes))

@@ -70,6 +70,7 @@ def image_folder(
     benchmark: str | None,
     train_classes: int | None = None,
     classes: str = "auto",
+    within: str | None = None,
 ) -> ImageData:
     """The data set of these settings, which conf/data/folder.yaml explains."""
     require(on_corrupt in ON_CORRUPT, "on_corrupt", on_corrupt, "choices: " + ", ".join(ON_CORRUPT))
@@ -79,7 +80,7 @@ def image_folder(
     check_split(settings)
     pixels = Pixels(image_size, channels, resize, fit, normalize)
     load = ImageFiles(root, csv, parse_downloads(urls), settings, pixels, on_corrupt, benchmark, train_classes, classes)
-    return ImageData(pixels, rotations, Augmentation(crop, flip, jitter), load)
+    return ImageData(pixels, rotations, Augmentation(crop, flip, jitter), load, within)
 
 
 @dataclass(frozen=True)

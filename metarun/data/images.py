@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -53,15 +53,20 @@ class ImageEpisodes:
     Variant v is table class v mod C turned by v div C quarters (C classes in the table), so that rotations need no
     copies of the images. Classes are uniform over the split without replacement, variants uniform, images uniform
     within the class without replacement (so support and query are disjoint), and labels are the order of the draw.
+    With `groups` all classes of an episode are of one group, uniform over those with enough classes.
     """
 
     table: ImageTable
     classes: Index  # [M, R] variants: R of each of the M classes of the split
+    groups: Index | None = None  # [M] the group of each, as the alphabet of a character
 
     def check(self, spec: EpisodeSpec, split: Split) -> None:
         """Raise `SettingError` if an episode of this size cannot be drawn."""
         count = len(self.classes)
         room = f"must be 2 to {count}, the classes of the {split} split"
+        if self.groups is not None and count:
+            count = int(np.unique(self.groups, return_counts=True)[1].max())
+            room = f"must be 2 to {count}, the classes of the largest group of the {split} split (data.within=group)"
         if count < 2:
             room = f"the {split} split has {count} class, and a task needs 2 or more"
         require(2 <= spec.ways <= count, "ways", spec.ways, room)
@@ -92,8 +97,15 @@ class ImageEpisodes:
     ) -> tuple[Index, Index, Bits]:
         """The quarter turns and the classes of each task [T, N], and random words for their images [T, N, most]."""
         classes, most = len(self.classes), int(self._counts(self.classes).max())
-        bits = random_bits(split, seed, step, tasks, classes + spec.ways * (1 + most))
+        bits = random_bits(split, seed, step, tasks, classes + spec.ways * (1 + most) + (self.groups is not None))
         class_bits, variant_bits, image_bits = np.split(bits, [classes, classes + spec.ways], axis=1)
+        if self.groups is not None:
+            sizes = np.bincount(self.groups)
+            large = np.flatnonzero(sizes >= spec.ways)
+            chosen = large[uniform(bits[:, -1], 0, len(large)).astype(np.intp)]
+            # Classes of other groups get the largest word, so that they are not chosen.
+            class_bits = np.where(self.groups == chosen[:, None], class_bits, np.iinfo(np.uint64).max)
+            image_bits = image_bits[:, :-1]
         variant_TN = uniform(variant_bits, 0, self.classes.shape[1]).astype(np.intp)
         turns_TN, class_TN = np.divmod(self.classes[choose(class_bits, spec.ways), variant_TN], len(self.table.names))
         return turns_TN, class_TN, image_bits.reshape(len(tasks), spec.ways, most)
@@ -126,6 +138,14 @@ def make_variants(classes: Index, total: int, rotations: str) -> Index:
     return rotated.reshape(-1, 1) if rotations == "classes" else rotated
 
 
+def number_groups(names: Sequence[str]) -> Index:
+    """The group of each class [M], what stands before the last slash of its name. Raise `SettingError` without any."""
+    found, numbers = np.unique([name.rpartition("/")[0] for name in names], return_inverse=True)
+    needed = "these classes have no groups: their names need a folder, as in group/class (data.classes=leaf), Omniglot"
+    require(len(names) == 0 or len(found) > 1 or found[0] != "", "within", "group", needed)
+    return numbers.astype(np.intp)
+
+
 def members_sha256(members: dict[str, list[str]]) -> str:
     """The hash of a split: the class names of each part, in any order."""
     text = "\n".join(f"{split}:{name}" for split in sorted(members) for name in sorted(members[split]))
@@ -150,11 +170,13 @@ class ImageData:
     rotations: str
     augmentation: Augmentation
     load: Callable[[bool], Source]
+    within: str | None = None  # group: all classes of an episode are of one group, as an alphabet
 
     kind: ClassVar[Kind] = "classification"
 
     def __post_init__(self) -> None:
         require(self.rotations in ROTATIONS, "rotations", self.rotations, "choices: " + ", ".join(ROTATIONS))
+        require(self.within in (None, "group"), "within", self.within, "choices: null, group")
         crop = self.augmentation.crop
         require(crop < self.pixels.size, "crop", crop, f"must be below data.image_size={self.pixels.size}")
 
@@ -216,6 +238,7 @@ class ImageData:
             "resize": pixels.resize,
             "fit": pixels.fit,
             "normalize": pixels.normalize,
+            **({"within": self.within} if self.within else {}),
             **self.source.notes,
         }
 
@@ -276,7 +299,9 @@ class ImageData:
             rotations = self.rotations
             if rotations == "train":
                 rotations = "classes" if split == "train" else "none"
-            episodes[split] = ImageEpisodes(table, make_variants(classes, len(table.names), rotations))
+            variants = make_variants(classes, len(table.names), rotations)
+            names = [table.names[i % len(table.names)] for i in variants[:, 0]]
+            episodes[split] = ImageEpisodes(table, variants, number_groups(names) if self.within else None)
         return episodes
 
 

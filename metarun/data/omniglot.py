@@ -64,6 +64,7 @@ def omniglot(
     image_size: int,
     resize: str,
     train_classes: int | None = None,
+    within: str | None = None,
 ) -> ImageData:
     """The data set of these settings, which conf/data/omniglot.yaml explains."""
     require(split in SPLIT_NAMES, "split", split, "choices: " + ", ".join(SPLIT_NAMES))
@@ -89,7 +90,7 @@ def omniglot(
         notes = {} if train_classes is None else {"train_classes": train_classes}
         return Source(cached.table, splits, split, notes, cached.path)
 
-    return ImageData(pixels, rotations, Augmentation(), load)
+    return ImageData(pixels, rotations, Augmentation(), load, within)
 
 
 def split_characters(names: tuple[str, ...], split: str, seed: int) -> dict[Split, Index]:

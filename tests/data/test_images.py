@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from metarun.data.images import ImageEpisodes, ImageTable, make_variants, members_sha256
+from metarun.data.images import ImageEpisodes, ImageTable, make_variants, members_sha256, number_groups
 from metarun.errors import SettingError
 from metarun.types import Batch, EpisodeSpec, Task
 
@@ -302,3 +303,33 @@ def test_the_hash_of_a_split_changes_when_its_members_do(other: dict[str, list[s
     assert members_sha256(other) != members_sha256({"train": ["a", "b", "c"], "test": ["d", "e"]})
     border = {"train": ["d", "e"], "test": ["a", "b", "c"]}, {"train": ["c", "d", "e"], "test": ["a", "b"]}
     assert members_sha256(border[0]) != members_sha256(border[1])
+
+
+def test_the_classes_of_an_episode_are_of_one_group_and_all_large_enough_groups_are_drawn() -> None:
+    names = [f"{group}/{n}" for group, size in (("a", 5), ("b", 2), ("c", 3)) for n in range(size)]
+    groups = number_groups(names)
+    data = ImageEpisodes(table([4] * 10), make_variants(np.arange(10), 10, "none"), groups)
+    spec = EpisodeSpec(3, 1, 2)
+    _, class_TN, _ = data.draw_classes("train", 0, 0, range(400), spec)
+    drawn = groups[class_TN]
+    assert (drawn == drawn[:, :1]).all()
+    counts = np.bincount(drawn[:, 0], minlength=3)
+    assert counts[1] == 0  # two classes are too few
+    assert abs(counts[0] - 200) < 5 * 10
+    assert {tuple(sorted(row)) for row in class_TN[drawn[:, 0] == 0]} == {*itertools.combinations(range(5), 3)}
+    with pytest.raises(SettingError, match=r"ways=6: must be 2 to 5, the classes of the largest group of the train"):
+        data.check(EpisodeSpec(6, 1, 1), "train")
+
+
+def test_rotated_classes_stay_in_their_group() -> None:
+    names = ["a/0", "a/1", "b/0", "b/1"]
+    variants = make_variants(np.arange(4), 4, "classes")
+    groups = number_groups([names[i % 4] for i in variants[:, 0]])
+    data = ImageEpisodes(table([4] * 4), variants, groups)
+    _, class_TN, _ = data.draw_classes("train", 0, 0, range(50), EpisodeSpec(6, 1, 1))
+    assert all({*row} <= {0, 1} or {*row} <= {2, 3} for row in class_TN.tolist())
+
+
+def test_classes_without_a_folder_in_their_names_have_no_groups() -> None:
+    with pytest.raises(SettingError, match="these classes have no groups"):
+        number_groups(["dog", "cat"])
