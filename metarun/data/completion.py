@@ -114,7 +114,7 @@ class Completion:
 
 def completion(
     root: str | None,
-    download: bool,
+    download: bool | None,
     urls: list[Any],
     split: str,
     split_seed: int,
