@@ -11,13 +11,15 @@ Predicted Gaussians        N(ybar, v) for each task, v the mean of (ybar - y_k)^
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 
 from metarun.algorithms.losses import CrossEntropy, as_prediction
-from metarun.data.control import Environment
 from metarun.types import Dataset, EpisodeSpec, Loss
+
+if TYPE_CHECKING:
+    from metarun.data.control import Environment
 
 LEAST = 0.1
 """Lower bound of the guessed standard deviation: that of a single support target is 0."""
@@ -36,7 +38,7 @@ def chance_level(dataset: Dataset, loss: Loss, train: EpisodeSpec, val: EpisodeS
         equal = [(torch.zeros(spec.ways, spec.ways), torch.arange(spec.ways)) for spec in (train, val)]
         return Chance(float(loss.score(*equal[1])), float(loss(*equal[0])))
     if dataset.kind == "control":
-        return Chance(cast(Environment, dataset).idle_return(), math.inf)
+        return Chance(cast("Environment", dataset).idle_return(), math.inf)
     episodes = dataset.episodes("val", seed, 0, range(tasks), val)
     targets = episodes.query.y.flatten(0, 1).double()
     support = episodes.support.y.double()
