@@ -198,7 +198,6 @@ def module(
     made = locate_trusted("target", target, trusted_modules)
     provided = {"input_shape": input_shape, "outputs": outputs}
     given = _arguments(made, args, provided)
-    takes_outputs = "outputs" in given and "outputs" not in args
 
     def make() -> nn.Module:
         built = made(**given)
@@ -210,7 +209,7 @@ def module(
 
     try:
         source = _construct(make, getattr(made, "__name__", str(target)), 0)
-        ends = takes_outputs and outputs is None
+        ends = "outputs" in given and outputs is None
         network = _wrap(source, make, NO_HEAD if ends else head, norm, remove_head=outputs is None)
         return _check(replace(network, input_shape=input_shape), input_shape, outputs)
     except SettingError:

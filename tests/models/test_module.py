@@ -257,6 +257,8 @@ def test_a_learner_of_features_gets_the_module_without_its_head() -> None:
     assert taken.features == taken.apply(taken.init(0), random(2, *IMAGE).float()).shape[1] == 8
     assert removed.features == removed.apply(removed.init(0), random(2, 4).float()).shape[1] == 6
     assert not [n for n in (*taken.init(0), *removed.init(0)) if n.startswith(("head.", "classifier."))]
+    wide = module((4,), None, "helpers.modules.Plain", {"outputs": 7}, None, "batch", ("helpers",))
+    assert wide.features == 7  # an embedding of a width that the settings choose
     net = Residual((4,)).double()
     own = from_module(net).fit((4,), None)
     x = random(5, 4)
