@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from metarun.compute.distributed import connect_processes
 from metarun.config.from_run import open_source_run
 from metarun.config.schema import Config, to_dict
@@ -40,14 +38,12 @@ from metarun.training.evaluation import EPISODE_SEED
 from metarun.training.experiment import NO_PARTS, Experiment, OwnParts, assemble
 from metarun.training.function_samples import sample_functions
 from metarun.training.loop import train
+from metarun.training.memory import is_out_of_memory
 from metarun.training.recorder import Recorder, SilentObserver
 from metarun.training.run import State
 from metarun.types import AlgorithmOptions, DatasetOptions, optional
 
 log = logging.getLogger(__name__)
-
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
-"""What torch's errors contain on a CPU (Linux, Windows), on a GPU, and for its own containers."""
 
 
 def train_job(config: Config, record: RunFolder, quiet: bool = False, own: OwnParts = NO_PARTS) -> Result:
@@ -261,12 +257,6 @@ def build_logger(config: Config, folder: Path) -> Sink | None:
 
         return MLflow(folder, config.logger.project)
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error means that memory ran out; on a CPU torch raises a plain RuntimeError."""
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY))
 
 
 def suggest_less_memory(experiment: Experiment) -> str:

@@ -22,7 +22,7 @@ from metarun.testing.failure import Checks, call_with, expect, name_of, naming, 
 from metarun.testing.learning import check_learning
 from metarun.testing.models import make_model
 from metarun.training.experiment import build_learner
-from metarun.training.own_algorithm import check_members, explain_batching, locate_algorithm
+from metarun.training.own_algorithm import check_members, explain_errors, locate_algorithm
 from metarun.types import Algorithm, AlgorithmOptions, Dataset, Kind, optional
 
 ALGORITHM_CHECKS: Checks = {
@@ -154,7 +154,7 @@ def _run(title: str, case: AlgorithmCase, skip: Collection[str]) -> None:
 
 
 def _explain(check: Callable[[Any], None], algorithm: Algorithm, case: AlgorithmCase) -> None:
-    with explain_batching(algorithm):
+    with explain_errors(algorithm):
         check(case)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from metarun.compute.device import Placement
 from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from metarun.compute.task_axis import map_tasks
-from metarun.training.own_algorithm import explain_batching
+from metarun.training.own_algorithm import explain_errors
 from metarun.types import (
     Adapted,
     Algorithm,
@@ -183,7 +183,7 @@ def score_tasks(
                 row[PREDICTION] = algorithm.predict(adapted, task.query.x)
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, {}
 
-    with torch.no_grad(), explain_batching(algorithm):
+    with torch.no_grad(), explain_errors(algorithm):
         found, _ = map_tasks(one, len(tasks.support.x), chunk, processes=processes)(params, tasks)
     return {name: values.cpu() for name, values in found.items()}
 

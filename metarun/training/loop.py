@@ -22,7 +22,7 @@ from metarun.diagnostics.step import Values, update_measures
 from metarun.training.meta_gradient import MetaGradient, MetaGradients, StepGradient, join_ranks, mean_metrics
 from metarun.training.nonfinite import handle_nonfinite, locate_nonfinite, start_rewinding, update_rewind_point
 from metarun.training.optimizer import apply_update, clip_gradient, learning_rate, step_rates
-from metarun.training.own_algorithm import explain_batching
+from metarun.training.own_algorithm import explain_errors
 from metarun.training.run import Observer, State, StopReason, Trainer
 from metarun.types import Params, Task
 
@@ -89,7 +89,7 @@ def differentiate(
 ) -> tuple[MetaGradient, StopReason | None]:
     """The step's meta-gradient over the tasks of all ranks, and the reason to stop that several ranks agree on."""
     learner, processes, first = trainer.algorithm, trainer.placement.processes, trainer.own_tasks.start
-    with explain_batching(learner):
+    with explain_errors(learner):
         found = meta_gradient(*add_noise(learner, params, tasks, trainer.seed, state.step, first))
     if processes.size == 1:
         return found, None

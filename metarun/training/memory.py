@@ -49,6 +49,9 @@ COUNTED_STEPS = 5
 EVALUATED_AT_ONCE = 50
 """Tasks of an evaluation in memory at once without a limit."""
 
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+"""What torch's errors contain on a CPU (Linux, Windows), on a GPU, and for its own containers."""
+
 
 class AllocationPeak(TorchDispatchMode):
     """Counts the bytes of all tensors created while it is active; `peak` is the largest total alive at once."""
@@ -183,6 +186,12 @@ def is_small(params: Params, episode: Task, algorithm: Algorithm, count: int, li
         x.ndim == 3
         and 8 * weights * rows * count * (optional(algorithm, AlgorithmOptions, "inner_steps") + 1) < limit / 4
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error means that memory ran out; on a CPU torch raises a plain RuntimeError."""
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY))
 
 
 def _warn(fits: int, fastest: int, needed: int, limit: int, algorithm: Algorithm) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from metarun.compute.task_axis import find_cause
 from metarun.config.components import component_class, locate
 from metarun.config.schema import Config
-from metarun.errors import UserError
+from metarun.errors import UserError, one_line
+from metarun.training.memory import is_out_of_memory
 from metarun.types import Algorithm
 
 MEMBERS = {
@@ -54,22 +55,26 @@ def check_members(name: str, algorithm: Any, needed: Any = tuple(MEMBERS)) -> No
 
 
 @contextlib.contextmanager
-def explain_batching(algorithm: Algorithm) -> Iterator[None]:
-    """Raise `UserError` with class, member and line where code of the algorithm in the block cannot be batched."""
+def explain_errors(algorithm: Algorithm) -> Iterator[None]:
+    """Raise `UserError` with class, member and line for an error in code of an algorithm outside of metarun, and where
+    an algorithm cannot be batched."""
+    made = type(algorithm)
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # torch raises many kinds
-        cause = find_cause(error)
-        if cause is None:
+        if is_out_of_memory(error):
             raise
-        raise UserError(f"{find_place(error, type(algorithm))}: {cause}") from error
+        (name, place), cause = find_place(error, made), find_cause(error)
+        if cause is None and (not place or made.__module__.startswith("metarun.")):
+            raise
+        raise UserError(f"{name}{place}: {cause or f'{type(error).__name__}: {one_line(error)[:300]}'}") from error
 
 
-def find_place(error: BaseException, made: type) -> str:
-    """The class and its innermost method that the error went through, with file and line: `own.ridge.Ridge.adapt
-    (ridge.py, line 40: if gram.sum() > 0:)`."""
+def find_place(error: BaseException, made: type) -> tuple[str, str]:
+    """The class with its innermost method that the error went through, and the file and line in its package: ("own.
+    ridge.Ridge.adapt", " (ridge.py, line 40: if gram.sum() > 0:)")."""
     name, place = f"{made.__module__}.{made.__qualname__}", ""
     methods = {id(m.__code__): n for n, m in inspect.getmembers(made, inspect.isfunction)}
     package = made.__module__.partition(".")[0]
@@ -79,4 +84,4 @@ def find_place(error: BaseException, made: type) -> str:
         if str(frame.f_globals.get("__name__")).partition(".")[0] == package:
             path = frame.f_code.co_filename
             place = f" ({Path(path).name}, line {line}: {linecache.getline(path, line).strip()})"
-    return name + place
+    return name, place

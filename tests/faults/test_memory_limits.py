@@ -12,8 +12,9 @@ import torch
 from helpers.runs import TINY
 
 import metarun
-from metarun.jobs.train import is_out_of_memory, suggest_less_memory
+from metarun.jobs.train import suggest_less_memory
 from metarun.training.experiment import assemble
+from metarun.training.memory import is_out_of_memory
 
 LIMITED = """
 import resource, sys

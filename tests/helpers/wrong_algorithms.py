@@ -85,6 +85,12 @@ class Branches(Ridge):
         return super().adapt(params, support)
 
 
+class WrongShape(Ridge):
+    def adapt(self, params: Params, support: Batch) -> Any:
+        params, stats, w_DO = super().adapt(params, support)
+        return params, stats, w_DO @ support.x
+
+
 class TakesNumber(Ridge):
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         gradient, metrics = super().meta_grad(params, task)

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 from helpers.trainers import RecordingObserver
 
 import metarun
@@ -13,6 +14,8 @@ from metarun.config.schema import Config
 from metarun.errors import UserError
 from metarun.training.experiment import assemble
 from metarun.training.loop import train
+from metarun.training.own_algorithm import explain_errors
+from metarun.types import Batch
 
 WRONG = "helpers.wrong_algorithms"
 
@@ -64,11 +67,27 @@ def test_an_evaluation_names_them_too() -> None:
         experiment.tester()(experiment.tested, experiment.initial_params())
 
 
-def test_other_errors_of_the_code_keep_their_traceback() -> None:
-    """They are told apart by torch's message, not by the class of the error."""
-    experiment = assemble(settings("Ridge"))
+def test_other_errors_of_own_code_are_told_with_their_line() -> None:
+    """They are no fault of metarun's, whose report would ask to be told of them."""
+    experiment = assemble(settings("WrongShape"))
     trainer = experiment.trainer()
-    state = trainer.start()
-    state.params["block0.weight"] = state.params["block0.weight"][:, :0]
-    with pytest.raises(RuntimeError, match="Expected size"):
-        train(trainer, state, RecordingObserver())
+    line = (
+        r"^helpers\.wrong_algorithms\.WrongShape\.adapt \(wrong_algorithms\.py, line \d+: return .*\): RuntimeError: "
+    )
+    with pytest.raises(UserError, match=line):
+        train(trainer, trainer.start(), RecordingObserver())
+
+
+def test_errors_of_metaruns_own_code_and_of_memory_are_not_explained() -> None:
+    with pytest.raises(RuntimeError, match="other"), explain_errors(assemble(settings("Ridge")).algorithm):
+        raise RuntimeError("other")
+    ours = metarun.build_algorithm(metarun.compose(["train.steps=1"]))
+    with pytest.raises(RuntimeError, match="shape"), explain_errors(ours):
+        ours.adapt({k: v[:0] for k, v in ours.init(0).items()}, Batch(torch.zeros(3, 1), torch.zeros(3, 1)))
+    with pytest.raises(MemoryError), explain_errors(TooLarge()):
+        TooLarge().adapt()
+
+
+class TooLarge:
+    def adapt(self) -> None:
+        raise MemoryError
