@@ -23,6 +23,7 @@ MEMBERS = {
 """What a data set must have, and what to write where it is missing."""
 
 SHOWN = 2  # tasks of the episodes that are drawn to check
+REFERENCES = 64  # reference inputs, likewise
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class OwnDataset:
 
     def input_shape(self) -> tuple[int, ...]:
         own = optional(self.dataset, DatasetOptions, "input_shape")
-        return tuple(own() if own else self._drawn.support.x.shape[2:])
+        return own() if own else tuple(self._drawn.support.x.shape[2:])
 
     def outputs(self, ways: int) -> int:
         own = optional(self.dataset, DatasetOptions, "outputs")
@@ -68,7 +69,8 @@ class OwnDataset:
 
     def facts(self) -> dict[str, Any]:
         own = optional(self.dataset, DatasetOptions, "facts")
-        return {"split": "unknown", "split_sha256": None} | (own() if own else {})
+        found = own() if own else {}
+        return {"split": "unknown", "split_sha256": None} | found if isinstance(found, dict) else found
 
     @functools.cached_property
     def _drawn(self) -> Task:
@@ -202,9 +204,10 @@ def _check_derived(dataset: OwnDataset, name: str, spec: EpisodeSpec) -> None:
     outputs, width = dataset.outputs(spec.ways), drawn.support.y.shape[-1]
     if dataset.kind == "regression" and outputs != width:
         raise UserError(f"data: {name}.outputs({spec.ways}) is {outputs}, but its targets have {width} columns")
-    inputs = dataset.reference_inputs(3)
-    if not isinstance(inputs, Tensor) or tuple(inputs.shape) != (3, *shape):
+    inputs = dataset.reference_inputs(REFERENCES)
+    if not isinstance(inputs, Tensor) or tuple(inputs.shape) != (REFERENCES, *shape):
         found = list(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise UserError(f"data: {name}.reference_inputs(3) is {found}; it must be a tensor {[3, *shape]}")
+        needed = f"it must be a tensor {[REFERENCES, *shape]}"
+        raise UserError(f"data: {name}.reference_inputs({REFERENCES}) is {found}; {needed}")
     if not isinstance(dataset.facts(), dict):
         raise UserError(f"data: {name}.facts() must be a dict, such as {{'split': 'own'}}")
