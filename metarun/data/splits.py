@@ -117,6 +117,9 @@ def _members(kind: str, names: Sequence[str], given: Mapping[str, Split | None],
         names = sorted(names)
         order = choose(random_bits("train", settings.split_seed, 0, range(1), len(names))[0], len(names))
         cuts = np.rint(np.cumsum(settings.ratios[:2]) * len(names)).astype(int)
+        if len(names) >= 3:  # one for each part at least
+            cuts = np.clip(cuts, [1, 2], [len(names) - 2, len(names) - 1])
+            cuts[1] = max(cuts[1], cuts[0] + 1)
         return {s: [names[i] for i in part] for s, part in zip(SPLITS, np.split(order, cuts), strict=True)}
     path = expand_path(kind)
     try:

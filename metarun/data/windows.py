@@ -136,7 +136,7 @@ def _cut_all(
     group = recordings.task if forecasts else recordings.label
     names = [f"{i:0{len(str(len(recordings.signals) - 1))}d}" for i in range(len(recordings.signals))]
     ahead = spans[:, :, cut.length :].reshape(len(spans), -1) if forecasts else None
-    shown = {"length": cut.length, "stride": cut.stride, "overlap": overlap or sets == 1}
+    shown = {"length": cut.length, "stride": cut.stride, "overlap": overlap}
     source = Source(
         x=spans[:, :, : cut.length],
         y=ahead,

@@ -53,6 +53,12 @@ def render_columns(facts: dict[str, Any]) -> Iterator[str | Table]:
     for key in ("inputs_are", "targets_are"):
         if key in facts:
             yield f"{key.partition('_')[0]}: {facts[key]}"
+    window = facts.get("window")
+    if window:
+        ahead = f", {window['horizon']} ahead to forecast" if "horizon" in window else ""
+        sharing = "may" if window["overlap"] else "do not"
+        cut = f"windows of {window['length']} readings every {window['stride']}{ahead}"
+        yield f"{facts['recordings']} recordings, {cut}; those of an episode {sharing} overlap"
     for groups in ("classes", "tasks"):
         if facts.get(f"{groups}_left_out"):
             yield f"data.min_rows left out {count_nouns(facts[f'{groups}_left_out'], *NOUNS[groups])}"

@@ -88,6 +88,21 @@ class OtherWidth(Lines):
         return 2
 
 
+class OtherShape(Lines):
+    def input_shape(self) -> tuple[int, ...]:
+        return (1, 1)
+
+
+class NoReferences(Lines):
+    def reference_inputs(self, count: int) -> torch.Tensor:
+        return torch.zeros(count)
+
+
+class ListOfFacts(Lines):
+    def facts(self) -> Any:
+        return ["split", "drawn"]
+
+
 class FewShots(Lines):
     def draw(self, rng: Any, spec: EpisodeSpec) -> Task:
         return super().draw(rng, spec._replace(shots=spec.shots - 1))
@@ -102,7 +117,6 @@ class WideQuery(Lines):
 MESSAGES = {
     "NoEpisodes": "data: NoEpisodes has no `episodes`; write def episodes(self, split, seed, step, tasks, spec)",
     "OtherKind": "data: OtherKind.kind=regresion: choices: classification, regression, control",
-    "ListShape": "data: ListShape.input_shape() is [1], but the rows of its episodes are (1,)",
     "NoTaskAxis": "data: NoTaskAxis.episodes('train', ...) gave support.x of shape [5, 1]; it must be [2, 5, ...]",
     "Arrays": "gave support.x of type ndarray; it must be a torch.Tensor",
     "Doubles": "gave support.y of float64; it must be float32, as y.float() makes it",
@@ -110,8 +124,6 @@ MESSAGES = {
     "Missing": "gave support.x with NaN or infinite numbers",
     "GlobalDraws": "data: GlobalDraws.episodes: the same arguments gave another episode; draw from np.random.default",
     "ByRange": "data: ByRange.episodes: task 1 drawn without task 0 gave another episode",
-    "FewReferences": "data: FewReferences.reference_inputs(64) is [10, 1]; it must be a tensor [64, 1]",
-    "NotADict": "data: NotADict.facts() must be a dict, such as {'split': 'own'}",
 }
 CLASSES = {
     "GlobalLabels": "gave support.y with labels 10 to 12; they must be 0 to 2, given anew in each task",
@@ -135,6 +147,9 @@ def test_further_mistakes() -> None:
     where = "data: Raises.episodes('train', ...): KeyError: 'weights' (test_own.py, line "
     assert refusal(Raises()).startswith(where)
     assert "OtherWidth.outputs(1) is 2, but its targets have 1 columns" in refusal(OtherWidth())
+    assert "OtherShape.input_shape() is (1, 1), but the rows of its episodes are (1,)" in refusal(OtherShape())
+    assert "NoReferences.reference_inputs(3) is [3]; it must be a tensor [3, 1]" in refusal(NoReferences())
+    assert "ListOfFacts.facts() must be a dict, such as {'split': 'own'}" in refusal(ListOfFacts())
     assert "gave support.x of shape [2, 4, 1]; it must be [2, 5, ...]" in refusal(FewShots())
     assert "rows of [1] torch.float32 and [2] torch.float32; they must be alike" in refusal(WideQuery())
     assert refusal(Lines) == "data: Lines is a class; pass an object, Lines(...)"

@@ -253,14 +253,23 @@ def test_a_part_may_be_without_classes(tmp_path: Path, make: Callable[..., Path]
 
 
 def test_a_part_without_classes_is_refused_where_the_split_is_to_be_complete() -> None:
-    message = refusal(lambda: split_classes(NAMES[:3], nothing(NAMES[:3]), settings("ratio")))
-    assert "leaves no class for val (3 classes in all)" in message
+    message = refusal(lambda: split_classes(NAMES[:2], nothing(NAMES[:2]), settings("ratio")))
+    assert "leaves no class for test (2 classes in all)" in message
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3])
-def test_few_classes_leave_parts_empty(count: int) -> None:
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_each_part_has_a_class_if_there_are_three(count: int) -> None:
+    """Three classes at 0.6, 0.2, 0.2 would be 2, 0 and 1."""
+    for ratios in ((0.6, 0.2, 0.2), (0.98, 0.01, 0.01), (0.01, 0.01, 0.98)):
+        _, parts = divide(NAMES[:count], how=settings("ratio")._replace(ratios=ratios))
+        assert min(map(len, parts.values())) >= 1
+        assert sum(map(len, parts.values())) == count
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_fewer_classes_leave_parts_empty(count: int) -> None:
     parts = divide(NAMES[:count], how=settings("ratio"))[1]
-    assert [len(parts[s]) for s in SPLITS] == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [2, 0, 1]][count]
+    assert [len(parts[s]) for s in SPLITS] == [[0, 0, 0], [1, 0, 0], [1, 1, 0]][count]
 
 
 def test_a_part_that_the_files_do_not_have_is_empty() -> None:
