@@ -183,8 +183,8 @@ MISTAKES = {
     "ratios=[0.5, 0.5]: must be three numbers": lambda: classes(ratios=(0.5, 0.5)),
     "scale=log: choices: auto, zscore, depth, none": lambda: from_arrays([1.0], label=[1], scale="log"),
     "split=ratio: leaves no class for val (1 class": lambda: from_arrays([1.0, 2.0], label=[1, 1]),
-    "from_arrays, row 1: split 'dev' is none of train": lambda: from_arrays(
-        [1, 2], label=[1, 2], split=["train", "dev"]
+    "from_arrays, row 1: split 'third' is none of train": lambda: from_arrays(
+        [1, 2], label=[1, 2], split=["train", "third"]
     ),
     "from_arrays, row 1: class a is in test, but in train at from_arrays, row 0; a class belongs to one": lambda: (
         from_arrays([1, 2], label=["a", "a"], split=["train", "test"])
