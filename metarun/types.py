@@ -353,6 +353,7 @@ class ModelOptions:
     fixed: Any = None  # population statistics, once calibrated
     measure: Callable[[Params, Tensor], Any] | None = None  # parameters, inputs -> the statistics of each normalisation
     matmul_only: bool = False  # made of matrix products alone: channels-last and grouped convolutions do not matter
+    recurrent: bool = False  # as many operations as time steps: compiling may take minutes, and is left to the user
 
 
 class PenaltyOptions:

@@ -69,6 +69,11 @@ class ModuleNetwork:
         """Whether no weight is that of a convolution."""
         return all(w.ndim <= 2 for w in (*self.initial.values(), *self.constants.values()))
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether it has a layer that takes one time step after another."""
+        return layers.contains(self.template, layers.Recurrent)
+
     def fit(self, input_shape: tuple[int, ...], outputs: int | None) -> ModuleNetwork:
         """The same module for inputs of this shape: with so many outputs, or without its head for None.
 

@@ -175,6 +175,8 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
         raise SettingError("algo.train_ways", train_spec.ways, needed)
     check_adapted(algorithm)
     placement = replace(placement, matmul_only=optional(algorithm.model, ModelOptions, "matmul_only"))
+    if placement.compile == "auto" and optional(algorithm.model, ModelOptions, "recurrent"):
+        placement = replace(placement, compile=False)
     regularization = build_regularization(config, dataset.kind)
     refuse_senseless_terms(config, regularization, algorithm)
     experiment = Experiment(

@@ -118,3 +118,13 @@ def test_a_module_of_python_trains_and_starts_from_its_weights(tmp_path: Path) -
     torch.testing.assert_close(result.params["head.weight"], net.classifier.weight.detach())
     with pytest.raises(UserError, match=r"^algo.adapted=.*choices: enter.1, enter.2, block.0, block.1, block.4, head"):
         metarun.run(metarun.compose([*TINY, "algo=anil", "algo.adapted=[hat]"]), tmp_path / "refused", model=net)
+
+
+def test_recurrent_modules_are_compiled_only_if_asked() -> None:
+    """Their graph grows with the length of the sequence."""
+    chosen = [*MODULE, "algo=maml", "train.steps=70000"]
+    for target, compiled in (("Sequence", False), ("Plain", "auto")):
+        placement = assemble(metarun.compose([*chosen, f"model.target=helpers.modules.{target}"])).placement
+        assert placement.compile == compiled
+    asked = metarun.compose([*chosen, "model.target=helpers.modules.Sequence", "device.compile=on"])
+    assert assemble(asked).placement.compile is True
