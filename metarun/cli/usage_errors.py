@@ -105,6 +105,8 @@ def _bad_key(error: OmegaConfBaseException) -> str:
     parent = error.parent_node
     reason = " ".join(str(error.msg or error).split("\n")[0].split())
     if re.search(r"not in struct|not in '|is not in", reason):
+        if key == "_target_":  # of no group
+            return "_target_: a component stands here; a YAML of model has no line `# @package _global_`"
         siblings: Any = [] if parent is None else OmegaConf.to_container(parent, resolve=False)
         return one_line(f"{key}: no such setting, {nearest(str(error.key), siblings)}")
     if reason.endswith("is not Optional"):

@@ -119,6 +119,9 @@ def check_interface(case: AlgorithmCase) -> None:
     params = algorithm.init(0)
     named = isinstance(params, dict) and all(isinstance(v, Tensor) for v in params.values())
     expect(named, "init does not return a dictionary of tensors", "a list of parameters, or nested dictionaries")
+    result = algorithm.meta_grad(*case.start_one(algorithm))
+    pair = isinstance(result, tuple) and len(result) == 2 and all(isinstance(part, dict) for part in result)
+    expect(pair, "meta_grad does not return a gradient and metrics, two dictionaries", "a gradient alone")
     expect(
         not any(v.requires_grad for v in params.values()),
         "init returns tensors that require a gradient",

@@ -19,6 +19,7 @@ from torch.func import grad_and_value
 from metarun.compute.compilation import compile_function, should_compile
 from metarun.compute.distributed import ProcessGroup
 from metarun.compute.task_axis import map_tasks, select_tasks
+from metarun.training.own_algorithm import check_results
 from metarun.training.run import StopReason, Trainer
 from metarun.types import Algorithm, Metrics, Params, StagedLearner, Task
 
@@ -116,7 +117,7 @@ def _build_parts(trainer: Trainer, count: int) -> tuple[Callable, Callable]:
     """The meta-gradients of `count` tasks, and the penalties that are added once."""
     placement = trainer.placement
     chunk = placement.chunk(trainer.spec, trainer.dataset.input_shape())
-    per_task = map_tasks(trainer.algorithm.meta_grad, count, chunk, placement.memory_format)
+    per_task = map_tasks(check_results(trainer.algorithm), count, chunk, placement.memory_format)
 
     def shared_penalty(params: Params, tasks: Task) -> Tensor:
         return trainer.regularization.shared_penalty(trainer.algorithm, params, tasks)

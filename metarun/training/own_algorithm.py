@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from metarun.compute.task_axis import find_cause
+from metarun.compute.task_axis import PerTask, find_cause
 from metarun.config.components import component_class, locate
 from metarun.config.schema import Config
 from metarun.errors import UserError, one_line
 from metarun.training.memory import is_out_of_memory
-from metarun.types import Algorithm
+from metarun.types import CARRIED, Algorithm, Metrics, Params, Task
 
 MEMBERS = {
     "kinds": 'kinds: ClassVar[tuple[Kind, ...]] = ("regression",), the kinds of data that it learns from',
@@ -52,6 +52,30 @@ def check_members(name: str, algorithm: Any, needed: Any = tuple(MEMBERS)) -> No
         if not hasattr(algorithm, member):
             own = algorithm if isinstance(algorithm, type) else type(algorithm)
             raise UserError(f"{name}: {own.__name__} has no `{member}`; write {MEMBERS[member]}")
+
+
+def check_results(algorithm: Algorithm) -> PerTask:
+    """The algorithm's `meta_grad`; of a class outside of metarun with a check of what it returns, which raises
+    `UserError`."""
+    made = type(algorithm)
+    if made.__module__.startswith("metarun."):
+        return algorithm.meta_grad
+    name = f"{made.__module__}.{made.__qualname__}.meta_grad"
+
+    def meta_grad(params: Params, task: Task) -> tuple[Params, Metrics]:
+        found: Any = algorithm.meta_grad(params, task)
+        pair = isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, dict) for part in found)
+        if not pair:
+            raise UserError(f"{name}: must return a gradient and metrics, two dictionaries of tensors")
+        for key, value in params.items():
+            shape, needed = [*found[0][key].shape] if key in found[0] else "missing", [*value.shape]
+            if shape != needed and not key.startswith(CARRIED):
+                raise UserError(f"{name}: the gradient of {key} is {shape}; it must be {needed}, as the parameter")
+        if "loss" not in found[1]:
+            raise UserError(f"{name}: its metrics lack `loss`; losses.score_prediction returns them")
+        return found
+
+    return meta_grad
 
 
 @contextlib.contextmanager

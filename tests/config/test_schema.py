@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +60,10 @@ def test_values_that_cannot_work_are_refused_with_key_value_and_choices(override
 
 def test_the_settings_schema_annotates_every_field() -> None:
     assert set(typing.get_type_hints(Config)) == set(Config.__dataclass_fields__)
+
+
+def test_a_network_at_the_root_of_the_settings_is_told_what_its_yaml_has_too_much(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/deep.yaml").write_text("# @package _global_\n_target_: metarun.models.mlp.mlp\n")
+    with pytest.raises(UserError, match=r"^_target_: .* a YAML of model has no line `# @package _global_`$"):
+        metarun.compose(["model=deep"], tmp_path)

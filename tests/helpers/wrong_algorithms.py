@@ -167,6 +167,11 @@ class NoLoss(Ridge):
         return gradient, {"mse": metrics["mse"]}
 
 
+class GradientAlone(Ridge):
+    def meta_grad(self, params: Params, task: Task) -> Any:
+        return super().meta_grad(params, task)[0]
+
+
 class LongMetric(Ridge):
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         gradient, metrics = super().meta_grad(params, task)

@@ -78,6 +78,21 @@ def test_other_errors_of_own_code_are_told_with_their_line() -> None:
         train(trainer, trainer.start(), RecordingObserver())
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("GradientAlone", r"must return a gradient and metrics, two dictionaries of tensors$"),
+        ("LeavesOut", r"the gradient of block0\.shift is missing; it must be \[40\], as the parameter$"),
+        ("NoLoss", r"its metrics lack `loss`; losses\.score_prediction returns them$"),
+    ],
+)
+def test_what_meta_grad_returns_is_checked(name: str, line: str) -> None:
+    experiment = assemble(settings(name))
+    trainer = experiment.trainer()
+    with pytest.raises(UserError, match=rf"^helpers\.wrong_algorithms\.{name}\.meta_grad: {line}"):
+        train(trainer, trainer.start(), RecordingObserver())
+
+
 def test_errors_of_metaruns_own_code_and_of_memory_are_not_explained() -> None:
     with pytest.raises(RuntimeError, match="other"), explain_errors(assemble(settings("Ridge")).algorithm):
         raise RuntimeError("other")
