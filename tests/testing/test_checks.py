@@ -6,11 +6,15 @@ import functools
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import modules, wrong_algorithms, wrong_datasets, wrong_models, wrong_penalties
 
+import metarun
 from metarun.config import catalogue
 from metarun.config.components import construct, locate
+from metarun.data.arrays import from_arrays, from_tasks
+from metarun.data.windows import from_recordings
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.models.norm import NORMS
@@ -20,6 +24,7 @@ from metarun.testing.datasets import DATASET_CHECKS
 from metarun.testing.episodes import DATASETS
 from metarun.testing.models import MODEL_CHECKS
 from metarun.testing.penalties import PENALTY_CHECKS
+from metarun.training.experiment import build_dataset
 from metarun.types import EpisodeSpec
 
 
@@ -227,6 +232,14 @@ def test_the_right_data_sets_pass() -> None:
     check_dataset(wrong_datasets.Refuses(), EpisodeSpec(1, 2, 2), skip=["sizes"])
     for dataset in DATASETS.values():
         check_dataset(dataset)
+
+
+def test_rows_of_ones_own_and_gaussian_processes_pass() -> None:
+    draw = np.random.default_rng(0)
+    check_dataset(from_arrays(draw.normal(size=(400, 5)), label=np.arange(400) % 20))
+    check_dataset(from_tasks([(draw.normal(size=(30, 2)), draw.normal(size=30)) for _ in range(40)]))
+    check_dataset(from_recordings([draw.normal(size=200) for _ in range(30)], length=8))
+    check_dataset(build_dataset(metarun.compose(["data=gp"])))
 
 
 # ---------------------------------------------------------------- penalties
