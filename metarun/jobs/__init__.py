@@ -42,7 +42,8 @@ def run(config: Config, folder: str | Path, own: OwnParts | None = None) -> Resu
     check(config)
     if config.run and config.job not in JOBS_OF_A_RUN:
         raise SettingError("run", config.run, f"job={config.job} reads no run; choices: {', '.join(JOBS_OF_A_RUN)}")
-    if config.resume and Path(config.resume).absolute() != Path(folder).absolute():
+    elsewhere = config.resume and Path(config.resume).absolute() != Path(folder).absolute()
+    if elsewhere and ranks.rank() == 0:  # the others write nothing
         raise SettingError("resume", config.resume, f"continues in its own folder, and not in {folder}")
     if ranks.size() > 1 and config.job not in SHARED:
         raise SettingError("job", config.job, f"runs in one process, not in {ranks.size()}; start it without torchrun")

@@ -400,7 +400,10 @@ def test_the_losses_of_an_autoencoder_are_its_elbo_by_hand() -> None:
         (["algo=cvae", "algo.kl_weight=inf"], "algo.kl_weight=inf"),
         (["algo=np", "reg=predictive_kl"], "this algorithm has no inner loop to penalise"),
         (["algo=np", "reg=information", "reg.encoder=[encoder]"], "made of several networks"),
-        (["algo=np", "data=omniglot"], "this algorithm needs regression.*data=completion, gp, sinusoid"),
+        (
+            ["algo=np", "data=omniglot"],
+            "this algorithm needs regression.*data=arrays, completion, gp, sinusoid, table",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(overrides: list[str], words: str, elsewhere: None) -> None:

@@ -61,7 +61,7 @@ def held(state: State) -> str:
     [
         ("scheduled", (7,), 5),
         ("adam", (6, 9), 5),
-        ("adam", (0,), 0),
+        ("adam", (1,), 0),
         *(pytest.param(case, (7,), 5, marks=pytest.mark.long) for case in ("adam", "momentum", "learned")),
         pytest.param("adam", (5,), 5, marks=pytest.mark.long),
     ],
