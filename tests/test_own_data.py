@@ -29,7 +29,8 @@ def block(kind: str, name: str) -> str:
 
 def run_cell(name: str, folder: Path) -> str:
     small = re.sub(r'"train.steps=\d+"', ", ".join(map(repr, TINY)), block("python", name))
-    variables = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+    path = os.pathsep.join([str(ROOT), str(folder), os.environ.get("PYTHONPATH", "")])
+    variables = os.environ | {"PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", small], cwd=folder, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
