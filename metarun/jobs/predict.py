@@ -27,7 +27,7 @@ from metarun.storage.text import count_nouns
 from metarun.training import checkpoint
 from metarun.training.evaluation import calibrate
 from metarun.training.experiment import NO_PARTS, OwnParts, build_dataset, build_learner, option_name
-from metarun.types import Algorithm, Batch, Dataset, DatasetOptions, Params, optional
+from metarun.types import Algorithm, Batch, Dataset, DatasetOptions, ModelOptions, Params, optional
 
 SHOWN = 30  # predictions that the terminal lists
 AT_ONCE = 256  # pictures that are predicted together
@@ -76,6 +76,7 @@ def predict_job(config: Config, record: RunFolder) -> Result:
         "run": str(source.path),
         "algo": option_name("algo", config),
         "norm": config.model.get("norm"),
+        "alone": sees_other_rows(learner),
         "classes": list(examples.classes),
         "shots": list(examples.shots),
         "pictures": len(predictions),
@@ -116,9 +117,23 @@ def restore_learner(
 
 
 def predict(learner: Algorithm, params: Params, support: Batch, x: Tensor) -> Tensor:
-    """What the learner predicts for the inputs x [M, ...] after adapting to the support set, on its device."""
+    """What the learner predicts for the inputs x [M, ...] after adapting to the support set, on its device.
+
+    Each row is predicted without the others. Where the network may normalise a batch by itself, each is therefore in a
+    batch of the support set and itself, as with norm=joined.
+    """
     *_, adapted = learner.adaptations(params, support, learner.test_inner_steps)
-    return torch.cat([learner.predict(adapted, part) for part in x.split(AT_ONCE)])
+    if not sees_other_rows(learner):
+        return torch.cat([learner.predict(adapted, part) for part in x.split(AT_ONCE)])
+    predict_last = torch.func.vmap(lambda row: learner.predict(adapted, torch.cat([support.x, row[None]]))[-1])
+    at_once = max(1, AT_ONCE // (len(support.x) + 1))
+    return torch.cat([predict_last(part) for part in x.split(at_once)])
+
+
+def sees_other_rows(learner: Algorithm) -> bool:
+    """Whether a prediction may depend on the other rows of its batch. A network of one's own that does not name its
+    normalisation may be such a one."""
+    return optional(learner.model, ModelOptions, "norm") in ("batch", None)
 
 
 def render(summary: dict[str, Any], predictions: Sequence[Prediction], record: RunFolder) -> Iterator[str | Table]:
@@ -138,8 +153,8 @@ def render(summary: dict[str, Any], predictions: Sequence[Prediction], record: R
     if summary["labelled"]:
         labelled = count_nouns(summary["labelled"], "picture")
         yield f"{summary['correct']} of {labelled} in a folder named after a class got that class"
-    if summary["norm"] == "batch":
-        yield "norm batch: a prediction depends on the other pictures that were given with it"
+    if summary["alone"]:
+        yield "norm batch: each picture is normalised together with the examples and without the other pictures"
     skipped = len(summary["unreadable"])
     ending = f" ({count_nouns(skipped, 'file')} skipped: not readable as images)" if skipped else ""
     yield f"table: {record.path / 'predictions.csv'}{ending}"

@@ -9,16 +9,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.colours import SIDE, class_folders, picture
+from torch import nn
 
 import metarun
+from metarun.compute.device import make_placement
 from metarun.config.schema import Config
-from metarun.data.folder import read_examples
+from metarun.data.folder import read_examples, read_pictures
 from metarun.data.pixels import Pixels
 from metarun.errors import UserError
+from metarun.jobs.predict import predict as predict_rows
 from metarun.jobs.result import Result
+from metarun.models.norm import NORMS
+from metarun.training.evaluation import calibrate
+from metarun.training.experiment import OwnParts, build_dataset, build_learner
+from metarun.types import Algorithm, Batch, EpisodeSpec, Params
 
 CLASSES = [f"colour{i:02d}" for i in range(15)]
 NEW = ["ochre", "violet", "teal"]
@@ -54,9 +62,14 @@ def _cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METARUN_CACHE", str(home / "cache"))
 
 
-def settings(home: Path, algo: str) -> Config:
-    more = ["model.filters=8", "device.compile=false", f"data.root={home / 'images'}"]
-    return metarun.compose([f"algo={algo}", "data=folder", *TINY, *SHORT, *more])
+def small_module() -> nn.Module:
+    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, 3))
+    return nn.Sequential(*layers)
+
+
+def settings(home: Path, algo: str, *more: str) -> Config:
+    changes = [*more, "model.filters=8", "device.compile=false", f"data.root={home / 'images'}"]
+    return metarun.compose([f"algo={algo}", "data=folder", *TINY, *SHORT, *changes])
 
 
 def predict(home: Path, folder: Path, algo: str = "protonet", **changes: str) -> Result:
@@ -117,6 +130,65 @@ def test_more_pictures_than_are_predicted_at_once_are_predicted_alike(
     assert rows(tmp_path / "all") == rows(tmp_path / "parts")
 
 
+def company(learner: Algorithm, params: Params, support: Batch, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The predictions of all rows at once, and of each alone."""
+    together = predict_rows(learner, params, support, x)
+    return together, torch.cat([predict_rows(learner, params, support, row[None]) for row in x])
+
+
+@pytest.mark.parametrize("algo", ["maml", "anil", "protonet", "matchingnet"])
+@pytest.mark.parametrize("norm", [*NORMS, "own module"])
+def test_a_picture_gets_the_same_prediction_in_any_company(home: Path, algo: str, norm: str) -> None:
+    """For every normalisation, and for a module of one's own with batch normalisation."""
+    config = settings(home, algo, f"model.norm={'batch' if norm == 'own module' else norm}")
+    dataset = build_dataset(config)
+    own = OwnParts(model=small_module()) if norm == "own module" else OwnParts()
+    learner = build_learner(config, dataset, 3, own)
+    params = learner.init(0)
+    learner = calibrate(learner, params, dataset, make_placement(config.device))
+    task = dataset.episodes("train", 0, 0, range(1), EpisodeSpec(3, 2, 2))
+    support, x = Batch(task.support.x[0], task.support.y[0]), task.query.x[0]
+    together, alone = company(learner, params, support, x)
+    assert together.shape == (6, 3)
+    assert together.std(0).min() > 1e-4  # they do depend on the picture
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        together.flip(0), predict_rows(learner, params, support, x.flip(0)), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("algo", ["maml", "protonet"])
+def test_batch_statistics_are_those_of_the_examples_and_the_picture(home: Path, algo: str) -> None:
+    config = settings(home, algo, "model.norm=batch")
+    dataset = build_dataset(config)
+    batch = build_learner(config, dataset, 3)
+    joined = build_learner(settings(home, algo, "model.norm=joined"), dataset, 3)
+    task = dataset.episodes("train", 0, 0, range(1), EpisodeSpec(3, 2, 2))
+    support, x, params = Batch(task.support.x[0], task.support.y[0]), task.query.x[0], batch.init(0)
+    found, expected = (predict_rows(learner, params, support, x) for learner in (batch, joined))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loaded_run_predicts_alike_in_any_company(home: Path) -> None:
+    run = metarun.load(home / "fomaml")
+    support = read_examples(home / "support", Pixels(16, 3, "lanczos"))
+    x = read_pictures(home / "query", Pixels(16, 3, "lanczos")).x
+    adapted = run.adapt(support.x, support.y)
+    alone = [adapted.probabilities(row[None])[0] for row in x]
+    torch.testing.assert_close(adapted.probabilities(x), np.stack(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_the_job_labels_one_picture_as_among_others(home: Path, tmp_path: Path) -> None:
+    predict(home, tmp_path / "all", "fomaml")
+    predict(home, tmp_path / "one", "fomaml", query=str(home / "query/teal/102.png"))
+    (one,) = rows(tmp_path / "one")
+    (same,) = [row for row in rows(tmp_path / "all") if row["file"] == "teal/102.png"]
+    assert one["predicted"] == same["predicted"]
+    for key in same:
+        if key.startswith("p"):
+            assert one[key] == same[key] or float(one[key]) == pytest.approx(float(same[key]), abs=2e-4)
+
+
 def test_the_terminal_shows_a_table_and_what_it_depends_on(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,7 +196,7 @@ def test_the_terminal_shows_a_table_and_what_it_depends_on(
     shown = capsys.readouterr().out
     assert "3 classes with 3 examples each" in shown
     assert "ochre/100.png" in shown
-    assert "a prediction depends on the other pictures" in shown
+    assert "normalised together with the examples and without the other pictures" in shown
     assert str(tmp_path / "predictions.csv") in shown
 
 
