@@ -329,6 +329,7 @@ class DatasetOptions:
     facts: Callable[[], dict[str, Any]] | None = None  # None: the split is unknown
 
     kinds: tuple[Kind, ...] | None = None  # of a class whose objects differ in `kind`
+    most_ways: int | None = None  # the largest number of ways that every split has classes for
     metrics: dict[str, Any] | None = None  # further ones of a test task, name -> (prediction, y) -> number
     oracle: Callable[..., Metrics] | None = None  # (split, seed, step, tasks, spec) -> scores [T] of the best predictor
     oracle_band: Callable[..., Any] | None = None  # its mean and deviation at given inputs

@@ -180,9 +180,9 @@ def _set_trust(merged: Any, typed: dict[str, Any]) -> None:
 def _print_paths_read(source: str, stored: dict[str, Any], changes: dict[str, Any]) -> None:
     """Print the paths outside of the run folder that the run folder itself names."""
     data = stored.get("data")
-    for key in ("root", "split"):
+    for key in ("root", "file", "split"):
         path = data.get(key) if isinstance(data, dict) else None
-        if isinstance(path, str) and f"data.{key}" not in changes and (key == "root" or "/" in path):
+        if isinstance(path, str) and f"data.{key}" not in changes and (key != "split" or "/" in path):
             print_notice(f"{one_line(source)}: reading data.{key}={one_line(path)}")
 
 

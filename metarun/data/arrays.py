@@ -191,6 +191,9 @@ def read_arrays(file: str | None) -> Arrays:
     require(bool(file), "file", file, "set it to the path of an npz or safetensors file, or of a folder of .npy files")
     path = expand_path(str(file))
     require(path.exists(), "file", file, "there is no such file or folder")
+    readable = path.is_dir() or path.suffix in (".npz", ".safetensors")
+    kinds = "must be npz, safetensors or a folder of .npy files (data=table reads csv and parquet)"
+    require(readable, "file", file, kinds)
     try:
         if path.is_dir():
             values = {item.stem: np.load(item, allow_pickle=False) for item in sorted(path.glob("*.npy"))}

@@ -83,6 +83,11 @@ class RowData:
     def kind(self) -> Kind:
         return "classification" if self.y is None else "regression"
 
+    @property
+    def most_ways(self) -> int:
+        """The classes of the smallest split."""
+        return min(map(len, self.groups.splits.values()))
+
     def input_shape(self) -> tuple[int, ...]:
         return tuple(self.x.shape[1:])
 
@@ -92,7 +97,7 @@ class RowData:
     def check(self, split: Split, spec: EpisodeSpec) -> None:
         ids = self.groups.splits[split]
         if self.y is None:
-            several = f"must be 2 to {len(ids)}, the classes of the {split} split"
+            several = f"must be {'2' if len(ids) == 2 else f'2 to {len(ids)}'}, the classes of the {split} split"
             one = f"an episode needs 2 classes, the {split} split has one (data.ratios, data.split)"
             require(2 <= spec.ways <= len(ids), "ways", spec.ways, several if len(ids) > 1 else one)
         counts = self.groups.counts[ids].min(1)
@@ -220,6 +225,8 @@ def _describe_columns(
     found = values[torch.from_numpy(rows)].double().numpy()
     if values.is_floating_point():
         found = found * scale.deviation + scale.mean
+    size = np.abs(found).max(0 if names else None)
+    found = np.round(found / np.where(size > 0, size, 1), 7) * size  # what float32 keeps of them
     columns = found.reshape(len(found), -1).T if names else [found]
     return [
         {

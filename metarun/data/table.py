@@ -14,12 +14,15 @@ from metarun.data.row_groups import Grouping, Source, group_rows
 from metarun.data.rows import RowData
 from metarun.errors import SettingError, require
 
+ARRAYS = (".npz", ".npy", ".safetensors")
+
 
 def table(file: str | None, x: Any, y: Any, task: Any, label: Any, split: Any, grouping: Grouping) -> RowData:
     """The data set of these settings, which conf/data/table.yaml explains."""
     require(bool(file), "file", file, "set it to the path of a csv or parquet file")
     path = expand_path(str(file))
     require(path.is_file(), "file", file, "there is no such file")
+    require(path.suffix not in ARRAYS, "file", file, "holds arrays, which data=arrays reads")
     return _choose_columns(read_columns(path), x, y, task, label, split, grouping)
 
 

@@ -237,10 +237,11 @@ def limit_chunk(experiment: Experiment) -> Experiment:
 
 
 def fill_ways(config: Config, dataset: Dataset) -> Config:
-    """The settings with the number of ways in place of null: 5 for classes, 1 for tasks."""
+    """The settings with a number of ways in place of null: 5 for classes, or as many as there are; 1 for tasks."""
     if "ways" not in config.data or config.data["ways"] is not None:
         return config
-    ways = WAYS if dataset.kind == "classification" else 1
+    most = max(2, optional(dataset, DatasetOptions, "most_ways") or WAYS)
+    ways = min(WAYS, most) if dataset.kind == "classification" else 1
     return replace(config, data=type(config.data)({**config.data, "ways": ways}))
 
 

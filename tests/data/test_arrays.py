@@ -136,6 +136,12 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
             read(tmp_path / name)
 
 
+def test_a_table_is_sent_to_its_reader(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"t.csv: must be npz, safetensors or a folder of .npy files \(data=table"):
+        read(tmp_path / "t.csv")
+
+
 def test_a_wrong_name_has_the_nearest(tmp_path: Path) -> None:
     path = save(tmp_path, "npz", x=IMAGES, labels=LABEL)
     with pytest.raises(UserError, match=r"label=lables: .* has no such array, did you mean labels\?"):

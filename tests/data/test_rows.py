@@ -169,9 +169,7 @@ def test_an_episode_that_is_too_large_names_the_setting_and_the_class() -> None:
         "queries=5: an episode needs 6 rows of each class (1 support, 5 queries); 1 class has fewer: 7 (train) has 3; "
         "data.min_rows=6 leaves such classes out"
     )
-    assert "ways=3: must be 2 to 2, the classes of the val split" in refusal(
-        lambda: data.check("val", EpisodeSpec(3, 1, 1))
-    )
+    assert "ways=3: must be 2, the classes of the val split" in refusal(lambda: data.check("val", EpisodeSpec(3, 1, 1)))
     kept = from_arrays(x, label=x[:, 0], min_rows=6)
     kept.check("train", EpisodeSpec(2, 1, 5))
     assert kept.facts()["classes_left_out"] == 1

@@ -18,6 +18,7 @@ from metarun.data.row_groups import Grouping
 from metarun.data.rows import RowData
 from metarun.data.table import table
 from metarun.errors import UserError
+from metarun.training.experiment import build_dataset, fill_ways
 from metarun.types import EpisodeSpec
 
 SPEC = EpisodeSpec(1, 5, 4)
@@ -144,6 +145,25 @@ def test_the_command_says_what_it_understood(csv: Path, tmp_path: Path) -> None:
     (shown,) = (line.split() for line in done.stdout.splitlines() if line.startswith("width"))
     assert shown == ["width", "input", *(f"{v:.4g}" for v in (width.mean(), width.std(), width.min(), width.max()))]
     assert "targets: price z-scored on 36 training tasks" in done.stdout
+
+
+def test_ranges_are_those_of_the_file(tmp_path: Path) -> None:
+    """Zero is not what float32 leaves of it."""
+    columns = lines(10, 3) | {"width": np.tile([0.0, 1e-3, 12345.0], 10)}
+    del columns["part"]
+    data = read(write(tmp_path / "t.csv", columns), task="site", y="price", x="width")
+    (width, _) = data.describe()["columns"]
+    assert (width["low"], width["high"]) == (0.0, pytest.approx(12345.0))
+
+
+def test_ways_that_are_left_open_are_those_of_the_smallest_split(csv: Path) -> None:
+    for label, ways in (("site", 5), ("part", 2)):
+        more = ["data.x=[width]", "data.split=null", f"data.label={label}", "data.task=null", "data.y=null"]
+        config = metarun.compose([*settings(csv), *more, "data.ratios=[0.4,0.3,0.3]"])
+        dataset = build_dataset(config)
+        assert fill_ways(config, dataset).data["ways"] == ways
+    regression = metarun.compose(settings(csv))
+    assert fill_ways(regression, build_dataset(regression)).data["ways"] == 1
 
 
 def test_a_wrong_column_ends_the_command_with_a_line(csv: Path, tmp_path: Path) -> None:
