@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from itertools import accumulate, chain, islice
 from typing import Any, BinaryIO
 
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 
 from metarun.data.cache import DecodedImages
 from metarun.data.image_list import Entry
-from metarun.data.pixels import CorruptImage, Pixels
+from metarun.data.pixels import DEPTHS, CorruptImage, DepthUnknown, Pixels, largest_value
 from metarun.errors import UserError
 from metarun.storage.progress import print_notice, track
 
 GROUP = 64  # images that a thread decodes at a time
+FLAT = 2  # of 255: an image whose numbers differ by no more shows nothing
 AHEAD = 8  # groups that are read and decoded in advance
 
 Read = Callable[[Iterable[Entry]], Iterator[Any]]
@@ -32,10 +34,25 @@ class UnreadableImage(UserError):
 def write_images(
     file: BinaryIO, entries: Sequence[Entry], read: Read, pixels: Pixels, skip: bool = False
 ) -> DecodedImages:
+    """Decode the entries as `write_at_depth` does. Where `pixels` has no depth and a file has numbers of 16 bits, the
+    depth is the least usual one that has room for the largest number of all files."""
+    try:
+        return write_at_depth(file, entries, read, pixels, skip)
+    except DepthUnknown:
+        largest = max(map(largest_value, read(entries)))
+        depth = next((d for d in DEPTHS if largest < 2**d), DEPTHS[-1])
+        file.seek(0)
+        file.truncate()
+        decoded = write_at_depth(file, entries, read, replace(pixels, depth=depth), skip)
+        return decoded._replace(notes=decoded.notes | {"depth": depth, "largest": largest})
+
+
+def write_at_depth(file: BinaryIO, entries: Sequence[Entry], read: Read, pixels: Pixels, skip: bool) -> DecodedImages:
     """Decode the entries, sorted by class, into `file`. With `skip`, images that cannot be decoded are left out and
     noted; without, the first raises `UnreadableImage`."""
     skipped: list[str] = []
     counts: dict[str, int] = {}
+    flat: list[str] = []
     with closing(_decode_groups(read(entries), pixels)) as groups:  # ends its threads, also after an error
         images = zip(entries, chain.from_iterable(groups), strict=True)
         for entry, image in track(images, len(entries), "decoding images"):
@@ -48,13 +65,15 @@ def write_images(
                 skipped.append(entry.name)
             else:
                 file.write(image.tobytes())
+                if int(image.max()) - int(image.min()) <= FLAT:
+                    flat.append(entry.name)
                 counts[entry.label] += 1
     empty = [label for label, count in counts.items() if count == 0]
     if empty:
         raise UserError(f"class {empty[0]} has no image that can be decoded")
     sizes = list(counts.values())
     starts = list(accumulate(sizes, initial=0))[:-1]
-    return DecodedImages((sum(sizes), *pixels.shape), tuple(counts), starts, sizes, {"skipped": skipped})
+    return DecodedImages((sum(sizes), *pixels.shape), tuple(counts), starts, sizes, {"skipped": skipped, "flat": flat})
 
 
 def _decode_groups(

@@ -71,6 +71,7 @@ def image_folder(
     train_classes: int | None = None,
     classes: str = "auto",
     within: str | None = None,
+    depth: int | None = None,
 ) -> ImageData:
     """The data set of these settings, which conf/data/folder.yaml explains."""
     require(on_corrupt in ON_CORRUPT, "on_corrupt", on_corrupt, "choices: " + ", ".join(ON_CORRUPT))
@@ -78,7 +79,7 @@ def image_folder(
     require(classes in CLASSES, "classes", classes, "choices: " + ", ".join(CLASSES))
     settings = SplitSettings(split, split_seed, tuple(ratios))
     check_split(settings)
-    pixels = Pixels(image_size, channels, resize, fit, normalize)
+    pixels = Pixels(image_size, channels, resize, fit, normalize, depth=depth)
     load = ImageFiles(root, csv, parse_downloads(urls), settings, pixels, on_corrupt, benchmark, train_classes, classes)
     return ImageData(pixels, rotations, Augmentation(crop, flip, jitter), load, within)
 
@@ -99,7 +100,15 @@ class ImageFiles:
 
     def __call__(self, verify: bool) -> Source:
         path = self._locate()
-        decoding = [self.csv, *self.pixels.shape, self.pixels.resize, self.pixels.fit, self.on_corrupt, self.classes]
+        decoding = [
+            self.csv,
+            *self.pixels.shape,
+            self.pixels.resize,
+            self.pixels.fit,
+            self.on_corrupt,
+            self.classes,
+            self.pixels.depth,
+        ]
         key = f"{fingerprint(path)} {decoding}"
         cached = cache_images(self.benchmark or "folder", key, lambda file: self._decode(path, file), verify)
         names, given = cached.table.names, cached.notes["given"]
@@ -111,6 +120,12 @@ class ImageFiles:
         notes = {k: cached.notes[k] for k in ("layout", "form", "passed_over", "passed_over_first", "other_files")}
         notes["images"] = int(cached.table.counts.sum())
         notes["skipped"] = len(cached.notes["skipped"])
+        flat = cached.notes["flat"]
+        if len(flat) == notes["images"]:
+            nothing = f"every image is of one colour, as {flat[0]}; nothing can be learned from them"
+            raise SettingError("root", path, f"{nothing} (data.depth says how many of 16 bits are in use)")
+        notes |= {"flat": len(flat), "flat_first": flat[:NAMED]}
+        notes |= {k: cached.notes[k] for k in ("depth", "largest") if k in cached.notes}
         if self.benchmark and split != "ravi":
             published = {name for part in RAVI.values() for name in part}
             what = "in a split that is not Ravi's" if set(names) == published else "of other classes"

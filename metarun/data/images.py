@@ -256,6 +256,7 @@ class ImageData:
                 }
                 for s, c in counts.items()
             },
+            "values": summarize_bytes(source.table.images),
             "cache": str(source.cache),
             "cache_mb": source.cache.stat().st_size / 2**20,
         }
@@ -303,6 +304,18 @@ class ImageData:
             names = [table.names[i % len(table.names)] for i in variants[:, 0]]
             episodes[split] = ImageEpisodes(table, variants, number_groups(names) if self.within else None)
         return episodes
+
+
+def summarize_bytes(images: Tensor) -> dict[str, float]:
+    """Least, mean, largest and standard deviation of bytes, as numbers of [0, 1]."""
+    counts = torch.zeros(256, dtype=torch.int64)
+    for part in images.split(1024):
+        counts += torch.bincount(part.flatten(), minlength=256)
+    values, share = torch.arange(256, dtype=torch.float64) / 255, counts.double() / counts.sum()
+    mean = float(values @ share)
+    here = values[counts > 0]
+    deviation = float(((values - mean) ** 2 @ share).sqrt())
+    return {"min": float(here.min()), "mean": mean, "max": float(here.max()), "deviation": deviation}
 
 
 def _draw_grid(x: Tensor, pixels: Pixels, ways: int, columns: int) -> Tensor:

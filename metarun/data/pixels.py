@@ -1,6 +1,6 @@
 """Image files -> numbers: decoded as a viewer shows them, resized to a square of bytes, then scaled to floats.
 
-Every mode of Pillow is converted to grey or RGB: palettes and CMYK are converted, 16 bits are scaled to 8,
+Every mode of Pillow is converted to grey or RGB: palettes and CMYK are converted, `depth` bits are scaled to 8,
 transparency is laid over white, the first frame of an animation is taken, and the camera's orientation is applied.
 """
 
@@ -54,6 +54,14 @@ class CorruptImage(Exception):
     """A file is not a readable image; the message says why."""
 
 
+class DepthUnknown(Exception):
+    """A file has numbers of 16 bits, and how many of these are in use is to be found out first."""
+
+
+DEPTHS = (8, 10, 12, 14, 16)
+"""The bits of a number that cameras and scanners use of 16."""
+
+
 @dataclass(frozen=True)
 class Pixels:
     """The settings that determine the numbers of an image."""
@@ -64,6 +72,7 @@ class Pixels:
     fit: str = "stretch"  # or crop: the middle square of a picture that is not one
     normalize: str = "none"
     ink: bool = False  # dark strokes on white become 1 on 0
+    depth: int | None = 16  # bits in use of the numbers of 16; None: raise `DepthUnknown` at the first of such files
 
     def __post_init__(self) -> None:
         require(8 <= self.size <= 1024, "image_size", self.size, "must be 8 to 1024")
@@ -71,6 +80,8 @@ class Pixels:
         for name, choices in (("resize", RESIZE), ("fit", FITS), ("normalize", NORMALIZE)):
             value = getattr(self, name)
             require(value in choices, name, value, "choices: " + ", ".join(choices))
+        deep = self.depth is None or 8 <= self.depth <= 16
+        require(deep, "depth", self.depth, "must be 8 to 16, or null for that of the largest value")
         wrong = self.normalize == "imagenet" and self.channels != 3
         require(not wrong, "normalize", self.normalize, "is for 3 channels; choices: none, centred")
 
@@ -91,7 +102,7 @@ class Pixels:
                 image = ImageOps.fit(image, wanted, method) if crops else image.resize(wanted, method)
         except UnidentifiedImageError as error:
             raise CorruptImage(f"its format is none of {', '.join(FORMATS)}") from error
-        except MemoryError:
+        except (MemoryError, DepthUnknown):
             raise
         except Exception as error:  # Pillow raises many kinds
             raise CorruptImage(one_line(error)) from error
@@ -121,7 +132,8 @@ class Pixels:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
             image.load()
             image = image if image.format == "TIFF" else make_upright(image)  # Pillow turns TIFFs itself
-        return flatten_modes(image).convert("L" if self.channels == 1 else "RGB")
+        depth = 16 if isinstance(content, bytes) and image.format == "PPM" else self.depth  # Pillow scales these itself
+        return flatten_modes(image, depth).convert("L" if self.channels == 1 else "RGB")
 
 
 def make_upright(image: Image.Image) -> Image.Image:
@@ -133,11 +145,29 @@ def make_upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def flatten_modes(image: Image.Image) -> Image.Image:
-    """Scale 16 bits to 8 and lay transparency over white, which `Image.convert` does not do correctly."""
+def largest_value(content: bytes | NDArray[np.uint8]) -> int:
+    """The largest number of an image of 16 bits, 0 for any other file."""
+    if not isinstance(content, bytes):
+        return 0
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        return int(np.asarray(image).max()) if image.mode.startswith("I") and image.format != "PPM" else 0
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises many kinds; decoding says what is wrong
+        return 0
+
+
+def flatten_modes(image: Image.Image, depth: int | None = 16) -> Image.Image:
+    """Scale `depth` bits to 8 and lay transparency over white, which `Image.convert` does not do correctly."""
     if image.mode.startswith("I"):  # 16 bits, or 32 that hold 16
+        if depth is None:
+            raise DepthUnknown
         values = np.asarray(image).astype(np.int64)
-        scaled = (values >> 8).clip(0, 255)
+        least, most = int(values.min()), int(values.max())
+        if least < 0 or most >= 2**depth:
+            raise ValueError(f"its numbers are {least} to {most}, not 0 to {2**depth - 1} (data.depth={depth})")
+        scaled = values >> (depth - 8)
         if "transparency" in image.info:
             scaled[values == image.info["transparency"]] = 255
         return Image.fromarray(scaled.astype(np.uint8))

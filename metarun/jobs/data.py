@@ -87,5 +87,14 @@ def render(name: str, facts: dict[str, Any], folder: Path) -> Iterator[str | Tab
         yield from render_columns(facts)
         return
     yield f"images: {facts['images_are']}; {count_nouns(facts.get('skipped', 0), 'unreadable file')} skipped"
+    if "depth" in facts:
+        bits = f"{facts['depth']} bits, by their largest value {facts['largest']} (data.depth sets it)"
+        yield f"files of 16 bits: read as {bits}"
+    v = facts["values"]
+    spread = f"{v['min']:.3f} to {v['max']:.3f}, mean {v['mean']:.3f}, deviation {v['deviation']:.3f}"
+    yield f"values, before data.normalize: {spread}"
+    if facts.get("flat"):
+        first = ", ".join(facts["flat_first"])
+        yield f"warning: {count_nouns(facts['flat'], 'image')} of one colour, as {first}"
     yield f"cache: {facts['cache']}, {facts['cache_mb']:.1f} MB, verified"
     yield f"contact sheet of training episodes: {folder / 'contact.png'}"

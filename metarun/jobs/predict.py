@@ -6,6 +6,7 @@ The classes are those of the support folder; they need not be any that the run w
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -57,6 +58,8 @@ def predict_job(config: Config, record: RunFolder) -> Result:
     if pixels is None:
         name = option_name("data", config)
         raise SettingError("run", source.path, f"was trained on data={name}, which has neither images nor a table")
+    if pixels.depth is None:  # as the files that the run was trained on
+        pixels = dataclasses.replace(pixels, depth=source.read_summary().get("depth", 16))
     examples = read_examples(require_path(config, "support"), pixels)
     pictures = read_pictures(require_path(config, "query"), pixels)
     placement = make_placement(config.device)

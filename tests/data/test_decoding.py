@@ -110,7 +110,7 @@ def test_pictures_are_written_in_the_order_of_the_entries_whichever_thread_is_fi
 def test_no_picture_is_lost_where_groups_end(count: int) -> None:
     decoded, written = write(classes(count))
     assert written == list(range(count))
-    assert decoded == DecodedImages((count, 1, 8, 8), ("a",), [0], [count], {"skipped": []})
+    assert decoded == DecodedImages((count, 1, 8, 8), ("a",), [0], [count], {"skipped": [], "flat": []})
 
 
 def test_counts_and_starts_are_those_of_unequal_classes() -> None:
@@ -188,7 +188,7 @@ def test_broken_images_are_left_out_and_counted(broken: tuple[int, ...], capsys:
     assert decoded.starts == [0, counts[0], counts[0] + counts[1]]
     assert decoded.names == ("a", "b", "c")
     assert decoded.shape == (len(written), 1, 8, 8)
-    assert decoded.notes == {"skipped": [entries[n].name for n in broken]}
+    assert decoded.notes["skipped"] == [entries[n].name for n in broken]
     said = capsys.readouterr().err.splitlines()[1:]
     assert len(said) == len(broken)
     for n, line in zip(broken, said, strict=True):
@@ -313,3 +313,22 @@ def test_an_error_while_decoding_that_is_no_fault_of_the_image_comes_out_unchang
 def test_a_reader_that_gives_too_few_or_too_many_never_shifts_the_classes(given: int) -> None:
     with pytest.raises(ValueError, match="argument 2 is"):
         write_images(io.BytesIO(), classes(3, 2), lambda entries: iter([picture(n) for n in range(given)]), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("largest", "depth"), [(200, 8), (255, 8), (256, 10), (1023, 10), (4000, 12), (16383, 14), (16384, 16), (65535, 16)]
+)
+def test_files_of_sixteen_bits_are_scaled_by_the_largest_value_of_all(largest: int, depth: int) -> None:
+    """Also where the largest is in the last file, and the first is one of 8 bits."""
+    arrays = [np.full((8, 8), 7, np.uint8), np.arange(64, dtype=np.uint16).reshape(8, 8)]
+    arrays.append(np.linspace(0, largest, 64).astype(np.uint16).reshape(8, 8))
+    stored = io.BytesIO()
+    entries = [Entry("a", f"{i}.png", None) for i in range(3)]
+    pixels = Pixels(8, 1, "nearest", depth=None)
+    decoded = write_images(stored, entries, lambda some: (file(arrays[int(e.name[0])], "png") for e in some), pixels)
+    found = np.frombuffer(stored.getvalue(), np.uint8).reshape(3, 8, 8)
+    np.testing.assert_array_equal(found[0], 7)
+    np.testing.assert_array_equal(found[1], arrays[1] >> (depth - 8))
+    np.testing.assert_array_equal(found[2], arrays[2] >> (depth - 8))
+    assert (decoded.notes["depth"], decoded.notes["largest"]) == (depth, largest)
+    assert "0.png" in decoded.notes["flat"]

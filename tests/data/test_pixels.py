@@ -144,9 +144,22 @@ def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
         assert decoded(content, channels=1)[0, :4, 0].tolist() == [0, 128, 255, 0]
 
 
-def test_numbers_beyond_sixteen_bits_end_at_black_and_white() -> None:
-    wide = np.resize(np.array([-1, -(2**31), 65536, 2**31 - 1], dtype=np.int32), (SIDE, SIDE))
-    assert decoded(file(wide, "tiff"), channels=1)[0, :4, 0].tolist() == [0, 0, 255, 255]
+@pytest.mark.parametrize("value", [-1, -(2**31), 65536, 2**31 - 1])
+def test_numbers_beyond_sixteen_bits_are_refused(value: int) -> None:
+    wide = np.zeros((SIDE, SIDE), dtype=np.int32)
+    wide[0, 0] = value
+    with pytest.raises(CorruptImage, match=r"its numbers are .* not 0 to 65535 \(data.depth=16\)"):
+        decoded(file(wide, "tiff"), channels=1)
+
+
+@pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
+def test_the_bits_in_use_are_scaled_to_the_whole_range(depth: int) -> None:
+    values = np.resize(np.array([0, 2 ** (depth - 1), 2**depth - 1], dtype=np.uint16), (SIDE, SIDE))
+    pixels = Pixels(SIDE, 1, "nearest", depth=depth)
+    assert pixels.decode(file(values, "png"))[0].flatten()[:3].tolist() == [0, 128, 255]
+    if depth < 16:
+        with pytest.raises(CorruptImage, match="not 0 to"):
+            pixels.decode(file(values + 1, "png"))
 
 
 def test_colours_become_grey_by_their_luma() -> None:

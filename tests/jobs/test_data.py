@@ -75,6 +75,54 @@ def test_bytes_that_changed_behind_its_back_are_noticed(tmp_path: Path, capsys: 
     assert cache.read_bytes() == sound
 
 
+def write_deep(tmp_path: Path, largest: int) -> None:
+    """Images of 16 bits whose numbers are 0 to `largest`, of ten classes."""
+    rng = np.random.default_rng(0)
+    for name in CLASSES:
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(5):
+            values = rng.integers(0, largest + 1, (16, 16)).astype(np.uint16)
+            values[0, 0] = largest
+            Image.fromarray(values).save(tmp_path / "images" / name / f"{i}.png")
+
+
+def test_numbers_of_sixteen_bits_are_read_by_their_largest_and_said_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_deep(tmp_path, 255)
+    described = json.loads((prepare(tmp_path) / "dataset.json").read_text())
+    assert (described["depth"], described["flat"]) == (8, 0)
+    assert described["values"]["mean"] == pytest.approx(0.5, abs=0.02)
+    assert described["values"]["deviation"] == pytest.approx(12**-0.5, abs=0.02)
+    assert (described["values"]["min"], described["values"]["max"]) == (0, 1)
+    shown = capsys.readouterr().out
+    assert "files of 16 bits: read as 8 bits, by their largest value 255 (data.depth sets it)" in shown
+    assert "values, before data.normalize: 0.000 to 1.000, mean 0.5" in shown
+
+
+def test_images_without_contrast_are_named_and_refused_where_there_are_no_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_deep(tmp_path, 255)
+    with pytest.raises(UserError, match=r"every image is of one colour, as class0/0.png; nothing can be learned"):
+        prepare(tmp_path, "data.depth=16")
+    Image.new("L", (16, 16), 200).save(tmp_path / "images/class3/2.png")
+    prepare(tmp_path)
+    assert "warning: 1 image of one colour, as class3/2.png" in capsys.readouterr().out
+
+
+def test_what_is_passed_over_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, names in (("training", CLASSES[:5]), ("dev", CLASSES[5:8])):
+        class_folders(tmp_path / "images" / split, names, each=5)
+    class_folders(tmp_path / "images", ["testing"], each=2)
+    (tmp_path / "images/testing/1.heic").write_text("")
+    prepare(tmp_path)
+    shown = capsys.readouterr().out
+    assert "layout: split folders (SPLIT/CLASS/image), split given" in shown
+    assert "passed over: 2 images that no class has, as testing/000.png, testing/001.png" in shown
+    assert "passed over: files that are no images: 1 .heic" in shown
+
+
 def test_a_generated_data_set_has_nothing_to_prepare(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data=sinusoid is generated while training"):
         metarun.run(metarun.compose(["job=data"]), tmp_path / "out")
