@@ -183,4 +183,6 @@ def _parse_record(line: str) -> dict[str, Any] | None:
 def _is_numeric(value: Any) -> bool:
     """Whether a record of metarun may hold it: a number, null for one that is not finite, or a table of these."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    return all(item is None or isinstance(item, (int, float)) for item in items)
+    return all(
+        item is None or isinstance(item, float) or (isinstance(item, int) and abs(item) < 2**63) for item in items
+    )

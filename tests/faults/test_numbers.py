@@ -47,12 +47,16 @@ class OneBad:
 
 @pytest.fixture(scope="module")
 def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two images a class, all of them of the same grey: no variance anywhere, all logits equal."""
+    """Two images a class, all but one of the same grey, since data of images of one colour are refused: no
+    variance in most episodes, all logits equal."""
     place = tmp_path_factory.mktemp("flat")
     for label in range(15):
         (place / f"class{label:02d}").mkdir()
         for number in range(2):
             (place / f"class{label:02d}/{number}.png").write_bytes(png(np.full((16, 16, 3), 90, np.uint8)))
+    pixels = np.full((16, 16, 3), 90, np.uint8)
+    pixels[:8] = 200
+    (place / "class14/1.png").write_bytes(png(pixels))
     return place
 
 

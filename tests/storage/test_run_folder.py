@@ -28,3 +28,9 @@ def test_a_resumed_run_keeps_records_alone(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(text.encode(errors="surrogateescape"))
     RunFolder(tmp_path).drop_after(5)
     assert (tmp_path / "metrics.jsonl").read_text() == whole
+
+
+def test_a_whole_number_that_no_float_can_hold_makes_a_line_damaged(tmp_path: Path) -> None:
+    line = '{"kind": "train", "step": 1, "loss": ' + "9" * 400 + "}\n"
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 0, "loss": 1.5}\n' + line)
+    assert [record["step"] for record in RunFolder(tmp_path).read_records()] == [0]
