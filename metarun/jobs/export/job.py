@@ -267,4 +267,7 @@ def render(summary: dict[str, Any], folder: Path) -> Iterator[str | Table]:
     lost = ", ".join(f"{count} of {block}" for block, count in pruning["units_cut"].items()) or "none"
     why = f"; {pruning['kept_for']}" if pruning["kept_for"] else ""
     yield f"threshold {pruning['threshold']:g}; units cut: {lost}{why}"
+    if summary["norm"] == "batch":
+        needed = "for one query at a time export with model.norm=support"
+        yield f"norm batch: the program normalises the queries of a call together, as the test does; {needed}"
     yield f"files: {folder}/model.safetensors, config.json, predict.pt2"
