@@ -37,6 +37,8 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from metarun.config.schema import AlarmConfig, DiagnosticsConfig
 from metarun.diagnostics.chance import Chance
 from metarun.storage.text import count_nouns
@@ -335,6 +337,12 @@ class Alarms:
         """Raise `diverged`: the run cannot go on, since a loss or a gradient is not finite."""
         advice = next(rule.advice for rule in RULES if rule.name == "diverged")
         return self.count("diverged", step, f"{reason}; {advice}")
+
+    def check_inputs(self, x: Tensor) -> list[str]:
+        """Raise `constant_inputs` if all rows of training inputs [T, S, ...] are equal: nothing can be learned."""
+        if len(self.rules) == len(ALWAYS) or bool((x != x[:1, :1]).any()):
+            return []
+        return self.count("constant_inputs", 0, "all inputs are equal; check the data (job=data), the scale of images")
 
     def summary(self) -> dict[str, dict[str, Any]]:
         return {name: asdict(raised) for name, raised in self.raised.items()}

@@ -124,6 +124,11 @@ def open_run(
     run_facts |= {"steps": config.train.steps, "metric": summary["metric"], "config": to_dict(config)}
     for sink in sinks:
         sink.start(run_facts)
+    if alarms and experiment.dataset.kind != "control":
+        episodes = experiment.dataset.episodes("train", config.seed, 0, range(2), experiment.train_spec)
+        lines = alarms.check_inputs(episodes.support.x)
+        for line in lines if state.step == 0 else ():
+            recorder.notify(line)
     try:
         yield run
     except NonFinite as error:

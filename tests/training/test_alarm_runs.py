@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import metarun
+from metarun.types import Batch, EpisodeSpec, Task
 
 TINY = ["train.tasks=4", "train.log_every=2", "train.eval_every=10", "train.checkpoint_every=10", "val.tasks=4"]
 TINY += ["test.tasks=2", "test.steps=1", "device.compile=false", "device.threads=1", "report=false"]
@@ -50,3 +52,29 @@ def test_a_healthy_run_has_no_alarms_and_an_evaluation_has_none_to_raise(tmp_pat
     config = metarun.compose(["job=evaluate", f"run={tmp_path / 'run'}", "report=false"])
     evaluated = metarun.run(config, tmp_path / "again").summary
     assert "alarms" not in evaluated
+
+
+class Flat:
+    """Targets of a function whose inputs are all 1."""
+
+    kind = "regression"
+
+    def episodes(self, split: str, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        drawn = [torch.Generator().manual_seed(1000 * seed + 100 * step + task) for task in tasks]
+        rows = spec.shots + spec.queries
+        y = torch.stack([torch.randn(rows, 1, generator=generator) for generator in drawn])
+        x = torch.ones_like(y)
+        return Task(Batch(x[:, : spec.shots], y[:, : spec.shots]), Batch(x[:, spec.shots :], y[:, spec.shots :]))
+
+
+def test_inputs_that_are_all_equal_are_an_alarm_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = metarun.compose(["data=own", *TINY, "train.steps=4"])
+    summary = metarun.run(config, tmp_path / "run", dataset=Flat()).summary
+    assert summary["alarms"]["constant_inputs"]["first"] == 0
+    assert "alarm: constant_inputs at step 0: all inputs are equal" in capsys.readouterr().out
+    off = metarun.run(
+        metarun.compose(["data=own", *TINY, "diagnostics=off", "train.steps=2"]), tmp_path / "off", dataset=Flat()
+    )
+    assert "constant_inputs" not in off.summary["alarms"]
