@@ -93,34 +93,44 @@ def run(
 
     own = None
     if callbacks or any(part is not None for part in (model, dataset, loss, metrics)):
-        from metarun.training.experiment import OwnParts
+        from metarun.training.own_parts import OwnParts
 
         own = OwnParts(model, dataset, loss, metrics or {}, callbacks)
     with user_errors():
         return run(config, folder or default_folder(config), own)
 
 
-def load(folder: str | Path, *, model: Any = None, dataset: Dataset | None = None, loss: Any = None) -> LoadedRun:
+def load(
+    folder: str | Path,
+    *overrides: str,
+    model: Any = None,
+    dataset: Dataset | None = None,
+    loss: Any = None,
+    metrics: Mapping[str, MetricFunction] | None = None,
+    config_dir: str | Path | None = None,
+) -> LoadedRun:
     """Open a run folder: `summary`, `scores`, `curves`, `adapt(x, y).predict(x)`, `evaluate()`, `plot()`.
 
     Args:
         folder: a run folder, such as `result.folder`.
-        model, dataset, loss: the objects that the run was made with, if any (see `run`).
+        overrides: settings that a run folder does not decide, as `"trusted_modules=[mypackage]"`, or other ones.
+        model, dataset, loss, metrics: the objects that the run was made with, if any (see `run`).
+        config_dir: a folder with YAML files of yours, if the run was made with one.
 
     Raises:
         UserError: if there is no run in the folder.
     """
     from metarun.jobs.loaded_run import LoadedRun
-    from metarun.training.experiment import OwnParts
+    from metarun.training.own_parts import OwnParts
 
-    def test_again(overrides: Sequence[str], target: Path | None) -> Result:
-        config = compose([*evaluation, *overrides])
-        return run(config, target, model=model, dataset=dataset, loss=loss)
+    def test_again(more: Sequence[str], target: Path | None) -> Result:
+        config = compose([*evaluation, *more], config_dir)
+        return run(config, target, model=model, dataset=dataset, loss=loss, metrics=metrics)
 
     path = Path(folder)
     quoted = str(path).replace('"', r"\"")
-    evaluation = ["job=evaluate", f'run="{quoted}"']
-    return LoadedRun(path, compose(evaluation), test_again, OwnParts(model, dataset, loss))
+    evaluation = ["job=evaluate", f'run="{quoted}"', *overrides]
+    return LoadedRun(path, compose(evaluation, config_dir), test_again, OwnParts(model, dataset, loss, metrics or {}))
 
 
 def build_algorithm(config: Config) -> Algorithm:

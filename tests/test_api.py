@@ -421,3 +421,57 @@ def test_weights_that_do_not_fit_are_named(override: str, line: str | None, rept
         return
     with pytest.raises(metarun.UserError, match=line):
         metarun.run(config, tmp_path / "run")
+
+
+class Net(torch.nn.Module):
+    """Batch normalisation, and a head for as many outputs as there are."""
+
+    def __init__(self, outputs: int | None) -> None:
+        super().__init__()
+        self.body, self.norm = torch.nn.Linear(2, 8), torch.nn.BatchNorm1d(8)
+        self.head = torch.nn.Linear(8, outputs) if outputs else torch.nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.body(x)).relu())
+
+
+def test_a_module_has_the_norm_that_the_algorithm_chooses_for_its_network(tmp_path: Path) -> None:
+    for algo, outputs, norm in (("protonet", 2, "population"), ("maml", 2, "batch")):
+        config = metarun.compose(["data=own", f"algo={algo}", *TINY, "data.ways=2"])
+        summary = metarun.run(config, tmp_path / algo, dataset=Blobs(), model=Net(outputs)).summary
+        assert summary["norm"] == norm
+    again = metarun.load(tmp_path / "protonet", dataset=Blobs(), model=Net(2)).evaluate(folder=tmp_path / "again")
+    assert again.summary["norm"] == "population"
+
+
+def test_a_loss_or_metric_that_is_no_number_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    config = metarun.compose(TINY)
+    with pytest.raises(metarun.UserError, match=r"^loss: must be one number for predictions \[100, 1\] and targets"):
+        metarun.run(config, tmp_path / "loss", loss=lambda p, y: (p - y) ** 2)
+    with pytest.raises(metarun.UserError, match=r"^metrics\.f1: must be one number .*ValueError"):
+        metarun.run(config, tmp_path / "metric", metrics={"f1": lambda p, y: "high"})
+    assert not (tmp_path / "metric/metrics.jsonl").exists()
+
+
+def test_a_loaded_run_keeps_its_own_metrics(tmp_path: Path) -> None:
+    def mae(prediction: Tensor, y: Tensor) -> float:
+        return float((prediction - y).abs().mean())
+
+    done = metarun.run(metarun.compose(TINY), tmp_path / "run", metrics={"mae": mae}).summary
+    again = metarun.load(tmp_path / "run", "test.tasks=5", metrics={"mae": mae}).evaluate(folder=tmp_path / "again")
+    assert again.summary["beside"] == done["beside"]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "line"),
+    [
+        ([1.0, 2.0], [[1.0, 2.0], [3.0, 4.0]], r"support_y=array of shape \[2, 2\]: must be \[rows, 1\]"),
+        ([1.0, 2.0], [[[1.0]], [[2.0]]], r"support_y=array of shape \[2, 1, 1\]: must be \[rows, 1\]"),
+        ([1.0, 2.0], ["a", "b"], r"support_y: must be an array of numbers"),
+        ([1.0, float("nan")], [1.0, 2.0], r"x=array: must hold finite numbers"),
+        ([1.0, 2.0], [1.0, 2.0, 3.0], r"support_y=3: must have a row for each of the 2 rows of support_x"),
+    ],
+)
+def test_a_support_set_that_does_not_fit_is_refused(x: Any, y: Any, line: str, reptile: Path) -> None:
+    with pytest.raises(metarun.UserError, match=line):
+        metarun.load(reptile).adapt(x, y)

@@ -19,7 +19,7 @@ from metarun.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from metarun.jobs.result import Result
-    from metarun.training.experiment import OwnParts
+    from metarun.training.own_parts import OwnParts
 
 MODULES = {"evaluate": "train", "export": "export.job", "profile": "profile.job"}
 """Where the function JOB_job of a job is, if not in jobs/JOB.py."""
@@ -53,6 +53,6 @@ def run(config: Config, folder: str | Path, own: OwnParts | None = None) -> Resu
     if own is not None:
         if config.job not in SHARED:
             raise SettingError("job", config.job, f"takes no Python objects; choices: {', '.join(SHARED)}")
-        config, more = import_module("metarun.training.experiment").record_objects(config, own), {"own": own}
+        config, more = import_module("metarun.training.own_parts").record_objects(config, own), {"own": own}
     with lock_run_folder(Path(folder)) if ranks.rank() == 0 else contextlib.nullcontext():
         return load_job(config.job)(config, RunFolder(Path(folder)), **more)

@@ -81,7 +81,11 @@ class LoadedRun:
             classes, labels = np.unique(np.asarray(support_y), return_inverse=True)
             y = placement.move(torch.as_tensor(labels.reshape(-1)))
         else:
-            targets = np.asarray(support_y, dtype=np.float64)
+            targets = _as_numbers("support_y", support_y)
+            outputs = self._dataset.outputs(self.config.data["ways"])
+            fits = (targets.ndim == 1 and outputs == 1) or targets.shape[1:] == (outputs,)
+            needed = f"must be [rows, {outputs}], the targets of the run"
+            require(fits, "support_y", f"array of shape {list(targets.shape)}", needed)
             scale = optional(self._dataset, DatasetOptions, "encode")
             targets = targets if targets.ndim > 1 else targets[:, None]
             y = placement.move(torch.as_tensor(scale(0.0, targets)[1] if scale else targets).float())
@@ -131,7 +135,8 @@ class LoadedRun:
         return assemble(self.config, self.own).dataset
 
     def _as_inputs(self, x: ArrayLike, placement: Placement) -> Tensor:
-        values = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+        values = x if isinstance(x, Tensor) else torch.as_tensor(_as_numbers("x", x))
+        require(bool(values.isfinite().all()), "x", "array", "must hold finite numbers")
         shape = self._dataset.input_shape()
         if values.ndim == 1 and shape == (1,):
             values = values[:, None]
@@ -177,6 +182,15 @@ class AdaptedLearner:
         found, outputs = self.outputs(x), self.support.y.shape[1]
         parts = found[:, :outputs], found[:, outputs:]
         return self.decode(*parts) if self.decode else parts
+
+
+def _as_numbers(name: str, values: ArrayLike) -> np.ndarray:
+    """Numbers of any kind. Raise `UserError` for text, and for rows of unequal length."""
+    try:
+        found = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+        return found if found.dtype.kind in "fiub" else found.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: must be an array of numbers ({error})") from error
 
 
 def _as_curves(records: Sequence[dict[str, Any]]) -> Any:

@@ -23,7 +23,7 @@ from metarun.storage.run_folder import RunFolder
 from metarun.training.evaluation import Evaluation, mean_and_interval
 from metarun.training.experiment import Experiment, option_name, shots_range
 from metarun.training.run import State
-from metarun.types import GradientLearner, Metrics, Params, PenaltyOptions, optional
+from metarun.types import GradientLearner, Metrics, ModelOptions, Params, PenaltyOptions, optional
 
 
 def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
         "train_ways": experiment.train_spec.ways,
         "train_shots": "{} to {}".format(*shots) if (shots := shots_range(config)) else experiment.train_spec.shots,
         **dataset.facts(),
-        "norm": config.model.get("norm"),
+        "norm": optional(experiment.algorithm.model, ModelOptions, "norm") or config.model.get("norm"),
         "first_order": config.algo.get("first_order"),
         "reg": option_name("reg", config),
         "regularization": describe_penalties(experiment.regularization, []),

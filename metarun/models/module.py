@@ -185,6 +185,14 @@ def from_module(
     return _check(replace(network, input_shape=input_shape), input_shape, None, exact=False)
 
 
+def as_network(model: Any, norm: Any) -> Any:
+    """A module of the user's as a network, its batch normalisation in the mode `norm` if it has that mode, else batch;
+    any other network as it is."""
+    if not isinstance(model, nn.Module):
+        return model
+    return from_module(model, norm=norm if norm in layers.MODULE_NORMS else "batch")
+
+
 def module(
     input_shape: tuple[int, ...],
     outputs: int | None,

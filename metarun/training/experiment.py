@@ -7,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
-from metarun.algorithms.losses import FunctionLoss, loss_for
 from metarun.algorithms.objective import NoisyModel, Regularization
 from metarun.compute.device import Placement, make_placement
 from metarun.config import catalogue
-from metarun.config.components import build, component_class, construct, locate
+from metarun.config.components import build, construct
 from metarun.config.schema import Config, check
 from metarun.data.own import check_own, complete, require_members
 from metarun.data.pool import TaskPool
@@ -26,6 +23,16 @@ from metarun.storage.progress import print_notice
 from metarun.training.evaluation import Evaluator, MetricFunction
 from metarun.training.memory import budget, fit_chunk
 from metarun.training.own_algorithm import check_members, locate_algorithm
+from metarun.training.own_parts import (
+    EPISODE_SIZE,
+    NO_PARTS,
+    OwnParts,
+    build_callbacks,
+    build_loss,
+    build_metrics,
+    refuse_missing_object,
+    try_functions,
+)
 from metarun.training.run import Trainer
 from metarun.types import (
     NOT_WEIGHTS,
@@ -34,12 +41,9 @@ from metarun.types import (
     Dataset,
     DatasetOptions,
     EpisodeSpec,
-    Kind,
-    Loss,
     Model,
     ModelOptions,
     Params,
-    PredictionKind,
     Split,
     StatefulLearner,
     optional,
@@ -54,41 +58,8 @@ TRAINING_SIZE = ("train_ways", "train_shots")
 STATEFUL_JOBS = ("train", "evaluate")
 """The jobs of a StatefulLearner."""
 
-EPISODE_SIZE = ("ways", "shots", "queries", "test_queries")
-"""Settings of `data` that size the episodes, not the data set."""
-
 
 WAYS = 5  # of a classification whose settings leave them open
-
-
-@dataclass(frozen=True)
-class OwnParts:
-    """Python objects in place of what settings name: `metarun.run(config, folder, model=..., dataset=..., ...)`."""
-
-    model: Any = None  # a torch.nn.Module, or a Model (types.py)
-    dataset: Dataset | None = None
-    loss: Any = None  # a Loss, or a function (prediction, y) -> scalar
-    metrics: Mapping[str, MetricFunction] = field(default_factory=dict)  # name -> (prediction, y) of a task -> number
-    callbacks: Sequence[Any] = ()  # of CallbackOptions (run.py)
-
-
-NO_PARTS = OwnParts()
-
-
-def record_objects(config: Config, own: OwnParts) -> Config:
-    """The settings with the classes of these objects in place of what they replace; sizes of episodes stay."""
-    changed: dict[str, Any] = {}
-    if own.model is not None:
-        changed["model"] = {"_target_": None, "object": _class_path(own.model)}
-    if own.dataset is not None:
-        sizes = {key: value for key, value in config.data.items() if key in EPISODE_SIZE}
-        sizes |= {"ways": 1} if own.dataset.kind != "classification" else {}
-        changed["data"] = {"_target_": None, "object": _class_path(own.dataset), **sizes}
-    return replace(config, **changed, choices=config.choices | dict.fromkeys(changed, "own"))
-
-
-def _class_path(component: Any) -> str:
-    return f"{type(component).__module__}.{type(component).__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -184,6 +155,9 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
         metrics=(optional(dataset, DatasetOptions, "metrics") or {}) | build_metrics(config) | {**own.metrics},
         callbacks=[*build_callbacks(config), *own.callbacks],
     )
+    if own.loss is not None or config.loss or experiment.metrics:
+        gaussian = optional(type(algorithm), AlgorithmOptions, "predicts") == "gaussians"
+        try_functions(dataset, test_spec, algorithm.loss, experiment.metrics, gaussian)
     check_stateful(experiment)
     counted = placement.chunk_size == "auto" and not isinstance(algorithm, StatefulLearner)
     return limit_chunk(experiment) if counted else experiment
@@ -251,39 +225,6 @@ def build_dataset(config: Config) -> Dataset:
     return build("data", node, config.trusted_modules)
 
 
-def refuse_missing_object(group: str, node: Mapping[str, Any]) -> None:
-    """Raise `UserError` for settings that stand for a Python object, which only Python can pass."""
-    if "object" in node and node.get("_target_") is None:
-        keyword = {"data": "dataset"}.get(group, group)
-        was = f", which was {node['object']}" if node["object"] else ""
-        raise UserError(f"{group}=own: needs a Python object{was}; pass it: metarun.run(config, {keyword}=...)")
-
-
-def build_loss(config: Config, kind: Kind, predicts: PredictionKind, own: OwnParts) -> Loss:
-    """The loss of `loss=` in Python or of the settings, or the usual one for this kind of data."""
-    loss: Any = own.loss
-    if loss is None and config.loss:
-        target = locate("loss", config.loss, config.trusted_modules)
-        is_function = inspect.isfunction(target) and component_class(target) in (None, Tensor)
-        loss = target if is_function else construct("loss", target, config.loss)
-    if loss is None:
-        return loss_for(kind, predicts)
-    if not hasattr(loss, "score"):  # a function, or a torch.nn loss
-        return FunctionLoss(loss)
-    return loss
-
-
-def build_metrics(config: Config) -> dict[str, MetricFunction]:
-    """The functions that `metrics.NAME=PATH` names."""
-    return {k: locate(f"metrics.{k}", {"_target_": path}, config.trusted_modules) for k, path in config.metrics.items()}
-
-
-def build_callbacks(config: Config) -> list[Any]:
-    """The objects of `callbacks=[{_target_: PATH, ...}]`."""
-    nodes = [node if isinstance(node, Mapping) else {"_target_": node} for node in config.callbacks]
-    return [build(f"callbacks[{i}]", node, config.trusted_modules) for i, node in enumerate(nodes)]
-
-
 def build_learner(config: Config, dataset: Dataset, ways: int, own: OwnParts = NO_PARTS) -> Algorithm:
     """The algorithm with its network, for episodes of so many ways."""
     node = {k: v for k, v in config.algo.items() if k not in TRAINING_SIZE}
@@ -293,9 +234,9 @@ def build_learner(config: Config, dataset: Dataset, ways: int, own: OwnParts = N
 
     def network(inputs: tuple[int, ...], outputs: int | None) -> Model:
         if own.model is not None:
-            from metarun.models.module import from_module  # with a network of the user's alone
+            from metarun.models.module import as_network  # with a network of the user's alone
 
-            model = from_module(own.model) if isinstance(own.model, nn.Module) else own.model
+            model = as_network(own.model, config.model.get("norm"))
             fit = optional(model, ModelOptions, "fit")
             return cast_model(fit(inputs, outputs) if fit else model, config.device.precision)
         refuse_missing_object("model", config.model)
