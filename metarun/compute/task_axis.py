@@ -19,8 +19,8 @@ PerTask = Callable[[Params, Task], tuple[dict[str, Tensor], dict[str, Tensor]]]
 CAUSES = (
     (
         r"\.item\(\)|data-dependent",
-        "it branches on a tensor's value or takes it for a number (.item(), one_hot); use torch.where, or y[:, None] == "
-        "torch.arange(n)",
+        "it branches on a tensor's value or takes it for a number (.item(), one_hot); use torch.where, or compare "
+        "labels with torch.arange",
     ),
     (r"randomness", "it draws random numbers while it runs; of a module, nn.Dropout is supported"),
     (r"inplace|in-place", "it changes a tensor in place; make a new one"),
