@@ -97,7 +97,8 @@ def from_recordings(
     Args:
         recordings: arrays [L] or [C, L] of any lengths.
         length: readings of a window.
-        stride: from the start of one window to that of the next; None: `length`.
+        stride: from the start of one window to that of the next; None: `length`, of a
+            forecast `length + horizon`, so that windows share no reading.
         label: the class of each recording; None: a regression, whose targets are the next readings.
         task: the task of each recording, of a regression; None: each is one.
         split: train, val or test of each recording.
@@ -117,9 +118,10 @@ def _cut_all(
 ) -> RowData:
     forecasts = recordings.label is None
     require(length is not None and length >= 1, "length", length, "set it to the readings of a window, at least 1")
-    require(stride is None or stride >= 1, "stride", stride, "must be at least 1, or null for the length")
+    require(stride is None or stride >= 1, "stride", stride, "must be at least 1, or null for the length (and horizon)")
     require(not forecasts or horizon >= 1, "horizon", horizon, "must be at least 1, the readings to forecast")
-    cut = Cut(int(length or 0), stride or int(length or 0), horizon if forecasts else 0, overlap)
+    readings_ahead = horizon if forecasts else 0
+    cut = Cut(int(length or 0), stride or int(length or 0) + readings_ahead, readings_ahead, overlap)
     pieces, owners, numbers = [], [], []
     for owner, signal in enumerate(recordings.signals):
         if signal.shape[1] < cut.span:

@@ -169,3 +169,11 @@ def test_the_command_trains_and_describes(tmp_path: Path) -> None:
     shown = command("job=data", *sizes, cwd=tmp_path)
     assert "windows a class" in shown.stdout
     assert "45 recordings, windows of 20 readings every 20" in shown.stdout
+
+
+def test_windows_of_a_forecast_share_no_reading_by_default() -> None:
+    """length + horizon readings from one window to the next: 600 readings hold 10 windows of 50 and 10."""
+    signals = [np.arange(600.0) + 1000 * r for r in range(6)]
+    data = from_recordings(signals, length=50, horizon=10, scale="none")
+    assert data.groups.counts.tolist() == [[10]] * 6
+    assert data.facts()["windows"] == 60
