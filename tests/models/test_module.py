@@ -376,7 +376,7 @@ def test_attention_without_keys_is_torchs_and_with_keys_drops_weights(options: d
 # ---------------------------------------------------------------- errors
 
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
-    "item": (lambda: from_module(Item(3)).fit((4,), 3), r"^Item: cannot be batched over tasks: .*\(.item\(\)\)"),
+    "item": (lambda: from_module(Item(3)).fit((4,), 3), r"^Item: cannot be batched over tasks: .*one_hot\)"),
     "one layer": (
         lambda: from_module(nn.Linear(4, 3)).fit((4,), None),
         r"^Sequential: has no parameters to train, or none before its head",
