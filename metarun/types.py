@@ -3,7 +3,7 @@
 A component of your own implements one protocol: `Algorithm`, `Dataset`, `Model`, `Loss`, or a penalty
 (algorithms/penalty_protocols.py). Richer protocols (`GradientLearner`, `StatefulLearner`, ...) open more of metarun to
 it. Members that a component may leave out are declared at the end, in `AlgorithmOptions`, `DatasetOptions`,
-`ModelOptions` and `PenaltyOptions`, with what is assumed without them.
+`LossOptions`, `ModelOptions` and `PenaltyOptions`, with what is assumed without them.
 
 Dimension letters, used in every docstring and as suffixes of local names:
 
@@ -344,6 +344,12 @@ class DatasetOptions:
     describe: Callable[[], dict[str, Any]] | None = None  # the facts that `job=data` prints, of a data set of files
     contact_sheet: Callable[[EpisodeSpec], Any] | None = None  # an image of a few training episodes, likewise
     largest: Any = None  # of one with episodes of several sizes, the data set whose episodes are all of the full size
+
+
+class LossOptions:
+    """What a loss may also have, and what is assumed without it."""
+
+    score: Callable[[Tensor, Tensor], Tensor] | None = None  # None: a function, or a loss of torch.nn
 
 
 class ModelOptions:

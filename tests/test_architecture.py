@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from metarun import types
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "metarun"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -190,6 +192,19 @@ def test_the_frame_names_no_component(path: Path) -> None:
             if option.stem not in ORDINARY:
                 assert f'"{option.stem}"' not in text
                 assert f"import {option.stem}" not in text
+
+
+def test_members_that_a_component_may_leave_out_are_read_by_optional() -> None:
+    """`hasattr` and `getattr` with a default would decide in another place what is assumed without them."""
+    declared = {name for key, kind in vars(types).items() if key.endswith("Options") for name in kind.__annotations__}
+    assert {"norm", "class_names", "score"} <= declared
+    for path in (path for path in FILES if path.parent.name != "testing" and path.name != "types.py"):
+        calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+        for call in calls:
+            name = call.func.id if isinstance(call.func, ast.Name) else ""
+            if name == "hasattr" or (name == "getattr" and len(call.args) == 3):
+                asked = call.args[1]
+                assert not (isinstance(asked, ast.Constant) and asked.value in declared), (path, call.lineno)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf/algo").glob("*.yaml")), ids=lambda p: p.stem)

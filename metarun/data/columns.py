@@ -25,6 +25,7 @@ MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 """Cells that stand for no number, in small letters."""
 
 COMMAS = "decimal commas are read where ; or tabs are between the columns and the column has no dots"
+NUMERIC = re.compile(r"\s*[+-]?[\d.,]*\d[\d.,]*(e[+-]?\d+)?\s*", re.IGNORECASE)
 DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+\s*")
 
 
@@ -58,6 +59,13 @@ class Columns(NamedTuple):
                 raise UserError(f"{self.place(row)}: column {one_line(name)} is empty; every row needs a value")
             words.append(str(value).strip())
         return words
+
+    def first_word(self, name: str) -> str | None:
+        """The first cell of a column of words; None if a cell is a number, or would be one without its commas."""
+        cells = [value for value in self.values[name] if not is_missing(value)]
+        if not cells or not all(isinstance(value, str) for value in cells):
+            return None
+        return None if any(NUMERIC.fullmatch(value) for value in cells) else one_line(cells[0].strip())
 
     def _read_numbers(self, name: str) -> NDArray[np.float64]:
         values = self.values[name]

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from metarun.data.columns import Columns, frame_columns, read_columns
 from metarun.data.files import expand_path
 from metarun.data.row_groups import Grouping, Source, group_rows
@@ -79,8 +82,8 @@ def _choose_columns(columns: Columns, x: Any, y: Any, task: Any, label: Any, spl
     require(not twice, "x", inputs, f"column {', '.join(twice)} is task, label, split or target; leave it out")
     require(bool(inputs), "x", x, "there is no column left for the inputs")
     source = Source(
-        x=columns.numbers(inputs),
-        y=columns.numbers(targets) if targets else None,
+        x=_take_numbers("x", x, inputs, columns),
+        y=_take_numbers("y", y, targets, columns) if targets else None,
         group=columns.words(group),
         place=columns.place,
         x_names=tuple(inputs),
@@ -97,8 +100,24 @@ def _list_names(key: str, value: Any, columns: Columns) -> list[str]:
     """The column names of a setting: one, several, or None."""
     if value is None:
         return []
-    names = [value] if isinstance(value, (str, int)) else list(value)
-    return [columns.find(key, str(name)) for name in dict.fromkeys(names)]
+    names = [str(name) for name in ([value] if isinstance(value, (str, int)) else value)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    require(not twice, key, names, f"names column {', '.join(twice)} twice")
+    return [columns.find(key, name) for name in names]
+
+
+def _take_numbers(key: str, value: Any, names: list[str], columns: Columns) -> NDArray[np.float64]:
+    """[n, D] of these columns. Raise `SettingError` for a column of words, and say what to do with it."""
+    words = {name: first for name in names if (first := columns.first_word(name)) is not None}
+    if words:
+        name, first = next(iter(words.items()))
+        kept = ",".join(other for other in names if other not in words)
+        remedy = f"data.label={name} makes them classes"
+        if key == "x":
+            remedy = (f"data.x=[{kept}] leaves it out" if kept else "leave it out") + "; to keep it, make a column of "
+            remedy += "0 and 1 for each of its words"
+        raise SettingError(key, value, f"column {name} holds words, as {first!r}, not numbers; {remedy}")
+    return columns.numbers(names)
 
 
 def _find_split(split: Any, columns: Columns) -> tuple[str | None, str | None]:

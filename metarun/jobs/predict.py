@@ -93,7 +93,7 @@ def predict_job(config: Config, record: RunFolder) -> Result:
         writer.writerow(["file", "predicted", "probability", *(f"p({name})" for name in examples.classes)])
         for p in predictions:
             values = (p.probabilities[name] for name in (p.best, *examples.classes))
-            writer.writerow([p.file, p.best, *(f"{value:.4f}" for value in values)])
+            writer.writerow([p.file, p.best, *(f"{value:.7g}" for value in values)])
         writer.writerows([name, UNREADABLE, *[""] * (1 + len(examples.classes))] for name in pictures.unreadable)
     record.write_json("summary.json", summary)
     show(*render(summary, predictions, record))

@@ -19,7 +19,7 @@ from metarun.jobs.result import Result
 from metarun.jobs.terminal import show, small_table
 from metarun.report.figures.drawing import finish, look, panels, plot_band, style
 from metarun.storage.run_folder import RunFolder
-from metarun.storage.text import count_nouns
+from metarun.storage.text import count_nouns, round_digits
 from metarun.training.experiment import option_name
 from metarun.types import Batch, Dataset, DatasetOptions, optional
 
@@ -153,17 +153,21 @@ def describe_values(dataset: Dataset, found: Array, names: Sequence[str]) -> dic
     decode = optional(dataset, DatasetOptions, "decode")
     if decode:
         values, deviations = decode(values, deviations)
-    columns = {name: values[:, i].tolist() for i, name in enumerate(names)}
-    return columns | {f"deviation_{name}": deviations[:, i].tolist() for i, name in enumerate(names) if deviations.size}
+    columns = {name: _round(values[:, i]) for i, name in enumerate(names)}
+    return columns | {f"deviation_{name}": _round(deviations[:, i]) for i, name in enumerate(names) if deviations.size}
+
+
+def _round(values: Array) -> list[float]:
+    return [round_digits(value) for value in values.tolist()]
 
 
 def describe_classes(probabilities: Array, names: Sequence[str]) -> dict[str, list[Any]]:
     best = probabilities.argmax(1)
     columns: dict[str, list[Any]] = {
         "predicted": [names[i] for i in best],
-        "probability": probabilities.max(1).tolist(),
+        "probability": _round(probabilities.max(1)),
     }
-    return columns | {f"p({name})": probabilities[:, i].tolist() for i, name in enumerate(names)}
+    return columns | {f"p({name})": _round(probabilities[:, i]) for i, name in enumerate(names)}
 
 
 def draw_predictions(

@@ -49,7 +49,7 @@ class RunFolder:
     def create(self, config: dict[str, Any]) -> None:
         """Make the folder and write the settings to it."""
         with name_file_in_errors(self.path):
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         self._replace("config.yaml", yaml.safe_dump(config, sort_keys=False))
 
     def read_config(self) -> dict[str, Any]:

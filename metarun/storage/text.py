@@ -26,6 +26,11 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def round_digits(value: float) -> float:
+    """Seven significant digits: float32 has no more."""
+    return float(f"{value:.7g}")
+
+
 def count(value: Any) -> str:
     """A whole number with thousands separators."""
     return f"{round(value):,}" if is_number(value) else NOTHING

@@ -55,6 +55,8 @@ def _write(path: Path, stored: dict[str, Any]) -> None:
     # By way of memory: on a full disk torch's own writer ends in an error that names neither file nor cause.
     buffer = io.BytesIO()
     torch.save(stored | {"sha256": digest(stored)}, buffer)
+    with atomic.name_file_in_errors(path.parent):
+        path.parent.mkdir(exist_ok=True)
     atomic.replace(path, buffer.getvalue(), previous_checkpoint(path))
 
 

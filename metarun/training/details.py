@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metarun.compute.task_axis import map_tasks
+from metarun.storage.text import round_digits
 from metarun.training.evaluation import EPISODE_SEED, TASKS_PER_DRAW, Evaluator, calibrate
 from metarun.types import Algorithm, DatasetOptions, Params, Task, optional
 
@@ -58,16 +59,17 @@ def _describe_classes(logits: Tensor, y: Tensor, names: tuple[str, ...]) -> Iter
             "class": names[label],
             "predicted": names[best],
             "correct": int(best == label),
-            "p_class": round(float(probabilities[label]), 6),
-            "p_predicted": round(float(probabilities[best]), 6),
+            "p_class": round_digits(float(probabilities[label])),
+            "p_predicted": round_digits(float(probabilities[best])),
         }
 
 
 def _describe_values(prediction: Tensor, x: Tensor, y: Tensor) -> Iterator[Row]:
     outputs = y.shape[1]
     few = x.ndim == 2 and x.shape[1] <= outputs + 8
-    for values, inputs, targets in zip(prediction.tolist(), x.tolist(), y.tolist(), strict=True):
-        row = {f"x{i}": value for i, value in enumerate(inputs)} if few else {}
+    for row_of in zip(prediction.tolist(), x.tolist() if few else [[]] * len(y), y.tolist(), strict=True):
+        values, inputs, targets = ([round_digits(value) for value in part] for part in row_of)
+        row = {f"x{i}": value for i, value in enumerate(inputs)}
         row |= {f"y{i}": value for i, value in enumerate(targets)}
         row |= {f"predicted{i}": value for i, value in enumerate(values[:outputs])}
         yield row | {f"deviation{i}": value for i, value in enumerate(values[outputs:])}

@@ -15,7 +15,7 @@ from metarun.config.components import build, component_class, construct, locate
 from metarun.config.schema import Config
 from metarun.errors import UserError, one_line
 from metarun.training.evaluation import MetricFunction
-from metarun.types import Dataset, EpisodeSpec, Kind, Loss, PredictionKind
+from metarun.types import Dataset, EpisodeSpec, Kind, Loss, LossOptions, PredictionKind, optional
 
 EPISODE_SIZE = ("ways", "shots", "queries", "test_queries")
 """Settings of `data` that size the episodes, not the data set."""
@@ -70,9 +70,7 @@ def build_loss(config: Config, kind: Kind, predicts: PredictionKind, own: OwnPar
         loss = target if is_function else construct("loss", target, config.loss)
     if loss is None:
         return loss_for(kind, predicts)
-    if not hasattr(loss, "score"):  # a function, or a torch.nn loss
-        return FunctionLoss(loss)
-    return loss
+    return FunctionLoss(loss) if optional(loss, LossOptions, "score") is None else loss
 
 
 def build_metrics(config: Config) -> dict[str, MetricFunction]:

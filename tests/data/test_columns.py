@@ -85,6 +85,12 @@ def test_each_wrong_cell_gets_a_line(tmp_path: Path, content: str, message: str)
     assert message in str(error.value)
 
 
+def test_a_column_of_words_is_told_from_one_with_a_wrong_cell(tmp_path: Path) -> None:
+    columns = read(tmp_path, b'a;b;c;d;e\nred;1,5;2026-01-02;1;"1,234,5"\n;NA;;x;y\n')
+    firsts = {name: columns.first_word(name) for name in columns.values}
+    assert firsts == {"a": "red", "b": None, "c": "2026-01-02", "d": None, "e": None}
+
+
 def test_a_class_or_task_is_never_empty(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"t.csv, line 3: column name is empty; every row needs a value"):
         read(tmp_path, b"name,a\nx,1\n ,2\n").words("name")

@@ -108,7 +108,13 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "y=price: is for data.task; with data.label": {"label": "site", "y": "price"},
     "x=['site', 'width']: column site is task, label, split or target": {"label": "site", "x": ["site", "width"]},
     "split=parts: there is no such column, did you mean part?": {"label": "site", "split": "parts"},
-    "sites.csv, line 2: column part holds 'train', which is no number": {"label": "site"},
+    "x=None: column part holds words, as 'train', not numbers; data.x=[width,price] leaves it out": {"label": "site"},
+    "y=part: column part holds words, as 'train', not numbers; data.label=part makes them classes": {
+        "task": "site",
+        "y": "part",
+    },
+    "y=['price', 'price']: names column price twice": {"task": "site", "y": ["price", "price"]},
+    "x=['width', 'price', 'width']: names column width twice": {"label": "site", "x": ["width", "price", "width"]},
 }
 
 

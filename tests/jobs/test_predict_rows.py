@@ -46,6 +46,10 @@ def test_points_are_predicted_as_in_python(algo: str, points: tuple[Path, Path],
     x = np.linspace(-4, 4, 6)
     adapted = metarun.load(tmp_path / "run").adapt(x, np.sin(x))
     values, deviations = adapted.predict_with_deviation(np.linspace(-5, 5, 9))
+    written = [text for row in rows for name, text in row.items() if name != "x"]
+    assert all(len(text.strip("-").replace(".", "").lstrip("0")) <= 7 for text in written)  # significant digits
+    assert [row["x"] for row in rows] == [str(value) for value in np.linspace(-5, 5, 9)]
+    assert not (tmp_path / "predicted/checkpoints").exists()
     assert [float(row["y"]) for row in rows] == pytest.approx(values[:, 0].tolist(), rel=1e-5)
     assert ("deviation_y" in rows[0]) == (algo == "cnp")
     if algo == "cnp":

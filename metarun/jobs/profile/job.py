@@ -74,7 +74,6 @@ def scratch_recorder(experiment: Experiment, record: RunFolder) -> Iterator[Reco
     settings = experiment.config.train
     with tempfile.TemporaryDirectory(dir=record.path, prefix="scratch-") as scratch:
         folder = RunFolder(Path(scratch))
-        folder.last.parent.mkdir()
         sink = JsonLines(folder.path)
         sink.start({})
         try:
