@@ -68,6 +68,7 @@ class OptimConfig:
     weight_decay: float = 0.0
     momentum: float = 0.0  # sgd
     eps: float = 1e-8  # adam, adamw
+    reset: str = "never"  # every_step: a new optimizer at each step, without moments or momentum of earlier ones
     clip: Optional[float] = None  # largest norm of the meta-gradient
 
 
@@ -267,6 +268,7 @@ def check(config: Config) -> None:
         "train.on_nonfinite": ("stop", "skip", "rewind"),
         "optim.name": ("adam", "adamw", "sgd"),
         "optim.schedule": SCHEDULES,
+        "optim.reset": ("never", "every_step"),
         "device.name": ("auto", "cpu", "cuda", "mps"),
         "device.precision": ("float32", "bfloat16", "float64"),
         "device.memory_format": ("auto", "contiguous", "channels_last"),

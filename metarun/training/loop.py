@@ -99,6 +99,8 @@ def differentiate(
 def update(trainer: Trainer, state: State, gradient: Params) -> float:
     """Move the meta-parameters along the gradient; return the learning rate of the step."""
     lr = learning_rate(trainer.optim, state.step, trainer.settings.steps)
+    if trainer.optim.reset == "every_step":
+        state.optimizer.state.clear()
     apply_update(state.optimizer, state.params, clip_gradient(gradient, trainer.optim.clip), lr)
     if trainer.regularization.select(Entry.OUTER_STEP):
         rates = step_rates(state.optimizer, state.params, lr)

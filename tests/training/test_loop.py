@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -29,7 +30,7 @@ from metarun.config.schema import OptimConfig, TrainConfig
 from metarun.diagnostics.step import StepMeasures
 from metarun.errors import NonFinite
 from metarun.regularizers.l2 import L2
-from metarun.training.loop import train
+from metarun.training.loop import outer_step, train
 from metarun.training.meta_gradient import build_meta_gradient
 from metarun.training.optimizer import apply_update, build_optimizer, clip_gradient, learning_rate
 from metarun.types import MOMENTS, Batch, EpisodeSpec, Metrics, Params, Split, Task
@@ -164,6 +165,31 @@ def test_an_update_moves_the_tensors_in_place_and_leaves_no_gradient_behind() ->
     assert not torch.equal(w, before)
     assert w.grad is None
     assert not w.requires_grad
+
+
+def test_an_optimizer_that_is_reset_at_every_step_descends_signs() -> None:
+    """Adam's first step is lr g / (|g| + eps): with eps far below |g| each step of the loop is lr sign(g), where one
+    Adam for all steps smooths, and momentum has nothing to add up.
+    """
+
+    def steps(**settings: Any) -> list[Tensor]:
+        trainer = trainer_of(
+            Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 2, 2, None),
+            settings=TrainConfig(steps=3, tasks=3, log_every=1),
+            optim=OptimConfig(lr=0.01, **settings),
+        )
+        state, seen = trainer.start(), []
+        seen.append(matrix(state.params).clone())
+        while len(seen) < 4:
+            outer_step(trainer, state, build_meta_gradient(trainer), RecordingObserver())
+            seen.append(matrix(state.params).clone())
+        return [b - a for a, b in itertools.pairwise(seen)]
+
+    for step in steps(reset="every_step"):
+        assert_same(step.abs(), torch.full_like(step, 0.01), rtol=1e-6)
+    assert not torch.allclose(steps()[2].abs(), torch.full((3, 1), 0.01, dtype=torch.float64), rtol=1e-3)
+    plain, reset = steps(name="sgd"), steps(name="sgd", momentum=0.9, reset="every_step")
+    assert all(torch.equal(a, b) for a, b in zip(plain, reset, strict=True))
 
 
 # ---------------------------------------------------------------- clipping
