@@ -336,6 +336,8 @@ class DatasetOptions:
     picture: tuple[int, int] | None = None  # rows and columns of an image that is completed
     members: dict[str, Any] | None = None  # the class names of each split, for split.json
     class_names: Callable[..., list[tuple[str, ...]]] | None = None  # (split, seed, step, tasks, spec) -> of each task
+    query_names: Callable[..., list[list[str]]] | None = None  # likewise, of each task's queries: files, lines
+    row: str = "row"  # what a row is called: row, window, picture
     encode: Callable[..., Any] | None = None  # (x, y or None) in the units of the data -> as the learner gets them
     decode: Callable[..., Any] | None = None  # (predicted values, deviations) -> in the units of the data
     x_names: Sequence[str] = ()  # of the columns of the inputs and targets, of a data set from a table

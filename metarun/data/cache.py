@@ -1,7 +1,7 @@
 """A cache of decoded images on disk: written once per source, atomically, and memory-mapped; reading executes nothing.
 
 NAME-KEY.u8    the bytes of all images, row after row
-NAME-KEY.json  their shape, the classes, notes of the decoder, the sha256 of the bytes, and their time stamp
+NAME-KEY.json  their shape, files and classes, notes of the decoder, the sha256 of the bytes, and their time stamp
 
 The JSON is written last, so an interrupted write leaves no valid cache. Bytes whose size and time stamp match the JSON
 are trusted; of others the checksum is verified, and they are rebuilt if it is wrong. One process builds, others wait.
@@ -33,7 +33,7 @@ from metarun.storage.untrusted import read_text
 
 RESIDENT = 1 << 28  # bytes of a mapped file that a process keeps in memory
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError)
-FORMAT = 3  # increase it when the stored format changes
+FORMAT = 4  # increase it when the stored format changes
 
 
 class DecodedImages(NamedTuple):
@@ -44,6 +44,7 @@ class DecodedImages(NamedTuple):
     starts: list[int]  # the first row of each class
     counts: list[int]  # its number of images
     notes: dict[str, Any]  # plain values for the data set
+    files: list[str]  # the name of each image below the data's root
 
 
 class CachedImages(NamedTuple):
@@ -86,14 +87,16 @@ def _read(path: Path, verify: bool) -> CachedImages | None:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # writes stay in this process
         images = torch.frombuffer(mapping, dtype=torch.uint8).view(shape)
         starts, counts = (np.array(stored[k], dtype=np.intp) for k in ("starts", "counts"))
-        names = tuple(stored["names"])
-        one_each = starts.shape == counts.shape == (len(names),) and all(isinstance(name, str) for name in names)
+        names, files = tuple(stored["names"]), tuple(stored["files"])
+        one_each = starts.shape == counts.shape == (len(names),) and len(files) == len(images)
+        texts = all(isinstance(name, str) for name in (*names, *files))
         exist = (starts >= 0) & (counts >= 0) & (counts <= len(images)) & (starts <= len(images) - counts)
-        if not (one_each and exist.all() and isinstance(stored["notes"], dict)):
+        if not (one_each and texts and exist.all() and isinstance(stored["notes"], dict)):
             return None
     except BROKEN:  # it is rebuilt from the source
         return None
-    return CachedImages(ImageTable(images, names, starts, counts, _page_release(mapping)), stored["notes"], path)
+    table = ImageTable(images, names, starts, counts, files, _page_release(mapping))
+    return CachedImages(table, stored["notes"], path)
 
 
 def _page_release(mapping: mmap.mmap) -> Callable[[int], None]:

@@ -29,6 +29,7 @@ from metarun.errors import require
 from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
 
 ONE_IMAGE = EpisodeSpec(ways=1, shots=1, queries=0)
+ONE_QUERY = EpisodeSpec(ways=1, shots=0, queries=1)  # which is the same image
 SHOWN, SCALE, GAP = 8, 4, 6  # contact sheet: tasks, size of a pixel, pixels between images
 UNKNOWN = (70, 110, 190)  # the colour of pixels outside of the context
 
@@ -40,6 +41,7 @@ class Completion:
     images: ImageData
 
     kind: ClassVar[Kind] = "regression"
+    row: ClassVar[str] = "picture"
 
     @property
     def picture(self) -> tuple[int, int]:
@@ -70,6 +72,11 @@ class Completion:
         query_TM = torch.arange(count).expand(len(tasks), -1) if all_pixels else order_TE[:, k:]
         locations, parts = self._locations(), (order_TE[:, :k], query_TM)
         return Task(*(Batch(locations[rows], grey_TP.gather(1, rows)[..., None]) for rows in parts))
+
+    def query_names(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> list[list[str]]:
+        """The file of each task's image, once for each query."""
+        names = self.images.query_names(split, seed, step, tasks, ONE_QUERY)
+        return [name * spec.queries for name in names]
 
     def reference_inputs(self, count: int) -> Tensor:
         """Locations spread evenly over the image, repeated if it has fewer."""

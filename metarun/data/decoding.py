@@ -53,6 +53,7 @@ def write_at_depth(file: BinaryIO, entries: Sequence[Entry], read: Read, pixels:
     skipped: list[str] = []
     counts: dict[str, int] = {}
     flat: list[str] = []
+    files: list[str] = []
     with closing(_decode_groups(read(entries), pixels)) as groups:  # ends its threads, also after an error
         images = zip(entries, chain.from_iterable(groups), strict=True)
         for entry, image in track(images, len(entries), "decoding images"):
@@ -65,6 +66,7 @@ def write_at_depth(file: BinaryIO, entries: Sequence[Entry], read: Read, pixels:
                 skipped.append(entry.name)
             else:
                 file.write(image.tobytes())
+                files.append(entry.name)
                 if int(image.max()) - int(image.min()) <= FLAT:
                     flat.append(entry.name)
                 counts[entry.label] += 1
@@ -73,7 +75,8 @@ def write_at_depth(file: BinaryIO, entries: Sequence[Entry], read: Read, pixels:
         raise UserError(f"class {empty[0]} has no image that can be decoded")
     sizes = list(counts.values())
     starts = list(accumulate(sizes, initial=0))[:-1]
-    return DecodedImages((sum(sizes), *pixels.shape), tuple(counts), starts, sizes, {"skipped": skipped, "flat": flat})
+    shape, notes = (sum(sizes), *pixels.shape), {"skipped": skipped, "flat": flat}
+    return DecodedImages(shape, tuple(counts), starts, sizes, notes, files)
 
 
 def _decode_groups(

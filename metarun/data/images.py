@@ -43,6 +43,7 @@ class ImageTable(NamedTuple):
     names: tuple[str, ...]  # of the classes
     starts: Index
     counts: Index
+    files: Sequence[str] = ()  # the name of each image below the data's root
     release: Callable[[int], None] = lambda count: None  # called after reading so many bytes; releases mapped pages
 
 
@@ -83,14 +84,19 @@ class ImageEpisodes:
 
     def draw(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
         """Images as bytes, rows ordered shot by shot: row k N + n is of class n."""
+        turns_TN, rows_TNE = self.draw_rows(split, seed, step, tasks, spec)
+        k = spec.shots
+        return Task(self._batch(rows_TNE[:, :, :k], turns_TN), self._batch(rows_TNE[:, :, k:], turns_TN))
+
+    def draw_rows(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> tuple[Index, Index]:
+        """The quarter turns of each task's classes [T, N], and the rows of their images [T, N, K + Q]."""
         turns_TN, class_TN, image_TNI = self.draw_classes(split, seed, step, tasks, spec)
         most = image_TNI.shape[2]
         # Images that a smaller class lacks get the largest word, so that they are not chosen.
         missing = np.arange(most) >= self._counts(class_TN)[:, :, None]
         image_TNI = np.where(missing, np.iinfo(np.uint64).max, image_TNI)
         image_TNE = choose(image_TNI, spec.shots + spec.queries)
-        rows_TNE, k = self.table.starts[class_TN][:, :, None] + image_TNE, spec.shots
-        return Task(self._batch(rows_TNE[:, :, :k], turns_TN), self._batch(rows_TNE[:, :, k:], turns_TN))
+        return turns_TN, self.table.starts[class_TN][:, :, None] + image_TNE
 
     def draw_classes(
         self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec
@@ -173,6 +179,7 @@ class ImageData:
     within: str | None = None  # group: all classes of an episode are of one group, as an alphabet
 
     kind: ClassVar[Kind] = "classification"
+    row: ClassVar[str] = "picture"
 
     def __post_init__(self) -> None:
         require(self.rotations in ROTATIONS, "rotations", self.rotations, "choices: " + ", ".join(ROTATIONS))
@@ -215,6 +222,12 @@ class ImageData:
         names, angles = self.source.table.names, ("", " 90", " 180", " 270")
         pairs = zip(class_TN.tolist(), turns_TN.tolist(), strict=True)
         return [tuple(names[c] + angles[q] for c, q in zip(*pair, strict=True)) for pair in pairs]
+
+    def query_names(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> list[list[str]]:
+        """The files of each task's queries, in their order."""
+        _, rows_TNE = self._episodes[split].draw_rows(split, seed, step, tasks, spec)
+        rows_TM = rows_TNE[:, :, spec.shots :].swapaxes(1, 2).reshape(len(tasks), -1)
+        return [[self.source.table.files[row] for row in rows] for rows in rows_TM.tolist()]
 
     def reference_inputs(self, count: int) -> Tensor:
         """One image of each of `count` training classes (several if there are fewer), drawn with seed 0 at a step that

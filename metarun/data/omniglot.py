@@ -21,6 +21,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,7 +44,7 @@ from metarun.types import Split
 SPLIT_NAMES = ("vinyals", "random1200", "background")
 PARTS = ("images_background", "images_evaluation")
 SUBFOLDERS = ("", "omniglot", "omniglot-py")  # where people keep the parts; the last is torchvision's
-DRAWING = re.compile(r"(?:^|/)(images_(?:background|evaluation)/[^/]+/character\d+)/\d+_\d+\.png$")
+DRAWING = re.compile(r"(?:^|/)images_(?:background|evaluation)/[^/]+/character\d+/\d+_\d+\.png$")
 COUNT = 1623 * 20
 
 VAL_ALPHABETS = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
@@ -142,19 +143,20 @@ def find_parts(root: str | None, download: bool | None, downloads: Sequence[Down
 def open_drawings(parts: Sequence[Path]) -> tuple[list[Entry], Read]:
     """The drawings of both parts by character and file name, and a function that reads their files."""
     opened = {path.name.removesuffix(".zip"): open_files(path) for path in parts}
-    found = [
-        Entry(match[1], f"{part}/{name}", None)
+    stored = {
+        match[0].lstrip("/"): (part, name)
         for part, files in opened.items()
         for name in files.names
         if (match := DRAWING.search(f"{part}/{name}"))
-    ]
+    }
+    found = [Entry(name.rpartition("/")[0], name, None) for name in stored]
     if len(found) != COUNT:
         held = f"holds {len(found)} Omniglot drawings, not {COUNT}; the copy is incomplete"
         raise UserError(f"data.root={parts[0].parent}: {held}")
 
     def read(entries: Iterable[Entry]) -> Iterator[bytes]:
-        for part, group in groupby(entries, lambda entry: entry.name.partition("/")[0]):
-            yield from opened[part].read([entry.name.partition("/")[2] for entry in group])
+        for part, group in groupby((stored[entry.name] for entry in entries), itemgetter(0)):
+            yield from opened[part].read([name for _, name in group])
 
     return sorted(found, key=lambda entry: (entry.label, entry.name)), read
 

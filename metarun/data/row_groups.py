@@ -80,6 +80,7 @@ def group_rows(source: Source, settings: Grouping) -> RowData:
         y_scale = _fit(source.y, training, (0,), by) if fitted else _keep_scale(source.y.shape[1:])
         y_scale = y_scale._replace(words=f"{', '.join(source.y_names)} {y_scale.words}")
         y = torch.from_numpy(_apply(source.y, order, y_scale))
+    place = source.place  # without the source, whose arrays would stay in memory
     as_bytes = x.dtype == np.uint8 and x_scale.deviation.ndim == 0  # a quarter of the memory
     return RowData(
         x=torch.from_numpy(x[order] if as_bytes else _apply(x, order, x_scale)),
@@ -90,6 +91,7 @@ def group_rows(source: Source, settings: Grouping) -> RowData:
         x_names=source.x_names,
         y_names=source.y_names,
         row=source.row,
+        place=lambda row: place(int(order[row])),
         notes=({f"{groups.plural}_left_out": left_out} if left_out else {}) | dict(source.notes),
     )
 

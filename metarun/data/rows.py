@@ -75,6 +75,7 @@ class RowData:
     x_names: tuple[str, ...] = ()
     y_names: tuple[str, ...] = ()
     row: str = "row"  # what a row is called
+    place: Callable[[int], str] = "row {}".format  # row of x -> where it came from: `sites.csv, line 7`
     notes: Mapping[str, Any] = field(default_factory=dict)  # further facts
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
@@ -119,12 +120,16 @@ class RowData:
 
     def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
         """Rows ordered shot by shot: row k N + n is of class n, and labels are the order of the draw."""
+        rows_TNE = self._draw_rows(split, seed, step, tasks, spec)
+        return Task(self._gather(rows_TNE[..., : spec.shots]), self._gather(rows_TNE[..., spec.shots :]))
+
+    def _draw_rows(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Index:
+        """The rows of each task [T, N, K + Q]; a regression has N = 1."""
         ways, each, groups = (spec.ways if self.y is None else 1), spec.shots + spec.queries, self.groups
         group_TN, part_bits, row_bits = self._draw_groups(split, seed, step, tasks, ways, each)
         part_TN = uniform(part_bits, 0, groups.starts.shape[1]).astype(np.intp)
         starts_TN, counts_TN = groups.starts[group_TN, part_TN], groups.counts[group_TN, part_TN]
-        rows_TNE = starts_TN[..., None] + sample(row_bits.reshape(len(tasks), ways, each), counts_TN)
-        return Task(self._gather(rows_TNE[..., : spec.shots]), self._gather(rows_TNE[..., spec.shots :]))
+        return starts_TN[..., None] + sample(row_bits.reshape(len(tasks), ways, each), counts_TN)
 
     def _draw_groups(
         self, split: Split, seed: int, step: int, tasks: range, ways: int, each: int
@@ -139,6 +144,11 @@ class RowData:
         """The classes of each task in the order of their labels."""
         group_TN, _, _ = self._draw_groups(split, seed, step, tasks, spec.ways, spec.shots + spec.queries)
         return [tuple(self.groups.names[i] for i in row) for row in group_TN.tolist()]
+
+    def query_names(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> list[list[str]]:
+        """Where each task's queries come from, in their order: `line 7`, without the name of the file."""
+        rows_TM = self._draw_rows(split, seed, step, tasks, spec)[..., spec.shots :].swapaxes(1, 2)
+        return [[self.place(row).partition(", ")[2] for row in rows.ravel().tolist()] for rows in rows_TM]
 
     def _gather(self, rows_TNK: Index) -> Batch:
         tasks, ways, each = rows_TNK.shape

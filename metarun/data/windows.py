@@ -133,7 +133,7 @@ def _cut_all(
         owners += [owner] * len(found)
         numbers.append(np.arange(len(found)))
     spans = np.concatenate(pieces)  # [n, C, length + horizon]
-    number = np.concatenate(numbers)
+    number, place = np.concatenate(numbers), recordings.place
     sets = min(math.ceil(cut.span / cut.stride), int(number.max()) + 1)
     group = recordings.task if forecasts else recordings.label
     names = [f"{i:0{len(str(len(recordings.signals) - 1))}d}" for i in range(len(recordings.signals))]
@@ -143,7 +143,7 @@ def _cut_all(
         x=spans[:, :, : cut.length],
         y=ahead,
         group=[(group or names)[owner] for owner in owners],
-        place=lambda row: recordings.place(owners[row]),
+        place=lambda row: f"{place(owners[row])}, window {number[row]}",
         y_names=_name_targets(spans.shape[1], cut.horizon),
         split=None if recordings.split is None else [recordings.split[owner] for owner in owners],
         content="signals",
@@ -176,7 +176,8 @@ def _read_arrays(found: Arrays, names: Mapping[str, str | None]) -> Recordings:
     for key, values in words.items():
         if values is not None and len(values) != len(arrays):
             raise UserError(f"{found.where}: has {len(arrays)} recordings and {len(values)} of {key}")
-    return Recordings([np.atleast_2d(a) for a in arrays], **words, place=lambda r: f"{found.where}, recording {r}")
+    where = found.where
+    return Recordings([np.atleast_2d(a) for a in arrays], **words, place=lambda r: f"{where}, recording {r}")
 
 
 def _read_table(columns: Columns, names: Mapping[str, str | None]) -> Recordings:

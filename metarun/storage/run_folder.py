@@ -74,7 +74,7 @@ class RunFolder:
         self._replace(name, json.dumps(replace_nonfinite(values), indent=2) + "\n")
 
     def write_table(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
-        """Write a csv file of rows with the same keys."""
+        """Write a csv file of rows with the same keys. What is no Unicode in the name of a file becomes \\udcHH."""
         text = io.StringIO()
         writer = None
         for row in rows:
@@ -82,7 +82,7 @@ class RunFolder:
             if not text.tell():
                 writer.writeheader()
             writer.writerow(row)
-        self._replace(name, text.getvalue())
+        self._replace(name, text.getvalue().encode("utf-8", "backslashreplace").decode())
 
     def read_summary(self) -> dict[str, Any]:
         """Return summary.json, or {} if it cannot be read."""

@@ -19,25 +19,31 @@ Row = dict[str, Any]
 def describe_queries(tester: Evaluator, learner: Algorithm, params: Params) -> Iterator[Row]:
     """A row for each query of each test task, after the adaptation step whose metric is the result.
 
+    Where the data set has names of its queries: the query's file, or its line.
+
     Classification: the query's class and the predicted one by their names in the data set (their places in the task,
     if it has none), and the probabilities of both. Regression: the inputs if they are few numbers, the targets, the
     predictions, and the deviations of a learner that predicts Gaussians.
     """
     learner = calibrate(learner, params, tester.dataset, tester.placement)
-    names_of = optional(tester.dataset, DatasetOptions, "class_names")
+    names_of, queries_of = (optional(tester.dataset, DatasetOptions, n) for n in ("class_names", "query_names"))
+    noun = optional(tester.dataset, DatasetOptions, "row")
     for start in range(0, tester.tasks, TASKS_PER_DRAW):
         indices = range(start, min(start + TASKS_PER_DRAW, tester.tasks))
         drawn = tester.dataset.episodes(tester.split, EPISODE_SEED, 0, indices, tester.spec)
         predictions = _predict(tester, learner, params, tester.placement.move_task(drawn))
         where = tester.split, EPISODE_SEED, 0, indices, tester.spec
         names = names_of(*where) if names_of else [tuple(map(str, range(tester.spec.ways)))] * len(indices)
-        for task, prediction, x, y, classes in zip(indices, predictions, *drawn.query, names, strict=True):
+        queries = queries_of(*where) if queries_of else [None] * len(indices)
+        for task, prediction, x, y, classes, rows_of in zip(
+            indices, predictions, *drawn.query, names, queries, strict=True
+        ):
             if tester.dataset.kind == "classification":
                 rows = _describe_classes(prediction, y, classes)
             else:
                 rows = _describe_values(prediction, x, y)
             for number, row in enumerate(rows):
-                yield {"task": task, "query": number} | row
+                yield {"task": task, "query": number} | ({noun: rows_of[number]} if rows_of else {}) | row
 
 
 def _predict(tester: Evaluator, learner: Algorithm, params: Params, tasks: Task) -> Tensor:

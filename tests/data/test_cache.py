@@ -39,7 +39,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def table(value: int = 1, pixels: int = 3) -> ImageTable:
     """Five images of which no two, and no two rows of pixels, are alike."""
     images = (torch.arange(5 * pixels * pixels) % 251 + value).to(torch.uint8).view(5, 1, pixels, pixels)
-    return ImageTable(images, ("a", "b/ü"), np.array([0, 2]), np.array([2, 3]))
+    files = tuple(f"{name}/{i}.png" for name, count in (("a", 2), ("b/ü", 3)) for i in range(count))
+    return ImageTable(images, ("a", "b/ü"), np.array([0, 2]), np.array([2, 3]), files)
 
 
 class Builder:
@@ -52,13 +53,15 @@ class Builder:
         self.calls += 1
         for image in self.table.images:
             file.write(image.numpy().tobytes())
-        shape = tuple(self.table.images.shape)
-        return DecodedImages(shape, self.table.names, self.table.starts.tolist(), self.table.counts.tolist(), NOTES)
+        shape, made = tuple(self.table.images.shape), self.table
+        starts, counts = made.starts.tolist(), made.counts.tolist()
+        return DecodedImages(shape, made.names, starts, counts, NOTES, list(made.files))
 
 
 def assert_table(found: CachedImages, expected: ImageTable) -> None:
     torch.testing.assert_close(found.table.images, expected.images, rtol=0, atol=0)
     assert found.table.names == expected.names
+    assert found.table.files == expected.files
     np.testing.assert_array_equal(found.table.starts, expected.starts)
     np.testing.assert_array_equal(found.table.counts, expected.counts)
     assert found.notes == NOTES
@@ -233,7 +236,7 @@ def test_json_that_is_no_description_is_rebuilt(folder: Path, other: Any) -> Non
     assert_rebuilt(folder)
 
 
-@pytest.mark.parametrize("key", ["shape", "names", "starts", "counts", "notes", "sha256", "mtime_ns"])
+@pytest.mark.parametrize("key", ["shape", "names", "files", "starts", "counts", "notes", "sha256", "mtime_ns"])
 def test_a_description_that_lacks_a_key_is_rebuilt(folder: Path, key: str) -> None:
     cache_images("toy", "print", Builder())
     path = stored(folder).with_suffix(".json")
@@ -261,6 +264,9 @@ def test_a_description_that_lacks_a_key_is_rebuilt(folder: Path, key: str) -> No
         ("names", [1, 2]),
         ("names", ["a"]),
         ("names", ["a", "b", "c"]),
+        ("files", None),
+        ("files", ["a", "b", "c", "d"]),
+        ("files", [1, 2, 3, 4, 5]),
         ("starts", None),
         ("starts", 0),
         ("starts", "zero"),

@@ -42,7 +42,8 @@ def completion(rotations: str = "none") -> Completion:
     shown[:, 0] = torch.arange(CLASSES * EACH)
     images = shown.to(torch.uint8).view(-1, 1, SIDE, SIDE)
     names = tuple(f"alphabet/{i}" for i in range(CLASSES))
-    table = ImageTable(images, names, np.arange(CLASSES) * EACH, np.full(CLASSES, EACH))
+    files = [f"{i}.png" for i in range(len(images))]
+    table = ImageTable(images, names, np.arange(CLASSES) * EACH, np.full(CLASSES, EACH), files)
     splits: dict[Split, Any] = {s: np.arange(2) + 2 * i for i, s in enumerate(("train", "val", "test"))}  # type: ignore[misc]
     source = Source(table, splits, "by hand", {}, Path())
     return Completion(ImageData(Pixels(SIDE, 1, "nearest", ink=True), rotations, Augmentation(), lambda verify: source))
@@ -67,6 +68,12 @@ def test_all_pixels_are_one_image_of_the_split_with_the_top_left_first() -> None
         assert torch.equal(flat(task.query.x), torch.arange(PIXELS).expand(60, -1))
     assert task.query.x[0, 0].tolist() == [-1.0, -1.0]
     assert task.query.x[0, SIDE - 1].tolist() == [-1.0, 1.0]  # the first row, its last column
+
+
+def test_every_query_has_the_file_of_its_image() -> None:
+    names = DATA.query_names("val", 0, 0, range(60), SPEC)
+    numbers = (DATA.episodes("val", 0, 0, range(60), ALL).query.y[:, 0, 0] * 255).round().long()
+    assert names == [[f"{number}.png"] * SPEC.queries for number in numbers]
 
 
 def test_context_and_queries_are_different_pixels_of_that_image() -> None:

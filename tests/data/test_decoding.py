@@ -109,8 +109,9 @@ def test_pictures_are_written_in_the_order_of_the_entries_whichever_thread_is_fi
 @pytest.mark.parametrize("count", [1, GROUP - 1, GROUP, GROUP + 1, GROUP * AHEAD, GROUP * AHEAD + 1])
 def test_no_picture_is_lost_where_groups_end(count: int) -> None:
     decoded, written = write(classes(count))
+    files = [f"a/{number}.png" for number in range(count)]
     assert written == list(range(count))
-    assert decoded == DecodedImages((count, 1, 8, 8), ("a",), [0], [count], {"skipped": [], "flat": []})
+    assert decoded == DecodedImages((count, 1, 8, 8), ("a",), [0], [count], {"skipped": [], "flat": []}, files)
 
 
 def test_counts_and_starts_are_those_of_unequal_classes() -> None:

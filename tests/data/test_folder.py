@@ -104,6 +104,25 @@ def test_the_one_archive_in_a_folder_is_read_as_if_it_were_the_root(
     assert digest(dataset(tmp_path / "data", **settings)) == expected[SIDE]
 
 
+@pytest.mark.parametrize("kind", ["folder", "tar.gz"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_query_has_the_name_of_its_file(tmp_path: Path, layout: str, kind: str) -> None:
+    """Below the root, which may be an archive; of a pickle, its split and its row in `image_data`."""
+    contents, settings = LAYOUTS[layout]
+    settings = {"split": str(write_split(tmp_path))} if "split" in settings else settings
+    data = dataset(KINDS[kind](tmp_path / "data", contents), **settings)
+    for split in PARTS:
+        names = data.query_names(split, 0, 5, range(40), SPEC)
+        shown = recognise_images(draw(data, split, tasks=40).query.x)
+        assert len({name for task in names for name in task}) == len({name for _, name in shown})
+        for name, (label, file) in zip((name for task in names for name in task), shown, strict=True):
+            if layout == "pickles":
+                rows = [(one, other) for one in PARTS[split] for other in FILES[one]]
+                assert name == f"{split}/{rows.index((label, file)):08d}"
+            else:
+                assert contents[name] == FILES[label][file]
+
+
 @pytest.mark.parametrize("split", PARTS)
 def test_episodes_show_images_of_their_classes_each_once(root: Path, split: Split) -> None:
     task = draw(dataset(root), split, tasks=50)

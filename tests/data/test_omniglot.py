@@ -189,6 +189,17 @@ def test_archives_and_folders_give_the_same_episodes(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("kind", [as_archives, as_folders])
+def test_every_query_has_the_name_of_its_drawing(tmp_path: Path, kind: Callable[[Path], Path]) -> None:
+    """Where the class turns, too; the same of archives and folders."""
+    data = omniglot(kind(tmp_path / "data"), rotations="classes")
+    names = data.query_names("train", 0, 0, range(30), SPEC)
+    numbers = decode(draw(data, tasks=30).query)
+    for name, (character, drawing, _) in zip((n for task in names for n in task), numbers.reshape(-1, 3), strict=True):
+        assert name == f"{MINIATURE[character]}/{character:04d}_{drawing + 1:02d}.png"
+
+
+@pytest.mark.usefixtures("small")
 def test_an_archive_may_hold_its_part_below_another_folder_and_in_any_order(tmp_path: Path) -> None:
     """As when someone zipped the folder `python` of the authors' repository again."""
     files = dict(reversed(miniature().items()))

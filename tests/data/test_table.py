@@ -58,7 +58,7 @@ def write(path: Path, columns: dict[str, np.ndarray]) -> Path:
 
 def read(path: Path, **settings: Any) -> RowData:
     columns = dict.fromkeys(("x", "y", "task", "label", "split")) | settings
-    return table(str(path), grouping=Grouping(), **columns)
+    return table(str(path), grouping=Grouping(scale=columns.pop("scale", "auto")), **columns)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,16 @@ def test_each_mistake_gets_a_line(csv: Path, message: str) -> None:
     with pytest.raises(UserError) as error:
         read(csv, **MISTAKES[message])
     assert message in str(error.value)
+
+
+def test_every_query_has_its_line(csv: Path) -> None:
+    """Line 1 has the names of the columns, line 2 the first row."""
+    width = lines()["width"]
+    data = read(csv, label="site", x="width", scale="none")
+    spec = EpisodeSpec(3, 2, 4)
+    names, drawn = data.query_names("val", 0, 3, range(5), spec), data.episodes("val", 0, 3, range(5), spec)
+    for task, x in zip(names, drawn.query.x, strict=True):
+        assert [width[int(name.removeprefix("line ")) - 2] for name in task] == pytest.approx(x[:, 0].tolist())
 
 
 def test_a_site_in_two_splits_is_named(tmp_path: Path) -> None:

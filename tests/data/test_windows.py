@@ -30,6 +30,14 @@ def numbered(classes: int = 10, **settings: Any) -> RowData:
     return from_recordings(recordings, label=[r // 5 for r in range(count)], scale="none", **settings)
 
 
+def test_every_query_has_its_recording_and_window() -> None:
+    data, spec = numbered(length=4, stride=3), EpisodeSpec(2, 2, 3)
+    names, drawn = data.query_names("train", 0, 1, range(20), spec), data.episodes("train", 0, 1, range(20), spec)
+    for task, x in zip(names, drawn.query.x, strict=True):
+        firsts = [divmod(int(first), 1000) for first in x[:, 0, 0]]
+        assert task == [f"recording {recording}, window {start // 3}" for recording, start in firsts]
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 9), st.integers(1, 12), st.booleans(), st.integers(0, 1000))
 def test_windows_are_of_one_recording_of_the_split_and_do_not_overlap(

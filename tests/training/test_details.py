@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.colours import class_folders
 
 import metarun
 from metarun.data.arrays import from_arrays
@@ -35,6 +37,22 @@ def test_the_classes_of_a_task_are_named_in_the_order_of_its_labels() -> None:
             assert [classes[k] for k in y] == [f"c{int(value)}" for value in x[:, 0]]
 
 
+def test_each_query_of_pictures_has_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is a class, so the file says whether the class is right; one name is no Unicode."""
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    root = class_folders(tmp_path / "pictures", [f"c{k:02d}" for k in range(8)], each=6)
+    for folder in sorted(root.iterdir()):
+        (folder / "000.png").rename(folder / os.fsdecode(b"n\xe9e.png"))
+    size = ["data.ways=2", "data.image_size=16", "data.queries=3", "data.test_queries=3", "model.filters=4"]
+    split = [f"data.root={root}", "data.split=ratio", "data.ratios=[0.4,0.3,0.3]", "device.compile=off"]
+    metarun.run(metarun.compose(["data=folder", "algo=protonet", *TINY, *size, *split]), tmp_path / "run")
+    rows = read(tmp_path / "run")
+    assert list(rows[0])[:4] == ["task", "query", "picture", "class"]
+    assert all(row["picture"].partition("/")[0] == row["class"] for row in rows)
+    names = {row["picture"].partition("/")[2] for row in rows}
+    assert names == {"n\\udce9e.png", *(f"{i:03d}.png" for i in range(1, 6))}
+
+
 def test_the_share_of_right_rows_is_the_accuracy(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     label = np.repeat(np.arange(20), 12)
@@ -44,6 +62,8 @@ def test_the_share_of_right_rows_is_the_accuracy(tmp_path: Path) -> None:
     summary = metarun.run(config, tmp_path / "run", dataset=data).summary
     rows = read(tmp_path / "run")
     assert len(rows) == 9 * 4 * 5
+    numbers = [int(row["row"].removeprefix("row ")) for row in rows]
+    assert [row["class"] for row in rows] == [f"class {label[number]}" for number in numbers]
     assert np.mean([int(row["correct"]) for row in rows]) == pytest.approx(summary["mean"], abs=1e-6)
     assert {row["class"] for row in rows} <= {*data.members["test"]}
     assert all((row["class"] == row["predicted"]) == (row["correct"] == "1") for row in rows)

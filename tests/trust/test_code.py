@@ -115,14 +115,16 @@ def test_a_pickle_of_images_that_names_anything_else_is_refused(payload: Any, pr
 def test_a_cache_is_numbers_and_json(tmp_path: Path, elsewhere: None) -> None:
     def decoded(file: Any) -> DecodedImages:
         file.write(bytes(4))
-        return DecodedImages((1, 1, 2, 2), ("a",), [0], [1], {})
+        return DecodedImages((1, 1, 2, 2), ("a",), [0], [1], {}, ["a/1.png"])
 
     made = cache_images("x", "key", decoded)
     made.path.with_suffix(".json").write_bytes(pickle.dumps(Exec()))
     assert cache_images("x", "key", decoded).table.names == ("a",)
 
 
-@pytest.mark.parametrize("changes", [{"starts": [9]}, {"counts": [9]}, {"starts": [-1]}, {"names": [1]}, {"notes": 1}])
+@pytest.mark.parametrize(
+    "changes", [{"starts": [9]}, {"counts": [9]}, {"starts": [-1]}, {"names": [1]}, {"notes": 1}, {"files": []}]
+)
 def test_a_cache_with_rows_that_are_not_there_is_built_again(
     tmp_path: Path, elsewhere: None, changes: dict[str, Any]
 ) -> None:
@@ -130,7 +132,7 @@ def test_a_cache_with_rows_that_are_not_there_is_built_again(
 
     def decoded(file: Any) -> DecodedImages:
         file.write(bytes(4))
-        return DecodedImages((1, 1, 2, 2), ("a",), [0], [1], {})
+        return DecodedImages((1, 1, 2, 2), ("a",), [0], [1], {}, ["a/1.png"])
 
     path = cache_images("x", "key", decoded).path.with_suffix(".json")
     stored = json.loads(path.read_text()) | changes

@@ -234,7 +234,7 @@ def test_what_a_run_writes_is_its_owners(tmp_path: Path, elsewhere: None) -> Non
 
     def decoded(file: io.BytesIO) -> DecodedImages:
         file.write(bytes(4))
-        return DecodedImages((1, 1, 2, 2), ("a",), [0], [1], {})
+        return DecodedImages((1, 1, 2, 2), ("a",), [0], [1], {}, ["a/1.png"])
 
     before = os.umask(0o022)
     try:
