@@ -14,7 +14,7 @@ from helpers.colours import class_folders
 import metarun
 from metarun.data.arrays import from_arrays
 from metarun.report.read.runs import read_run
-from metarun.report.tables.run import class_table
+from metarun.report.tables.classes import class_table
 from metarun.types import EpisodeSpec
 
 TINY = ["train.steps=6", "train.tasks=2", "val.tasks=2", "test.tasks=9", "test.details=true", "device.threads=1"]
@@ -72,7 +72,8 @@ def test_the_share_of_right_rows_is_the_accuracy(tmp_path: Path) -> None:
     accuracies = [float(cells[1].removesuffix(" %")) for cells in table.rows]
     assert accuracies == sorted(accuracies)
     assert sum(int(cells[2]) for cells in table.rows) == len(rows)
-    assert "most often taken for" in (tmp_path / "run/report.html").read_text()
+    page = (tmp_path / "run/report.html").read_text()
+    assert all(title in page for title in ("most often taken for", "Confusion matrix of 4 classes", "Hardest rows"))
 
 
 def test_a_regression_has_targets_predictions_and_deviations(tmp_path: Path) -> None:
@@ -91,4 +92,4 @@ def test_without_details_there_is_no_such_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     metarun.run(metarun.compose([*TINY, "test.details=false", "report=false"]), tmp_path / "run")
     assert not (tmp_path / "run/details.csv").exists()
-    assert not read_run(tmp_path / "run").confusion
+    assert not read_run(tmp_path / "run").details.confusion

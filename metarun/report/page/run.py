@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from metarun.errors import one_line
+from metarun.report.figures.confusion import draw_confusion
 from metarun.report.figures.drawing import Drawing
 from metarun.report.figures.functions import draw_predictions
 from metarun.report.figures.panels import GRADIENTS, INNER, LEARNING, PENALTIES, PROBES, families, names_in, own_panels
@@ -16,12 +17,12 @@ from metarun.report.figures.run import draw_adaptation, draw_layers, draw_learni
 from metarun.report.read.facts import metric_names, metric_of, penalty_terms, test_curve
 from metarun.report.read.files import Analysis
 from metarun.report.read.runs import Run
+from metarun.report.tables.classes import class_table, pair_table, picture_table
 from metarun.report.tables.penalties import penalty_tables
 from metarun.report.tables.run import (
     adaptation_table,
     alarm_table,
     analysis_tables,
-    class_table,
     convergence_tables,
     further_metrics_table,
 )
@@ -30,6 +31,10 @@ from metarun.report.tables.table import Table
 CURVES = (
     "Thin lines are single records, thick ones a smoothed running median. Validation is on fixed tasks, training "
     "loss and metric on the tasks of each step, before the update."
+)
+MATRIX = (
+    "A row is a class, a column what its queries were taken for, in per cent of those in tasks that have both classes; "
+    "the diagonal is the accuracy. Grey: no task has both."
 )
 SHARES = "Shares are of the gradient's parts by length, separately for outer and inner terms."
 MAX_EMBEDDED, MAX_PICTURES = 300_000, 4  # bytes of an analysis's figure; figures of one analysis
@@ -81,8 +86,8 @@ def run_sections(run: Run) -> list[Section]:
     parts: dict[str, Callable[[Run], Section]] = {"Learning curve": learning_section, "Adaptation at test": _adaptation}
     if run.functions or run.summary.get("beside") or run.summary.get("oracle"):
         parts["Predicted distributions"] = _predictions
-    if run.confusion:
-        parts["Classes"] = lambda run: Section(tables=[class_table(run)])
+    if run.details.confusion:
+        parts["Classes"] = _classes
     parts |= {"Meta-gradient": _gradients, "Inner loop": _inner_loop}
     if penalty_terms(run) or families(metric_names(run.of("train"))).keys() & PENALTIES.keys():
         parts["Penalties"] = _penalties
@@ -110,6 +115,14 @@ def _adaptation(run: Run) -> Section:
 
 def _predictions(run: Run) -> Section:
     return show(*draw_predictions(run), "", [further_metrics_table(run)])
+
+
+def _classes(run: Run) -> Section:
+    """The confusion matrix, or without room for one the pairs; the hardest classes and pictures."""
+    drawing = draw_confusion(run.details)
+    tables = [class_table(run), None if drawing else pair_table(run), picture_table(run) if run.details.row else None]
+    shown = [table for table in tables if table and table.rows]
+    return Section([MATRIX], [drawing], shown) if drawing else Section(tables=shown)
 
 
 def _gradients(run: Run) -> Section:

@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +57,7 @@ def as_mappings(value: Any) -> list[Mapping[str, Any]]:
 
 def read_json(path: Path, kind: type) -> tuple[Any, str]:
     """Return the value of a JSON file, or None and what is wrong with it."""
-    value, problem = _read(path, lambda: json.loads(untrusted.read_text(path, MAX_BYTES)), "is damaged: it is not JSON")
+    value, problem = read(path, lambda: json.loads(untrusted.read_text(path, MAX_BYTES)), "is damaged: it is not JSON")
     if problem:
         return None, f"{path.name} {problem}."
     return (value, "") if isinstance(value, kind) else (None, f"{path.name} is not of the expected form.")
@@ -66,7 +65,7 @@ def read_json(path: Path, kind: type) -> tuple[Any, str]:
 
 def read_yaml(path: Path) -> tuple[Any, str]:
     """Return the value of a YAML file, or None and what is wrong with it."""
-    return _read(path, lambda: untrusted.read_yaml(path), "is damaged")
+    return read(path, lambda: untrusted.read_yaml(path), "is damaged")
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], str]:
@@ -77,7 +76,7 @@ def read_settings(path: Path) -> tuple[dict[str, Any], str]:
     return (value, "") if isinstance(value, dict) else ({}, f"{path.name} holds no settings.")
 
 
-def _read(path: Path, load: Callable[[], Any], damaged: str) -> tuple[Any, str]:
+def read(path: Path, load: Callable[[], Any], damaged: str) -> tuple[Any, str]:
     """The value of a file, or None and the problem in words."""
     try:
         return load(), ""
@@ -111,21 +110,9 @@ def parse_overrides(value: Any) -> tuple[str, ...] | None:
     return tuple(words) if valid and len(words) <= MAX_ROWS else None
 
 
-def read_confusion(path: Path) -> Counter[tuple[str, str]]:
-    """How often each class was taken for each, of details.csv; empty without that file or for a regression."""
-    text, problem = _read(path, lambda: untrusted.read_text(path, MAX_BYTES, errors="replace"), "is damaged")
-    rows = csv.DictReader(io.StringIO(text or ""))
-    if problem or not {"class", "predicted"} <= {*(rows.fieldnames or ())}:
-        return Counter()
-    try:
-        return Counter((str(row["class"]), str(row["predicted"])) for row in rows)
-    except csv.Error:
-        return Counter()
-
-
 def read_records(path: Path) -> tuple[list[Record], list[str]]:
     """Return the lines of a .jsonl file that are records, and a sentence about those that are not."""
-    text, problem = _read(path, lambda: untrusted.read_text(path, MAX_BYTES, errors="replace"), "is damaged")
+    text, problem = read(path, lambda: untrusted.read_text(path, MAX_BYTES, errors="replace"), "is damaged")
     if problem:
         return [], [f"{path.name} {problem}."]
     parsed = [_parse_record(line) for line in text.split("\n") if line.strip()]

@@ -16,6 +16,7 @@ import numpy as np
 
 from metarun.errors import UserError, one_line
 from metarun.report.read import files
+from metarun.report.read.details import NO_DETAILS, Details, read_details
 from metarun.report.read.files import Analysis, Record
 from metarun.storage import untrusted
 from metarun.storage.text import is_number
@@ -47,7 +48,7 @@ class Run:
     overrides: tuple[str, ...] | None  # of the command line, if Hydra noted them
     missing: tuple[str, ...]
     functions: Mapping[str, Any] = field(default_factory=dict)  # functions.json
-    confusion: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (class, predicted) -> queries
+    details: Details = NO_DETAILS
 
     @property
     def name(self) -> str:
@@ -126,7 +127,7 @@ def read_run(path: Path | str) -> Run:
         overrides=None if first is None else _join_overrides(first, last or (), config),
         missing=tuple(filter(None, problems)),
         functions=functions or {},
-        confusion=files.read_confusion(path / "details.csv"),
+        details=read_details(path / "details.csv"),
     )
 
 

@@ -14,7 +14,6 @@ from metarun.report.tables.table import Table
 from metarun.storage import text
 from metarun.storage.text import NOTHING, count, format_metric, is_number, number
 
-HARDEST = 20  # classes that are shown
 FOLDED_ROWS, MAX_ROWS = 8, 40  # of an analysis's table, and adaptation steps
 METRICS = {
     "pointwise_log_likelihood": "log-likelihood of single targets",
@@ -45,31 +44,6 @@ def adaptation_table(run: Run) -> Table:
     )
     note = f"± is half of a 95 % interval over {count(run.summary.get('n_tasks'))} tasks."
     return Table(f"By {unit}", (unit, text.axis_label(metric), "query loss"), rows[:MAX_ROWS], note)
-
-
-def class_table(run: Run) -> Table:
-    """The classes of the test by their accuracy, the hardest first, and what each was most often taken for."""
-    by_class: dict[str, dict[str, int]] = {}
-    for (name, predicted), queries in run.confusion.items():
-        by_class.setdefault(name, {})[predicted] = queries
-    rows = []
-    for name, found in by_class.items():
-        total, right = sum(found.values()), found.get(name, 0)
-        other, wrong = max(
-            ((o, q) for o, q in found.items() if o != name), key=lambda pair: pair[1], default=(NOTHING, 0)
-        )
-        cells = (
-            f"{100 * right / total:.1f} %",
-            str(total),
-            other,
-            f"{100 * wrong / total:.1f} %" if wrong else NOTHING,
-        )
-        rows.append((right / total, (name, *cells)))
-    rows.sort()
-    cells_of = tuple(cells for _, cells in rows)
-    note = f"The {HARDEST} hardest of {len(rows)} classes; details.csv has every query." if len(rows) > HARDEST else ""
-    columns = ("class", "accuracy", "queries", "most often taken for", "of its queries")
-    return Table("Classes", columns, cells_of[:HARDEST], note, left=(0, 3))
 
 
 def alarm_table(alarms: Mapping[str, Any]) -> Table:
