@@ -15,7 +15,8 @@ A trajectory ends after `horizon` steps and never before: an ant that is not hea
 the published one ends. The published displacement of the ant is over five frames of the simulation that end one early.
 
 Random goals go to the splits in the order in which `goal_seed` draws them. Both directions of the cheetah are the
-tasks of each split, as published: the test asks whether the direction is recognised, not for a new one.
+tasks of each split, as published: the test asks whether the direction is recognised, not for a new one. With one
+direction alone there is nothing to recognise.
 
 The simulation is a pure function: (state, action) -> the next state. A state is (qpos, qvel). The only other memory of
 a simulation is where the contact solver starts its search (qacc_warmstart); it is reset to 0 before each step, which
@@ -27,6 +28,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -37,14 +39,12 @@ from torch import Tensor
 
 from metarun.compute.random import Bits, normal, random_bits, uniform
 from metarun.data import control
-from metarun.errors import UserError
+from metarun.errors import UserError, require
 from metarun.types import EpisodeSpec, Kind, Split, Task
 
 FRAMES = 5  # of the simulation for one action
 NOISE = 0.1  # of initial states
 FORCES = (-1.0, 1.0)  # contact forces are cut to this range
-
-DIRECTIONS = torch.tensor([[-1.0], [1.0]])
 
 
 class Motion(NamedTuple):
@@ -166,10 +166,14 @@ def halfcheetah_vel(horizon: int, train_goals: int, val_goals: int, test_goals: 
     return _make_cheetah("halfcheetah_vel", velocity_reward, goals, horizon, "velocities in [0, 3)")
 
 
-def halfcheetah_dir(horizon: int) -> Robots:
+def halfcheetah_dir(horizon: int, directions: tuple[int, ...] = (-1, 1)) -> Robots:
     control.check_sizes(horizon, 1, 1, 1)
-    goals: dict[Split, Tensor] = {"train": DIRECTIONS, "val": DIRECTIONS, "test": DIRECTIONS}
-    return _make_cheetah("halfcheetah_dir", direction_reward, goals, horizon, "both directions in each")
+    sound = len(directions) > 0 and len({*directions}) == len(directions) and {*directions} <= {-1, 1}
+    require(sound, "directions", list(directions), "must be [-1, 1], [1] or [-1]")
+    goals = torch.tensor(directions, dtype=torch.float32)[:, None]
+    same: dict[Split, Tensor] = {"train": goals, "val": goals, "test": goals}
+    drawn = "both directions in each" if len(goals) > 1 else f"direction {directions[0]} in each"
+    return _make_cheetah("halfcheetah_dir", direction_reward, same, horizon, drawn)
 
 
 def ant_dir(horizon: int, train_goals: int, val_goals: int, test_goals: int, goal_seed: int = 0) -> Robots:
@@ -236,27 +240,44 @@ class Simulator:
         return out[..., :-1], out[..., -1]
 
     def simulate(self, rows: np.ndarray) -> np.ndarray:
-        """Rows (state, action) [n, S + A] -> (next state, squared forces) [n, S + 1]; all float64."""
-        mujoco, model, data = self._simulation
-        after = np.empty((len(rows), self.states + 1))
-        parts, kinds = [self.positions, self.states], mujoco.mjtWarning
-        bad = (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC, kinds.mjWARN_BADCTRL)
+        """Rows (state, action) [n, S + A] -> (next state, squared forces) [n, S + 1]; all float64.
+
+        As many threads as torch has share the rows. MuJoCo simulates without Python's lock, and a row's result does not
+        depend on the thread.
+        """
+        threads = min(torch.get_num_threads(), len(rows))
+        while len(self._data) < threads:
+            self._data.append(self._simulation[0].MjData(self._simulation[1]))
+        if threads <= 1:
+            return self._simulate_rows(rows, self._data[0])
+        parts = _make_pool(threads).map(self._simulate_rows, np.array_split(rows, threads), self._data[:threads])
+        return np.concatenate(list(parts))
+
+    def _simulate_rows(self, rows: np.ndarray, data: Any) -> np.ndarray:
+        mujoco, model = self._simulation
+        after, q, s = np.empty((len(rows), self.states + 1)), self.positions, self.states
+        qpos, qvel, ctrl, start, forces = data.qpos, data.qvel, data.ctrl, data.qacc_warmstart, data.cfrc_ext
+        kinds, warnings = mujoco.mjtWarning, data.warning.number
+        bad = [int(getattr(kinds, f"mjWARN_BAD{name}")) for name in ("QPOS", "QVEL", "QACC", "CTRL")]
         for row, out in zip(rows, after, strict=True):
-            data.qpos[:], data.qvel[:], data.ctrl[:] = np.split(row, parts)
-            data.qacc_warmstart[:] = 0
+            qpos[:], qvel[:], ctrl[:], start[:] = row[:q], row[q:s], row[s:], 0
             mujoco.mj_step(model, data, self.frames)
             mujoco.mj_rnePostConstraint(model, data)
-            forces = np.square(np.clip(data.cfrc_ext, *FORCES)).sum()
-            out[: parts[0]], out[parts[0] : parts[1]], out[-1] = data.qpos, data.qvel, forces
+            out[:q], out[q:s], out[s] = qpos, qvel, np.square(forces.clip(*FORCES)).sum()
             # Where numbers become too large, MuJoCo warns and goes on from rest.
-            if any(data.warning[int(kind)].number for kind in bad):
+            if warnings.any() and warnings[bad].any():
                 mujoco.mj_resetData(model, data)
                 out[:] = np.nan
         return after
 
     @functools.cached_property
-    def _simulation(self) -> tuple[Any, Any, Any]:
-        """The package mujoco, the robot's model and the simulation's data."""
+    def _data(self) -> list[Any]:
+        """The simulation's data, one for each thread."""
+        return [self._simulation[0].MjData(self._simulation[1])]
+
+    @functools.cached_property
+    def _simulation(self) -> tuple[Any, Any]:
+        """The package mujoco and the robot's model."""
         try:
             import gymnasium
             import mujoco
@@ -265,8 +286,12 @@ class Simulator:
         # By default mujoco logs warnings to MUJOCO_LOG.TXT in the current folder; those that matter become NaN.
         mujoco.set_mju_user_warning(lambda message: None)
         folder = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
-        model = mujoco.MjModel.from_xml_path(str(folder / self.file))
-        return mujoco, model, mujoco.MjData(model)
+        return mujoco, mujoco.MjModel.from_xml_path(str(folder / self.file))
+
+
+@functools.cache
+def _make_pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "mujoco")
 
 
 class _Simulate(torch.autograd.Function):

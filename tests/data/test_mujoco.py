@@ -243,10 +243,32 @@ def test_a_step_depends_on_nothing_but_what_it_is_given(name: str) -> None:
 
 
 @simulated
+@pytest.mark.parametrize("name", ["halfcheetah_dir", "ant_dir"])
+def test_threads_change_no_bit(name: str) -> None:
+    """Also where another order puts a row into another thread; three threads have 3, 2 and 2 rows."""
+    simulator, used = make_robots(name).simulator, torch.get_num_threads()
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (7, simulator.states + simulator.actions))
+    rows = noise + np.pad(simulator.rest().numpy(), (0, simulator.actions))
+    try:
+        torch.set_num_threads(1)
+        one = simulator.simulate(rows)
+        torch.set_num_threads(3)
+        assert np.array_equal(simulator.simulate(rows), one)
+        assert np.array_equal(simulator.simulate(rows[::-1]), one[::-1])
+        assert np.array_equal(simulator.simulate(rows[:1]), one[:1])
+    finally:
+        torch.set_num_threads(used)
+    assert len(simulator._data) == 3
+    assert len(np.unique(one[:, 3])) == 7
+
+
+@simulated
+@pytest.mark.parametrize("threads", [1, 2])
 def test_an_unstable_simulation_is_not_a_number_and_leaves_no_trace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     ours = make_robots("halfcheetah_vel")
     state = ours.simulator.rest()
     bad, rest = state.clone(), torch.zeros(6, dtype=state.dtype)
@@ -258,6 +280,20 @@ def test_an_unstable_simulation_is_not_a_number_and_leaves_no_trace(
     assert forces[1].isnan()
     assert found[2].equal(expected)
     assert not list(tmp_path.iterdir())  # MuJoCo would log into the current folder
+
+
+@simulated
+@pytest.mark.parametrize("directions", [[1], [-1], [1, -1]])
+def test_chosen_directions_are_the_tasks_of_every_split(directions: list[int]) -> None:
+    ours = robots.halfcheetah_dir(4, tuple(directions))
+    assert [ours.tasks(split)[:, 0].tolist() for split in ("train", "val", "test")] == [directions] * 3
+    assert (ours.facts()["split"] == "both directions in each") == (len(directions) == 2)
+
+
+@pytest.mark.parametrize("directions", [(), (2,), (1, 1)])
+def test_other_directions_are_errors(directions: tuple[int, ...]) -> None:
+    with pytest.raises(SettingError, match=r"directions=\[.*\]: must be \[-1, 1\], \[1\] or \[-1\]"):
+        robots.halfcheetah_dir(4, directions)
 
 
 @simulated
