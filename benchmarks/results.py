@@ -17,9 +17,9 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 RECORDS = DOCS / "results.json"
 KEPT = (
     *("algo", "data", "ways", "shots", "train_ways", "train_shots", "queries", "test_queries", "split", "split_sha256"),
-    *("rotations", "resize", "reward", "norm", "reg", "seed", "metric", "mean", "ci95", "n_tasks", "headline_step"),
-    *("curve", "beside", "oracle", "status", "episodes_sha256", "params_sha256", "precision", "machine", "versions"),
-    "published",
+    *("rotations", "resize", "reward", "norm", "reg", "seed", "metric", "mean", "ci95", "n_tasks"),
+    *("headline", "headline_step", "errors", "curve", "beside", "oracle", "status", "episodes_sha256", "params_sha256"),
+    *("precision", "machine", "versions", "published"),
 )
 """What a record takes from summary.json."""
 COSTS = ("steps_done", "tasks_seen", "best_step", "seconds", "collected", "alarms")

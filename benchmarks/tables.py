@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, variance
 from typing import Any, NamedTuple
 
+from metarun.statistics.intervals import NORMAL_95
+from metarun.statistics.student import t_quantile
 from metarun.storage.published import compare
 
 Record = Mapping[str, Any]
@@ -20,9 +24,15 @@ class Table(NamedTuple):
     has: Callable[[Record], bool]
     columns: Sequence[Column]
 
+    combines: bool = False  # a line for all seeds of a row, after those of each
+
     def markdown(self, records: Sequence[Record]) -> str:
         names = [name for name, _ in self.columns]
-        return lines(names, [[cell(r) for _, cell in self.columns] for r in records if self.has(r)])
+        shown = list(filter(self.has, records))
+        if self.combines:
+            rows = [list(seeds) for _, seeds in itertools.groupby(shown, key=lambda r: r["row"])]
+            shown = [r for seeds in rows for r in (*seeds, *([over_seeds(seeds)] if len(seeds) > 1 else []))]
+        return lines(names, [[cell(r) for _, cell in self.columns] for r in shown])
 
 
 class Overview(NamedTuple):
@@ -47,6 +57,27 @@ def lines(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *(f"| {' | '.join(r)} |" for r in rows)])
 
 
+def over_seeds(seeds: Sequence[Record]) -> Record:
+    """A line for all seeds of a row: the mean of their means, for new seeds and new tasks.
+
+    variance = s^2 / R + v, with s the deviation of the R means and v the mean of their squared standard errors: the
+    seeds share their test tasks, whose part is not made smaller by more seeds. half = t times its root, with the
+    degrees of freedom of Satterthwaite.
+    """
+    means, runs = [r["mean"] for r in seeds], len(seeds)
+    of_seeds = variance(means) / runs
+    of_tasks = fmean((r["ci95"] / NORMAL_95) ** 2 for r in seeds)
+    total = of_seeds + of_tasks
+    df = total**2 / (of_seeds**2 / (runs - 1) + of_tasks**2 / (seeds[0]["n_tasks"] - 1))
+    half = t_quantile(0.975, df) * math.sqrt(total)
+    return dict(seeds[0]) | {
+        "seed": f"mean of {runs}",
+        "mean": fmean(means),
+        "ci95": half,
+        "seconds": fmean(r["seconds"] for r in seeds),
+    }
+
+
 # ------------------------------------------------------------------------------------------------- cells
 
 
@@ -61,7 +92,34 @@ def interval(found: Mapping[str, Any] | None, digits: int = 3, scale: float = 1.
 
 def after(step: int, digits: int = 3) -> Callable[[Record], str]:
     """The test after so many adaptation steps or explored trajectories."""
-    return lambda r: interval(next((row for row in r["curve"] if row["step"] == step), None), digits)
+
+    def cell(r: Record) -> str:
+        row = next((row for row in r["curve"] if row["step"] == step), None)
+        if row and row.get("heavy"):
+            return "heavy tail" if row["mean"] is None else f"{row['mean']:.{digits}g}, heavy tail"
+        return interval(row, digits)
+
+    return cell
+
+
+def median_after(step: int, digits: int = 3) -> Callable[[Record], str]:
+    """The median of the test and its interval; empty for a record of an earlier version."""
+
+    def cell(r: Record) -> str:
+        row = next((row for row in r["curve"] if row["step"] == step), {})
+        if row.get("median") is None:
+            return ""
+        return "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(
+            *(row[key] for key in ("median", "median_low", "median_high")), d=digits
+        )
+
+    return cell
+
+
+def failed(r: Record) -> str:
+    """Tasks that adaptation made worse, or whose error is not finite."""
+    errors = r.get("errors")
+    return f"{errors['failed']} of {r['n_tasks']}" if errors else ""
 
 
 def figure(name: str, digits: int = 3, scale: float = 1.0) -> Callable[[Record], str]:
@@ -76,11 +134,11 @@ def likelihood(r: Record) -> str:
 
 
 def printed(r: Record) -> str:
-    """The paper's figure."""
+    """The paper's figure, and whether it has an interval."""
     published = r["published"]
     if published["value"] is None:
         return " / ".join(f"{v:g}" for v in published["values"])
-    return f"{published['value']:g}" + (f" +- {published['ci95']:g}" if published["ci95"] else "")
+    return f"{published['value']:g}" + (f" +- {published['ci95']:g}" if published["ci95"] else ", no interval")
 
 
 def goal(r: Record) -> str:
@@ -155,11 +213,21 @@ OMNIGLOT = Table(
         ("split", lambda r: f"{r['split']} {r['split_sha256'][:SHORT]}"),
         ("episodes", lambda r: r["episodes_sha256"][:SHORT]),
     ),
+    combines=True,
 )
 SINUSOIDS = Table(
     "results.md",
     of("sinusoid", "mse"),
-    (EXPERIMENT, SEED, *((f"MSE after {k}", after(k)) for k in (0, 1, 5, 10)), PUBLISHED, COST, MINUTES),
+    (
+        EXPERIMENT,
+        SEED,
+        *((f"MSE after {k}", after(k)) for k in (0, 1, 5, 10)),
+        ("published", lambda r: printed(r).removesuffix(", no interval")),
+        ("median after 10", median_after(10)),
+        ("tasks failed", failed),
+        COST,
+        MINUTES,
+    ),
 )
 FUNCTIONS = (
     EXPERIMENT,

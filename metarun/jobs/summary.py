@@ -19,6 +19,7 @@ from metarun.algorithms.objective import Regularization, Term
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.penalties import label, targets
 from metarun.diagnostics.sparsity import sparsity
+from metarun.statistics.heavy_tails import iqm_interval, measure_tail, median_interval
 from metarun.storage.run_folder import RunFolder
 from metarun.training.evaluation import Evaluation, mean_and_interval
 from metarun.training.experiment import Experiment, option_name, shots_range
@@ -97,17 +98,53 @@ def describe_test(
     evaluation: Evaluation, oracle: Metrics, params: Params, regularization: Regularization
 ) -> dict[str, Any]:
     """The metrics of the test, those of the best possible predictor if it is known, and what they depend on."""
+    errors = None if evaluation.higher_is_better else describe_errors(evaluation, evaluation.headline)
     return {
         "mean": evaluation.mean,
         "ci95": evaluation.ci95,
+        "headline": "median" if errors and errors["heavy"] else "mean",
+        "errors": errors,
         "n_tasks": evaluation.scores.shape[1],
         "headline_step": evaluation.steps[evaluation.headline],
-        "curve": evaluation.curve(),
+        "curve": describe_curve(evaluation),
         "beside": {name: describe_metric(values) for name, values in evaluation.beside.items()},
         "oracle": {name: describe_metric(values) for name, values in oracle.items()},
         "episodes_sha256": evaluation.episodes_sha256,
         "params_sha256": params_sha256(params),
         "sparsity": describe_sparsity(params, regularization),
+    }
+
+
+def describe_curve(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The metrics after every step; of an error measure with its median, and whether its tail is heavy."""
+    rows = evaluation.curve()
+    if not evaluation.higher_is_better:
+        shown = ("median", "median_low", "median_high", "heavy")
+        for i, row in enumerate(rows):
+            errors = describe_errors(evaluation, i)
+            row |= {key: errors[key] for key in shown}
+    return rows
+
+
+def describe_errors(evaluation: Evaluation, row: int) -> dict[str, Any]:
+    """What holds whatever the tail of an error measure, and its tail (statistics/heavy_tails.py).
+
+    `failed` counts the tasks whose error is not finite, or above their error before adaptation.
+    """
+    before, errors = evaluation.scores[0], evaluation.scores[row]
+    values = errors.double().numpy()
+    tail, median, middle = measure_tail(values), median_interval(values), iqm_interval(values)
+    return {
+        "median": median.estimate,
+        "median_low": median.low,
+        "median_high": median.high,
+        "iqm": middle.mean,
+        "iqm_half": middle.half,
+        "failed": int((~errors.isfinite() | (errors > before)).sum()),
+        "not_finite": tail.not_finite,
+        "tail_index": tail.alpha,
+        "tail_error": tail.error,
+        "heavy": tail.heavy,
     }
 
 

@@ -193,9 +193,10 @@ def test(run: ActiveRun, state: State) -> None:
         return
     run.summary |= describe_test(evaluation, tester.oracle(), state.params, experiment.regularization)
     run.summary["published"] = dataclasses.asdict(experiment.config.published)
-    per_task = {"episodes_sha256": evaluation.episodes_sha256, "steps": evaluation.steps}
+    per_task: dict[str, Any] = {"episodes_sha256": evaluation.episodes_sha256, "steps": evaluation.steps}
     per_task |= {"scores": evaluation.scores.tolist()}
     per_task |= {name: values.tolist() for name, values in evaluation.beside.items()}
+    per_task["result"] = {key: run.summary[key] for key in ("headline", "mean", "ci95", "errors")}
     run.record.write_json("test.json", per_task)
     if experiment.config.test.details:
         run.record.write_table("details.csv", describe_queries(tester, experiment.tested, state.params))

@@ -98,6 +98,45 @@ def test_figures_that_are_not_finite_are_said_to_be() -> None:
     assert "not finite" in printed({**SUMMARY, "curve": curve, "mean": None, "ci95": None, "headline_step": 0})
 
 
+ERRORS: dict[str, Any] = {
+    "median": 0.2031, "median_low": 0.1802, "median_high": 0.231, "iqm": 0.21, "iqm_half": 0.01, "failed": 31,
+    "not_finite": 0, "tail_index": 1.6, "tail_error": 0.3, "heavy": True,
+}  # fmt: skip
+REGRESSION: dict[str, Any] = {
+    **SUMMARY,
+    "kind": "regression",
+    "metric": "mse",
+    "mean": 0.485,
+    "ci95": 0.07,
+    "errors": ERRORS,
+    "headline": "median",
+    "curve": [
+        {"step": k, "mean": 0.5, "ci95": 0.1, "loss": 0.5, "median": 0.2, "median_low": 0.1, "median_high": 0.3,
+         "heavy": k == 3} for k in range(4)
+    ],
+}  # fmt: skip
+
+
+def test_errors_with_a_heavy_tail_are_headed_by_their_median() -> None:
+    text = printed(REGRESSION)
+    assert "test mse: median 0.2031, 0.1802 to 0.2310 (95 % interval, 600 tasks) after 3 adaptation steps" in text
+    beside = "interquartile mean 0.2100 +- 0.0100, 31 of 600 tasks failed, no interval for the mean 0.4850: "
+    assert beside + "tail index 1.6 +- 0.3, without a variance below 2" in " ".join(text.split())
+    assert [line.split()[1:] for line in text.splitlines() if line.strip()[:1] in ("2", "3")] == [
+        ["0.5000", "+-", "0.1000", "0.2000", "0.1000", "to", "0.3000"],
+        ["0.5000", "heavy", "tail", "0.2000", "0.1000", "to", "0.3000"],
+    ]
+    lost = printed({**REGRESSION, "mean": None, "ci95": None, "errors": {**ERRORS, "not_finite": 3}})
+    assert "31 of 600 tasks failed, no mean: 3 of them have no finite error" in " ".join(lost.split())
+
+
+def test_errors_with_a_light_tail_are_headed_by_their_mean() -> None:
+    text = printed({**REGRESSION, "headline": "mean", "errors": {**ERRORS, "heavy": False}})
+    assert "test mse: 0.4850 +- 0.0700 (95 % interval, 600 tasks)" in text
+    beside = "median 0.2031 (0.1802 to 0.2310), interquartile mean 0.2100 +- 0.0100, 31 of 600 tasks failed"
+    assert beside in " ".join(text.split())
+
+
 def test_a_pipe_gets_plain_lines() -> None:
     console = Console(file=io.StringIO(), width=40)
     sink = PlainConsole(console, every=0)

@@ -11,6 +11,7 @@ from metarun.report.read.files import as_mapping
 from metarun.report.read.runs import Run
 from metarun.report.tables.penalties import format_penalties, format_zeros
 from metarun.storage import text
+from metarun.storage.headline import describe_errors, headline, is_heavy
 from metarun.storage.text import NOTHING, count, is_number, number
 
 
@@ -40,13 +41,15 @@ def build_card(run: Run) -> Card:
 def _headline(run: Run) -> tuple[str, str]:
     """The test metric and how to read it."""
     summary, metric, curve = run.summary, facts.metric_of(run), run.summary.get("curve")
-    if not is_number(summary.get("mean")):
+    heavy = is_heavy(summary)
+    if not heavy and not is_number(summary.get("mean")):
         return "no test result", "the run was not tested, or the test metric is not finite"
     adapts = isinstance(curve, list) and len(curve) > 1
     after = f" after {number(summary.get('headline_step'))} {facts.step_unit(run)}" if adapts else ""
-    over = "95 % interval over" if is_number(summary.get("ci95")) else "mean over"
+    over = "95 % interval over" if heavy or is_number(summary.get("ci95")) else "mean over"
     reading = f"test {text.metric_name(metric)}{after}, {over} {count(summary.get('n_tasks'))} tasks"
-    return text.format_metric(metric, summary["mean"], summary.get("ci95")), reading
+    beside = describe_errors(metric, summary)
+    return headline(metric, summary), f"{reading}; {beside}" if beside else reading
 
 
 def _protocol(run: Run) -> list[Fact]:

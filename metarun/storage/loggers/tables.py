@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from metarun.storage.headline import describe_errors, headline
 from metarun.storage.loggers import Record
 from metarun.storage.published import compare, describe
 from metarun.storage.text import adaptation_unit, format_metric
@@ -50,9 +51,10 @@ def result_table(summary: dict[str, Any]) -> Group:
     if summary.get("curve"):
         unit = adaptation_unit(summary["kind"])
         after = f" after {summary['headline_step']} {unit}" if len(summary["curve"]) > 1 else ""
-        number = format_plain(summary["metric"], summary["mean"], summary["ci95"])
+        number = headline(summary["metric"], summary, plus_minus="+-")
         result = f"test {summary['metric']}: {number} (95 % interval, {summary['n_tasks']} tasks){after}"
-        parts += [Text(result, style="bold"), Text(describe_conditions(summary))]
+        beside = describe_errors(summary["metric"], summary, plus_minus="+-")
+        parts += [Text(result, style="bold"), *([Text(beside)] if beside else []), Text(describe_conditions(summary))]
         parts += [Text(f"note: {summary['caveat']}")] if summary.get("caveat") else []
         parts += [_curve_table(summary)] if len(summary["curve"]) > 1 or not summary.get("beside") else []
         parts += [_beside_table(summary)] if summary.get("beside") or summary.get("oracle") else []
@@ -78,17 +80,23 @@ def describe_conditions(summary: dict[str, Any]) -> str:
 
 
 def _curve_table(summary: dict[str, Any]) -> Table:
-    metric, curve, headline = summary["metric"], summary["curve"], summary["headline_step"]
+    metric, curve, reported = summary["metric"], summary["curve"], summary["headline_step"]
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
-    for column in (adaptation_unit(summary["kind"]), f"test {metric}", "95 % interval", "query loss"):
+    medians = ("median", "95 % interval") if "median" in curve[0] else ()
+    losses = () if all(row["loss"] == row["mean"] for row in curve) else ("query loss",)
+    for column in (adaptation_unit(summary["kind"]), f"test {metric}", "95 % interval", *medians, *losses):
         table.add_column(column, justify="right")
     if len(curve) > MAX_ROWS:  # evenly spread rows with the first, the last and the headline
         every = -(-len(curve) // (MAX_ROWS - 2))
-        curve = [r for r in curve if r["step"] % every == 0 or r["step"] in (headline, curve[-1]["step"])]
+        curve = [r for r in curve if r["step"] % every == 0 or r["step"] in (reported, curve[-1]["step"])]
     for row in curve:
-        mean, ci95 = format_plain(metric, row["mean"]), format_plain(metric, row["ci95"])
-        style = "bold" if row["step"] == headline else ""
-        table.add_row(str(row["step"]), mean, f"+- {ci95}", format_plain("loss", row["loss"]), style=style)
+        cells = [str(row["step"]), format_plain(metric, row["mean"])]
+        cells.append("heavy tail" if row.get("heavy") else f"+- {format_plain(metric, row['ci95'])}")
+        if medians:
+            median, low, high = (format_plain(metric, row[key]) for key in ("median", "median_low", "median_high"))
+            cells += [median, f"{low} to {high}"]
+        cells += [format_plain("loss", row["loss"]) for _ in losses]
+        table.add_row(*cells, style="bold" if row["step"] == reported else "")
     return table
 
 

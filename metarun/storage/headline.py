@@ -1,0 +1,48 @@
+"""The result of a test in words: its headline, and the line beside it that says what the number is worth.
+
+An error measure (MSE) has the median as its headline where its tail is heavy, and else the mean. The line has what
+holds in both cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from metarun.storage.text import format_metric, number
+
+
+def headline(metric: str, summary: Mapping[str, Any], plus_minus: str = "±", missing: str = "not finite") -> str:
+    """`97.50 ± 0.30 %`, or `median 0.2031, 0.1802 to 0.2310`."""
+    if is_heavy(summary):
+        return "median {}, {}".format(*_format_median(metric, summary["errors"]))
+    return format_metric(metric, summary.get("mean"), summary.get("ci95"), plus_minus=plus_minus, missing=missing)
+
+
+def is_heavy(summary: Mapping[str, Any]) -> bool:
+    """Whether the headline is the median."""
+    return summary.get("headline") == "median" and isinstance(summary.get("errors"), Mapping)
+
+
+def describe_errors(metric: str, summary: Mapping[str, Any], plus_minus: str = "±") -> str:
+    """The line beside the headline of an error measure; empty for other metrics and for runs of earlier versions."""
+    errors = summary.get("errors")
+    if not isinstance(errors, Mapping):
+        return ""
+    middle = format_metric(metric, errors.get("iqm"), errors.get("iqm_half"), plus_minus=plus_minus)
+    failed = f"{number(errors.get('failed'))} of {number(summary.get('n_tasks'))} tasks failed"
+    if not is_heavy(summary):
+        return "median {} ({}), ".format(*_format_median(metric, errors)) + f"interquartile mean {middle}, {failed}"
+    if errors.get("not_finite"):
+        why = f"no mean: {number(errors['not_finite'])} of them have no finite error"
+    else:
+        index, error = (number(errors.get(key), 2) for key in ("tail_index", "tail_error"))
+        mean = format_metric(metric, summary.get("mean"))
+        why = f"no interval for the mean {mean}: tail index {index} {plus_minus} {error}, without a variance below 2"
+    return f"interquartile mean {middle}, {failed}, {why}"
+
+
+def _format_median(metric: str, errors: Mapping[str, Any]) -> tuple[str, str]:
+    """The median and its interval."""
+    low, high = (format_metric(metric, errors.get(f"median_{end}"), missing="infinity") for end in ("low", "high"))
+    return format_metric(metric, errors.get("median"), missing="not finite"), f"{low} to {high}"
