@@ -47,6 +47,9 @@ class Task(NamedTuple):
     query: Batch
 
 
+HEAD = "head."
+"""Name prefix of the weights of a network's head."""
+
 REG, RATES, MOMENTS, CARRIED, LEARNED = "reg.", "rates.", "moments.", "carried.", "learned."
 NOT_WEIGHTS = (REG, RATES, MOMENTS, CARRIED, LEARNED)
 """Name prefixes of the meta-parameters that are not weights of the network: a regularizer's own, learned step sizes, an
@@ -315,6 +318,7 @@ class AlgorithmOptions:
     adapted: tuple[str, ...] | None = ()  # name prefixes of the adapted parameters, None: all; (): no such setting
     prox: float | None = None
     cg_steps: int | None = None  # of an implicit meta-gradient
+    zero_head: bool = False  # the outer loop leaves the head where it starts, at 0
     before_step: Any = None  # of a StatefulLearner
 
 

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms import inner_loop
-from metarun.algorithms.inner_loop import FastWeights, descend, last, sgd, split_adapted
+from metarun.algorithms.inner_loop import FastWeights, adaptive, descend, last, sgd, split_adapted
 from metarun.algorithms.objective import NO_REGULARIZATION, Entry, Regularization
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import (
@@ -50,6 +50,7 @@ from metarun.compute.linalg import (
     gauss_newton,
     gradient,
     gradient_and_hvp,
+    neumann_series,
     norm,
     scale,
     sub,
@@ -59,6 +60,8 @@ from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, 
 
 Product = Callable[[Params], Params]
 CURVATURES = ("hessian", "gauss_newton")
+LINEAR_SOLVERS = ("cg", "neumann")
+INNER_SOLVERS = ("gradient", "adaptive", "nesterov")
 
 
 class ImplicitSystem(NamedTuple):
@@ -81,6 +84,11 @@ class ImplicitSystem(NamedTuple):
     def restrict(self, v: Params) -> Params:
         """v with 0 where a weight is fixed."""
         return {k: torch.where(self.fixed[k], 0.0, g) if k in self.fixed else g for k, g in v.items()}
+
+    def expand(self, steps: int, rate: float) -> Solution:
+        """x by so many terms of the Neumann series, with 1 / `rate` above half of the largest curvature."""
+        solution = neumann_series(self.matvec, self.rhs, steps, rate)
+        return solution._replace(x=scale(-1.0, solution.x))
 
     def solve(self, steps: int) -> Solution:
         """x after so many conjugate-gradient steps.
@@ -109,21 +117,36 @@ class IMAML:
     regularization: Regularization = NO_REGULARIZATION
     adapted: tuple[str, ...] | None = None
     curvature: str = "hessian"
+    inner_solver: str = "gradient"
+    linear_solver: str = "cg"
+    zero_head: bool = False
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        inner_loop.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps, self.adapted)
+        inner_loop.check_inner_loop(
+            self.inner_lr, self.inner_steps, self.test_inner_steps, self.adapted, self.zero_head
+        )
         alone = not self.regularization.select("inner")
         needed = "must be above 0 (lambda of the proximal term), or 0 where reg has an inner penalty in its place"
         require(self.prox > 0 or (self.prox == 0 and not alone), "prox", self.prox, needed)
         require(self.cg_steps >= 1, "cg_steps", self.cg_steps, "must be at least 1")
         require(self.cg_damping >= 0, "cg_damping", self.cg_damping, "must be at least 0")
         require(self.curvature in CURVATURES, "curvature", self.curvature, "choices: " + ", ".join(CURVATURES))
+        linear, terms = (
+            self.linear_solver,
+            "must be cg where inner_solver is not gradient: the series needs a fixed rate",
+        )
+        require(linear in LINEAR_SOLVERS, "linear_solver", linear, "choices: " + ", ".join(LINEAR_SOLVERS))
+        require(linear == "cg" or self.inner_solver == "gradient", "linear_solver", linear, terms)
+        solver, shrinks = self.inner_solver, bool(self.regularization.select(Entry.INNER_STEP))
+        require(solver in INNER_SOLVERS, "inner_solver", solver, "choices: " + ", ".join(INNER_SOLVERS))
+        needed = "must be gradient where reg has an inner penalty with method=prox, whose steps hide the curvature"
+        require(solver == "gradient" or not shrinks, "inner_solver", solver, needed)
 
     def init(self, seed: int) -> Params:
-        return self.model.init(seed)
+        return inner_loop.init_weights(self.model, seed, self.zero_head)
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
         return inner_loop.adapt(self, params, support)
@@ -149,7 +172,8 @@ class IMAML:
 
     def pull_back(self, system: ImplicitSystem) -> tuple[Params, Solution]:
         """B^T x, the gradient by theta through phi*, and the solution x. `job=profile` reports its time."""
-        solution = system.solve(self.cg_steps)
+        steps, series = self.cg_steps, self.linear_solver == "neumann"
+        solution = system.expand(steps, self.inner_lr) if series else system.solve(steps)
         return system.mixed_vjp(solution.x), solution
 
     @property
@@ -158,7 +182,10 @@ class IMAML:
 
     @property
     def inner_rule(self) -> UpdateRule:
-        return inner_loop.add_proximal_step(sgd(self.inner_lr)._replace(adapted=self.adapted), self.regularization)
+        rule = sgd(self.inner_lr)
+        if self.inner_solver != "gradient":
+            rule = adaptive(self.inner_lr, self.prox, momentum=self.inner_solver == "nesterov")
+        return inner_loop.add_proximal_step(rule._replace(adapted=self.adapted), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
         support_loss = inner_loop.bind_loss(self.model, self.loss, support)

@@ -21,6 +21,7 @@ from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.compute.linalg import flatten, gradient, gradients, norm, scale, sub, sum_scalars, unflatten
 from metarun.errors import require
 from metarun.types import (
+    HEAD,
     MOMENTS,
     NOT_WEIGHTS,
     RATES,
@@ -98,6 +99,61 @@ def learned_rates_rule(by_step: bool) -> UpdateRule:
     return UpdateRule(init, step, lr=math.inf, rates=rates)
 
 
+class AdaptiveState(NamedTuple):
+    """What `adaptive` keeps from one step to the next, vectors flat."""
+
+    gradient: Tensor
+    moved: Tensor  # phi_k - phi_{k-1}; 0 before the first step
+    carried: Tensor  # the part of it that is momentum
+    rate: Tensor  # r_{k-1}
+    growth: Tensor  # r_{k-1} / r_{k-2}
+
+
+def adaptive(lr: float, convexity: float, momentum: bool) -> UpdateRule:
+    r"""Descent whose rate comes from the curvature that it meets, for an objective that is hard to overstep:
+
+        r_k = min( sqrt(1 + r_{k-1} / r_{k-2}) r_{k-1},   c |phi_k - phi_{k-1}| / |g_k - g_{k-1}|,   1 / m )
+        momentum off:  c = 1,    phi_{k+1} = phi_k - r_k g_k
+        momentum on:   c = 1/2,  x_{k+1} = phi_k - r_k g_k,   phi_{k+1} = x_{k+1} + b_k (x_{k+1} - x_k),
+                       b_k = (1 - sqrt(m r_k)) / (1 + sqrt(m r_k)), or 0 where x_{k+1} - x_k goes uphill
+
+    Symbols: r_0 `lr`, m `convexity`, the least curvature that the objective has if its loss is convex, or 0 if unknown
+    (lambda for a proximal term), g_k the gradient at phi_k. The rate is that of Malitsky and Mishchenko 2020
+    (arXiv 1910.09529, algorithm 1), whose proof for convex objectives has c = 1/2; b_k is Nesterov's for m-strongly
+    convex ones of curvature 1 / r_k at most, with the restart of O'Donoghue and Candes 2015 (by the gradient). A step
+    costs one gradient and no value of the objective, and has no branch, so it runs under `vmap`. The rates are
+    constants to a derivative of the steps.
+    """
+    factor = 0.5 if momentum else 1.0
+
+    def init(adapted: Params, theta: Params) -> AdaptiveState:
+        zero = flatten(adapted) * 0
+        return AdaptiveState(zero, zero, zero, zero.new_tensor(lr), zero.new_tensor(math.inf))
+
+    def step(g: Params, state: Any) -> tuple[Params, Any]:
+        slope = flatten(g)
+        rate, growth = next_rate(slope, state)
+        ahead = state.carried - rate * slope  # x_{k+1} - x_k
+        carried = torch.zeros_like(ahead)
+        if momentum:
+            root = (convexity * rate).sqrt()
+            weight = torch.where((ahead * slope).sum() > 0, 0.0, (1 - root) / (1 + root))
+            carried = weight * ahead
+        moved = carried - rate * slope
+        return unflatten(-moved, g), AdaptiveState(slope, moved, carried, rate, growth)
+
+    def next_rate(slope: Tensor, state: AdaptiveState) -> tuple[Tensor, Tensor]:
+        """r_k, and r_k / r_{k-1}: infinite before the first measurement, so that r_0 may be anything small."""
+        step, turn = torch.linalg.vector_norm(state.moved), torch.linalg.vector_norm(slope - state.gradient)
+        measured = (step > 0) & (turn > 0)
+        bound = torch.where(measured, factor * step / torch.where(measured, turn, 1.0), state.rate)
+        rate = torch.minimum((1 + state.growth).sqrt() * state.rate, bound)
+        rate = rate.clamp_max(1 / convexity if convexity else math.inf).detach()
+        return rate, torch.where(measured, rate / state.rate, state.growth)
+
+    return UpdateRule(init, step, lr, rates=lambda state, _: state.rate)
+
+
 def init_rates(weights: Params, rate: float, steps: int | None) -> Params:
     """The learned rates before the first outer step: for each weight, or for each tensor at each of `steps` steps."""
     return {
@@ -166,6 +222,18 @@ def split_adapted(x: Params, rule: UpdateRule) -> tuple[Params, Params]:
 def last(path: Iterator[State]) -> State:
     """The last state of a descent, without keeping the others."""
     return deque(path, maxlen=1).pop()
+
+
+def init_weights(model: Model, seed: int, zero_head: bool) -> Params:
+    """The network's first weights; with `zero_head` those of its head are 0, where the outer loop leaves them.
+
+    A row w added to each class's weights changes no softmax and no gradient of its loss, so a head of equal rows is one
+    of 0: UNICORN-MAML (Ye and Chao 2022, arXiv 2106.16245) is the zeroing of Kao, Chiu and Chen 2022
+    (arXiv 2106.15367). No class has weights of its own before it is seen, and the first inner step makes them the
+    class's mean features against those of the others.
+    """
+    weights = model.init(seed)
+    return weights | {n: torch.zeros_like(w) for n, w in weights.items() if zero_head and n.startswith(HEAD)}
 
 
 class FastWeights(NamedTuple):
@@ -249,10 +317,16 @@ def distance(phi: Params, theta: Params) -> Tensor:
 
 
 def check_inner_loop(
-    inner_lr: float, inner_steps: int, test_inner_steps: int, adapted: tuple[str, ...] | None = None
+    inner_lr: float,
+    inner_steps: int,
+    test_inner_steps: int,
+    adapted: tuple[str, ...] | None = None,
+    zero_head: bool = False,
 ) -> None:
     """The ranges that every algorithm with an inner loop shares."""
     require(inner_lr > 0, "inner_lr", inner_lr, "must be above 0 (a step size on the mean support loss)")
     require(inner_steps >= 1, "inner_steps", inner_steps, "must be at least 1")
     require(test_inner_steps >= 0, "test_inner_steps", test_inner_steps, "must be at least 0")
     require(adapted is None or len(adapted) > 0, "adapted", [], "names nothing; null adapts everything")
+    moves = adapted is None or any(name.startswith("head") for name in adapted)
+    require(moves or not zero_head, "zero_head", True, "needs the head among algo.adapted: it starts at 0")

@@ -81,12 +81,15 @@ class MAML:
     step_weights: tuple[float, ...] | None = None  # None: the last step's loss alone
     multi_step_until: int = 0
     first_order_until: int = 0
+    zero_head: bool = False
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        inner_loop.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps, self.adapted)
+        inner_loop.check_inner_loop(
+            self.inner_lr, self.inner_steps, self.test_inner_steps, self.adapted, self.zero_head
+        )
         kept = self.inner_checkpoint
         require(
             isinstance(kept, int) and kept >= 0, "inner_checkpoint", kept, "choices: false, true, a number of steps"
@@ -110,7 +113,7 @@ class MAML:
         )
 
     def init(self, seed: int) -> Params:
-        weights = self.model.init(seed)
+        weights = inner_loop.init_weights(self.model, seed, self.zero_head)
         if self.learned_rates == "none":
             return weights
         steps = self.inner_steps if self.learned_rates == "step" else None

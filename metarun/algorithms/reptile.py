@@ -50,6 +50,7 @@ class Reptile:
     inner_batch: int | None  # rows of a mini-batch; None: the whole support set
     regularization: Regularization = NO_REGULARIZATION
     moments: str = "fresh"  # of the inner Adam
+    zero_head: bool = False
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     head: ClassVar[bool] = True
@@ -65,7 +66,7 @@ class Reptile:
         require(batch is None or batch >= 1, "inner_batch", batch, "must be at least 1, or null for all rows")
 
     def init(self, seed: int) -> Params:
-        weights = self.model.init(seed)
+        weights = inner_loop.init_weights(self.model, seed, self.zero_head)
         return weights | init_moments(weights) if self.moments == "carried" else weights
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:

@@ -162,3 +162,19 @@ def conjugate_gradient(product: Callable[[Params], Params], b: Params, steps: in
     residual = norm(r) / norm(b).clamp_min(tiny)
     x = select(residual.isfinite(), x, scale(torch.nan, x))
     return Solution(x, residual, curvature)
+
+
+def neumann_series(product: Callable[[Params], Params], b: Params, steps: int, rate: float | Tensor) -> Solution:
+    """The first terms of a Neumann series for A x = b:  x = rate sum_{j < steps} (I - rate A)^j b.
+
+    It converges for 0 < A < 2 / rate, to b / A. `product` is v -> A v. The residual is |(I - rate A)^steps b| / |b|, so
+    `steps` terms take `steps` products, as in `conjugate_gradient`.
+    """
+    tiny = torch.finfo(dot(b, b).dtype).tiny
+    term, total, curvature = b, scale(0.0, b), torch.full_like(dot(b, b), torch.inf)
+    for _ in range(steps):
+        total = axpy(1.0, term, total)
+        image = product(term)
+        curvature = torch.minimum(curvature, dot(term, image) / dot(term, term).clamp_min(tiny))
+        term = axpy(-rate, image, term)
+    return Solution(scale(rate, total), norm(term) / norm(b).clamp_min(tiny), curvature)

@@ -22,9 +22,8 @@ import torch
 
 from metarun.compute.linalg import norm, sub
 from metarun.diagnostics.task_sample import TaskSample, mean_metrics
-from metarun.types import GradientLearner, Metrics, Params, Task
+from metarun.types import HEAD, GradientLearner, Metrics, Params, Task
 
-HEAD = "head."
 """Name prefix of the head's tensors."""
 
 

@@ -28,9 +28,8 @@ from torch.nn.functional import normalize
 
 from metarun.algorithms.embeddings import one_hot
 from metarun.algorithms.inner_loop import descend, is_adapted, last
-from metarun.diagnostics.adaptation import HEAD
 from metarun.diagnostics.task_sample import TaskSample, adapted_weights, network_weights
-from metarun.types import Algorithm, Batch, GradientLearner, Metrics, Model, Params, Task
+from metarun.types import HEAD, Algorithm, Batch, GradientLearner, Metrics, Model, Params, Task
 
 
 def similarity_measures(learner: GradientLearner, params: Params, sample: TaskSample) -> dict[str, float]:

@@ -30,9 +30,9 @@ from metarun.models import layers
 from metarun.models.module_check import check_batching, try_once
 from metarun.models.network import apply_row_by_row
 from metarun.models.norm import Moments
-from metarun.types import NOT_WEIGHTS, Params, Task
+from metarun.types import HEAD, NOT_WEIGHTS, Params, Task
 
-HEAD, NO_HEAD, FEATURES = "head.", "none", "features"
+NO_HEAD, FEATURES = "none", "features"
 
 Make = Callable[[], nn.Module]
 Stats = tuple[Moments, ...] | Tensor

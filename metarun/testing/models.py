@@ -24,10 +24,9 @@ from metarun.testing.gradients import (
     expect_close_tensors,
     expect_slope,
 )
-from metarun.types import Batch, Model, ModelOptions, Params, Task, optional
+from metarun.types import HEAD, Batch, Model, ModelOptions, Params, Task, optional
 
 MEMBERS = ("features", "init", "apply", "activations", "query_stats", "calibrate")
-HEAD = "head."
 ROWS, TASKS = 5, 3
 TRANSDUCTIVE = ("batch", "population")
 """Norms that take the statistics of the batch at hand while training."""

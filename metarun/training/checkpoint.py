@@ -21,7 +21,7 @@ from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder, previous_checkpoint
 from metarun.training.nonfinite import make_rewind_point
 from metarun.training.run import State
-from metarun.types import NOT_WEIGHTS, REG, Params
+from metarun.types import HEAD, NOT_WEIGHTS, REG, Params
 
 FORMAT = 2  # to be raised when stored values change their meaning; 1 had no checksum
 READABLE = (1, 2)
@@ -241,7 +241,7 @@ def describe_mismatch(theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, 
     """The first tensor that differs, both shapes, and the settings that decide it."""
     name = next(name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name))
     there, here = (list(shapes[name]) if name in shapes else "absent" for shapes in (theirs, ours))
-    if name.startswith("head."):
+    if name.startswith(HEAD):
         cause = "the head has an output for each class or target: data.ways, or algo.train_ways where it is set"
     elif name.startswith(REG):
         cause = "of a penalty: reg"

@@ -85,7 +85,7 @@ def build_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGradie
 
     def meta_gradient(params: Params, tasks: Task) -> MetaGradient:
         grads, metrics = per_task(params, tasks)
-        trained = trainer.regularization.trained_names(params)
+        trained = trainer.trained_names(params)
         extra, penalty = grad_and_value(shared_penalty)(params, tasks)
         total = {k: grads[k].mean(0) + extra[k] for k in trained}
         return _assemble(total, {k: grads[k] for k in trained}, metrics, penalty)
@@ -102,7 +102,7 @@ def build_rank_share(trainer: Trainer) -> Callable[[Params, Task], RankShare]:
 
     def rank_share(params: Params, tasks: Task) -> RankShare:
         grads, metrics = per_task(params, select_tasks(tasks, range(len(todo))))
-        trained = trainer.regularization.trained_names(params)
+        trained = trainer.trained_names(params)
         total = {k: grads[k][:own].sum(0) / count for k in trained}
         penalty = next(iter(total.values())).new_zeros(())
         if processes.is_first:

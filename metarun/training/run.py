@@ -15,7 +15,18 @@ from metarun.config.schema import OptimConfig, TrainConfig
 from metarun.diagnostics.step import StepMeasures, Values
 from metarun.training.evaluation import Evaluation
 from metarun.training.optimizer import build_optimizer
-from metarun.types import Algorithm, Dataset, EpisodeSpec, LearnerState, Params, StatefulLearner, Task
+from metarun.types import (
+    HEAD,
+    Algorithm,
+    AlgorithmOptions,
+    Dataset,
+    EpisodeSpec,
+    LearnerState,
+    Params,
+    StatefulLearner,
+    Task,
+    optional,
+)
 
 
 class StopReason(Enum):
@@ -105,11 +116,17 @@ class Trainer:
     def start(self) -> State:
         """The state before the first step."""
         params = self.placement.move_params(self.regularization.init(self.algorithm.init(self.seed)))
-        trained = {name: params[name] for name in self.regularization.trained_names(params)}
+        trained = {name: params[name] for name in self.trained_names(params)}
         state = State(params, build_optimizer(self.optim, trained))
         if isinstance(self.algorithm, StatefulLearner):
             state.carry = self.placement.move_params(self.algorithm.init_state(params))
         return state
+
+    def trained_names(self, params: Params) -> list[str]:
+        """The names of what the outer loop moves."""
+        names = self.regularization.trained_names(params)
+        zero_head = optional(self.algorithm, AlgorithmOptions, "zero_head")
+        return [name for name in names if not (zero_head and name.startswith(HEAD))]
 
     def tasks(self, step: int, indices: range | None = None) -> Task:
         """The tasks of a step that this process needs, or those at `indices`; each tensor [T, ...]."""

@@ -17,8 +17,11 @@ from torch.func import grad, vmap
 from metarun.algorithms import inner_loop
 from metarun.algorithms.imaml import IMAML
 from metarun.algorithms.losses import CrossEntropy, MeanSquaredError
+from metarun.algorithms.maml import MAML
 from metarun.algorithms.objective import Regularization, Schedule, Term
+from metarun.algorithms.reptile import Reptile
 from metarun.compute.linalg import norm, sub
+from metarun.errors import UserError
 from metarun.models.mlp import mlp
 from metarun.regularizers.gradient_difference import GradientDifference
 from metarun.regularizers.kl import KL
@@ -174,3 +177,38 @@ def test_stationarity_is_what_one_more_inner_step_would_still_do(method: str) ->
             onwards[name] = torch.nn.functional.softshrink(onwards[name], lr * weight)
     expected = norm(sub(phi, onwards)) / lr / norm(grad(support_loss)(theta))
     torch.testing.assert_close(learner.meta_grad(theta, task)[1]["stationarity"], expected, rtol=1e-12, atol=0.0)
+
+
+# ---------------------------------------------------------------- a head of zero
+
+
+def make_maml(zero_head: bool, **more: Any) -> MAML:
+    return MAML(CLASSIFICATION, CrossEntropy(), 0.5, 2, 2, False, zero_head=zero_head, **more)
+
+
+ZERO_HEADS = {
+    "maml": make_maml,
+    "first order": lambda zero_head: replace(make_maml(zero_head), first_order=True),
+    "reptile": lambda zero_head: Reptile(CLASSIFICATION, CrossEntropy(), "sgd", 0.5, 3, 3, None, zero_head=zero_head),
+    "imaml": lambda zero_head: IMAML(CLASSIFICATION, CrossEntropy(), 1.0, 0.1, 9, 9, 9, 0.0, zero_head=zero_head),
+}
+
+
+@pytest.mark.parametrize("make", ZERO_HEADS.values(), ids=ZERO_HEADS)
+def test_a_head_of_equal_rows_is_one_of_zero(make: Any) -> None:
+    """UNICORN-MAML's head, any one vector for all classes: the other weights get the same meta-gradient."""
+    zero, free = make(True), make(False)
+    theta, task = {k: v.double() for k, v in zero.init(0).items()}, task_of("classification")
+    assert not any(theta[name].any() for name in ("head.weight", "head.bias"))
+    assert free.init(0)["head.weight"].any()
+    rows = torch.randn(theta["head.weight"].shape[1], generator=torch.Generator().manual_seed(3)).double()
+    found = free.meta_grad(theta | {"head.weight": rows.expand_as(theta["head.weight"])}, task)[0]
+    expected = zero.meta_grad(theta, task)[0]
+    for name in (n for n in theta if not n.startswith("head.")):
+        assert float(expected[name].norm()) > 0
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-13)
+
+
+def test_a_head_that_starts_at_zero_has_to_be_adapted() -> None:
+    with pytest.raises(UserError, match=r"^zero_head=True: needs the head among algo.adapted"):
+        make_maml(True, adapted=("block0",))

@@ -1,7 +1,8 @@
-"""The descent loop and its two rules, against closed forms and torch's own optimizer."""
+"""The descent loop and its rules, against closed forms and torch's own optimizer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,7 @@ from metarun.algorithms.inner_loop import (
     Objective,
     UpdateRule,
     adam,
+    adaptive,
     descend,
     descend_with_state,
     init_moments,
@@ -121,3 +123,64 @@ def test_the_objective_is_told_the_number_of_each_step() -> None:
 
     last(descend(counting(objective_on(SUPPORT)), MODEL.init(4), sgd(0.1), 4))
     assert seen == [0, 1, 2, 3]
+
+
+# ---------------------------------------------------------------- rates from the curvature
+
+
+def quadratic(condition: float, size: int = 20) -> tuple[Objective, Params, Tensor]:
+    """An objective with eigenvalues 1 .. `condition`, a start, and the minimiser."""
+    generator = torch.Generator().manual_seed(0)
+    b, start = (torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(2))
+    q = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0]
+    a = q @ torch.diag(torch.logspace(0, math.log10(condition), size, dtype=torch.float64)) @ q.T
+    return lambda phi, _: phi["w"] @ a @ phi["w"] / 2 - b @ phi["w"], {"w": start}, torch.linalg.solve(a, b)
+
+
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize("convexity", [0.0, 1.0])
+@pytest.mark.parametrize("first_rate", [1e-3, 1e-2, 10.0])
+def test_an_adaptive_descent_solves_a_quadratic_from_any_first_rate(
+    first_rate: float, convexity: float, momentum: bool
+) -> None:
+    """A fixed rate of 10 would overflow; the best fixed one, 2 / (1 + 100), needs 1 150 steps for 1e-10."""
+    objective, start, best = quadratic(100.0)
+    phi = last(descend(objective, start, adaptive(first_rate, convexity, momentum), 400))
+    assert float((phi["w"] - best).norm() / (start["w"] - best).norm()) < 1e-9
+
+
+def test_momentum_helps_where_the_curvatures_differ_much() -> None:
+    objective, start, best = quadratic(1000.0)
+    plain, ahead = (
+        float((last(descend(objective, start, adaptive(1e-3, 1.0, momentum), 400))["w"] - best).norm())
+        for momentum in (False, True)
+    )
+    assert ahead < plain / 1000
+
+
+@pytest.mark.parametrize("momentum", [False, True])
+def test_the_steps_of_an_adaptive_descent_follow_its_formula(momentum: bool) -> None:
+    """x and phi by hand: x_{k+1} = phi_k - r_k g_k, phi_{k+1} = x_{k+1} + b_k (x_{k+1} - x_k)."""
+    objective, start, _ = quadratic(30.0)
+    lr, m, factor = 0.02, 1.0, 0.5 if momentum else 1.0
+    phis = [phi["w"] for phi in descend(objective, start, adaptive(lr, m, momentum), 12)]
+    x, rate, growth, slopes = phis[0], lr, math.inf, []
+    for k, phi in enumerate(phis[:-1]):
+        slopes.append(torch.func.grad(lambda w: objective({"w": w}, 0))(phi))
+        if k:
+            measured = factor * float((phi - phis[k - 1]).norm() / (slopes[k] - slopes[k - 1]).norm())
+            new = min(math.sqrt(1 + growth) * rate, measured, 1 / m)
+            rate, growth = new, new / rate
+        moved_to, beta = phi - rate * slopes[k], (1 - math.sqrt(m * rate)) / (1 + math.sqrt(m * rate))
+        if not momentum or (moved_to - x) @ slopes[k] > 0:
+            beta = 0.0
+        assert_same(phis[k + 1], moved_to + beta * (moved_to - x))
+        x = moved_to
+
+
+def test_an_adaptive_descent_stays_where_it_has_arrived() -> None:
+    """At a minimiser neither the step nor the change of the gradient is there to divide by."""
+    objective, _, best = quadratic(10.0)
+    constant = last(descend(lambda phi, _: phi["w"].sum() * 0, {"w": best}, adaptive(0.1, 0.0, True), 5))
+    assert_same(constant["w"], best)
+    assert_same(last(descend(objective, {"w": best}, adaptive(0.1, 1.0, True), 50))["w"], best)

@@ -21,6 +21,7 @@ from metarun.compute.linalg import (
     gauss_newton,
     gradient_and_hvp,
     hessian_product,
+    neumann_series,
     norm,
     scale,
     select,
@@ -280,3 +281,17 @@ def test_tasks_under_vmap_freeze_independently_and_equal_a_loop() -> None:
     for i, (got, expected) in enumerate(zip(batched, zip(*looped, strict=True), strict=True)):
         torch.testing.assert_close(got, torch.stack(expected), rtol=EXACT, atol=1e-12, msg=f"{Solution._fields[i]}")
     assert torch.equal(batched[0][3], b_T[3])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 400])
+def test_a_neumann_series_is_gradient_descent_from_zero(steps: int) -> None:
+    """x_k = x_{k-1} - rate (A x_{k-1} - b) from x_0 = 0 has the same terms; many of them solve the system."""
+    a, b, rate = with_eigenvalues([0.5, 1.0, 2.0, 3.0, 4.0, 6.0]), random(SIZE, seed=2), 0.3
+    x = torch.zeros_like(b)
+    for _ in range(steps):
+        x = x - rate * (a @ x - b)
+    found = neumann_series(lambda v: {"w": a @ v["w"]}, {"w": b}, steps, rate)
+    assert_same(found.x["w"], x)
+    torch.testing.assert_close(found.residual, relative_residual(a, x, b), rtol=EXACT, atol=1e-12)
+    if steps == 400:
+        assert_same(found.x["w"], torch.linalg.solve(a, b))

@@ -23,6 +23,7 @@ from helpers.quadratic import (
 from helpers.trainers import DATA, MODEL, SPEC, RecordingObserver, trainer_of
 from torch import Tensor
 
+from metarun import compose
 from metarun.algorithms.losses import MeanSquaredError
 from metarun.algorithms.reptile import Reptile
 from metarun.compute.linalg import norm
@@ -30,6 +31,7 @@ from metarun.config.schema import OptimConfig, TrainConfig
 from metarun.diagnostics.step import StepMeasures
 from metarun.errors import NonFinite
 from metarun.regularizers.l2 import L2
+from metarun.training.experiment import assemble
 from metarun.training.loop import outer_step, train
 from metarun.training.meta_gradient import build_meta_gradient
 from metarun.training.optimizer import apply_update, build_optimizer, clip_gradient, learning_rate
@@ -450,3 +452,24 @@ def test_a_regularizer_without_a_finite_gradient_is_refused_too() -> None:
     with pytest.raises(NonFinite):
         train(trainer, state, RecordingObserver())
     assert torch.equal(state.params["w"], torch.zeros(3, 1).double())
+
+
+@pytest.mark.parametrize("algo", ["maml", "metasgd", "reptile", "imaml"])
+def test_a_head_of_zero_stays_where_it_is(algo: str) -> None:
+    """Nor does weight decay reach it, nor does the meta-gradient's norm contain it."""
+    words = [
+        f"algo={algo}",
+        "algo.zero_head=true",
+        "algo.inner_steps=2",
+        "optim=adamw",
+        "optim.weight_decay=0.1",
+        "train.steps=3",
+    ]
+    trainer = assemble(compose([*words, "device.compile=off"])).trainer()
+    state, observer = trainer.start(), RecordingObserver()
+    before = {name: value.clone() for name, value in state.params.items()}
+    assert train(trainer, state, observer) == "completed"
+    for name, value in state.params.items():
+        assert torch.equal(value, before[name]) == name.startswith("head.")
+    assert not any(state.params[name].any() for name in ("head.weight", "head.bias"))
+    assert "head.weight" not in build_meta_gradient(trainer)(state.params, trainer.tasks(0)).mean
