@@ -47,15 +47,16 @@ def arrays(
     split: str | None,
     content: str,
     grouping: Grouping,
+    within: str | None = None,
 ) -> RowData:
     """The data set of these settings, which conf/data/arrays.yaml explains."""
     found = read_arrays(file)
     rows = found.pick("x", x)
     if rows is None:
         raise SettingError("x", x, f"{found.where} has no such array, {nearest(x, found.values)}")
-    columns = {"y": y, "task": task, "label": label, "split": split}
+    columns = {"y": y, "task": task, "label": label, "split": split, "within": within}
     picked = {key: found.pick(key, name) for key, name in columns.items()}
-    return _group(found.where, rows, picked, content, grouping)
+    return _group(found.where, rows, picked, content, grouping, str(within))
 
 
 def from_arrays(
@@ -65,6 +66,7 @@ def from_arrays(
     y: Any = None,
     task: Any = None,
     split: Any = None,
+    within: Any = None,
     content: str = "auto",
     split_seed: int = 0,
     ratios: Sequence[float] = (0.6, 0.2, 0.2),
@@ -79,6 +81,7 @@ def from_arrays(
         y: the targets [n] or [n, d_out] of a regression, with `task`.
         task: the task of each row [n].
         split: train, val or test for each row [n], the same for all of a class or task; None: by `ratios`.
+        within: a word for each row, the same for all of a class: all classes of an episode have the same.
         content: images, signals or vectors; auto: by the number of axes.
         split_seed: of the shuffle that `ratios` cuts.
         ratios: shares of the classes or tasks for train, val and test.
@@ -89,7 +92,7 @@ def from_arrays(
     Raises:
         UserError: for arrays of other shapes or types, and numbers that are not finite.
     """
-    picked = {"label": label, "y": y, "task": task, "split": split}
+    picked = {"label": label, "y": y, "task": task, "split": split, "within": within}
     given = {key: None if value is None else np.asarray(value) for key, value in picked.items()}
     return _group("from_arrays", np.asarray(x), given, content, Grouping(split_seed, tuple(ratios), min_rows, scale))
 
@@ -135,14 +138,23 @@ def _as_columns(values: Any) -> Array:
     return array[:, None] if array.ndim == 1 else array
 
 
-def _group(where: str, x: Array, picked: Mapping[str, Array | None], content: str, grouping: Grouping) -> RowData:
-    label, y, task, split = (picked[key] for key in ("label", "y", "task", "split"))
+def _group(
+    where: str,
+    x: Array,
+    picked: Mapping[str, Array | None],
+    content: str,
+    grouping: Grouping,
+    within_is: str = "within",
+) -> RowData:
+    label, y, task, split, within = (picked[key] for key in ("label", "y", "task", "split", "within"))
     if (label is None) == (task is None):
         has = "neither label nor task" if label is None else "both label and task"
         kinds = "label is for a classification, task and y for a regression (null leaves one out)"
         raise UserError(f"{where}: has {has}; {kinds}")
     if label is None and y is None:
         raise UserError(f"{where}: has task and no y, the targets of a regression")
+    if label is None and within is not None:
+        raise UserError(f"{where}: within is for a classification, whose classes it groups; this has task")
     check_numbers(where, "x", x)
     for key, array in picked.items():
         if array is not None and len(array) != len(x):
@@ -160,7 +172,9 @@ def _group(where: str, x: Array, picked: Mapping[str, Array | None], content: st
         place=lambda row: f"{where}, row {row}",
         y_names=tuple(names),
         split=None if split is None else as_words(where, "split", split),
+        within=None if within is None else as_words(where, "within", within),
         content=content,
+        notes={} if within is None else {"within": within_is},
     )
     return group_rows(source, grouping)
 

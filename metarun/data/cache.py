@@ -33,7 +33,7 @@ from metarun.storage.untrusted import read_text
 
 RESIDENT = 1 << 28  # bytes of a mapped file that a process keeps in memory
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError)
-FORMAT = 4  # increase it when the stored format changes
+FORMAT = 5  # increase it when the stored format changes
 
 
 class DecodedImages(NamedTuple):

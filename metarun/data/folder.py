@@ -25,6 +25,7 @@ from metarun.data.cache import DecodedImages, cache_images
 from metarun.data.decoding import Read, UnreadableImage, write_images
 from metarun.data.fetch import Download, fetch, parse_downloads
 from metarun.data.files import Files, expand_path, fingerprint, is_archive, open_files
+from metarun.data.image_list import class_columns
 from metarun.data.images import ImageData, Source
 from metarun.data.layouts import CLASSES, IMAGES, Layout, recognise
 from metarun.data.miniimagenet import RAVI, read_pickles
@@ -132,7 +133,8 @@ class ImageFiles:
             differs = f"images {what}, results cannot be compared with papers"
             notes["caveat"] = f"not the published {self.benchmark}: {differs}"
         notes |= {} if self.train_classes is None else {"train_classes": self.train_classes}
-        return Source(cached.table, splits, split, notes, cached.path)
+        columns, uneven = cached.notes["columns"], cached.notes["uneven"]
+        return Source(cached.table, splits, split, notes, cached.path, columns, uneven)
 
     def _locate(self) -> Path:
         """The folder or archive, after downloading its files if data.urls lists any."""
@@ -160,6 +162,8 @@ class ImageFiles:
             raise SettingError("root", path, f"{error}; data.on_corrupt=skip leaves such images out") from error
         given = {entry.label: entry.split for entry in layout.entries}
         notes: dict[str, Any] = {"layout": layout.name, "form": layout.form, "given": given, "other_files": others}
+        columns, uneven = class_columns(layout.entries)
+        notes |= {"columns": columns, "uneven": uneven}
         notes |= {"passed_over": len(layout.passed_over), "passed_over_first": layout.passed_over[:NAMED]}
         return decoded._replace(notes=decoded.notes | notes)
 

@@ -1,4 +1,4 @@
-"""Tables `filename,label[,split]` that list images, read strictly: a row that does not fit is refused with its line."""
+"""Tables `filename,label[,split]` and more columns, read strictly: a row that does not fit is refused with its line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 import posixpath
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -38,6 +38,23 @@ class Entry(NamedTuple):
     label: str
     name: str
     split: Split | None
+    more: tuple[tuple[str, str], ...] = ()  # further columns of a table, and their values
+
+
+def class_columns(entries: Iterable[Entry]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """The further columns that have one value for all images of a class: column -> class -> value. Of the others: what
+    a class has instead."""
+    values: dict[str, dict[str, str]] = {column: {} for entry in entries for column, _ in entry.more}
+    uneven: dict[str, str] = {}
+    for entry in entries:
+        found = dict(entry.more)
+        for column, of_class in values.items():
+            value = found.get(column, "").strip()
+            before = of_class.setdefault(entry.label, value)
+            if value != before or not value:
+                what = f"both {before} and {value}" if value and before else "no value"
+                uneven.setdefault(column, one_line(f"class {entry.label} has {what}"))
+    return {column: of_class for column, of_class in values.items() if column not in uneven}, uneven
 
 
 def read_table(files: Files, table: str, images: list[str]) -> list[Entry]:
@@ -130,4 +147,5 @@ def _parse_row(row: dict[str, str], find: Callable[[str, str], str | None], wher
             "not below data.root" if posixpath.isabs(name) else "not there, nor in images/ or a folder of its class"
         )
         raise UserError(f"{where}: {one_line(name)} is {missing}")
-    return Entry(label, found, SPLIT_NAMES[split.strip().lower()] if split else None)
+    more = tuple((column, value) for column, value in row.items() if column not in COLUMNS)
+    return Entry(label, found, SPLIT_NAMES[split.strip().lower()] if split else None, more)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -22,7 +22,7 @@ from metarun.compute.random import Bits, choose, random_bits, uniform
 from metarun.data.augment import Augmentation
 from metarun.data.pixels import Pixels
 from metarun.data.torchvision import load_torchvision
-from metarun.errors import SettingError, UserError, require
+from metarun.errors import SettingError, UserError, nearest, require
 from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
 
 Index = NDArray[np.intp]
@@ -67,7 +67,7 @@ class ImageEpisodes:
         room = f"must be 2 to {count}, the classes of the {split} split"
         if self.groups is not None and count:
             count = int(np.unique(self.groups, return_counts=True)[1].max())
-            room = f"must be 2 to {count}, the classes of the largest group of the {split} split (data.within=group)"
+            room = f"must be 2 to {count}, the classes of the largest group of the {split} split (data.within)"
         if count < 2:
             room = f"the {split} split has {count} class, and a task needs 2 or more"
         require(2 <= spec.ways <= count, "ways", spec.ways, room)
@@ -147,7 +147,8 @@ def make_variants(classes: Index, total: int, rotations: str) -> Index:
 def number_groups(names: Sequence[str]) -> Index:
     """The group of each class [M], what stands before the last slash of its name. Raise `SettingError` without any."""
     found, numbers = np.unique([name.rpartition("/")[0] for name in names], return_inverse=True)
-    needed = "these classes have no groups: their names need a folder, as in group/class (data.classes=leaf), Omniglot"
+    needed = "these classes have no groups: their names need a folder, as in group/class (data.classes=leaf); a column "
+    needed += "of data.csv can be one too"
     require(len(names) == 0 or len(found) > 1 or found[0] != "", "within", "group", needed)
     return numbers.astype(np.intp)
 
@@ -166,6 +167,8 @@ class Source(NamedTuple):
     split: str  # its name
     notes: dict[str, Any]  # further facts
     cache: Path  # the file of the decoded images
+    columns: Mapping[str, Mapping[str, str]] = {}  # of a table: column -> class -> value
+    uneven: Mapping[str, str] = {}  # further columns -> why a class has no value there
 
 
 @dataclass(frozen=True)
@@ -176,14 +179,13 @@ class ImageData:
     rotations: str
     augmentation: Augmentation
     load: Callable[[bool], Source]
-    within: str | None = None  # group: all classes of an episode are of one group, as an alphabet
+    within: str | None = None  # a column, or group: all classes of an episode have one value of it, as an alphabet
 
     kind: ClassVar[Kind] = "classification"
     row: ClassVar[str] = "picture"
 
     def __post_init__(self) -> None:
         require(self.rotations in ROTATIONS, "rotations", self.rotations, "choices: " + ", ".join(ROTATIONS))
-        require(self.within in (None, "group"), "within", self.within, "choices: null, group")
         crop = self.augmentation.crop
         require(crop < self.pixels.size, "crop", crop, f"must be below data.image_size={self.pixels.size}")
 
@@ -314,9 +316,27 @@ class ImageData:
             if rotations == "train":
                 rotations = "classes" if split == "train" else "none"
             variants = make_variants(classes, len(table.names), rotations)
-            names = [table.names[i % len(table.names)] for i in variants[:, 0]]
-            episodes[split] = ImageEpisodes(table, variants, number_groups(names) if self.within else None)
+            groups = None if self._groups is None else self._groups[variants[:, 0] % len(table.names)]
+            episodes[split] = ImageEpisodes(table, variants, groups)
         return episodes
+
+    @functools.cached_property
+    def _groups(self) -> Index | None:
+        """The number of the value that each class of the table has in the column `within`; None without one."""
+        source, name = self.source, (self.within or "").strip().lower()
+        if not name:
+            return None
+        if name in source.columns:
+            values = [source.columns[name][label] for label in source.table.names]
+            return np.unique(values, return_inverse=True)[1].astype(np.intp)
+        if name in source.uneven:
+            raise SettingError("within", self.within, f"needs one value for each class, but {source.uneven[name]}")
+        if name != "group":
+            known = {*source.columns, *source.uneven}
+            table = "these images have no table; data.csv names one, and data.within=group takes the folder of a class"
+            there_is = f"the table has no such column, {nearest(name, known)}" if known else table
+            raise SettingError("within", self.within, there_is)
+        return number_groups(source.table.names)
 
 
 def summarize_bytes(images: Tensor) -> dict[str, float]:

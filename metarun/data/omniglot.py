@@ -70,6 +70,7 @@ def omniglot(
     """The data set of these settings, which conf/data/omniglot.yaml explains."""
     require(split in SPLIT_NAMES, "split", split, "choices: " + ", ".join(SPLIT_NAMES))
     require(0 <= split_seed < 2**63, "split_seed", split_seed, "must be at least 0")
+    require(within in (None, "group"), "within", within, "choices: null, group (an alphabet)")
     require(8 <= image_size <= 105, "image_size", image_size, "must be 8 to 105")
     pixels = Pixels(image_size, 1, resize, ink=True)
     downloads = parse_downloads(urls)

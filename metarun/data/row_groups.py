@@ -52,6 +52,7 @@ class Source:
     y_names: tuple[str, ...] = ()
     split: Sequence[str] | None = None  # of each row: train, val, test
     split_file: str | None = None  # or a split.json with the names of the classes or tasks
+    within: Sequence[str] | None = None  # of each row: the group of its class
     content: str = "auto"
     part: Index | None = None  # [n]: the rows of a part share no readings
     row: str = "row"  # what a row is called
@@ -112,7 +113,28 @@ def _sort_rows(source: Source, settings: Grouping) -> tuple[Groups, Index, int]:
     order = np.lexsort((part, group))
     order, sizes = order[np.isin(group[order], kept)], sizes[kept]
     starts = (np.cumsum(sizes) - sizes.ravel()).reshape(-1, parts)
-    return Groups(source.noun, tuple(kept_names), starts, sizes, splits, split), order, len(names) - len(kept)
+    within = _number_within(source, names, group)
+    within = None if within is None else within[kept]
+    return Groups(source.noun, tuple(kept_names), starts, sizes, splits, split, within), order, len(names) - len(kept)
+
+
+def _number_within(source: Source, names: Array, group: Index) -> Index | None:
+    """The number of each class's group [G]. Raise `UserError` for a class in two."""
+    if source.within is None:
+        return None
+    values, number = np.unique(np.asarray(source.within, dtype=str), return_inverse=True)
+    first = np.unique(group, return_index=True)[1]  # the first row of each class
+    of_class: Index = number[first].astype(np.intp)
+    wrong = np.flatnonzero(number != of_class[group])
+    if len(wrong):
+        row, before = int(wrong[0]), int(first[group[wrong[0]]])
+        texts = (names[group[row]], values[number[row]], values[number[before]])
+        label, value, other = (one_line(text) for text in texts)
+        raise UserError(
+            f"{source.place(row)}: class {label} is in the group {value}, but in {other} at {source.place(before)}; "
+            "data.within needs one group for each class"
+        )
+    return of_class
 
 
 def _read_split(source: Source, names: Array, group: Index) -> dict[str, Split | None]:

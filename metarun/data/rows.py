@@ -2,7 +2,8 @@
 
 Classification: an episode has N classes, K + Q rows of each. Regression: an episode has one task, K + Q of its rows.
 Classes (or tasks) are uniform over the split without replacement within an episode, rows uniform within the class (or
-task) without replacement, so that support and query are disjoint. Every episode is a new draw: two episodes may have
+task) without replacement, so that support and query are disjoint. With `within` all classes of an episode are of one
+group, uniform over those with enough classes. Every episode is a new draw: two episodes may have
 the same task with other rows.
 
 Rows that share readings, such as overlapping windows of a signal, are sorted into parts that do not share any. An
@@ -41,10 +42,16 @@ class Groups(NamedTuple):
     counts: Index  # [G, P]
     splits: dict[Split, Index]  # the groups of each split
     split: str  # its name
+    within: Index | None = None  # [G] the number of each class's group: all classes of an episode are of one
 
     @property
     def plural(self) -> str:
         return "classes" if self.noun == "class" else f"{self.noun}s"
+
+    def together(self, split: Split) -> Index:
+        """The sizes of the sets of classes that an episode takes its classes from."""
+        ids = self.splits[split]
+        return np.array([len(ids)]) if self.within is None else np.unique(self.within[ids], return_counts=True)[1]
 
     def rows(self, split: Split) -> Index:
         """The rows of a split, its groups in order."""
@@ -86,8 +93,8 @@ class RowData:
 
     @property
     def most_ways(self) -> int:
-        """The classes of the smallest split."""
-        return min(map(len, self.groups.splits.values()))
+        """The classes of the smallest split, or of its largest group."""
+        return min(int(self.groups.together(split).max()) for split in self.groups.splits)
 
     def input_shape(self) -> tuple[int, ...]:
         return tuple(self.x.shape[1:])
@@ -98,9 +105,13 @@ class RowData:
     def check(self, split: Split, spec: EpisodeSpec) -> None:
         ids = self.groups.splits[split]
         if self.y is None:
-            several = f"must be {'2' if len(ids) == 2 else f'2 to {len(ids)}'}, the classes of the {split} split"
-            one = f"an episode needs 2 classes, the {split} split has one (data.ratios, data.split)"
-            require(2 <= spec.ways <= len(ids), "ways", spec.ways, several if len(ids) > 1 else one)
+            most = int(self.groups.together(split).max())
+            place = f"the {split} split" if self.groups.within is None else f"each group of the {split} split"
+            several = f"must be {'2' if most == 2 else f'2 to {most}'}, the classes of the {split} split"
+            if self.groups.within is not None:
+                several += "'s largest group (data.within)"
+            one = f"an episode needs 2 classes, {place} has one (data.ratios, data.split)"
+            require(2 <= spec.ways <= most, "ways", spec.ways, several if most > 1 else one)
         counts = self.groups.counts[ids].min(1)
         if counts.min() < spec.shots + spec.queries:
             key = "shots" if spec.shots >= counts.min() else "queries"
@@ -135,10 +146,16 @@ class RowData:
         self, split: Split, seed: int, step: int, tasks: range, ways: int, each: int
     ) -> tuple[Index, Bits, Bits]:
         """The groups of each task [T, N], and random words for their parts [T, N] and rows [T, N * each]."""
-        bits = random_bits(split, seed, step, tasks, ways * (2 + each))
-        group_bits, part_bits, row_bits = np.split(bits, [ways, 2 * ways], axis=1)
-        ids = self.groups.splits[split]
-        return ids[sample(group_bits, len(ids))], part_bits, row_bits
+        words, within, ids = ways * (2 + each), self.groups.within, self.groups.splits[split]
+        bits = random_bits(split, seed, step, tasks, words + (within is not None))
+        group_bits, part_bits, row_bits = np.split(bits[:, :words], [ways, 2 * ways], axis=1)
+        if within is None:
+            return ids[sample(group_bits, len(ids))], part_bits, row_bits
+        ids = ids[np.argsort(within[ids], kind="stable")]
+        _, starts, sizes = np.unique(within[ids], return_index=True, return_counts=True)
+        large = np.flatnonzero(sizes >= ways)
+        chosen_T = large[uniform(bits[:, -1], 0, len(large)).astype(np.intp)]
+        return ids[starts[chosen_T][:, None] + sample(group_bits, sizes[chosen_T])], part_bits, row_bits
 
     def class_names(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> list[tuple[str, ...]]:
         """The classes of each task in the order of their labels."""

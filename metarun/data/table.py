@@ -20,13 +20,15 @@ from metarun.errors import SettingError, require
 ARRAYS = (".npz", ".npy", ".safetensors")
 
 
-def table(file: str | None, x: Any, y: Any, task: Any, label: Any, split: Any, grouping: Grouping) -> RowData:
+def table(
+    file: str | None, x: Any, y: Any, task: Any, label: Any, split: Any, grouping: Grouping, within: Any = None
+) -> RowData:
     """The data set of these settings, which conf/data/table.yaml explains."""
     require(bool(file), "file", file, "set it to the path of a csv or parquet file")
     path = expand_path(str(file))
     require(path.is_file(), "file", file, "there is no such file")
     require(path.suffix not in ARRAYS, "file", file, "holds arrays, which data=arrays reads")
-    return _choose_columns(read_columns(path), x, y, task, label, split, grouping)
+    return _choose_columns(read_columns(path), x, y, task, label, split, within, grouping)
 
 
 def from_frame(
@@ -37,6 +39,7 @@ def from_frame(
     task: Any = None,
     label: Any = None,
     split: Any = None,
+    within: Any = None,
     split_seed: int = 0,
     ratios: tuple[float, ...] = (0.6, 0.2, 0.2),
     min_rows: int | None = None,
@@ -51,6 +54,7 @@ def from_frame(
         task: the column that says which task a row is of, of a regression.
         label: the column of the classes, of a classification, in place of `y` and `task`.
         split: a column with train, val or test, the same for all rows of a class or task; None: by `ratios`.
+        within: a column with one value for all rows of a class: all classes of an episode have the same.
         split_seed: of the shuffle that `ratios` cuts.
         ratios: shares of the classes or tasks for train, val and test.
         min_rows: leave out classes or tasks with fewer rows.
@@ -60,10 +64,12 @@ def from_frame(
         UserError: for a column that is not there, missing values, text in place of numbers.
     """
     grouping = Grouping(split_seed, tuple(ratios), min_rows, scale)
-    return _choose_columns(frame_columns(frame), x, y, task, label, split, grouping)
+    return _choose_columns(frame_columns(frame), x, y, task, label, split, within, grouping)
 
 
-def _choose_columns(columns: Columns, x: Any, y: Any, task: Any, label: Any, split: Any, grouping: Grouping) -> RowData:
+def _choose_columns(
+    columns: Columns, x: Any, y: Any, task: Any, label: Any, split: Any, within: Any, grouping: Grouping
+) -> RowData:
     if (label is None) == (task is None):
         known = ", ".join(filter(None, columns.values))
         needed = "name the column of the classes, or else data.task and data.y of a regression, not both"
@@ -75,9 +81,11 @@ def _choose_columns(columns: Columns, x: Any, y: Any, task: Any, label: Any, spl
         require(bool(targets), "y", y, "name the columns of the targets, as [price]")
     else:
         require(not targets, "y", y, "is for data.task; with data.label the classes are what is learned")
+    require(within is None or label is not None, "within", within, "is for data.label, whose classes it groups")
+    within = None if within is None else columns.find("within", str(within))
     split_column, split_file = _find_split(split, columns)
     used = {group, *targets, *([split_column] if split_column else [])}
-    inputs = _list_names("x", x, columns) or [name for name in columns.values if name and name not in used]
+    inputs = _list_names("x", x, columns) or [name for name in columns.values if name and name not in {*used, within}]
     twice = sorted({*inputs} & used)
     require(not twice, "x", inputs, f"column {', '.join(twice)} is task, label, split or target; leave it out")
     require(bool(inputs), "x", x, "there is no column left for the inputs")
@@ -90,8 +98,10 @@ def _choose_columns(columns: Columns, x: Any, y: Any, task: Any, label: Any, spl
         y_names=tuple(targets),
         split=columns.words(split_column) if split_column else None,
         split_file=split_file,
+        within=None if within is None else columns.words(within),
         content="vectors",
-        notes={"columns": {key: group, "x": inputs, "y": targets, "split": split_column}},
+        notes={"columns": {key: group, "x": inputs, "y": targets, "split": split_column}}
+        | ({} if within is None else {"within": within}),
     )
     return group_rows(source, grouping)
 

@@ -83,6 +83,8 @@ def render(name: str, facts: dict[str, Any], folder: Path) -> Iterator[str | Tab
         each = str(fewest) if fewest == most else f"{fewest} to {most}"
         table.add_row(split, str(part[groups]), str(part[rows]), each)
     yield table
+    if facts.get("within"):
+        yield f"all classes of a task have the same {facts['within']} (data.within)"
     if "columns" in facts:
         yield from render_columns(facts)
         return

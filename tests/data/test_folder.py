@@ -123,6 +123,63 @@ def test_every_query_has_the_name_of_its_file(tmp_path: Path, layout: str, kind:
                 assert contents[name] == FILES[label][file]
 
 
+def with_kinds(folder: Path, header: str = "Kind", **cells: str) -> Path:
+    """The pictures with a table that has a kind for each class: two of its letter in each split, or `cells`."""
+    kinds = {label: cells.get(label, " odd" if i % 2 else "even ") for i, label in enumerate(sorted(SPLIT_OF))}
+    rows = [f"{file},{label},{kinds[label]},{i}" for label in FILES for i, file in enumerate(FILES[label])]
+    images = {f"{label}/{file}": content for label in FILES for file, content in FILES[label].items()}
+    table = "\n".join([f"filename,label,{header},number", *rows]).encode()
+    return as_folder(folder / "data", images | {"t.csv": table})
+
+
+def test_classes_of_a_task_are_within_one_value_of_a_column(tmp_path: Path) -> None:
+    data = dataset(with_kinds(tmp_path), csv="t.csv", split=str(write_split(tmp_path)), within="kind")
+    kinds = {label: i % 2 for i, label in enumerate(sorted(SPLIT_OF))}
+    spec = SPEC._replace(ways=2)
+    for split in PARTS:
+        names = data.class_names(split, 0, 5, range(200), spec)
+        assert all(len({kinds[label] for label in task}) == 1 for task in names)
+        large = [label for label in PARTS[split] if sum(kinds[label] == kinds[o] for o in PARTS[split]) > 1]
+        assert {label for task in names for label in task} == set(large)
+        assert {label for label, _ in recognise_images(draw(data, split, spec, 60).query.x)} == set(large)
+    assert data.facts()["within"] == "kind"
+
+
+@pytest.mark.parametrize(
+    ("within", "cells", "line"),
+    [
+        ("kinds", {}, "within=kinds: the table has no such column, did you mean kind?"),
+        ("colour", {}, "within=colour: the table has no such column, choices: kind, number"),
+        ("number", {}, "within=number: needs one value for each class, but class ant has both 0 and 1"),
+        ("kind", {"ox": " "}, "within=kind: needs one value for each class, but class ox has no value"),
+        ("group", {}, "within=group: these classes have no groups: their names need a folder, as in group/class"),
+    ],
+)
+def test_a_column_that_is_no_group_of_classes_is_refused(
+    tmp_path: Path, within: str, cells: dict[str, str], line: str
+) -> None:
+    data = dataset(with_kinds(tmp_path, **cells), csv="t.csv", split=str(write_split(tmp_path)), within=within)
+    with pytest.raises(SettingError) as error:
+        data.check("train", SPEC)
+    assert line.replace("ant", min(SPLIT_OF)) in str(error.value)
+
+
+def test_a_column_without_a_table_is_refused(tmp_path: Path) -> None:
+    data = dataset(as_folder(tmp_path / "data", FOLDERS), within="kind")
+    with pytest.raises(SettingError, match=r"within=kind: these images have no table; data.csv names one"):
+        data.check("train", SPEC)
+
+
+def test_within_group_takes_the_folder_of_a_class_or_the_column_of_that_name(tmp_path: Path) -> None:
+    contents = {f"{SPLIT_OF[c]}/{'x' if c < 'n' else 'y'}/{c}/{n}": png for c in FILES for n, png in FILES[c].items()}
+    folders = dataset(as_folder(tmp_path / "folders", contents), classes="leaf", within="group")
+    spec = SPEC._replace(ways=2)
+    for names in folders.class_names("train", 0, 0, range(50), spec):
+        assert len({name.partition("/")[0] for name in names}) == 1
+    listed = dataset(with_kinds(tmp_path, "group"), csv="t.csv", split=str(write_split(tmp_path)), within="group")
+    assert listed.class_names("train", 0, 0, range(50), spec)
+
+
 @pytest.mark.parametrize("split", PARTS)
 def test_episodes_show_images_of_their_classes_each_once(root: Path, split: Split) -> None:
     task = draw(dataset(root), split, tasks=50)

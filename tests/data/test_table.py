@@ -13,11 +13,11 @@ import torch
 from helpers.commands import metarun as command
 
 import metarun
-from metarun.data import from_frame
+from metarun.data import from_arrays, from_frame
 from metarun.data.row_groups import Grouping
 from metarun.data.rows import RowData
 from metarun.data.table import table
-from metarun.errors import UserError
+from metarun.errors import SettingError, UserError
 from metarun.training.experiment import build_dataset, fill_ways
 from metarun.types import EpisodeSpec
 
@@ -57,7 +57,7 @@ def write(path: Path, columns: dict[str, np.ndarray]) -> Path:
 
 
 def read(path: Path, **settings: Any) -> RowData:
-    columns = dict.fromkeys(("x", "y", "task", "label", "split")) | settings
+    columns = dict.fromkeys(("x", "y", "task", "label", "split", "within")) | settings
     return table(str(path), grouping=Grouping(scale=columns.pop("scale", "auto")), **columns)
 
 
@@ -93,6 +93,49 @@ def test_inputs_are_the_columns_that_are_nothing_else(csv: Path) -> None:
     assert (data.input_shape(), data.outputs(1), data.kind) == ((1,), 1, "regression")
 
 
+def grouped(classes: int = 24, each: int = 6) -> dict[str, np.ndarray]:
+    """Class c is of the kind c % 3 (the first kind has one class more) and has the value c."""
+    label = np.repeat(np.arange(classes), each)
+    return {"value": label * 1.0, "kind": np.array([f"k{c % 3}" for c in label]), "class": label}
+
+
+@pytest.mark.parametrize("source", ["csv", "DataFrame", "arrays"])
+def test_classes_of_a_task_are_within_one_value_of_a_column(source: str, tmp_path: Path) -> None:
+    """And every class, and every kind with enough of them, comes."""
+    columns, spec = grouped(), EpisodeSpec(3, 2, 3)
+    settings: dict[str, Any] = {"label": "class", "within": "kind"}
+    if source == "csv":
+        data = read(write(tmp_path / "t.csv", columns), **settings, scale="none")
+    elif source == "DataFrame":
+        data = from_frame(Frame(columns), **settings, scale="none")
+    else:
+        data = from_arrays(columns["value"], label=columns["class"], within=columns["kind"], scale="none")
+    for split in ("train", "val", "test"):
+        ids = [int(name) for name in data.members[split]]
+        most = max(sum(c % 3 == kind for c in ids) for kind in range(3))
+        with pytest.raises(SettingError, match=f"ways=9: must be .*{most}, .*largest group"):
+            data.check(split, spec._replace(ways=9))
+        drawn = data.episodes(split, 0, 0, range(400), spec._replace(ways=2))
+        values = torch.cat([drawn.support.x, drawn.query.x], 1)[..., 0].long()
+        assert torch.equal(values % 3, values[:, :1].expand_as(values) % 3)
+        assert [set(row.tolist()) for row in values] == [{row[0].item(), row[1].item()} for row in values]
+        assert (values[:, 0] != values[:, 1]).all()
+        assert {*values.flatten().tolist()} == {c for c in ids if sum(c % 3 == other % 3 for other in ids) > 1}
+        names = data.class_names(split, 0, 0, range(400), spec._replace(ways=2))
+        assert names == [(str(a), str(b)) for a, b in values[:, :2].tolist()]
+    assert data.facts()["within"] == ("within" if source == "arrays" else "kind")
+    assert data.input_shape() == (1,)
+
+
+def test_ways_that_are_left_open_fit_the_groups(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", grouped())
+    config = metarun.compose(["data=table", f"data.file={path}", "data.label=class", "data.within=kind"])
+    dataset = build_dataset(config)
+    ids = {split: [int(name) for name in names] for split, names in dataset.members.items()}  # type: ignore[attr-defined]
+    most = min(max(sum(c % 3 == kind for c in found) for kind in range(3)) for found in ids.values())
+    assert fill_ways(config, dataset).data["ways"] == min(5, most)
+
+
 def test_a_split_may_be_that_of_another_run(csv: Path, tmp_path: Path) -> None:
     members = read(csv, task="site", y="price", split="part").members
     (tmp_path / "split.json").write_text(json.dumps(members))
@@ -113,6 +156,9 @@ MISTAKES: dict[str, dict[str, Any]] = {
         "task": "site",
         "y": "part",
     },
+    "within=parts: there is no such column, did you mean part?": {"label": "site", "within": "parts"},
+    "within=part: is for data.label, whose classes it groups": {"task": "site", "y": "price", "within": "part"},
+    "line 3: class s00 is in the group": {"label": "site", "x": "price", "within": "width"},
     "y=['price', 'price']: names column price twice": {"task": "site", "y": ["price", "price"]},
     "x=['width', 'price', 'width']: names column width twice": {"label": "site", "x": ["width", "price", "width"]},
 }
