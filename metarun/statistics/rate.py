@@ -1,24 +1,24 @@
-r"""How fast a curve falls: the least-squares line, and the rate of the best squared gradient norm so far.
+r"""How fast a curve falls: the least-squares line, and the rate at which the squared gradient norm falls.
 
     line       y = intercept + slope x,   half = t_{n-2} sqrt(RSS / (n-2) / sum (x - mean x)^2)
-    best_k     min over j <= k of v_j,    v_j = |grad F(theta_j)|^2 on fixed probe tasks
-    rate       slope of log best_k on log step_k: best ~ step^slope
+    rate       slope of log v_k on log step_k,    v_k = |grad F(theta_k)|^2 on fixed probe tasks: v ~ step^slope
+    best       the same slope for min over j <= k of v_j
 
 Rates of convergence to a stationary point are stated for min_j |grad F|^2: of order 1/t for gradient descent,
 1/sqrt(t) for stochastic gradients (Ghadimi and Lan 2013, arXiv 1309.5549), for MAML in Fallah et al. 2020, arXiv
 1908.10400. They are worst cases, to be read beside the fitted slope and not as a verdict on it.
 
-What the intervals are worth. Best-so-far values repeat one another, so the line's own t interval, which takes
-residuals for independent, is far too short. The delete-block jackknife leaves out one of `BLOCKS` runs of consecutive
-points at a time:
+What the intervals are worth. A minimum over noisy values selects lucky ones, and falls faster than what it measures: in
+simulations (8 to 100 points of k^-0.5 or k^-1 with log-normal noise of 0.5, independent or with autocorrelation 0.8)
+by 0.10 to 0.23, so that no interval around `best_slope` covers the slope of the norm itself. `slope`, of the values,
+has no such bias. Neighbouring values resemble each other, so the line's own t interval, which takes residuals for
+independent, is too short. The delete-block jackknife leaves out one of `BLOCKS` runs of consecutive points at a time:
 
     half = t_{B-1} sqrt((B-1)/B sum_b (slope_(b) - mean_b slope_(b))^2)
 
-In simulations (8 to 100 points of k^-0.5 or k^-1 with log-normal noise of 0.5, independent or with autocorrelation
-0.8) intervals meant to hold the expected slope in 95 % of cases held it in 24 to 81 % (t) and in 80 to 95 %
-(jackknife, the lowest with 8 points). In addition a minimum over noisy values selects lucky ones, and falls faster
-than what it measures, there by 0.07 to 0.24. `unselected_slope`, of the values themselves, has no such bias; a large
-difference says that noise matters.
+In those simulations (2500 curves each) it holds the true slope in 95 % of curves of 20 points or more with an
+autocorrelation up to 0.5; with 0.8 in 91, 93 and 95 % for 20, 50 and 100 points, and in 88 % for 8. The t interval
+holds it in 52 to 68 % with 0.8.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Line(NamedTuple):
 
 
 class Rate(NamedTuple):
-    slope: float  # exponent of best-so-far squared norm in steps; no unit
+    slope: float  # exponent of the squared norm in steps; no unit
     half: float  # of its 95 % interval, by the delete-block jackknife
     half_if_independent: float  # by the line's t interval: too short
     r2: float
     points: int
-    unselected_slope: float  # of the values in place of their running minimum
+    best_slope: float  # of the smallest value so far; biased downwards by noise, so without an interval
     floor_step: int | None  # where a debiased value first came out at 0 or below; the fit ends before it
 
 
@@ -79,7 +79,7 @@ def best_so_far(values: ArrayLike) -> Array:
 
 
 def fit_rate(steps: ArrayLike, squared_norms: ArrayLike) -> Rate | None:
-    """Fit the rate of best-so-far squared norms; None if fewer than five points can be used.
+    """Fit the rate of squared norms; None if fewer than five points can be used.
 
     Missing values and step 0 (which has no logarithm) are left out. A debiased estimate at or below 0 says that the
     norm is too small for the probe tasks to show: the fit ends before the first of them.
@@ -88,13 +88,11 @@ def fit_rate(steps: ArrayLike, squared_norms: ArrayLike) -> Rate | None:
     floor = np.flatnonzero(v <= 0)
     end = floor[0] if len(floor) else len(v)
     x, y, best = (u[:end][t[:end] > 0] for u in (t, v, best_so_far(v)))
-    line = fit_line(np.log(x), np.log(best)) if len(x) >= LEAST_POINTS else None
-    plain = fit_line(np.log(x), np.log(y)) if line else None
-    if line is None or plain is None:
+    line = fit_line(np.log(x), np.log(y)) if len(x) >= LEAST_POINTS else None
+    if line is None:
         return None
-    half = _jackknife(np.log(x), np.log(best))
-    floor_step = int(t[end]) if len(floor) else None
-    return Rate(line.slope, half, line.half, line.r2, line.points, plain.slope, floor_step)
+    half, floor_step = _jackknife(np.log(x), np.log(y)), int(t[end]) if len(floor) else None
+    return Rate(line.slope, half, line.half, line.r2, line.points, _slope(np.log(x), np.log(best)), floor_step)
 
 
 def epsilon_stationarity(steps: ArrayLike, squared_norms: ArrayLike) -> Stationarity | None:

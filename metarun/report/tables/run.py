@@ -28,7 +28,7 @@ CONVERGENCE = {
     "evaluations": "validations with a finite metric",
     "missing": "validations without one",
     "trend": "trend of the last validations",
-    "rate": "rate of the best squared gradient norm so far",
+    "rate": "rate of the squared gradient norm",
 }
 
 MetricValues = Mapping[str, Mapping[str, Any]]
