@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import math
 import os
 import sys
@@ -18,8 +17,6 @@ from metarun.config.schema import DeviceConfig, compile_choice
 from metarun.errors import SettingError
 from metarun.storage import ranks
 from metarun.types import Batch, EpisodeSpec, Params, Task
-
-log = logging.getLogger(__name__)
 
 CPU_ROWS_PER_CHUNK = 320
 """Rows of images that one chunk of tasks should hold on a CPU: beyond that, the activations fall out of its caches."""
@@ -96,16 +93,18 @@ def make_placement(settings: DeviceConfig) -> Placement:
         raise SettingError("device.name", name, f"this machine has none; choices: cpu, auto (here {_best_device()})")
     if name == "mps" and settings.precision == "float64":
         raise SettingError("device.precision", "float64", "mps has no float64; choices: float32, bfloat16")
-    # Instructions for bfloat16 products: AVX-512 BF16, AMX; ARM's.
-    has_bfloat16 = getattr(getattr(torch.ops, "mkldnn", None), "_is_mkldnn_bf16_supported", lambda: True)
-    if name == "cpu" and settings.precision == "bfloat16" and not has_bfloat16():
-        log.warning("device.precision=bfloat16: this CPU computes it in software; float32 is faster")
     _configure_process(settings)
     if name == "cpu":
         keep_freed_memory()
     dtype = torch.float64 if settings.precision == "float64" else torch.float32  # bfloat16: see models/precision.py
     device, compiled, layout = _select_device(name), compile_choice(settings), settings.memory_format
     return Placement(device, dtype, settings.chunk_size, compiled, layout, processes=connect_processes())
+
+
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether this is a CPU without instructions for bfloat16 products (AVX-512 BF16, AMX; ARM's)."""
+    supported = getattr(getattr(torch.ops, "mkldnn", None), "_is_mkldnn_bf16_supported", lambda: True)
+    return device.type == "cpu" and not supported()
 
 
 def _select_device(name: str) -> torch.device:

@@ -63,6 +63,8 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
         differences[f"choices.{group}"] = flat[f"choices.{group}"]
     # Also a value that equals the default: the stored run may have another one.
     changes = _select_changes(differences, keys) | {key: flat[key] for key in keys if key in flat}
+    if config.job == "evaluate" and typed["device"]["precision"] == "bfloat16" and "device.precision" in keys:
+        changes.setdefault("test.precision", "bfloat16")  # asked for, also where it is slow
     if config.resume:
         _refuse_other_run(changes, stored, config)
     else:
@@ -230,5 +232,6 @@ def _select_published(stored: dict[str, Any], changes: dict[str, Any], typed: di
     if any(_is_below(key, ("published",)) for key in changes):
         return typed["published"]
     before = diff_settings({}, stored)
-    other = any(_is_below(k, ("algo", "data", "model", "test")) and v != before.get(k) for k, v in changes.items())
+    asked = {k: v for k, v in changes.items() if k != "test.precision"}
+    other = any(_is_below(k, ("algo", "data", "model", "test")) and v != before.get(k) for k, v in asked.items())
     return {} if other else stored.get("published", {})

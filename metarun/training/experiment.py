@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from metarun.algorithms.objective import NoisyModel, Regularization
-from metarun.compute.device import Placement, make_placement
+from metarun.compute.device import Placement, emulates_bfloat16, make_placement
 from metarun.config import catalogue
 from metarun.config.components import build, construct
 from metarun.config.schema import Config, check
@@ -52,6 +53,8 @@ from metarun.types import (
 if TYPE_CHECKING:
     from metarun.diagnostics.probe import Probe
 
+log = logging.getLogger(__name__)
+
 TRAINING_SIZE = ("train_ways", "train_shots")
 """Settings of `algo` that size the training episodes, not the algorithm."""
 
@@ -72,6 +75,8 @@ class Experiment:
     train_spec: EpisodeSpec
     test_spec: EpisodeSpec
     placement: Placement
+    final: Algorithm  # `tested` in the precision of the test
+    test_precision: str
     metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
     callbacks: Sequence[Any] = ()
 
@@ -119,6 +124,7 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
     """Build the objects of a run, and check everything that can be checked before the first step."""
     check(config)
     placement = make_placement(config.device)
+    precision = choose_test_precision(config, placement)
     made, train = build_dataset(config) if own.dataset is None else own.dataset, config.train
     require_members(made)
     config = fill_ways(config, made)
@@ -144,6 +150,9 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
     if algorithm.head and dataset.outputs(train_spec.ways) != dataset.outputs(test_spec.ways):
         needed = f"must equal data.ways={test_spec.ways}: this algorithm's network has one output per class"
         raise SettingError("algo.train_ways", train_spec.ways, needed)
+    same = precision == config.device.precision
+    recast = replace(config, device=replace(config.device, precision=precision))
+    final = tested if same else build_learner(recast, dataset, test_spec.ways, own)
     check_adapted(algorithm)
     placement = replace(placement, matmul_only=optional(algorithm.model, ModelOptions, "matmul_only"))
     if placement.compile == "auto" and optional(algorithm.model, ModelOptions, "recurrent"):
@@ -151,7 +160,7 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
     regularization = build_regularization(config, dataset.kind)
     refuse_senseless_terms(config, regularization, algorithm)
     experiment = Experiment(
-        *(config, dataset, algorithm, tested, regularization, train_spec, test_spec, placement),
+        *(config, dataset, algorithm, tested, regularization, train_spec, test_spec, placement, final, precision),
         metrics=(optional(dataset, DatasetOptions, "metrics") or {}) | build_metrics(config) | {**own.metrics},
         callbacks=[*build_callbacks(config), *own.callbacks],
     )
@@ -161,6 +170,19 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
     check_stateful(experiment)
     counted = placement.chunk_size == "auto" and not isinstance(algorithm, StatefulLearner)
     return limit_chunk(experiment) if counted else experiment
+
+
+def choose_test_precision(config: Config, placement: Placement) -> str:
+    """The precision of the test; log a warning where the job computes in an emulated one."""
+    trained, asked = config.device.precision, config.test.precision
+    if trained == "float64" and asked != "auto":
+        raise SettingError("test.precision", asked, "must be auto where device.precision=float64")
+    emulated = emulates_bfloat16(placement.device)
+    auto = "float32" if trained == "bfloat16" and emulated else trained
+    chosen = auto if asked == "auto" else asked
+    if emulated and "bfloat16" in (chosen, trained if config.job != "evaluate" else ""):
+        log.warning("device.precision=bfloat16: this CPU computes it in software; float32 is faster")
+    return chosen
 
 
 def check_adapted(algorithm: Algorithm) -> None:

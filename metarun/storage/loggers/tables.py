@@ -76,7 +76,9 @@ def describe_conditions(summary: dict[str, Any]) -> str:
     shown = [("images_are", "images "), ("inputs_are", "inputs "), ("targets_are", "targets ")]
     images = "".join(f"{word}{summary[key]}, " for key, word in shown if key in summary)
     split = f"split {summary['split']}, {images}norm {summary['norm']}"
-    return f"{summary['algo']} on {summary['data']}, {rows}, {split}, {hashes}"
+    tested, trained = summary.get("test_precision"), summary.get("precision")
+    precision = f", tested in {tested} (trained in {trained})" if tested and tested != trained else ""
+    return f"{summary['algo']} on {summary['data']}, {rows}, {split}, {hashes}{precision}"
 
 
 def _curve_table(summary: dict[str, Any]) -> Table:
