@@ -241,6 +241,29 @@ def test_the_target_network_follows_the_value_network() -> None:
         torch.testing.assert_close(state.carry[name], 0.99 * old + 0.01 * new, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
+def test_a_compiled_outer_step_is_the_uncompiled_one() -> None:
+    """In float64, over a collection and three updates of critics, actor, encoder and targets."""
+    states = []
+    for choice in ("on", "off"):
+        kept = [entry for entry in SMALL if not entry.startswith("device.compile")]
+        trainer = assemble(metarun.compose([*kept, f"device.compile={choice}", "device.precision=float64"])).trainer()
+        state = trainer.start()
+        gradients = MetaGradients(trainer, state.params, print)
+        assert gradients.compiles == (choice == "on")
+        for step in range(3):
+            outer_step(trainer, state, gradients.at(step), Silent())
+        states.append(state)
+    compiled, plain = states
+    start = assembled("device.precision=float64").trainer().start().params
+    for name, value in plain.params.items():
+        torch.testing.assert_close(compiled.params[name], value, rtol=1e-10, atol=1e-12)
+        assert not value.equal(start[name]), name
+    assert compiled.carry.keys() == plain.carry.keys()
+    for name, value in plain.carry.items():
+        torch.testing.assert_close(compiled.carry[name], value, rtol=1e-10, atol=1e-12)
+
+
 def test_a_bad_number_in_a_buffer_is_refused_with_its_task_and_a_rewind_takes_it_out() -> None:
     """Of the task that is first in step 2. The rewind point, that of step 2 itself, has the buffers without it."""
     trainer = assembled("train.on_nonfinite=rewind", "train.checkpoint_every=2").trainer()
