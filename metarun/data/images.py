@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -237,6 +237,7 @@ class ImageData:
         episodes = next(e for e in self._episodes.values() if len(e.classes))
         ways = min(count, len(episodes.classes))
         shots = min(-(-count // ways), episodes.smallest_class())
+        episodes = replace(episodes, groups=None)  # of all groups
         drawn = episodes.draw("train", 0, 2**63, range(1), EpisodeSpec(ways, shots, queries=0))
         return self.pixels.to_inputs(drawn.support.x[0][:count])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,6 +58,9 @@ class CorruptImage(Exception):
 class DepthUnknown(Exception):
     """A file has numbers of 16 bits, and how many of these are in use is to be found out first."""
 
+
+LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
+"""The order of the bytes in a PNG of 16 bits, in Pillow's words -> the one that reads the low bytes."""
 
 DEPTHS = (8, 10, 12, 14, 16)
 """The bits of a number that cameras and scanners use of 16."""
@@ -130,8 +134,11 @@ class Pixels:
             image = Image.fromarray(content.squeeze(-1) if content.shape[-1] == 1 else content)
         else:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
+            deep = read_deep_colour(image, content)
             image.load()
-            image = image if image.format == "TIFF" else make_upright(image)  # Pillow turns TIFFs itself
+            upright = image.format == "TIFF"  # Pillow turns TIFFs itself
+            image = image if deep is None else flatten_deep_colour(deep, self.depth, image.info)
+            image = image if upright else make_upright(image)
         depth = 16 if isinstance(content, bytes) and image.format == "PPM" else self.depth  # Pillow scales these itself
         return flatten_modes(image, depth).convert("L" if self.channels == 1 else "RGB")
 
@@ -145,12 +152,62 @@ def make_upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+def read_deep_colour(image: Image.Image, content: bytes) -> NDArray[np.uint16] | None:
+    """The numbers [H, W, C] of a PNG of 16 bits with 2 to 4 channels, opened and not loaded; None for any other file.
+
+    Pillow keeps the high byte of each. A second reading, which calls the order of the bytes the other one, has the low
+    bytes.
+    """
+    opened: Any = image
+    tiles = opened.tile if opened.format == "PNG" else []
+    order = str(tiles[0][3]) if len(tiles) == 1 else ""
+    if order not in LOW_BYTES:
+        return None
+    low: Any = Image.open(io.BytesIO(content), formats=FORMATS)
+    low.tile = [(*tiles[0][:3], LOW_BYTES[order])]
+    found: NDArray[np.uint16] = np.asarray(low).astype(np.uint16)
+    if order == "LA;16B":  # high and low bytes side by side
+        high, found = found[..., ::2], found[..., 1::2]
+    else:
+        high = np.asarray(Image.open(io.BytesIO(content), formats=FORMATS)).astype(np.uint16)
+    return np.left_shift(high, np.uint16(8)) | found
+
+
+def flatten_deep_colour(values: NDArray[np.uint16], depth: int | None, info: dict[Any, Any]) -> Image.Image:
+    """Numbers [H, W, C] of `depth` bits as an image of bytes. Alpha that is larger than these bits is opaque."""
+    if depth is None:
+        raise DepthUnknown
+    require_depth(colours_of(values), depth)
+    scaled = (np.minimum(values, 2**depth - 1) >> (depth - 8)).astype(np.uint8)
+    if "transparency" in info:  # one colour
+        clear = (values == np.array(info["transparency"])).all(-1)
+        scaled = np.dstack([scaled, np.where(clear, 0, 255).astype(np.uint8)])
+    image = Image.fromarray(scaled)
+    image.info = {key: value for key, value in info.items() if key != "transparency"}  # with the orientation
+    return image
+
+
+def colours_of(values: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """The channels without alpha, which is the second of two or the fourth of four."""
+    return values[..., : values.shape[-1] - (values.shape[-1] != 3)]
+
+
+def require_depth(values: NDArray[Any], depth: int) -> None:
+    """Raise `ValueError` for numbers of more bits."""
+    least, most = int(values.min()), int(values.max())
+    if least < 0 or most >= 2**depth:
+        raise ValueError(f"its numbers are {least} to {most}, not 0 to {2**depth - 1} (data.depth={depth})")
+
+
 def largest_value(content: bytes | NDArray[np.uint8]) -> int:
     """The largest number of an image of 16 bits, 0 for any other file."""
     if not isinstance(content, bytes):
         return 0
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
+        deep = read_deep_colour(image, content)
+        if deep is not None:
+            return int(colours_of(deep).max())
         return int(np.asarray(image).max()) if image.mode.startswith("I") and image.format != "PPM" else 0
     except MemoryError:
         raise
@@ -164,9 +221,7 @@ def flatten_modes(image: Image.Image, depth: int | None = 16) -> Image.Image:
         if depth is None:
             raise DepthUnknown
         values = np.asarray(image).astype(np.int64)
-        least, most = int(values.min()), int(values.max())
-        if least < 0 or most >= 2**depth:
-            raise ValueError(f"its numbers are {least} to {most}, not 0 to {2**depth - 1} (data.depth={depth})")
+        require_depth(values, depth)
         scaled = values >> (depth - 8)
         if "transparency" in image.info:
             scaled[values == image.info["transparency"]] = 255

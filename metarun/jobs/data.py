@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from metarun.config.schema import Config, to_dict
-from metarun.errors import UserError
+from metarun.errors import SettingError, UserError
 from metarun.jobs.result import Result
 from metarun.jobs.terminal import show, small_table
 from metarun.storage.run_folder import RunFolder
@@ -29,13 +29,17 @@ def data_job(config: Config, record: RunFolder) -> Result:
     describe = optional(dataset, DatasetOptions, "describe")
     if describe is None:
         raise UserError(f"job=data: data={name} is generated while training, there are no files to prepare")
-    facts = describe()
+    draw, (spec, _) = optional(dataset, DatasetOptions, "contact_sheet"), episode_sizes(config)
+    try:
+        facts = describe()
+        sheet = draw(spec) if draw else None
+    except SettingError as error:
+        raise error.under("data") from error
     record.create(to_dict(config))
-    spec, _ = episode_sizes(config)
     record.write_json("split.json", dataset.members)
     record.write_json("dataset.json", facts)
-    if optional(dataset, DatasetOptions, "contact_sheet"):
-        dataset.contact_sheet(spec).save(record.path / "contact.png")
+    if sheet:
+        sheet.save(record.path / "contact.png")
     show(*render(name, facts, record.path))
     return Result("completed", facts, record.path)
 

@@ -143,6 +143,8 @@ def test_classes_of_a_task_are_within_one_value_of_a_column(tmp_path: Path) -> N
         assert {label for task in names for label in task} == set(large)
         assert {label for label, _ in recognise_images(draw(data, split, spec, 60).query.x)} == set(large)
     assert data.facts()["within"] == "kind"
+    reference = [label for label, _ in recognise_images(data.reference_inputs(12))]
+    assert set(reference) == set(PARTS["train"])  # the statistics are those of all groups
 
 
 @pytest.mark.parametrize(

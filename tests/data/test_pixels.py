@@ -36,7 +36,7 @@ from helpers.pictures import (
 )
 from PIL import Image
 
-from metarun.data.pixels import CorruptImage, Pixels
+from metarun.data.pixels import CorruptImage, DepthUnknown, Pixels, largest_value
 from metarun.errors import SettingError
 
 
@@ -150,6 +150,35 @@ def test_numbers_beyond_sixteen_bits_are_refused(value: int) -> None:
     wide[0, 0] = value
     with pytest.raises(CorruptImage, match=r"its numbers are .* not 0 to 65535 \(data.depth=16\)"):
         decoded(file(wide, "tiff"), channels=1)
+
+
+@pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize(("channels", "kind"), [(3, 2), (4, 6), (2, 4)], ids=["RGB", "RGBA", "grey and alpha"])
+def test_colours_of_sixteen_bits_are_read_by_their_depth(depth: int, channels: int, kind: int) -> None:
+    """Opaque alpha is the largest number of all 16 bits or of the depth."""
+    rng = np.random.default_rng(depth)
+    values = rng.integers(0, 2**depth, (SIDE, SIDE, channels))
+    for opaque in (2**depth - 1, 65535):
+        if channels != 3:
+            values[..., -1] = opaque
+        content = png(values, 16, kind)
+        colours = values[..., :3] if channels > 2 else three(values[..., 0])
+        found = Pixels(SIDE, 3, "nearest", depth=depth).decode(content)
+        np.testing.assert_array_equal(found.transpose(1, 2, 0), colours >> (depth - 8))
+        assert largest_value(content) == colours.max()
+        with pytest.raises(DepthUnknown):
+            Pixels(SIDE, 3, "nearest", depth=None).decode(content)
+
+
+def test_a_colour_of_sixteen_bits_may_be_transparent_and_one_too_large_is_refused() -> None:
+    """Two colours that differ in their low bytes alone are two."""
+    values = np.zeros((SIDE, SIDE, 3), dtype=int)
+    values[0, 0], values[0, 1] = (1, 2, 3), (1, 2, 4)
+    content = png(values, 16, 2, (b"tRNS", struct.pack(">HHH", 1, 2, 3)))
+    found = Pixels(SIDE, 3, "nearest", depth=8).decode(content)
+    assert (found[:, 0, 0].tolist(), found[:, 0, 1].tolist()) == ([255] * 3, [1, 2, 4])
+    with pytest.raises(CorruptImage, match=r"its numbers are 0 to 300, not 0 to 255 \(data.depth=8\)"):
+        Pixels(SIDE, 3, "nearest", depth=8).decode(png(np.where(values == 4, 300, values), 16, 2))
 
 
 @pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
