@@ -319,6 +319,7 @@ class AlgorithmOptions:
     prox: float | None = None
     cg_steps: int | None = None  # of an implicit meta-gradient
     zero_head: bool = False  # the outer loop leaves the head where it starts, at 0
+    rescale: Callable[[float], Algorithm] | None = None  # the learner for tasks of so many times as many classes
     before_step: Any = None  # of a StatefulLearner
 
 

@@ -31,7 +31,7 @@ grad L^S(phi) + Omega_phi(theta, phi) = 0 by theta.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, NamedTuple
 
@@ -147,6 +147,11 @@ class IMAML:
 
     def init(self, seed: int) -> Params:
         return inner_loop.init_weights(self.model, seed, self.zero_head)
+
+    def rescale(self, ratio: float) -> IMAML:
+        """The learner whose inner problem weighs each class against the proximal term as this one's does, for `ratio`
+        times as many classes: N lambda and inner_lr / N stay the same, for each class weighs 1 / N in the mean loss."""
+        return replace(self, inner_lr=self.inner_lr * ratio, prox=self.prox / ratio)
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
         return inner_loop.adapt(self, params, support)

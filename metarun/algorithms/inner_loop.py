@@ -236,6 +236,11 @@ def init_weights(model: Model, seed: int, zero_head: bool) -> Params:
     return weights | {n: torch.zeros_like(w) for n, w in weights.items() if zero_head and n.startswith(HEAD)}
 
 
+def fit_head(params: Params, rows: int) -> Params:
+    """The same meta-parameters with a head of 0 for so many outputs."""
+    return params | {n: w.new_zeros(rows, *w.shape[1:]) for n, w in params.items() if n.startswith(HEAD)}
+
+
 class FastWeights(NamedTuple):
     """Adapted network weights, and the statistics its queries are normalised with (None: their own)."""
 

@@ -119,6 +119,14 @@ class MAML:
         steps = self.inner_steps if self.learned_rates == "step" else None
         return weights | init_rates(split_adapted(weights, self.inner_rule)[0], self.inner_lr, steps)
 
+    def rescale(self, ratio: float) -> MAML:
+        """The learner whose inner step does to each class what this one's does, for `ratio` times as many classes.
+
+        Each class weighs 1 / N in a mean loss over N classes, so the rate grows with N.
+        """
+        require(self.learned_rates == "none", "learned_rates", self.learned_rates, "must be none if train_ways differs")
+        return replace(self, inner_lr=self.inner_lr * ratio)
+
     def adapt(self, params: Params, support: Batch) -> FastWeights:
         return inner_loop.adapt(self, params, support)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -68,6 +68,14 @@ class Reptile:
     def init(self, seed: int) -> Params:
         weights = inner_loop.init_weights(self.model, seed, self.zero_head)
         return weights | init_moments(weights) if self.moments == "carried" else weights
+
+    def rescale(self, ratio: float) -> Reptile:
+        """The learner whose inner step does to each class what this one's does, for `ratio` times as many classes.
+
+        Each class weighs 1 / N in a mean loss over N classes, so the rate grows with N. The steps of Adam do not depend
+        on the scale of a loss.
+        """
+        return replace(self, inner_lr=self.inner_lr * ratio) if self.inner_optimizer == "sgd" else self
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
         return inner_loop.adapt(self, params, support)

@@ -15,6 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from metarun.algorithms.inner_loop import fit_head
 from metarun.compute.device import Placement, make_placement
 from metarun.config.from_run import open_source_run
 from metarun.config.schema import Config, to_dict
@@ -27,8 +28,8 @@ from metarun.storage.run_folder import RunFolder
 from metarun.storage.text import count_nouns
 from metarun.training import checkpoint
 from metarun.training.evaluation import calibrate
-from metarun.training.experiment import NO_PARTS, OwnParts, build_dataset, build_learner, option_name
-from metarun.types import Algorithm, Batch, Dataset, DatasetOptions, ModelOptions, Params, optional
+from metarun.training.experiment import NO_PARTS, OwnParts, build_dataset, build_learner, option_name, rescale
+from metarun.types import Algorithm, AlgorithmOptions, Batch, Dataset, DatasetOptions, ModelOptions, Params, optional
 
 SHOWN = 30  # predictions that the terminal lists
 AT_ONCE = 256  # pictures that are predicted together
@@ -105,15 +106,20 @@ def restore_learner(
 ) -> tuple[Algorithm, Params]:
     """The run's learner for the classes 0 .. N-1 of a support set, and its best weights; statistics of its
     normalisation, if any, are fixed. Raise `UserError` if its network has another number of outputs."""
-    ways = int(support.y.max()) + 1 if dataset.kind == "classification" else config.data["ways"]
-    learner = build_learner(config, dataset, ways, own)
-    if learner.head and ways != config.data["ways"]:
-        raise UserError(
-            f"the support set has {ways} classes, and the network of this run ends in {config.data['ways']} outputs; "
-            f"train with data.ways={ways}, or a learner without a head, as algo=protonet"
-        )
-    params = placement.move_params(build_regularization(config, dataset.kind).init(learner.init(config.seed)))
+    train_ways = config.algo.get("train_ways") or config.data["ways"]
+    ways = int(support.y.max()) + 1 if dataset.kind == "classification" else train_ways
+    trained = learner = build_learner(config, dataset, train_ways, own)
+    if ways != train_ways:
+        learner = build_learner(config, dataset, ways, own)
+        if learner.head and not optional(learner, AlgorithmOptions, "zero_head"):
+            raise UserError(
+                f"the support set has {ways} classes, and the network of this run ends in {train_ways} outputs; "
+                f"train with data.ways={ways}, with algo.zero_head=true, or a learner without a head, as algo=protonet"
+            )
+    params = placement.move_params(build_regularization(config, dataset.kind).init(trained.init(config.seed)))
     checkpoint.restore_params(checkpoint.best_of(source), params)
+    if learner.head and ways != train_ways:
+        learner, params = rescale(config, learner, train_ways, ways), fit_head(params, dataset.outputs(ways))
     if learner.model.calibrate(params, support.x) is not learner.model:  # the statistics are those of training images
         learner = calibrate(learner, params, dataset, placement)
     return learner, params

@@ -188,10 +188,11 @@ def test(run: ActiveRun, state: State) -> None:
     experiment = run.experiment
     tester = experiment.tester()
     run.observer.notify(f"testing on {tester.tasks} tasks ...")
-    evaluation = tester(experiment.final, state.params)
+    params = experiment.fit_head(state.params)
+    evaluation = tester(experiment.final, params)
     if run.record is None:
         return
-    run.summary |= describe_test(evaluation, tester.oracle(), state.params, experiment.regularization)
+    run.summary |= describe_test(evaluation, tester.oracle(), params, experiment.regularization)
     run.summary["test_precision"] = experiment.test_precision
     run.summary["published"] = dataclasses.asdict(experiment.config.published)
     per_task: dict[str, Any] = {"episodes_sha256": evaluation.episodes_sha256, "steps": evaluation.steps}
@@ -200,8 +201,8 @@ def test(run: ActiveRun, state: State) -> None:
     per_task["result"] = {key: run.summary[key] for key in ("headline", "mean", "ci95", "errors", "test_precision")}
     run.record.write_json("test.json", per_task)
     if experiment.config.test.details:
-        run.record.write_table("details.csv", describe_queries(tester, experiment.final, state.params))
-    functions = sample_functions(tester, experiment.final, state.params)
+        run.record.write_table("details.csv", describe_queries(tester, experiment.final, params))
+    functions = sample_functions(tester, experiment.final, params)
     if functions:
         run.record.write_json("functions.json", functions)
     run.observer.on_test(evaluation, step=state.best_step)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from metarun.algorithms.inner_loop import fit_head
 from metarun.algorithms.objective import NoisyModel, Regularization
 from metarun.compute.device import Placement, emulates_bfloat16, make_placement
 from metarun.config import catalogue
@@ -92,7 +93,7 @@ class Experiment:
             optim=config.optim,
             placement=self.placement,
             seed=config.seed,
-            validate=lambda params: validator(self.tested, params),
+            validate=lambda params: validator(self.tested, self.fit_head(params)),
             measures=self.measures() if config.diagnostics.level != "off" else None,
             probe=self.probe() if config.diagnostics.level == "full" else None,
             probe_every=config.diagnostics.every,
@@ -115,6 +116,11 @@ class Experiment:
 
     def evaluator(self, split: Split, tasks: int, steps: tuple[int, ...]) -> Evaluator:
         return Evaluator(self.dataset, split, self.test_spec, tasks, steps, self.placement)
+
+    def fit_head(self, params: Params) -> Params:
+        """Meta-parameters for test episodes: a head of 0 has as many rows as they have outputs."""
+        rows, had = (self.dataset.outputs(spec.ways) for spec in (self.test_spec, self.train_spec))
+        return fit_head(params, rows) if self.tested.head and rows != had else params
 
     def initial_params(self) -> Params:
         return self.placement.move_params(self.regularization.init(self.algorithm.init(self.config.seed)))
@@ -146,13 +152,10 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
     check_episodes(config, dataset, train_spec, test_spec)
     check_own(made, {"train": train_spec, "val": test_spec, "test": test_spec})
     algorithm = build_learner(config, dataset, train_spec.ways, own)
-    tested = build_learner(config, dataset, test_spec.ways, own)
-    if algorithm.head and dataset.outputs(train_spec.ways) != dataset.outputs(test_spec.ways):
-        needed = f"must equal data.ways={test_spec.ways}: this algorithm's network has one output per class"
-        raise SettingError("algo.train_ways", train_spec.ways, needed)
+    tested = build_tested(config, dataset, train_spec.ways, test_spec.ways, own)
     same = precision == config.device.precision
     recast = replace(config, device=replace(config.device, precision=precision))
-    final = tested if same else build_learner(recast, dataset, test_spec.ways, own)
+    final = tested if same else build_tested(recast, dataset, train_spec.ways, test_spec.ways, own)
     check_adapted(algorithm)
     placement = replace(placement, matmul_only=optional(algorithm.model, ModelOptions, "matmul_only"))
     if placement.compile == "auto" and optional(algorithm.model, ModelOptions, "recurrent"):
@@ -183,6 +186,26 @@ def choose_test_precision(config: Config, placement: Placement) -> str:
     if emulated and "bfloat16" in (chosen, trained if config.job != "evaluate" else ""):
         log.warning("device.precision=bfloat16: this CPU computes it in software; float32 is faster")
     return chosen
+
+
+def build_tested(config: Config, dataset: Dataset, train_ways: int, ways: int, own: OwnParts) -> Algorithm:
+    """The learner of tasks with `ways` classes, trained with `train_ways`."""
+    learner = build_learner(config, dataset, ways, own)
+    fits = not learner.head or dataset.outputs(train_ways) == dataset.outputs(ways)
+    return learner if fits else rescale(config, learner, train_ways, ways)
+
+
+def rescale(config: Config, tested: Algorithm, train_ways: int, ways: int) -> Algorithm:
+    """The learner for the test's number of classes, where its head can have any. Raise `SettingError` if it cannot."""
+    change = optional(tested, AlgorithmOptions, "rescale")
+    if change is None or not optional(tested, AlgorithmOptions, "zero_head"):
+        needed = f"must equal data.ways={ways}: this algorithm's network has one output per class"
+        better = "" if change is None else ", whose weights are learned; algo.zero_head=true learns none"
+        raise SettingError("algo.train_ways", train_ways, needed + better)
+    try:
+        return change(ways / train_ways)
+    except SettingError as error:
+        raise SettingError(f"algo.{error.key}", error.value, error.expected) from error
 
 
 def check_adapted(algorithm: Algorithm) -> None:

@@ -85,7 +85,7 @@ def export_job(config: Config, record: RunFolder) -> Result:
     experiment = assemble(config)
     params = experiment.initial_params()
     checkpoint.restore_params(checkpoint.best_of(source), params)
-    trained = Version(experiment.tested, params)
+    trained = Version(experiment.tested, experiment.fit_head(params))
     pruned, pruning = prune(experiment, trained)
     facts = {"algo": option_name("algo", config), "data": option_name("data", config), "run": str(source.path)}
     before = build(experiment, trained, facts)

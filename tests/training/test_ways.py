@@ -1,0 +1,87 @@
+"""Training and test tasks with different numbers of classes, for learners whose head starts at 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import metarun
+from metarun.algorithms.imaml import IMAML
+from metarun.algorithms.inner_loop import fit_head
+from metarun.algorithms.losses import CrossEntropy
+from metarun.algorithms.maml import MAML
+from metarun.algorithms.reptile import Reptile
+from metarun.data import from_arrays
+from metarun.errors import UserError
+from metarun.models.mlp import mlp
+from metarun.types import Batch
+
+SHORT = ["train.steps=6", "train.eval_every=3", "val.tasks=5", "test.tasks=12", "test.steps=2", "device.compile=off"]
+MORE_WAYS = ["algo.train_ways=4", "data.ways=2", "algo.zero_head=true", "data.shots=2", "data.queries=2"]
+
+
+def blobs() -> Any:
+    generator = np.random.default_rng(0)
+    label = np.repeat(np.arange(24), 12)
+    means = generator.normal(size=(24, 3)) * 3
+    return from_arrays(means[label] + generator.normal(size=(288, 3)), label=[f"c{k}" for k in label])
+
+
+@pytest.mark.parametrize("ways", [2, 7])
+def test_the_first_step_sets_each_class_apart_from_the_mean_as_in_training(ways: int) -> None:
+    """From a head of 0 each softmax is 1 / N: row c becomes inner_lr / N (z_c - mean of z), z_c the mean features of c.
+    With `rescale` the factor is that of the 5 training classes at any N."""
+    trained, lr = 5, 0.8
+    model = mlp((3,), ways, (4,), "none")
+    learner = MAML(model, CrossEntropy(), lr, 1, 1, False, zero_head=True).rescale(ways / trained)
+    theta = {k: v.double() for k, v in mlp((3,), trained, (4,), "none").init(0).items()}
+    x = torch.randn(3 * ways, 3, generator=torch.Generator().manual_seed(1)).double()
+    z_SD = mlp((3,), None, (4,), "none").apply(theta, x)
+    means = z_SD.unflatten(0, (3, ways)).mean(0)  # the rows come shot by shot
+    adapted = learner.adapt(fit_head(theta, ways), Batch(x, torch.arange(ways).repeat(3)))
+    expected = lr / trained * (means - means.mean(0))
+    torch.testing.assert_close(adapted.params["head.weight"], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_the_inner_problem_of_imaml_keeps_its_shape() -> None:
+    """N times the objective is the sum over classes plus N lambda / 2 |phi - theta|^2."""
+    learner = IMAML(mlp((3,), 5, (4,), "none"), CrossEntropy(), 0.4, 0.2, 3, 3, 2, 0.0, zero_head=True)
+    other = learner.rescale(2 / 5)
+    assert (other.prox * 2, other.inner_lr / 2) == pytest.approx((0.4 * 5, 0.2 / 5))
+    adam = Reptile(mlp((3,), 5, (4,), "none"), CrossEntropy(), "adam", 0.2, 3, 3, None, zero_head=True)
+    assert adam.rescale(2 / 5).inner_lr == 0.2
+
+
+@pytest.mark.parametrize("algo", ["maml", "anil", "reptile", "imaml"])
+def test_a_run_trains_and_tests_on_different_numbers_of_classes(algo: str, tmp_path: Path) -> None:
+    data, config = blobs(), metarun.compose([f"algo={algo}", "data=own", *MORE_WAYS, *SHORT])
+    result = metarun.run(config, tmp_path / "run", dataset=data)
+    assert result.params["head.weight"].shape[0] == 4
+    loaded = metarun.load(tmp_path / "run", dataset=data)
+    assert loaded.evaluate().summary["mean"] == result.summary["mean"]
+    x, y = np.zeros((6, 3), np.float32), np.array(["a", "b", "c"] * 2)
+    assert loaded.adapt(x, y).predict(x).shape == (6,)
+
+
+def test_where_the_numbers_must_be_equal_a_line_gives_the_reason(tmp_path: Path) -> None:
+    label = np.repeat(np.arange(24), 12)
+    np.savez(tmp_path / "blobs.npz", x=np.random.default_rng(0).normal(size=(288, 3)) + label[:, None], label=label)
+    words = ["data=arrays", f"data.file={tmp_path / 'blobs.npz'}", *MORE_WAYS, *SHORT]
+
+    def refusal(*settings: str) -> str:
+        with pytest.raises(UserError) as caught:
+            metarun.run(metarun.compose(settings), tmp_path / "refused")
+        return str(caught.value)
+
+    assert refusal("algo=maml", *words, "algo.zero_head=false") == (
+        "algo.train_ways=4: must equal data.ways=2: this algorithm's network has one output per class, "
+        "whose weights are learned; algo.zero_head=true learns none"
+    )
+    assert refusal("algo=metasgd", *words) == "algo.learned_rates=weight: must be none if train_ways differs"
+    run = metarun.run(metarun.compose(["algo=maml", *words]), tmp_path / "run").folder
+    expected = "algo.train_ways=4: must equal data.ways=2 for job=analyze"
+    assert refusal("job=analyze", f"run={run}", "analysis=support_resampling") == expected
