@@ -127,3 +127,11 @@ def test_a_generated_data_set_has_nothing_to_prepare(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data=sinusoid is generated while training"):
         metarun.run(metarun.compose(["job=data"]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_errors_of_the_episodes_have_the_whole_key_and_leave_no_files(tmp_path: Path) -> None:
+    class_folders(tmp_path / "images", CLASSES, each=5)
+    for wrong in ("data.within=kind", "data.ways=99"):
+        with pytest.raises(UserError, match=f"^{wrong}: "):
+            prepare(tmp_path, wrong)
+    assert not (tmp_path / "out/config.yaml").exists()
