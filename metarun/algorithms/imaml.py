@@ -10,6 +10,12 @@ and by phi and theta, all at phi*. For the proximal term alone this is the paper
 to ((1 + d) I + H/lambda)^{-1}. Only products with vectors are taken; the inner path is not differentiated, so memory
 does not grow with `inner_steps`. `prox=0` leaves the whole inner penalty to `reg`.
 
+`inner_solver` says how phi* is sought: by steps of the fixed rate `inner_lr` (`gradient`), or at rates from the
+curvature that they meet (`adaptive`, and `nesterov` with momentum: `inner_loop.adaptive`), where `inner_lr` is the
+first rate only. `linear_solver=neumann` takes x = -a sum_{j < k} (I - a A)^j b, a = `inner_lr`, k = `cg_steps`, in the
+place of conjugate gradient: at a minimiser that is the derivative through the last k gradient steps (Lorraine, Vicol,
+Duvenaud 2020, arXiv 1911.02590).
+
 `adapted` lists the name prefixes of the adapted parameters; null adapts everything. With m the adapted part and u the
 rest, phi_u = theta_u, the linear system is that of the rows and columns of m, and the gradient by theta_u is
 grad_u L^Q(phi*) - d/dtheta_u <grad_m (L^S + Omega), A_mm^{-1} grad_m L^Q>.
