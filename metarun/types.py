@@ -318,6 +318,7 @@ class AlgorithmOptions:
     adapted: tuple[str, ...] | None = ()  # name prefixes of the adapted parameters, None: all; (): no such setting
     prox: float | None = None
     cg_steps: int | None = None  # of an implicit meta-gradient
+    approximation: str | None = None  # what its meta-gradient leaves out of the exact one, in a few words
     zero_head: bool = False  # the outer loop leaves the head where it starts, at 0
     rescale: Callable[[float], Algorithm] | None = None  # the learner for tasks of so many times as many classes
     before_step: Any = None  # of a StatefulLearner

@@ -192,6 +192,13 @@ class IMAML:
         return True
 
     @property
+    def approximation(self) -> str | None:
+        parts = [f"damped by {self.cg_damping:g}"] if self.cg_damping else []
+        parts += ["by the Gauss-Newton matrix"] if self.curvature == "gauss_newton" else []
+        parts += ["by a Neumann series"] if self.linear_solver == "neumann" else []
+        return "implicit gradient " + ", ".join(parts) if parts else None
+
+    @property
     def inner_rule(self) -> UpdateRule:
         rule = sgd(self.inner_lr)
         if self.inner_solver != "gradient":

@@ -112,6 +112,10 @@ class MAML:
             not staged, "inner_checkpoint", kept, "needs the loss after the last step alone, second order throughout"
         )
 
+    @property
+    def approximation(self) -> str | None:
+        return "first-order meta-gradient" if self.first_order else None
+
     def init(self, seed: int) -> Params:
         weights = inner_loop.init_weights(self.model, seed, self.zero_head)
         if self.learned_rates == "none":

@@ -24,7 +24,7 @@ from metarun.storage.run_folder import RunFolder
 from metarun.training.evaluation import Evaluation, mean_and_interval
 from metarun.training.experiment import Experiment, option_name, shots_range
 from metarun.training.run import State
-from metarun.types import GradientLearner, Metrics, ModelOptions, Params, PenaltyOptions, optional
+from metarun.types import AlgorithmOptions, GradientLearner, Metrics, ModelOptions, Params, PenaltyOptions, optional
 
 
 def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
@@ -45,6 +45,7 @@ def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
         **dataset.facts(),
         "norm": optional(experiment.algorithm.model, ModelOptions, "norm") or config.model.get("norm"),
         "first_order": config.algo.get("first_order"),
+        "approximation": optional(experiment.algorithm, AlgorithmOptions, "approximation"),
         "reg": option_name("reg", config),
         "regularization": describe_penalties(experiment.regularization, []),
         "seed": config.seed,

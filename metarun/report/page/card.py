@@ -64,7 +64,7 @@ def _protocol(run: Run) -> list[Fact]:
     classes = f"{'goals' if control else 'classes'} {hashed}" if hashed else ""
     norm = summary.get("norm") or facts.setting(run, "model.norm")
     return [
-        Fact("algorithm", facts.component(run, "algo"), "first-order" if summary.get("first_order") else ""),
+        Fact("algorithm", facts.component(run, "algo"), summary.get("approximation") or ""),
         Fact("data", facts.component(run, "data"), str(summary.get("caveat") or "")),
         Fact("episodes", f"{size}, {queries}", trained),
         Fact("split", str(summary.get("split") or NOTHING), classes),

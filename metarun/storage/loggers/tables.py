@@ -78,7 +78,8 @@ def describe_conditions(summary: dict[str, Any]) -> str:
     split = f"split {summary['split']}, {images}norm {summary['norm']}"
     tested, trained = summary.get("test_precision"), summary.get("precision")
     precision = f", tested in {tested} (trained in {trained})" if tested and tested != trained else ""
-    return f"{summary['algo']} on {summary['data']}, {rows}, {split}, {hashes}{precision}"
+    algo = f"{summary['algo']} ({summary['approximation']})" if summary.get("approximation") else summary["algo"]
+    return f"{algo} on {summary['data']}, {rows}, {split}, {hashes}{precision}"
 
 
 def _curve_table(summary: dict[str, Any]) -> Table:
