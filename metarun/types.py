@@ -341,6 +341,8 @@ class DatasetOptions:
     oracle_band: Callable[..., Any] | None = None  # its mean and deviation at given inputs
     picture: tuple[int, int] | None = None  # rows and columns of an image that is completed
     members: dict[str, Any] | None = None  # the class names of each split, for split.json
+    disjoint: Callable[[int], tuple[Any, int]] | None = None  # ways -> the data with test tasks without a common class,
+    # and how many of them there are
     class_names: Callable[..., list[tuple[str, ...]]] | None = None  # (split, seed, step, tasks, spec) -> of each task
     query_names: Callable[..., list[list[str]]] | None = None  # likewise, of each task's queries: files, lines
     row: str = "row"  # what a row is called: row, window, picture

@@ -52,6 +52,7 @@ class TestConfig:
     """The final test, on fixed tasks."""
 
     tasks: int = 600
+    classes: str = "drawn"  # disjoint: no two tasks share a class, so that the interval is for new classes; fewer tasks
     steps: int = 10  # adaptation steps reported
     precision: str = "auto"  # float32, bfloat16; auto: device.precision, but float32 where bfloat16 is emulated
     details: bool = False  # write details.csv: class, prediction and probabilities of every query
@@ -272,6 +273,7 @@ def check(config: Config) -> None:
         "optim.reset": ("never", "every_step"),
         "device.name": ("auto", "cpu", "cuda", "mps"),
         "device.precision": ("float32", "bfloat16", "float64"),
+        "test.classes": ("drawn", "disjoint"),
         "test.precision": ("auto", "float32", "bfloat16"),
         "device.memory_format": ("auto", "contiguous", "channels_last"),
         "logger.name": ("none", "wandb", "tensorboard", "mlflow"),

@@ -54,12 +54,14 @@ class ImageEpisodes:
     Variant v is table class v mod C turned by v div C quarters (C classes in the table), so that rotations need no
     copies of the images. Classes are uniform over the split without replacement, variants uniform, images uniform
     within the class without replacement (so support and query are disjoint), and labels are the order of the draw.
-    With `groups` all classes of an episode are of one group, uniform over those with enough classes.
+    With `groups` all classes of an episode are of one group, uniform over those with enough classes. With `disjoint` no
+    two tasks of a step share a class: task i has classes i N .. (i+1) N - 1 of one order of all classes.
     """
 
     table: ImageTable
     classes: Index  # [M, R] variants: R of each of the M classes of the split
     groups: Index | None = None  # [M] the group of each, as the alphabet of a character
+    disjoint: bool = False
 
     def check(self, spec: EpisodeSpec, split: Split) -> None:
         """Raise `SettingError` if an episode of this size cannot be drawn."""
@@ -112,8 +114,12 @@ class ImageEpisodes:
             # Classes of other groups get the largest word, so that they are not chosen.
             class_bits = np.where(self.groups == chosen[:, None], class_bits, np.iinfo(np.uint64).max)
             image_bits = image_bits[:, :-1]
+        chosen_TN = choose(class_bits, spec.ways)
+        if self.disjoint:
+            order = choose(random_bits(split, seed, step, range(1), classes), classes)[0]
+            chosen_TN = order[tasks.start * spec.ways : tasks.stop * spec.ways].reshape(len(tasks), spec.ways)
         variant_TN = uniform(variant_bits, 0, self.classes.shape[1]).astype(np.intp)
-        turns_TN, class_TN = np.divmod(self.classes[choose(class_bits, spec.ways), variant_TN], len(self.table.names))
+        turns_TN, class_TN = np.divmod(self.classes[chosen_TN, variant_TN], len(self.table.names))
         return turns_TN, class_TN, image_bits.reshape(len(tasks), spec.ways, most)
 
     def _counts(self, variants: Index) -> Index:
@@ -180,6 +186,7 @@ class ImageData:
     augmentation: Augmentation
     load: Callable[[bool], Source]
     within: str | None = None  # a column, or group: all classes of an episode have one value of it, as an alphabet
+    disjoint_tests: bool = False  # no two test tasks share a class, nor a class turned by quarters
 
     kind: ClassVar[Kind] = "classification"
     row: ClassVar[str] = "picture"
@@ -277,6 +284,11 @@ class ImageData:
             "cache_mb": source.cache.stat().st_size / 2**20,
         }
 
+    def disjoint(self, ways: int) -> tuple[ImageData, int]:
+        """The same data with test tasks that share no class, and how many of so many ways there are."""
+        require(self.within is None, "within", self.within, "must be null with test.classes=disjoint")
+        return replace(self, disjoint_tests=True), len(self.source.splits["test"]) // ways
+
     def contact_sheet(self, spec: EpisodeSpec) -> Image.Image:
         """The first training episodes below each other, augmented as in training: a row per class, support on the left,
         queries on the right. Images are the inputs of the network, without normalisation."""
@@ -316,9 +328,12 @@ class ImageData:
             rotations = self.rotations
             if rotations == "train":
                 rotations = "classes" if split == "train" else "none"
+            disjoint = self.disjoint_tests and split == "test"
+            if disjoint and rotations == "classes":
+                rotations = "task"  # two turns of one image are not independent
             variants = make_variants(classes, len(table.names), rotations)
             groups = None if self._groups is None else self._groups[variants[:, 0] % len(table.names)]
-            episodes[split] = ImageEpisodes(table, variants, groups)
+            episodes[split] = ImageEpisodes(table, variants, groups, disjoint)
         return episodes
 
     @functools.cached_property

@@ -193,12 +193,15 @@ def test(run: ActiveRun, state: State) -> None:
     if run.record is None:
         return
     run.summary |= describe_test(evaluation, tester.oracle(), params, experiment.regularization)
+    run.summary["interval"] = experiment.interval
     run.summary["test_precision"] = experiment.test_precision
     run.summary["published"] = dataclasses.asdict(experiment.config.published)
     per_task: dict[str, Any] = {"episodes_sha256": evaluation.episodes_sha256, "steps": evaluation.steps}
     per_task |= {"scores": evaluation.scores.tolist()}
     per_task |= {name: values.tolist() for name, values in evaluation.beside.items()}
-    per_task["result"] = {key: run.summary[key] for key in ("headline", "mean", "ci95", "errors", "test_precision")}
+    per_task["result"] = {
+        key: run.summary[key] for key in ("headline", "mean", "ci95", "errors", "interval", "test_precision")
+    }
     run.record.write_json("test.json", per_task)
     if experiment.config.test.details:
         run.record.write_table("details.csv", describe_queries(tester, experiment.final, params))

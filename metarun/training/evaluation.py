@@ -58,6 +58,7 @@ class Evaluator:
     steps: tuple[int, ...]  # adaptation steps to report, ascending
     placement: Placement
     metrics: Mapping[str, MetricFunction] = field(default_factory=dict)  # further ones, of predictions and targets
+    factor: float = 1.96  # standard errors of half an interval
 
     def __call__(self, algorithm: Algorithm, params: Params) -> Evaluation:
         calibrated = calibrate(algorithm, params, self.dataset, self.placement)
@@ -89,6 +90,7 @@ class Evaluator:
             episodes_sha256=digest.hexdigest(),
             best=algorithm.loss.best,
             beside={name: values[headline] for name, values in metrics.items()},
+            factor=self.factor,
         )
 
     def _apply_metrics(self, predictions: Tensor, y: Tensor) -> Metrics:
@@ -116,6 +118,7 @@ class Evaluation(NamedTuple):
     episodes_sha256: str
     best: float = 1.0  # error = best - mean, of a metric of which more is better
     beside: Mapping[str, Tensor] = {}  # further metrics of each task, at the row of the result
+    factor: float = 1.96
 
     @property
     def mean(self) -> float:
@@ -123,7 +126,7 @@ class Evaluation(NamedTuple):
 
     @property
     def ci95(self) -> float:
-        return mean_and_interval(self.scores[self.headline])[1]
+        return mean_and_interval(self.scores[self.headline], self.factor)[1]
 
     @property
     def error(self) -> float:
@@ -134,16 +137,16 @@ class Evaluation(NamedTuple):
         """Mean and interval of the reported metric, and the mean loss, after every step."""
         rows = []
         for step, scores, losses in zip(self.steps, self.scores, self.losses, strict=True):
-            mean, ci95 = mean_and_interval(scores)
+            mean, ci95 = mean_and_interval(scores, self.factor)
             rows.append({"step": step, "mean": mean, "ci95": ci95, "loss": float(losses.double().mean())})
         return rows
 
 
-def mean_and_interval(values: Tensor) -> tuple[float, float]:
+def mean_and_interval(values: Tensor, factor: float = 1.96) -> tuple[float, float]:
     """Mean over tasks and 1.96 sd / sqrt(n), the half-width that the field prints (sd with n - 1)."""
     values = values.double()
     spread = float(values.std()) if len(values) > 1 else math.nan
-    return float(values.mean()), 1.96 * spread / math.sqrt(len(values))
+    return float(values.mean()), factor * spread / math.sqrt(len(values))
 
 
 def adaptation_curves(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from metarun.algorithms.inner_loop import fit_head
 from metarun.algorithms.objective import NoisyModel, Regularization
-from metarun.compute.device import Placement, emulates_bfloat16, make_placement
+from metarun.compute.device import Placement, make_placement
 from metarun.config import catalogue
 from metarun.config.components import build, construct
 from metarun.config.schema import Config, check
@@ -21,8 +20,10 @@ from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError, require
 from metarun.models.precision import cast_model
 from metarun.regularizers.build import build_regularization, refuse_senseless_terms
+from metarun.statistics.student import t_quantile
 from metarun.storage.progress import print_notice
 from metarun.training.evaluation import Evaluator, MetricFunction
+from metarun.training.final_test import choose_test_precision, take_disjoint
 from metarun.training.memory import budget, fit_chunk
 from metarun.training.own_algorithm import check_members, locate_algorithm
 from metarun.training.own_parts import (
@@ -53,8 +54,6 @@ from metarun.types import (
 
 if TYPE_CHECKING:
     from metarun.diagnostics.probe import Probe
-
-log = logging.getLogger(__name__)
 
 TRAINING_SIZE = ("train_ways", "train_shots")
 """Settings of `algo` that size the training episodes, not the algorithm."""
@@ -111,8 +110,21 @@ class Experiment:
 
     def tester(self) -> Evaluator:
         """An evaluator that reports every step up to `test.steps`, and the step whose metric is the result."""
-        steps = {*range(self.config.test.steps + 1), self.tested.test_inner_steps}
-        return replace(self.evaluator("test", self.config.test.tasks, tuple(sorted(steps))), metrics=self.metrics)
+        asked = self.config.test
+        steps = tuple(sorted({*range(asked.steps + 1), self.tested.test_inner_steps}))
+        evaluator = replace(self.evaluator("test", asked.tasks, steps), metrics=self.metrics)
+        if asked.classes == "drawn":
+            return evaluator
+        dataset, most = take_disjoint(self.dataset, self.test_spec, option_name("data", self.config))
+        tasks = min(asked.tasks, most)
+        return replace(evaluator, dataset=dataset, tasks=tasks, factor=t_quantile(0.975, tasks - 1))
+
+    @property
+    def interval(self) -> str | None:
+        """closed: for new tasks of these test classes; open: for new tasks of any kind; None: not known."""
+        if self.config.test.classes == "disjoint" or self.dataset.facts().get("split") == "sampled":
+            return "open"
+        return "closed" if optional(self.dataset, DatasetOptions, "members") else None
 
     def evaluator(self, split: Split, tasks: int, steps: tuple[int, ...]) -> Evaluator:
         return Evaluator(self.dataset, split, self.test_spec, tasks, steps, self.placement)
@@ -150,6 +162,9 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
             needed = f"must be 1: data={option_name('data', config)} is {dataset.kind}, whose tasks have no classes"
             require(spec.ways == 1, key, spec.ways, needed)
     check_episodes(config, dataset, train_spec, test_spec)
+    if config.test.classes == "disjoint":
+        require(config.test.tasks > 1, "test.tasks", config.test.tasks, "must be at least 2 with test.classes=disjoint")
+        take_disjoint(dataset, test_spec, option_name("data", config))
     check_own(made, {"train": train_spec, "val": test_spec, "test": test_spec})
     algorithm = build_learner(config, dataset, train_spec.ways, own)
     tested = build_tested(config, dataset, train_spec.ways, test_spec.ways, own)
@@ -173,19 +188,6 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
     check_stateful(experiment)
     counted = placement.chunk_size == "auto" and not isinstance(algorithm, StatefulLearner)
     return limit_chunk(experiment) if counted else experiment
-
-
-def choose_test_precision(config: Config, placement: Placement) -> str:
-    """The precision of the test; log a warning where the job computes in an emulated one."""
-    trained, asked = config.device.precision, config.test.precision
-    if trained == "float64" and asked != "auto":
-        raise SettingError("test.precision", asked, "must be auto where device.precision=float64")
-    emulated = emulates_bfloat16(placement.device)
-    auto = "float32" if trained == "bfloat16" and emulated else trained
-    chosen = auto if asked == "auto" else asked
-    if emulated and "bfloat16" in (chosen, trained if config.job != "evaluate" else ""):
-        log.warning("device.precision=bfloat16: this CPU computes it in software; float32 is faster")
-    return chosen
 
 
 def build_tested(config: Config, dataset: Dataset, train_ways: int, ways: int, own: OwnParts) -> Algorithm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from metarun.data.images import ImageEpisodes, ImageTable, make_variants, members_sha256, number_groups
 from metarun.errors import SettingError
+from metarun.statistics.intervals import normal_interval, t_interval
 from metarun.types import Batch, EpisodeSpec, Task
 
 
@@ -333,3 +335,41 @@ def test_rotated_classes_stay_in_their_group() -> None:
 def test_classes_without_a_folder_in_their_names_have_no_groups() -> None:
     with pytest.raises(SettingError, match="these classes have no groups"):
         number_groups(["dog", "cat"])
+
+
+# ------------------------------------------------------------------------------------------------- disjoint tasks
+
+
+@pytest.mark.parametrize("kind", [episodes, turned_by_task])
+def test_disjoint_tasks_share_no_class_however_they_are_drawn(kind: type) -> None:
+    """11 classes make 5 tasks of two; the same tasks one at a time, in another order for another seed."""
+    data = replace(kind([4] * 11), disjoint=True)
+    spec = EpisodeSpec(ways=2, shots=1, queries=2)
+    together = draw(data, 5, spec)
+    classes = decode(together.support).classes
+    assert len(set(classes.ravel().tolist())) == 10
+    single = [data.draw("train", 0, 0, range(i, i + 1), spec) for i in range(5)]
+    np.testing.assert_array_equal(np.concatenate([decode(t.support).classes for t in single]), classes)
+    assert not np.array_equal(decode(draw(data, 5, spec, seed=1).support).classes, classes)
+
+
+def test_an_interval_over_disjoint_tasks_is_for_new_classes() -> None:
+    """Classes differ by N(0, 1), a task's score is the mean of its five. 300 data sets of 60 classes: Student's
+    interval over the 12 disjoint tasks holds the mean of all classes in 95 %, the one over 600 drawn tasks in far
+    fewer, for it is an interval for the mean of the data set's own classes, which it holds."""
+    spec, sets = EpisodeSpec(ways=5, shots=1, queries=1), 300
+    drawn, own, disjoint = [], [], []
+    rng = np.random.default_rng(0)
+    for seed in range(sets):
+        ease, data = rng.normal(size=60), episodes([2] * 60)
+        scores = ease[data.draw_classes("test", seed, 0, range(600), spec)[1]].mean(1)
+        mean, half = normal_interval(scores)
+        drawn.append(abs(mean) <= half)
+        own.append(abs(mean - ease.mean()) <= half)
+        apart = replace(data, disjoint=True).draw_classes("test", seed, 0, range(12), spec)[1]
+        mean, half = t_interval(ease[apart].mean(1))
+        disjoint.append(abs(mean) <= half)
+    noise = 3 * np.sqrt(0.95 * 0.05 / sets)
+    assert np.mean(drawn) < 0.5
+    assert np.mean(own) == pytest.approx(0.95, abs=noise)
+    assert np.mean(disjoint) == pytest.approx(0.95, abs=noise)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.colours import class_folders
 
 import metarun
 from metarun.errors import UserError
+from metarun.statistics.intervals import normal_interval, t_interval
+from metarun.training.experiment import assemble
 
 TINY = ["data.image_size=16", "data.ways=3", "data.shots=2", "data.queries=2", "data.test_queries=2", "model.filters=4"]
 SHORT = ["train.steps=2", "train.tasks=2", "train.eval_every=2", "val.tasks=2", "test.tasks=5", "test.steps=1"]
@@ -82,3 +87,34 @@ def test_training_names_the_split_that_is_missing(home: Path, tmp_path: Path) ->
         "data.split=given: leaves no class for val (3 for train, 3 for test); "
         "ratio divides all classes, all makes them test classes"
     )
+
+
+def test_disjoint_test_tasks_are_as_many_as_the_classes_allow(home: Path, tmp_path: Path) -> None:
+    """15 classes in 9, 3 and 3: on all of them five tasks of three ways, with Student's interval and the open one."""
+    command = ["job=evaluate", f"run={home / 'batch'}", "data.split=all", "test.tasks=9", "report=false"]
+    found = {}
+    for classes in ("drawn", "disjoint"):
+        summary = metarun.run(metarun.compose([*command, f"test.classes={classes}"]), tmp_path / classes).summary
+        found[classes] = summary["interval"], summary["n_tasks"]
+        stored = json.loads((tmp_path / classes / "test.json").read_text())
+        assert stored["result"]["interval"] == summary["interval"]
+        scores = np.array(stored["scores"])[stored["steps"].index(summary["headline_step"])]
+        expected = (normal_interval if classes == "drawn" else t_interval)(scores)
+        assert (summary["mean"], summary["ci95"]) == pytest.approx(expected, rel=1e-6)
+    assert found == {"drawn": ("closed", 9), "disjoint": ("open", 5)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["algo=maml", "data=sinusoid"], "test.classes=disjoint: data=sinusoid has no classes of images to divide"),
+        (
+            ["data.split=all", "data.ways=8", "data.test_queries=2"],
+            "test.classes=disjoint: leaves 1 test tasks of 8 ways; choices: drawn",
+        ),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(home: Path, settings: list[str], message: str) -> None:
+    images = [] if "data=sinusoid" in settings else ["algo=protonet", "data=folder", f"data.root={home / 'images'}"]
+    with pytest.raises(UserError, match=message):
+        assemble(dataclasses.replace(metarun.compose([*images, "test.classes=disjoint", *settings]), job="evaluate"))

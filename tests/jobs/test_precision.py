@@ -11,7 +11,7 @@ from helpers.runs import TINY
 
 import metarun
 from metarun.errors import SettingError
-from metarun.training import experiment
+from metarun.training import experiment, final_test
 
 
 def run(folder: Path, *settings: str) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def test_a_bfloat16_run_is_tested_in_float32_where_bfloat16_is_emulated(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """By default; a precision that is typed is the one that is taken."""
-    monkeypatch.setattr(experiment, "emulates_bfloat16", lambda device: emulated)
+    monkeypatch.setattr(final_test, "emulates_bfloat16", lambda device: emulated)
     source = tmp_path / "run"
     trained = run(source, *TINY, "device.precision=bfloat16")
     assert ("computes it in software" in caplog.text) == emulated

@@ -46,7 +46,8 @@ def _headline(run: Run) -> tuple[str, str]:
         return "no test result", "the run was not tested, or the test metric is not finite"
     adapts = isinstance(curve, list) and len(curve) > 1
     after = f" after {number(summary.get('headline_step'))} {facts.step_unit(run)}" if adapts else ""
-    over = "95 % interval over" if heavy or is_number(summary.get("ci95")) else "mean over"
+    kind = f"{summary['interval']} interval" if summary.get("interval") in ("open", "closed") else "interval"
+    over = f"95 % {kind} over" if heavy or is_number(summary.get("ci95")) else "mean over"
     reading = f"test {text.metric_name(metric)}{after}, {over} {count(summary.get('n_tasks'))} tasks"
     beside = describe_errors(metric, summary)
     return headline(metric, summary), f"{reading}; {beside}" if beside else reading

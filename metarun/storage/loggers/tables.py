@@ -52,7 +52,8 @@ def result_table(summary: dict[str, Any]) -> Group:
         unit = adaptation_unit(summary["kind"])
         after = f" after {summary['headline_step']} {unit}" if len(summary["curve"]) > 1 else ""
         number = headline(summary["metric"], summary, plus_minus="+-")
-        result = f"test {summary['metric']}: {number} (95 % interval, {summary['n_tasks']} tasks){after}"
+        kind = f"{summary['interval']} interval" if summary.get("interval") else "interval"
+        result = f"test {summary['metric']}: {number} (95 % {kind}, {summary['n_tasks']} tasks){after}"
         beside = describe_errors(summary["metric"], summary, plus_minus="+-")
         parts += [Text(result, style="bold"), *([Text(beside)] if beside else []), Text(describe_conditions(summary))]
         parts += [Text(f"note: {summary['caveat']}")] if summary.get("caveat") else []
