@@ -68,6 +68,7 @@ class UpdateRule(NamedTuple):
     lr: float = 0.0  # inf if only per-parameter rates exist
     rates: Callable[[Any, Params], Rates] | None = None  # per-parameter rates of the step that led to a state
     proximal_step: Callable[[Params, Rates, float], Params] | None = None  # follows each step
+    follow: Callable[[Any, Params], Any] | None = None  # state, the whole change of phi -> the state that counts it in
     adapted: tuple[str, ...] | None = None  # name prefixes of the adapted parameters; None: all of them
 
 

@@ -148,8 +148,8 @@ class IMAML:
         require(linear == "cg" or self.inner_solver == "gradient", "linear_solver", linear, terms)
         solver, shrinks = self.inner_solver, bool(self.regularization.select(Entry.INNER_STEP))
         require(solver in INNER_SOLVERS, "inner_solver", solver, "choices: " + ", ".join(INNER_SOLVERS))
-        needed = "must be gradient where reg has an inner penalty with method=prox, whose steps hide the curvature"
-        require(solver == "gradient" or not shrinks, "inner_solver", solver, needed)
+        needed = "must be gradient or adaptive where reg has an inner penalty with method=prox, a step after each step"
+        require(solver != "nesterov" or not shrinks, "inner_solver", solver, needed)
 
     def init(self, seed: int) -> Params:
         return inner_loop.init_weights(self.model, seed, self.zero_head)
@@ -264,7 +264,8 @@ class IMAML:
         support_loss = inner_loop.bind_loss(self.model, self.loss, support)
         at_start = norm(split_adapted(gradient(lambda at: support_loss(at, 0), theta), self.inner_rule)[0])
         if self.regularization.select(Entry.INNER_STEP):
-            onwards = last(descend(self.inner_objective(theta, support), phi, self.inner_rule, 1))
+            rule = replace(self, inner_solver="gradient").inner_rule
+            onwards = last(descend(self.inner_objective(theta, support), phi, rule, 1))
             slope = scale(1 / self.inner_lr, sub(phi, onwards))
         return norm(slope) / at_start.clamp_min(torch.finfo(at_start.dtype).tiny)
 

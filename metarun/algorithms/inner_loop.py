@@ -151,7 +151,10 @@ def adaptive(lr: float, convexity: float, momentum: bool) -> UpdateRule:
         rate = rate.clamp_max(1 / convexity if convexity else math.inf).detach()
         return rate, torch.where(measured, rate / state.rate, state.growth)
 
-    return UpdateRule(init, step, lr, rates=lambda state, _: state.rate)
+    def follow(state: Any, change: Params) -> AdaptiveState:
+        return state._replace(moved=flatten(change))
+
+    return UpdateRule(init, step, lr, rates=lambda state, _: state.rate, follow=follow)
 
 
 def init_rates(weights: Params, rate: float, steps: int | None) -> Params:
@@ -200,10 +203,12 @@ def descend_with_state(
         def of_adapted(part: Params, rest: Params = phi, k: int = k) -> Tensor:
             return objective(rest | part, k)
 
+        before = adapted
         step, state = rule.step(gradient(of_adapted, adapted), state)
         adapted = sub(adapted, step)
         if rule.proximal_step:
             adapted = rule.proximal_step(adapted, rule.rates(state, adapted) if rule.rates else rule.lr, rule.lr)
+            state = rule.follow(state, sub(adapted, before)) if rule.follow else state
         phi = phi | adapted
         yield phi, state
 

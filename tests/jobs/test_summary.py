@@ -52,3 +52,27 @@ def test_the_median_of_600_tasks_holds_that_of_many_and_the_mean_does_not(shots:
     with np.errstate(invalid="ignore"):
         normal = [abs(x.mean() - errors.mean()) <= 1.96 * x.std(ddof=1) / math.sqrt(600) for x in drawn]
     assert np.mean(normal) < 0.93
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["algo=imaml", "algo.cg_damping=0", "algo.curvature=hessian"], None),
+        (["algo=imaml", "algo.cg_damping=0.5", "algo.curvature=hessian"], "implicit gradient damped by 0.5"),
+        (
+            ["algo=imaml", "algo.cg_damping=0", "algo.curvature=gauss_newton", "algo.linear_solver=neumann"],
+            "implicit gradient by the Gauss-Newton matrix, by a Neumann series",
+        ),
+        (["algo=fomaml"], "first-order meta-gradient"),
+        (["algo=maml"], None),
+    ],
+)
+def test_the_result_line_says_what_a_meta_gradient_leaves_out(
+    settings: list[str], expected: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["train.steps=1", "val.tasks=2", "test.tasks=2", "device.compile=off", "report=false"]
+    gradient = ["algo.inner_solver=gradient"] if settings[0] == "algo=imaml" else []
+    result = metarun.run(metarun.compose([*settings, *gradient, *short]), tmp_path / "run")
+    assert result.summary["approximation"] == expected
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{settings[0][5:]} ({expected}) on sinusoid" in shown if expected else "(implicit" not in shown
