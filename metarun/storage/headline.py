@@ -38,7 +38,9 @@ def describe_errors(metric: str, summary: Mapping[str, Any], plus_minus: str = "
     else:
         index, error = (number(errors.get(key), 2) for key in ("tail_index", "tail_error"))
         mean = format_metric(metric, summary.get("mean"))
-        why = f"no interval for the mean {mean}: tail index {index} {plus_minus} {error}; below 2 a tail has no variance"
+        why = (
+            f"no interval for the mean {mean}: tail index {index} {plus_minus} {error}; below 2 a tail has no variance"
+        )
     return f"interquartile mean {middle}, {failed}, {why}"
 
 

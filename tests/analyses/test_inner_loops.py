@@ -25,7 +25,11 @@ SMALL = ["experiment=stability_study", *TINY[:-2], "model.hidden=[8]", "analysis
 SMALL += ["analysis.pool=3", "analysis.replaced=2"]
 TWO = [
     {"name": "descent", "learner": "maml", "settings": {"inner_steps": 2, "test_inner_steps": 2}},
-    {"name": "prox, λ=1", "learner": "imaml", "settings": {"inner_steps": 3, "test_inner_steps": 3, "prox": 1.0}},
+    {
+        "name": "prox, λ=1",
+        "learner": "imaml",
+        "settings": {"inner_steps": 3, "test_inner_steps": 3, "prox": 1.0, "inner_solver": "gradient"},
+    },
 ]
 
 

@@ -90,7 +90,15 @@ def test_a_proximal_learner_has_its_meta_gradient_over_lambda_and_solver_steps(f
         "algo.cg_steps=3",
         "algo.cg_damping=0",
     ]
-    run = train(folder / "imaml", "algo=imaml", *strong, *POINTS, "train.steps=1", "device.precision=float64")
+    run = train(
+        folder / "imaml",
+        "algo=imaml",
+        "algo.curvature=hessian",
+        *strong,
+        *POINTS,
+        "train.steps=1",
+        "device.precision=float64",
+    )
     few = ["analysis.tasks=2", "analysis.cg_tasks=2", "analysis.unroll_steps=30", "analysis.cg_steps=[1,20]"]
     lists = ["analysis.strengths=[0.5]", "analysis.rates=[1]", "analysis.steps=[1]"]
     summary, rows, where = analyse(run, "sensitivity", *few, *lists)

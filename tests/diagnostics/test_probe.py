@@ -60,7 +60,8 @@ def start(probe: Probe) -> Params:
 
 @pytest.mark.parametrize("algo", ["maml", "fomaml", "reptile", "imaml"])
 def test_an_inner_loop_on_regression_has_everything_but_what_is_of_classes(algo: str) -> None:
-    found = on_sinusoids(f"algo={algo}")
+    fixed_rate = ["algo.inner_solver=gradient"] if algo == "imaml" else []  # else no rate times curvature
+    found = on_sinusoids(f"algo={algo}", *fixed_rate)
     prox = OF_PROX if algo == "imaml" else set()
     assert set(found) == OF_OBJECTIVE | OF_INNER_LOOP | prox | {"full_mse", "head_only_mse"}
     assert all(type(v) is float and math.isfinite(v) for v in found.values())
@@ -74,7 +75,14 @@ def test_an_inner_loop_on_regression_has_everything_but_what_is_of_classes(algo:
         ("algo=mamlpp", "algo.inner_steps=2"),
         ("algo=reptile", "algo.inner_optimizer=adam", "algo.inner_steps=2", "algo.moments=carried"),
         ("algo=maml", "reg=prox_l2", "reg.learned=true"),
-        ("algo=imaml", "algo.inner_steps=2", "reg=l2", "reg.where=inner", "reg.schedule=linear"),
+        (
+            "algo=imaml",
+            "algo.inner_solver=gradient",
+            "algo.inner_steps=2",
+            "reg=l2",
+            "reg.where=inner",
+            "reg.schedule=linear",
+        ),
     ],
     ids=" ".join,
 )
@@ -103,7 +111,10 @@ def test_learned_rates_that_are_all_inner_lr_measure_as_maml_does() -> None:
 
 @pytest.mark.parametrize("algo", ["maml", "imaml", "reptile", "protonet", "matchingnet"])
 def test_on_images_learners_with_and_without_an_inner_loop_have_what_exists_for_them(algo: str) -> None:
-    inner = {"imaml": ["algo.inner_steps=2"], "reptile": ["algo.inner_steps=2", "algo.inner_optimizer=adam"]}
+    inner = {
+        "imaml": ["algo.inner_steps=2", "algo.inner_solver=gradient"],
+        "reptile": ["algo.inner_steps=2", "algo.inner_optimizer=adam"],
+    }
     probe = on_blobs(f"algo={algo}", *inner.get(algo, []))
     found = probe(start(probe))
     expected = OF_OBJECTIVE | {"class_separation"}
@@ -220,7 +231,7 @@ def test_a_run_probes_every_so_many_steps_and_at_the_last(tmp_path: Path) -> Non
     assert len({record["probe_loss"] for record in found.values()}) == 3
 
 
-@pytest.mark.parametrize("algo", [["algo=maml"], ["algo=imaml", "algo.inner_steps=2", "algo.test_inner_steps=1"]])
+@pytest.mark.parametrize("algo", [["algo=maml"], ["algo=imaml", "algo.test_inner_steps=1", "optim.schedule=constant"]])
 def test_a_run_that_is_continued_has_the_same_bytes(algo: list[str], tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", 12, *algo).read_bytes()
     trained(tmp_path / "part", 8, *algo)

@@ -163,7 +163,7 @@ def spoilt_run(policy: str, part: str, value: float, more: str, patch: pytest.Mo
     """Ten steps of iMAML of which step 7 is bad; the state in the end, and why it came."""
     solved = Solved(part, value, patch)
     settings = ["algo.inner_steps=2", "algo.test_inner_steps=2", "train.steps=10", f"train.on_nonfinite={policy}", more]
-    trainer = assemble(metarun.compose(["algo=imaml", *TINY, *settings])).trainer()
+    trainer = assemble(metarun.compose(["algo=imaml", "algo.curvature=hessian", *TINY, *settings])).trainer()
     trainer = dataclasses.replace(trainer, dataset=Spoiling(trainer.dataset, (7,), solved))
     state = trainer.start()
     try:
