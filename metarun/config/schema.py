@@ -35,6 +35,8 @@ class TrainConfig:
     checkpoint_every: int = 100
     max_minutes: Optional[float] = None  # of training; then the run stops cleanly and tests
     on_nonfinite: str = "stop"  # skip: leave out the step; rewind: go back to the last multiple of checkpoint_every
+    average: str = "none"  # ema: test an exponential moving average of the meta-parameters
+    average_decay: float = 0.999  # of it, for each outer step
     pool: Optional[int] = None  # train on so many fixed tasks only; null: new tasks at every step
     pool_seed: int = 0
     pool_replaced: Optional[int] = None  # exchange this task of the pool for another
@@ -268,6 +270,7 @@ def check(config: Config) -> None:
     for key, choices in {
         "job": JOBS,
         "train.on_nonfinite": ("stop", "skip", "rewind"),
+        "train.average": ("none", "ema"),
         "optim.name": ("adam", "adamw", "sgd"),
         "optim.schedule": SCHEDULES,
         "optim.reset": ("never", "every_step"),
@@ -307,6 +310,8 @@ def check(config: Config) -> None:
             raise SettingError(key, value, "must be above 0 and finite")
     if config.optim.momentum >= 1:
         raise SettingError("optim.momentum", config.optim.momentum, "must be below 1")
+    if not 0 < config.train.average_decay < 1:
+        raise SettingError("train.average_decay", config.train.average_decay, "must be above 0 and below 1")
     _check_device(config.device)
     _check_published(config.published)
 

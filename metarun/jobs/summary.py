@@ -20,6 +20,7 @@ from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.penalties import label, targets
 from metarun.diagnostics.sparsity import sparsity
 from metarun.statistics.heavy_tails import iqm_interval, measure_tail, median_interval
+from metarun.statistics.paired import compare
 from metarun.storage.run_folder import RunFolder
 from metarun.training.evaluation import Evaluation, mean_and_interval
 from metarun.training.experiment import Experiment, option_name, shots_range
@@ -110,6 +111,7 @@ def describe_test(
         "curve": describe_curve(evaluation),
         "beside": {name: describe_metric(values) for name, values in evaluation.beside.items()},
         "oracle": {name: describe_metric(values) for name, values in oracle.items()},
+        "unaveraged": describe_unaveraged(evaluation),
         "episodes_sha256": evaluation.episodes_sha256,
         "params_sha256": params_sha256(params),
         "sparsity": describe_sparsity(params, regularization),
@@ -147,6 +149,19 @@ def describe_errors(evaluation: Evaluation, row: int) -> dict[str, Any]:
         "tail_error": tail.error,
         "heavy": tail.heavy,
     }
+
+
+def describe_unaveraged(evaluation: Evaluation) -> dict[str, float] | None:
+    """The metric of the meta-parameters themselves where their average was tested, and by how much the average's is
+    above it, task by task (statistics/paired.py)."""
+    if evaluation.unaveraged is None:
+        return None
+    scores, own = evaluation.scores[evaluation.headline], evaluation.unaveraged
+    mean, ci95 = mean_and_interval(own, evaluation.factor)
+    difference, half = mean_and_interval(scores.double() - own.double(), evaluation.factor)
+    pairs = compare(scores, own, evaluation.higher_is_better)
+    found = {"mean": mean, "ci95": ci95, "difference": difference, "difference_ci95": half}
+    return found | {"wins": pairs.wins, "losses": pairs.losses}
 
 
 def describe_metric(values: Tensor) -> dict[str, float]:

@@ -33,6 +33,7 @@ from metarun.storage.loggers.jsonl import JsonLines
 from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
+from metarun.training.average import evaluate_average
 from metarun.training.details import describe_queries
 from metarun.training.evaluation import EPISODE_SEED
 from metarun.training.experiment import NO_PARTS, Experiment, OwnParts, assemble
@@ -60,10 +61,10 @@ def train_job(config: Config, record: RunFolder, quiet: bool = False, own: OwnPa
             run.status = train(trainer, state, run.observer)
         if run.status != "interrupted":
             if connect_processes().on_first(lambda: checkpoint.exists(record.best)):
-                state.best_step = checkpoint.restore_params(record.best, state.params)
+                checkpoint.restore_best(record.best, state)
             with run.observer.signals(at_once=True) if connect_processes().size == 1 else contextlib.nullcontext():
                 test(run, state)
-    return Result(run.status, run.summary, record.path, state.params, experiment, run.observer.requests.number)
+    return Result(run.status, run.summary, record.path, state.tested, experiment, run.observer.requests.number)
 
 
 def evaluate_job(config: Config, record: RunFolder, own: OwnParts = NO_PARTS) -> Result:
@@ -78,7 +79,7 @@ def evaluate_job(config: Config, record: RunFolder, own: OwnParts = NO_PARTS) ->
         run.summary |= {key: known[key] for key in ("train_ways", "train_shots") if key in known}
         test(run, state)
         run.status = "completed"
-    return Result(run.status, run.summary, record.path, state.params, experiment)
+    return Result(run.status, run.summary, record.path, state.tested, experiment)
 
 
 @dataclass
@@ -188,8 +189,10 @@ def test(run: ActiveRun, state: State) -> None:
     experiment = run.experiment
     tester = experiment.tester()
     run.observer.notify(f"testing on {tester.tasks} tasks ...")
-    params = experiment.fit_head(state.params)
-    evaluation = tester(experiment.final, params)
+    params = experiment.fit_head(state.tested)
+    evaluation = evaluate_average(
+        lambda params: tester(experiment.final, experiment.fit_head(params)), state.params, state.average
+    )
     if run.record is None:
         return
     run.summary |= describe_test(evaluation, tester.oracle(), params, experiment.regularization)
@@ -199,6 +202,8 @@ def test(run: ActiveRun, state: State) -> None:
     per_task: dict[str, Any] = {"episodes_sha256": evaluation.episodes_sha256, "steps": evaluation.steps}
     per_task |= {"scores": evaluation.scores.tolist()}
     per_task |= {name: values.tolist() for name, values in evaluation.beside.items()}
+    if evaluation.unaveraged is not None:
+        per_task["unaveraged"] = evaluation.unaveraged.tolist()
     per_task["result"] = {
         key: run.summary[key] for key in ("headline", "mean", "ci95", "errors", "interval", "test_precision")
     }

@@ -44,6 +44,17 @@ def describe_errors(metric: str, summary: Mapping[str, Any], plus_minus: str = "
     return f"interquartile mean {middle}, {failed}, {why}"
 
 
+def describe_unaveraged(metric: str, summary: Mapping[str, Any], plus_minus: str = "±") -> str:
+    """What the meta-parameters themselves reach where their average was tested; empty for other runs."""
+    found = summary.get("unaveraged")
+    if not isinstance(found, Mapping):
+        return ""
+    own = format_metric(metric, found.get("mean"), found.get("ci95"), plus_minus=plus_minus, missing="not finite")
+    difference = format_metric(metric, found.get("difference"), found.get("difference_ci95"), plus_minus=plus_minus)
+    better = format_metric("accuracy", found.get("wins"))
+    return f"mean {own}; the average changes it by {difference} (paired), and is better on {better} of the tasks"
+
+
 def _format_median(metric: str, errors: Mapping[str, Any]) -> tuple[str, str]:
     """The median and its interval."""
     low, high = (format_metric(metric, errors.get(f"median_{end}"), missing="infinity") for end in ("low", "high"))

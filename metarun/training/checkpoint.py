@@ -19,6 +19,7 @@ from metarun.errors import UserError
 from metarun.storage import atomic
 from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder, previous_checkpoint
+from metarun.training.average import Average, average_of
 from metarun.training.nonfinite import make_rewind_point
 from metarun.training.run import State
 from metarun.types import HEAD, NOT_WEIGHTS, REG, Params
@@ -41,8 +42,12 @@ def save(path: Path, state: State) -> None:
     }
     if state.carry:
         stored["carry"] = state.carry
+    if state.average:
+        stored["average"] = vars(state.average)
     if state.rewinding:
-        stored["rewinding"] = {k: v for k, v in vars(state.rewinding).items() if k != "carry" or v}
+        kept = state.rewinding.average
+        point = vars(state.rewinding) | {"average": kept and vars(kept)}
+        stored["rewinding"] = {k: v for k, v in point.items() if k not in ("carry", "average") or v}
     _write(path, stored)
 
 
@@ -68,19 +73,33 @@ def restore(path: Path, state: State) -> None:
         kept = stored["rewinding"]
         _restore_tensors(kept, state, path)
         _restore_carry(kept, state, path)
+        _restore_average(kept, state)
         state.rewinding = replace(
             make_rewind_point(state, kept["step"]), in_a_row=kept["in_a_row"], total=kept["total"]
         )
     _restore_tensors(stored, state, path)
     _restore_carry(stored, state, path)
+    _restore_average(stored, state)
     _restore_counts(stored, state)
 
 
 def restore_tested(path: Path, state: State) -> None:
     """Load all but the optimizer's state, which a test does not need."""
+    stored = _restore_weights(path, state)
+    _restore_counts(stored, state)
+
+
+def restore_best(path: Path, state: State) -> None:
+    """Load what a run tests at its end: the best meta-parameters, their average and their step."""
+    state.best_step = _restore_weights(path, state)["step"]
+
+
+def _restore_weights(path: Path, state: State) -> dict[str, Any]:
+    """Load the meta-parameters, and their average where the checkpoint has one; return all that it has."""
     stored = connect_processes().on_first(lambda: load(path))
     _copy(stored["params"], state.params, path)
-    _restore_counts(stored, state)
+    state.average = _read_average(stored, state.params)
+    return stored
 
 
 def _restore_counts(stored: dict[str, Any], state: State) -> None:
@@ -102,16 +121,26 @@ def _restore_carry(stored: dict[str, Any], state: State, path: Path) -> None:
     state.carry = {name: value.to(state.carry[name]) for name, value in kept.items()}
 
 
-def restore_params(path: Path, params: Params) -> int:
-    """Load the meta-parameters alone; return their step."""
+def _restore_average(stored: dict[str, Any], state: State) -> None:
+    """Load the average into a state that has one; it begins here where the checkpoint has none."""
+    if state.average:
+        state.average = _read_average(stored, state.params) or Average()
 
-    def read() -> tuple[Params, int]:
+
+def _read_average(stored: dict[str, Any], params: Params) -> Average | None:
+    """The average of a checkpoint, where these meta-parameters are."""
+    kept = stored.get("average")
+    return kept and Average({name: value.to(params[name]) for name, value in kept["params"].items()}, kept["updates"])
+
+
+def restore_params(path: Path, params: Params) -> None:
+    """Load the meta-parameters to test alone: the average where the checkpoint has one."""
+
+    def read() -> Params:
         stored = load(path)
-        return stored["params"], stored["step"]
+        return average_of(stored["params"], _read_average(stored, stored["params"]))
 
-    found, step = connect_processes().on_first(read)
-    _copy(found, params, path)
-    return step
+    _copy(connect_processes().on_first(read), params, path)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -213,7 +242,18 @@ def _has_parts(stored: Any, *counts: str) -> bool:
     if not (isinstance(carry, dict) and all(isinstance(v, Tensor) for v in carry.values())):
         return False
     whole = isinstance(params, dict) and all(isinstance(w, Tensor) and isinstance(n, str) for n, w in params.items())
-    return whole and all(type(stored.get(key)) is int and stored[key] >= 0 for key in counts)
+    counted = all(type(stored.get(key)) is int and stored[key] >= 0 for key in counts)
+    return whole and counted and ("average" not in stored or _is_average(stored["average"], params))
+
+
+def _is_average(stored: Any, params: Any) -> bool:
+    """Whether it is an average of these meta-parameters, or of some of them."""
+    if not isinstance(stored, dict) or type(stored.get("updates")) is not int or stored["updates"] < 0:
+        return False
+    kept = stored.get("params")
+    return isinstance(kept, dict) and all(
+        isinstance(v, Tensor) and name in params and v.shape == params[name].shape for name, v in kept.items()
+    )
 
 
 def best_of(run: RunFolder) -> Path:

@@ -119,6 +119,7 @@ class Evaluation(NamedTuple):
     best: float = 1.0  # error = best - mean, of a metric of which more is better
     beside: Mapping[str, Tensor] = {}  # further metrics of each task, at the row of the result
     factor: float = 1.96
+    unaveraged: Tensor | None = None  # [T], that row for the meta-parameters themselves, where an average is scored
 
     @property
     def mean(self) -> float:

@@ -5,7 +5,7 @@ An outer step has six phases:
     sample         draw the step's tasks
     differentiate  the mean meta-gradient over them (meta_gradient.py)
     check          refuse a gradient that is not finite (nonfinite.py)
-    update         the optimizer moves the meta-parameters, then penalties with method=prox
+    update         the optimizer moves the meta-parameters, then penalties with method=prox; their average follows
     log            the step's metrics and measures, every train.log_every steps
     validate       score fixed validation tasks, probe, save a checkpoint, when they are due
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 from metarun.algorithms.objective import Entry, add_noise
 from metarun.diagnostics.step import Values, update_measures
+from metarun.training.average import evaluate_average, update_average
 from metarun.training.meta_gradient import MetaGradient, MetaGradients, StepGradient, join_ranks, mean_metrics
 from metarun.training.nonfinite import handle_nonfinite, locate_nonfinite, start_rewinding, update_rewind_point
 from metarun.training.optimizer import apply_update, clip_gradient, learning_rate, step_rates
@@ -106,6 +107,9 @@ def update(trainer: Trainer, state: State, gradient: Params) -> float:
         rates = step_rates(state.optimizer, state.params, lr)
         for name, value in trainer.regularization.shrink_outer(state.params, rates, lr).items():
             state.params[name].copy_(value)
+    if state.average:
+        moved = trainer.averaged(state.params)
+        state.average = update_average(state.average, moved, trainer.settings.average_decay)
     if state.carry:
         learner: Any = trainer.algorithm
         state.carry = learner.after_step(state.params, state.carry)
@@ -135,7 +139,7 @@ def validate(trainer: Trainer, state: State, observer: Observer) -> None:
     observer.on_step(state)
     if is_due(state.step, trainer.settings.eval_every, trainer.settings.steps):
         with track_seconds(state, "validation"):
-            evaluation = trainer.validate(state.params)
+            evaluation = evaluate_average(trainer.validate, state.params, state.average)
         improved = evaluation.error < state.best_error
         if improved:
             state.best_error, state.best_step = evaluation.error, state.step

@@ -1,8 +1,8 @@
 """Steps whose loss or meta-gradient is not finite: stop the run, skip the step, or rewind (`train.on_nonfinite`).
 
-A rewind goes back to the meta-parameters and the optimizer's state of the last rewind point: an outer step that
-`train.checkpoint_every` divides, 0 among them, and that ended finite. The step number goes on, so that the run does not
-meet the same tasks again.
+A rewind goes back to the meta-parameters, their average and the optimizer's state of the last rewind point: an outer
+step that `train.checkpoint_every` divides, 0 among them, and that ended finite. The step number goes on, so that the
+run does not meet the same tasks again.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def make_rewind_point(state: State, step: int) -> RewindPoint:
     """Copy what a rewind restores."""
     params = {name: value.clone() for name, value in state.params.items()}
     total = state.rewinding.total if state.rewinding else 0
-    # An outer step makes new tensors of the learner's state, so that these stay as they are.
-    return RewindPoint(step, params, copy.deepcopy(state.optimizer.state_dict()), total=total, carry=dict(state.carry))
+    optimizer = copy.deepcopy(state.optimizer.state_dict())
+    # An outer step makes new tensors of the learner's state and of the average, so that these stay as they are.
+    return RewindPoint(step, params, optimizer, total=total, carry=dict(state.carry), average=state.average)
 
 
 def update_rewind_point(trainer: Trainer, state: State) -> None:
@@ -80,7 +81,7 @@ def rewind(trainer: Trainer, state: State, message: str) -> str:
     for name, value in point.params.items():
         state.params[name].copy_(value)
     state.optimizer.load_state_dict(copy.deepcopy(point.optimizer))  # torch would go on with the tensors it is given
-    state.carry = dict(point.carry)
+    state.carry, state.average = dict(point.carry), point.average
     trainer.regularization.set_weights(state.params, state.step)  # scheduled ones belong to the step, not to the point
     point.in_a_row, point.total = point.in_a_row + 1, point.total + 1
     return f"went back to the meta-parameters of step {point.step} ({point.in_a_row} of {MOST_REWINDS} times)"

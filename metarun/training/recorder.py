@@ -15,7 +15,7 @@ from metarun.errors import one_line
 from metarun.storage.loggers import Record, Sink
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
-from metarun.training.evaluation import Evaluation
+from metarun.training.evaluation import Evaluation, mean_and_interval
 from metarun.training.run import CallbackOptions, State
 from metarun.training.signals import StopRequests
 from metarun.types import optional
@@ -57,6 +57,8 @@ class Recorder:
 
     def on_validation(self, state: State, evaluation: Evaluation, improved: bool) -> None:
         values = {"mean": evaluation.mean, "ci95": evaluation.ci95, "improved": improved}
+        if evaluation.unaveraged is not None:
+            values["unaveraged"] = mean_and_interval(evaluation.unaveraged)[0]
         self._log(Record("val", state.step, values, {"seconds": state.seconds}))
         if improved:
             # Training never resumes from the best checkpoint, so it lacks what only resuming needs.

@@ -13,10 +13,12 @@ from metarun.algorithms.objective import Regularization
 from metarun.compute.device import Placement
 from metarun.config.schema import OptimConfig, TrainConfig
 from metarun.diagnostics.step import StepMeasures, Values
+from metarun.training.average import Average, average_of
 from metarun.training.evaluation import Evaluation
 from metarun.training.optimizer import build_optimizer
 from metarun.types import (
     HEAD,
+    MOMENTS,
     Algorithm,
     AlgorithmOptions,
     Dataset,
@@ -46,6 +48,7 @@ class RewindPoint:
     in_a_row: int = 0  # rewinds to this point
     total: int = 0  # rewinds of the run
     carry: LearnerState = field(default_factory=dict)
+    average: Average | None = None
 
 
 @dataclass
@@ -61,6 +64,12 @@ class State:
     spent: dict[str, float] = field(default_factory=dict)  # seconds of these on validation, measures, probes
     rewinding: RewindPoint | None = None  # with train.on_nonfinite=rewind
     carry: LearnerState = field(default_factory=dict)  # of a StatefulLearner
+    average: Average | None = None  # with train.average=ema
+
+    @property
+    def tested(self) -> Params:
+        """The meta-parameters that the test takes: the average where there is one."""
+        return average_of(self.params, self.average)
 
 
 class Observer(Protocol):
@@ -117,7 +126,8 @@ class Trainer:
         """The state before the first step."""
         params = self.placement.move_params(self.regularization.init(self.algorithm.init(self.seed)))
         trained = {name: params[name] for name in self.trained_names(params)}
-        state = State(params, build_optimizer(self.optim, trained))
+        average = Average() if self.settings.average == "ema" else None
+        state = State(params, build_optimizer(self.optim, trained), average=average)
         if isinstance(self.algorithm, StatefulLearner):
             state.carry = self.placement.move_params(self.algorithm.init_state(params))
         return state
@@ -127,6 +137,11 @@ class Trainer:
         names = self.regularization.trained_names(params)
         zero_head = optional(self.algorithm, AlgorithmOptions, "zero_head")
         return [name for name in names if not (zero_head and name.startswith(HEAD))]
+
+    def averaged(self, params: Params) -> Params:
+        """What `train.average` averages: all that the optimizer moves. An inner Adam's second moments are those of the
+        last step."""
+        return {name: params[name] for name in self.trained_names(params) if not name.startswith(MOMENTS)}
 
     def tasks(self, step: int, indices: range | None = None) -> Task:
         """The tasks of a step that this process needs, or those at `indices`; each tensor [T, ...]."""

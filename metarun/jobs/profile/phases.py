@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from metarun.training.average import evaluate_average
 from metarun.training.loop import outer_step
 from metarun.training.meta_gradient import StepGradient
 from metarun.training.run import Observer, State, Trainer
@@ -160,6 +161,7 @@ def time_phases(
     laps = watch.laps(plain.step, steps, LONG_ENOUGH)
     logged = watch.laps(logging.step, min(steps, LOGGED_STEPS), 0.0)
     saving = [watch.lap(lambda: observer.save_checkpoint(state)) for _ in range(CHECKPOINTS)]
+    validate = functools.partial(evaluate_average, trainer.validate, state.params, state.average)
     seconds = {name: _typical(laps, name) for name in EVERY_STEP}
     # What else a logged step does, such as to clone the weights, counts as measures.
     measures = _typical(logged, MEASURES) + max(0.0, _typical(logged, REST) - seconds[REST])
@@ -168,7 +170,7 @@ def time_phases(
         Phase(MEASURES, measures, settings.log_every),
         Phase(RECORDS, _typical(logged, RECORDS), settings.log_every),
         Phase(CHECKPOINT, _typical(saving, REST), settings.checkpoint_every),
-        Phase(VALIDATION, watch.lap(lambda: trainer.validate(state.params))[REST], settings.eval_every),
+        Phase(VALIDATION, watch.lap(validate)[REST], settings.eval_every),
     ]
     if probe := trainer.probe:
         phases.append(Phase(PROBES, watch.lap(lambda: probe(state.params))[REST], trainer.probe_every))

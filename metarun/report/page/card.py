@@ -11,7 +11,7 @@ from metarun.report.read.files import as_mapping
 from metarun.report.read.runs import Run
 from metarun.report.tables.penalties import format_penalties, format_zeros
 from metarun.storage import text
-from metarun.storage.headline import describe_errors, headline, is_heavy
+from metarun.storage.headline import describe_errors, describe_unaveraged, headline, is_heavy
 from metarun.storage.text import NOTHING, count, is_number, number
 
 
@@ -80,6 +80,7 @@ def _outcome(run: Run) -> list[Fact]:
     summary, metric = run.summary, facts.metric_of(run)
     error, at, alarms = summary.get("val_error"), summary.get("best_step"), summary.get("alarms")
     best = text.metric_from_error(metric, error) if is_number(error) else error
+    plain, gain = describe_unaveraged(metric, summary).partition("; ")[::2]
     zeros, share_of = format_zeros(run)
     raised, note = NOTHING, "this run did not record alarms"
     if isinstance(alarms, Mapping):
@@ -89,6 +90,7 @@ def _outcome(run: Run) -> list[Fact]:
     return [
         Fact("status", str(summary.get("status") or "unknown"), str(summary.get("reason") or "")),
         Fact("best validation", text.format_metric(metric, best), f"at step {count(at)}" if at else ""),
+        *([Fact("without the average", plain, gain)] if plain else []),
         *([Fact("zeros", zeros, share_of)] if zeros else []),
         Fact("alarms", raised, note),
     ]

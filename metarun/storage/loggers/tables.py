@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from metarun.storage.headline import describe_errors, headline
+from metarun.storage.headline import describe_errors, describe_unaveraged, headline
 from metarun.storage.loggers import Record
 from metarun.storage.published import compare, describe
 from metarun.storage.text import adaptation_unit, format_metric
@@ -56,6 +56,8 @@ def result_table(summary: dict[str, Any]) -> Group:
         result = f"test {summary['metric']}: {number} (95 % {kind}, {summary['n_tasks']} tasks){after}"
         beside = describe_errors(summary["metric"], summary, plus_minus="+-")
         parts += [Text(result, style="bold"), *([Text(beside)] if beside else []), Text(describe_conditions(summary))]
+        plain = describe_unaveraged(summary["metric"], summary, plus_minus="+-")
+        parts += [Text(f"without the average: {plain}")] if plain else []
         parts += [Text(f"note: {summary['caveat']}")] if summary.get("caveat") else []
         parts += [_curve_table(summary)] if len(summary["curve"]) > 1 or not summary.get("beside") else []
         parts += [_beside_table(summary)] if summary.get("beside") or summary.get("oracle") else []
