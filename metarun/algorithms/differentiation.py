@@ -83,6 +83,33 @@ class Checkpointed:
 
 
 @dataclass(frozen=True)
+class Truncated:
+    r"""g by the graph of the last n = `steps` steps alone, phi before them a constant (arXiv 1810.10667):
+
+        g = dL/dtheta + sum_k (dF_k/dtheta)^T lambda_{k+1},   k = T-n .. T-1,   lambda_k as in `Checkpointed`
+
+    If T <= n nothing is cut off and g is that of `Unrolled`. Theta has to enter the steps themselves, as it does by a
+    proximal term: of an inner objective without it only dL/dtheta is left. Weights that are not adapted are theta's.
+    """
+
+    steps: int
+
+    def meta_grad(self, learner: GradientLearner, params: Params, task: Task) -> tuple[Params, Metrics]:
+        rule, skipped = learner.inner_rule, max(0, learner.inner_steps - self.steps)
+        require_stateless(rule, params, "truncated", "all steps")
+        before = last(descend(learner.inner_objective(params, task.support), params, rule, skipped))
+        constant = split_adapted(before, rule)[0] if skipped else {}
+
+        def outer(theta: Params) -> tuple[Tensor, Metrics]:
+            objective, start = learner.inner_objective(theta, task.support), theta | constant
+            phi = last(descend(objective, start, rule, learner.inner_steps - skipped, skipped))
+            value, metrics = inner_loop.outer_objective(learner, theta, phi, task)
+            return value, metrics | {"distance": inner_loop.distance(phi, theta)}
+
+        return linalg.differentiate(outer, params)
+
+
+@dataclass(frozen=True)
 class MultiStep:
     r"""g = d/dtheta sum_k w_k L(theta, phi_k),  k = 1 .. T,  by the graph of all steps. w = `weights`, the last > 0.
 
@@ -128,10 +155,7 @@ def checkpoint_descent(
 
     Raises `UserError` for a rule with a state: a segment is run again from phi alone.
     """
-    if rule.init(split_adapted(theta, rule)[0], theta) is not None:
-        raise UserError(
-            "inner_checkpoint: this inner rule carries a state from step to step, which is not kept; use false"
-        )
+    require_stateless(rule, theta, "inner_checkpoint", "false")
 
     def run_segment(theta: Params, phi: Params, first: int) -> Params:
         return last(descend(inner_problem(theta), phi, rule, min(segment, steps - first), first))
@@ -149,6 +173,12 @@ def checkpoint_descent(
         return axpy(1.0, v, direct)
 
     return starts[-1], pull_back
+
+
+def require_stateless(rule: UpdateRule, theta: Params, what: str, instead: str) -> None:
+    """Raise `UserError` for a rule with a state, which a descent that starts again from phi does not have."""
+    if rule.init(split_adapted(theta, rule)[0], theta) is not None:
+        raise UserError(f"{what}: this inner rule carries a state from step to step, which is not kept; use {instead}")
 
 
 def segment_length(setting: Any, steps: int) -> int:

@@ -159,7 +159,7 @@ def test_settings_out_of_range_are_refused_in_one_line(analysis: str, changes: d
     assert message in refusal(lambda: build("analysis", node | changes))
 
 
-@pytest.mark.parametrize("analysis", ["task_shift", "support_resampling", "sensitivity"])
+@pytest.mark.parametrize("analysis", ["task_shift", "support_resampling", "sensitivity", "implicit_cost"])
 def test_an_analysis_of_a_run_needs_one(analysis: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this analysis needs a trained run"):
         metarun.run(metarun.compose(["job=analyze", f"analysis={analysis}", *POINTS]), tmp_path)
@@ -170,7 +170,9 @@ def test_scores_of_outputs_that_are_not_finite_are_nan() -> None:
     assert mask_diverged(losses, scores).isnan().tolist() == [False, True, True]
 
 
-@pytest.mark.parametrize("name", ["stability_map", "replace_one", "data_amount", "seeds", "inner_loops"])
+@pytest.mark.parametrize(
+    "name", ["stability_map", "replace_one", "data_amount", "seeds", "inner_loops", "implicit_cost"]
+)
 def test_shipped_settings_build(name: str) -> None:
     config = compose([f"analysis={name}"])
     assert build("analysis", config.analysis)
