@@ -78,7 +78,7 @@ METHODS = (
 
 NEARNESS = ("stationarity", "cg_residual")
 PANELS = (
-    ("error", "Error", "|g - g*| / |g*|, median task", 1),
+    ("error", "Error, median task", "|g - g*| / |g*|", 1),
     ("peak_bytes", "Peak memory of a task", "MB", MB),
     ("time", "Time", "inner gradients", 1),
 )
