@@ -81,6 +81,7 @@ def cell(ways: int, shots: int, queries: int, tasks: int, filters: int) -> Case:
 
 REPTILE = ("algo.inner_batch=10", "algo.train_shots=10")
 IMAML = ("algo.prox=2.0", "algo.cg_steps=5", "algo.cg_damping=10.0")
+IMAML += ("algo.inner_solver=gradient", "algo.curvature=hessian", "algo.zero_head=false")  # as the loops have it
 
 CASES = (
     sinusoid("maml", 1, EVERYONE, quick=True),

@@ -310,7 +310,7 @@ def test_settings_that_grow_without_end_are_refused(tmp_path: Path) -> None:
 def test_whole_settings_are_read_as_ever(tmp_path: Path) -> None:
     config = reused(run_folder(tmp_path), "test.tasks=3")
     assert config.test.tasks == 3
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["test"]["tasks"] == 600
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["test"]["tasks"] == 10000
     assert metarun.compose([]).algo == config.algo
 
 
