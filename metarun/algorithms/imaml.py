@@ -140,14 +140,12 @@ class IMAML:
         require(self.cg_steps >= 1, "cg_steps", self.cg_steps, "must be at least 1")
         require(self.cg_damping >= 0, "cg_damping", self.cg_damping, "must be at least 0")
         require(self.curvature in CURVATURES, "curvature", self.curvature, "choices: " + ", ".join(CURVATURES))
-        linear, terms = (
-            self.linear_solver,
-            "must be cg where inner_solver is not gradient: the series needs a fixed rate",
-        )
-        require(linear in LINEAR_SOLVERS, "linear_solver", linear, "choices: " + ", ".join(LINEAR_SOLVERS))
-        require(linear == "cg" or self.inner_solver == "gradient", "linear_solver", linear, terms)
-        solver, shrinks = self.inner_solver, bool(self.regularization.select(Entry.INNER_STEP))
+        solver, linear = self.inner_solver, self.linear_solver
         require(solver in INNER_SOLVERS, "inner_solver", solver, "choices: " + ", ".join(INNER_SOLVERS))
+        require(linear in LINEAR_SOLVERS, "linear_solver", linear, "choices: " + ", ".join(LINEAR_SOLVERS))
+        needed = "must be cg, or inner_solver gradient: the series needs a fixed rate"
+        require(linear == "cg" or solver == "gradient", "linear_solver", linear, needed)
+        shrinks = bool(self.regularization.select(Entry.INNER_STEP))
         needed = "must be gradient or adaptive where reg has an inner penalty with method=prox, a step after each step"
         require(solver != "nesterov" or not shrinks, "inner_solver", solver, needed)
 
