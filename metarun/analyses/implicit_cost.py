@@ -212,19 +212,19 @@ class ImplicitCost:
         return summary | {"message": "\n".join(lines)}
 
     def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
-        figure, axes = panels(3, legend=len(METHODS))
+        measured = [panel for panel in PANELS if known_values(rows, panel[0], 1.0)]  # there may be no error
+        figure, axes = panels(len(measured), legend=len(METHODS))
         for i, method in enumerate(METHODS):
             found = [r for r in rows if r["method"] == method]
             style: dict[str, Any] = {"color": look(i).colour, "linestyle": look(i).dash, "marker": look(i).marker}
-            for panel, (key, _, _, unit) in zip(axes, PANELS, strict=True):
+            for panel, (key, _, _, unit) in zip(axes, measured, strict=True):
                 values = [None if r.get(key) is None else r[key] / unit for r in found]
                 plot_known(panel, [r["inner_steps"] for r in found], values, **style, label=method)
-        for panel, (key, title, label, unit) in zip(axes, PANELS, strict=True):
+        for panel, (key, title, label, unit) in zip(axes, measured, strict=True):
             shown = np.array(known_values(rows, key, 1 / unit))
             finish_sizes(panel, title, "inner steps", label, sorted(self.inner_steps), shown)
-            if len(shown):
-                panel.set_yscale("log")
-        legend_below(figure, *axes[1].get_legend_handles_labels())
+            panel.set_yscale("log")
+        legend_below(figure, *axes[0].get_legend_handles_labels())
         alt = f"Error, memory and time of meta-gradients by inner steps. {' '.join(summary['message'].splitlines())}"
         return [Drawing("implicit_cost", alt, figure)]
 

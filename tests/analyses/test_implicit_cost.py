@@ -88,6 +88,18 @@ def test_only_the_unrolled_gradient_takes_memory_for_each_step() -> None:
         assert len(set(growth[method])) == 1, method
 
 
+@pytest.mark.parametrize(("error", "panels"), [(None, 2), (0.1, 3)])
+def test_without_an_exact_gradient_there_is_no_panel_of_errors(error: float | None, panels: int) -> None:
+    analysis = ImplicitCost((1, 2), 5, 1.0, 0.1, 3, 1, 10, 10, 1e-6)
+    rows = [
+        {"method": m, "inner_steps": k, "error": error, "peak_bytes": 1e5 * k, "time": float(k)}
+        for m in METHODS
+        for k in (1, 2)
+    ]
+    (drawing,) = analysis.draw(rows, {"message": "as measured"})
+    assert len(drawing.figure.axes) == panels
+
+
 @pytest.mark.parametrize(("name", "value"), [("inner_steps", (0,)), ("inner_steps", (2, 2)), ("products", 0)])
 def test_settings_out_of_range_are_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(SettingError, match=name):
