@@ -79,10 +79,10 @@ METHODS = (
 NEARNESS = ("stationarity", "cg_residual")
 PANELS = (
     ("error", "Error, median task", "|g - g*| / |g*|", 1),
-    ("peak_bytes", "Peak memory of a task", "MB", MB),
+    ("peak_bytes", "Peak memory of a task, MB", "", MB),
     ("time", "Time", "inner gradients", 1),
 )
-"""Key of a row, title, label of the axis, unit."""
+"""Key of a row, title, label of the axis (none beside long numbers), unit."""
 
 MetaGrad = Callable[[Params, Task], tuple[Params, Metrics]]
 
