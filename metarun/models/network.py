@@ -1,4 +1,4 @@
-"""A network as a frozen value: blocks of (linear map, normalisation, pooling, ReLU), a readout and an optional head.
+"""A network as a frozen value: blocks of (linear map, normalisation, pooling, activation), a readout, perhaps a head.
 
 `conv4.py` and `mlp.py` are functions that fill one in. Weights are passed to every call, so that `vmap` can give each
 task its own.
@@ -54,7 +54,7 @@ class Network:
     shapes: tuple[tuple[int, ...], ...]  # of the blocks' weights; the first axis is the output channel
     linear: Callable[[Tensor, Tensor], Tensor]  # x, weight -> the linear part of a block
     prepare: Callable[[Tensor], Tensor]  # the input
-    after: Callable[[Tensor], Tensor]  # each normalisation, before the ReLU
+    after: Callable[[Tensor], Tensor]  # each normalisation, before the activation
     readout: Callable[[Tensor], Tensor]  # the last feature map -> [B, D]
     features: int  # D
     outputs: int | None  # of the head; None: the network ends in its features
@@ -62,7 +62,8 @@ class Network:
     fixed: tuple[Moments, ...] | None = None  # population statistics, once measured
     product: Callable[[Tensor, Tensor], Tensor] | None = None  # the first block's linear part, where it is `pointwise`
     matmul_only: bool = True  # `linear` is a matrix product, also on a CPU
-    linear_blocks: tuple[int, ...] = ()  # those without a ReLU
+    activation: Callable[[Tensor], Tensor] = relu
+    linear_blocks: tuple[int, ...] = ()  # those without an activation
     bottleneck: Bottleneck | None = None  # a block whose output may be noisy
     init_std: float | None = None  # of the first weights; None: Xavier-uniform
 
@@ -172,7 +173,7 @@ class Network:
     def _finish(self, params: Params, i: int, before: Tensor, h: Tensor, eps: Tensor | None) -> Tensor:
         """From the normalised linear part h of block i to its output; `before` is the block's input."""
         # ReLU and max-pool commute; pooling first leaves ReLU a quarter of the work.
-        h = self.after(h) if i in self.linear_blocks else relu(self.after(h))
+        h = self.after(h) if i in self.linear_blocks else self.activation(self.after(h))
         if eps is not None and self.bottleneck is not None and i == self.bottleneck.block:
             h = h + self._deviation(params, before) * eps.reshape(h.shape)
         return h

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from helpers.analyses import POINTS, analyse, refusal, train
 from helpers.quadratic import LinearModel, assert_same, gradient, hessian, matrix, minimiser, random_task
 
 from metarun.algorithms.imaml import IMAML
@@ -98,6 +100,25 @@ def test_without_an_exact_gradient_there_is_no_panel_of_errors(error: float | No
     ]
     (drawing,) = analysis.draw(rows, {"message": "as measured"})
     assert len(drawing.figure.axes) == panels
+
+
+def test_the_gradient_through_ever_more_steps_nears_the_implicit_one_of_a_smooth_network(tmp_path: Path) -> None:
+    smooth = [*POINTS, "model.activation=tanh", "algo=maml", "algo.inner_lr=0.05"]
+    steps = ["analysis.prox=10", "analysis.inner_steps=[2,8,32,64]", "analysis.products=30", "analysis.repeats=1"]
+    summary, rows, _ = analyse(train(tmp_path / "run", *smooth), "implicit_cost", *steps, "analysis.tasks=3")
+    assert summary["exact_tasks"] == 3
+    errors = {m: [r["error"] for r in rows if r["method"] == m] for m in METHODS}
+    assert errors["unrolled"] == sorted(errors["unrolled"], reverse=True)
+    for method in ("unrolled", "iMAML, CG"):
+        assert errors[method][-1] < 1e-4
+    assert errors["checkpointed"] == pytest.approx(errors["unrolled"], rel=1e-6)
+    assert errors["first-order"][-1] > 0.01
+
+
+def test_an_analysis_of_no_inner_problem_is_refused(tmp_path: Path) -> None:
+    maml, metric = train(tmp_path / "a", *POINTS, "algo=maml"), train(tmp_path / "b", *POINTS, "algo=cnp")
+    assert "analysis.prox=None: this run has no lambda" in refusal(lambda: analyse(maml, "implicit_cost"))
+    assert "has no inner loop" in refusal(lambda: analyse(metric, "implicit_cost"))
 
 
 @pytest.mark.parametrize(("name", "value"), [("inner_steps", (0,)), ("inner_steps", (2, 2)), ("products", 0)])

@@ -237,6 +237,19 @@ def test_an_mlp_is_linear_normalise_relu_and_a_head(norm: str) -> None:
     assert_same(model.apply(params, x), h @ params["head.weight"].T + params["head.bias"])
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "silu", "softplus", "elu"])
+def test_an_mlp_has_torchs_activation_of_that_name(activation: str) -> None:
+    """Between the blocks, and after a block of `linear_blocks` none."""
+    model = mlp((6,), 3, (5, 4, 4), "none", linear_blocks=(1,), activation=activation)
+    params, x = random_params(model), inputs("mlp", 5).reshape(5, 6)
+    act = {"tanh": torch.tanh, **vars(F)}[activation]
+    first, second, third = (
+        lambda h, i=i: h @ params[f"block{i}.weight"].T + params[f"block{i}.shift"] for i in range(3)
+    )
+    features = act(third(second(act(first(x)))))
+    assert_same(model.apply(params, x), features @ params["head.weight"].T + params["head.bias"])
+
+
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
 @pytest.mark.parametrize("pool", ["stride", "max"])
 @pytest.mark.parametrize("readout", ["mean", "flatten"])
@@ -400,7 +413,13 @@ def test_conv4_refuses_settings_that_cannot_work(settings: dict[str, object], ke
 
 @pytest.mark.parametrize(
     ("settings", "key"),
-    [({"hidden": ()}, "hidden"), ({"hidden": (4, 0)}, "hidden"), ({"hidden": (-1,)}, "hidden"), ({"norm": ""}, "norm")],
+    [
+        ({"hidden": ()}, "hidden"),
+        ({"hidden": (4, 0)}, "hidden"),
+        ({"hidden": (-1,)}, "hidden"),
+        ({"norm": ""}, "norm"),
+        ({"activation": "sin"}, "activation"),
+    ],
 )
 def test_mlp_refuses_settings_that_cannot_work(settings: dict[str, object], key: str) -> None:
     sound = {"input_shape": (1,), "outputs": 1, "hidden": (4,), "norm": "none"}
