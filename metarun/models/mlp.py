@@ -6,14 +6,18 @@ The layers named in `linear_blocks`, counted from 0, have no activation, as the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.nn.functional import elu, gelu, linear, relu, silu, softplus
 
 from metarun.errors import require
 from metarun.models.network import Network, flatten, identity
 
-ACTIVATIONS = {"relu": relu, "tanh": torch.tanh, "gelu": gelu, "silu": silu, "softplus": softplus, "elu": elu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": relu, "tanh": torch.tanh, "gelu": gelu, "silu": silu, "softplus": softplus, "elu": elu,
+}  # fmt: skip
 
 
 def mlp(
