@@ -1,7 +1,7 @@
-"""Your own images: folders, a csv or an archive of classes; among them miniImageNet in each layout.
+"""Your own images: folders, a csv or an archive of classes; among them the benchmarks in each layout.
 
-With `benchmark=miniimagenet` the results say whether classes and split are those of Ravi and Larochelle 2017, as in
-published results, and a plain folder of the hundred classes is split in the same way.
+With a benchmark the results say whether classes and split are the published ones, and a plain folder of its classes is
+split in the published way.
 
 `read_examples` and `read_pictures` read the images of `job=predict`: labelled ones of new classes, and unlabelled ones.
 """
@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarun.data.array_files import read_arrays
 from metarun.data.augment import Augmentation
+from metarun.data.benchmarks import BENCHMARKS
 from metarun.data.cache import DecodedImages, cache_images
 from metarun.data.decoding import Read, UnreadableImage, write_images
 from metarun.data.fetch import Download, fetch, parse_downloads
@@ -28,26 +30,17 @@ from metarun.data.files import Files, expand_path, fingerprint, is_archive, open
 from metarun.data.image_list import class_columns
 from metarun.data.images import ImageData, Source
 from metarun.data.layouts import CLASSES, IMAGES, Layout, recognise
-from metarun.data.miniimagenet import RAVI, read_pickles
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.data.splits import SplitSettings, check_split, choose_split, limit_training_classes, split_classes
 from metarun.errors import SettingError, UserError, require
 from metarun.storage.run_folder import cache_folder
-
-BENCHMARKS = {"miniimagenet": ("mini-imagenet", "miniimagenet", "mini_imagenet", "miniImageNet")}
-"""Usual names of their folders below a folder of data sets."""
 
 ON_CORRUPT = ("fail", "skip")
 NAMED = 3  # examples that facts name
 LAYOUTS = (
     "folders train, val, test of class folders; train.csv, val.csv, test.csv (filename,label) with a folder images; "
     "a folder per class; a csv filename,label[,split] (data.csv); the pickles mini-imagenet-cache-{train,val,test}.pkl;"
-    " or one archive (zip, tar, tar.gz) of any of these"
-)
-NO_COPY = (
-    "miniImageNet may not be redistributed, so metarun cannot fetch it: make it from ILSVRC-2012 "
-    "(image-net.org) with Ravi's csv files (github.com/twitter-research/meta-learning-lstm), or use a copy of your "
-    "group, and set data.root=PATH"
+    " cifar-100-python; or one archive (zip, tar, tar.gz) of any of these"
 )
 
 
@@ -113,10 +106,10 @@ class ImageFiles:
         key = f"{fingerprint(path)} {decoding}"
         cached = cache_images(self.benchmark or "folder", key, lambda file: self._decode(path, file), verify)
         names, given = cached.table.names, cached.notes["given"]
-        if self.benchmark and self.split.split == "auto" and choose_split(names, given) == "ratio":
+        if self.benchmark and self.split.split == "auto" and choose_split(names, given, self.benchmark) == "ratio":
             others = f"has no split, and its classes are not those of {self.benchmark}"
             raise SettingError("root", path, f"{others}; for other classes use data=folder")
-        split, splits = split_classes(names, given, self.split, complete=False)
+        split, splits = split_classes(names, given, self.split, complete=False, benchmark=self.benchmark)
         splits = limit_training_classes(splits, self.train_classes, self.split.split_seed)
         notes = {k: cached.notes[k] for k in ("layout", "form", "passed_over", "passed_over_first", "other_files")}
         notes["images"] = int(cached.table.counts.sum())
@@ -127,9 +120,9 @@ class ImageFiles:
             raise SettingError("root", path, f"{nothing} (data.depth says how many of 16 bits are in use)")
         notes |= {"flat": len(flat), "flat_first": flat[:NAMED]}
         notes |= {k: cached.notes[k] for k in ("depth", "largest") if k in cached.notes}
-        if self.benchmark and split != "ravi":
-            published = {name for part in RAVI.values() for name in part}
-            what = "in a split that is not Ravi's" if set(names) == published else "of other classes"
+        if self.benchmark and split != BENCHMARKS[self.benchmark].split:
+            published = {name for part in BENCHMARKS[self.benchmark].classes.values() for name in part}
+            what = "in another split" if set(names) == published else "of other classes"
             differs = f"images {what}, results cannot be compared with papers"
             notes["caveat"] = f"not the published {self.benchmark}: {differs}"
         notes |= {} if self.train_classes is None else {"train_classes": self.train_classes}
@@ -149,7 +142,7 @@ class ImageFiles:
             folder = cache_folder() / "data" / name
         if self.downloads:
             fetch(self.downloads, folder)
-        subfolders = [folder / name for name in BENCHMARKS.get(self.benchmark or "", ())]
+        subfolders = [folder / name for name in (BENCHMARKS[self.benchmark].folders if self.benchmark else ())]
         path = next((p for p in subfolders if p.is_dir()), folder)
         require(path.exists(), "root", folder, f"there is no such folder or archive. {self._advice}")
         return path
@@ -172,14 +165,15 @@ class ImageFiles:
         reads its entries. The files may be in one archive in a folder without other data."""
         try:
             files = open_files(path)
+            arrays = read_arrays(files)
             archives = [name for name in files.names if is_archive(Path(name))]
-            data = [name for name in files.names if name.lower().endswith((*IMAGES, ".pkl"))]
-            if path.is_dir() and len(archives) == 1 and not data:
+            images = [name for name in files.names if name.lower().endswith(IMAGES)]
+            if path.is_dir() and len(archives) == 1 and not images and arrays is None:
                 files = open_files(path / archives[0])
-            pickles = read_pickles(files)
-            if pickles is not None:
-                return pickles[0], {}, pickles[1]
-            layout = recognise(files, self.csv, self.classes)
+                arrays = read_arrays(files)
+            if arrays is not None:
+                return arrays[0], {}, arrays[1]
+            layout = recognise(files, self.csv, self.classes, joined=self.benchmark is not None)
         except SettingError:
             raise
         except UserError as error:
@@ -192,7 +186,7 @@ class ImageFiles:
 
     @property
     def _advice(self) -> str:
-        return (f"{NO_COPY}. " if self.benchmark else "") + f"Supported layouts: {LAYOUTS}"
+        return (f"{BENCHMARKS[self.benchmark].source}. " if self.benchmark else "") + f"Supported layouts: {LAYOUTS}"
 
 
 class Examples(NamedTuple):

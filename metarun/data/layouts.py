@@ -34,9 +34,10 @@ class Layout(NamedTuple):
     form: str = ""  # the folders that were understood: SPLIT/CLASS/image
 
 
-def recognise(files: Files, table: str | None = None, classes: str = "auto") -> Layout | None:
+def recognise(files: Files, table: str | None = None, classes: str = "auto", joined: bool = False) -> Layout | None:
     """The layout of the files, or None if it is none of these. `table` is the setting data.csv. Raise `UserError` where
-    the names of the folders can be understood in two ways and `classes` does not decide."""
+    the names of the folders can be understood in two ways and `classes` does not decide. With `joined`, folders of
+    splits that share a class divide its images: they are joined, and the layout has no split of the classes."""
     images = [name for name in files.names if name.lower().endswith(IMAGES)]
     if table is not None:
         return _from_tables("csv", read_table(files, table, images), images)
@@ -57,6 +58,8 @@ def recognise(files: Files, table: str | None = None, classes: str = "auto") -> 
     ]
     if not entries:
         return None
+    if joined and len({(e.label, e.split) for e in entries}) > len({e.label for e in entries}):
+        entries = [entry._replace(split=None) for entry in entries]
     where = ("SPLIT/" if splits else "") + ("GROUP/CLASS/" if leaf else "CLASS/")
     passed_over = tuple(name for name, folders in below.items() if not folders)
     return make_layout("split folders" if splits else "class folders", entries, passed_over, f"{where}image")

@@ -1,10 +1,11 @@
 """The split of classes into training, validation and test.
 
 given   the split of the layout: its csv files, a csv's column `split`, or its folders train, val, test
-ravi    miniImageNet's 64 / 16 / 20 classes (Ravi and Larochelle 2017), by their ImageNet ids
+ravi    and the other names in benchmarks.py: a published split
 ratio   a seeded shuffle of the class names, cut at data.ratios
 all     every class is a test class: for a run that was trained on other data
-auto    given if the layout has a split, else ravi for those hundred classes, else ratio
+auto    given if the layout has a split, else the published one if all classes are those of the benchmark, else ratio;
+        without a benchmark, ravi for the hundred classes of miniImageNet
 PATH    a split.json as in a run folder, or a folder with train.txt, val.txt, test.txt: one class name per line
 """
 
@@ -19,13 +20,13 @@ from typing import NamedTuple
 import numpy as np
 
 from metarun.compute.random import SPLITS, choose, random_bits
+from metarun.data.benchmarks import BENCHMARKS, PUBLISHED
 from metarun.data.files import expand_path
 from metarun.data.images import Index
-from metarun.data.miniimagenet import RAVI
 from metarun.errors import SettingError, UserError, one_line, require
 from metarun.types import Split
 
-SPLIT_NAMES = ("auto", "given", "ravi", "ratio", "all")
+SPLIT_NAMES = ("auto", "given", *PUBLISHED, "ratio", "all")
 
 Members = Mapping[Split, Sequence[str]]
 """The class names of each split."""
@@ -57,13 +58,14 @@ def split_classes(
     settings: SplitSettings,
     noun: str = "class",
     complete: bool = True,
+    benchmark: str | None = None,
 ) -> tuple[str, dict[Split, Index]]:
     """Return the name of the split, and the indices of the classes of each part. Raise if the split is to be
     `complete` and a part is empty.
 
     `names` are all classes, `given` the split of each in the layout. `noun` is what messages call them.
     """
-    kind = settings.split if settings.split != "auto" else choose_split(names, given)
+    kind = settings.split if settings.split != "auto" else choose_split(names, given, benchmark)
     members = _members(kind, names, given, settings)
     index = {name: i for i, name in enumerate(names)}
     for one, other in combinations(SPLITS, 2):
@@ -82,8 +84,9 @@ def split_classes(
         plural = "classes" if noun == "class" else noun + "s"
         nothing = f"leaves no {noun} for {split} ({len(names)} {plural} in all)"
         require(len(classes) > 0 or not complete, "split", settings.split, nothing)
-    if all(set(members[s]) == set(RAVI[s]) for s in SPLITS):
-        return "ravi", parts  # wherever the split came from
+    for name, published in PUBLISHED.items():
+        if all(set(members[s]) == set(published[s]) for s in SPLITS):
+            return name, parts  # wherever the split came from
     return kind if kind in SPLIT_NAMES else Path(kind).name, parts
 
 
@@ -98,19 +101,21 @@ def limit_training_classes(splits: dict[Split, Index], count: int | None, seed: 
     return splits | {"train": np.sort(classes[order[:count]])}
 
 
-def choose_split(names: Sequence[str], given: Mapping[str, Split | None]) -> str:
+def choose_split(names: Sequence[str], given: Mapping[str, Split | None], benchmark: str | None = None) -> str:
     """The split that `auto` stands for."""
     if all(given.values()):
         return "given"
-    return "ravi" if set(names) == {n for part in RAVI.values() for n in part} else "ratio"
+    split = BENCHMARKS[benchmark or "miniimagenet"].split
+    return split if set(names) == {n for part in PUBLISHED[split].values() for n in part} else "ratio"
 
 
 def _members(kind: str, names: Sequence[str], given: Mapping[str, Split | None], settings: SplitSettings) -> Members:
     if kind == "given":
-        require(all(given.values()), "split", "given", "these files have no split; choices: ratio, ravi, all, PATH")
+        others = f"choices: ratio, {', '.join(PUBLISHED)}, all, PATH"
+        require(all(given.values()), "split", "given", f"these files have no split; {others}")
         return {s: [n for n in names if given[n] == s] for s in SPLITS}
-    if kind == "ravi":
-        return RAVI
+    if kind in PUBLISHED:
+        return PUBLISHED[kind]
     if kind == "all":
         return {"train": [], "val": [], "test": names}
     if kind == "ratio":

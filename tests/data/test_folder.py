@@ -45,9 +45,9 @@ from helpers.folder_data import (
 from helpers.image_files import KINDS, Contents, as_folder, as_tar, as_zip, attempt, png, refusal
 from PIL import Image
 
+from metarun.data.benchmarks import RAVI
 from metarun.data.folder import image_folder
 from metarun.data.images import ImageData, members_sha256
-from metarun.data.miniimagenet import RAVI
 from metarun.data.pixels import Pixels
 from metarun.errors import SettingError
 from metarun.types import EpisodeSpec, Split
@@ -255,7 +255,7 @@ def test_a_plain_folder_of_the_published_classes_is_divided_as_published(
 def test_another_split_of_the_published_classes_has_a_caveat(hundred: Path) -> None:
     data = mini(hundred, split="ratio")
     assert [len(names) for names in data.members.values()] == [64, 16, 20]
-    assert "in a split that is not Ravi's" in data.facts()["caveat"]
+    assert "in another split" in data.facts()["caveat"]
     assert "cannot be compared with papers" in data.facts()["caveat"]
 
 

@@ -13,8 +13,8 @@ import pytest
 from helpers.image_files import attempt, refusal
 
 from metarun.compute.random import SPLITS
+from metarun.data.benchmarks import RAVI
 from metarun.data.images import Index, members_sha256
-from metarun.data.miniimagenet import RAVI
 from metarun.data.splits import SplitSettings, check_split, limit_training_classes, split_classes
 from metarun.errors import SettingError
 from metarun.types import Split
@@ -107,7 +107,7 @@ def test_given_is_refused_where_the_files_say_nothing() -> None:
     with pytest.raises(SettingError) as caught:
         divide(how=settings("given"))
     assert (caught.value.key, caught.value.value) == ("split", "given")
-    assert "choices: ratio, ravi, all, PATH" in caught.value.expected
+    assert "choices: ratio, ravi, bertinetto, all, PATH" in caught.value.expected
 
 
 def test_ravi_names_a_class_that_is_missing_and_how_many_more() -> None:

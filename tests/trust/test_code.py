@@ -22,10 +22,11 @@ import metarun
 from metarun.cli.compose import compose
 from metarun.config import components
 from metarun.config.schema import to_dict
+from metarun.data.array_files import read_arrays
 from metarun.data.cache import DecodedImages, cache_images
 from metarun.data.files import open_files
-from metarun.data.miniimagenet import HarmlessUnpickler, read_pickles
 from metarun.data.pixels import CorruptImage, Pixels
+from metarun.data.unpickling import HarmlessUnpickler
 from metarun.errors import SettingError, UserError
 from metarun.report.read.runs import read_run
 from metarun.storage.run_folder import RunFolder
@@ -323,7 +324,7 @@ def test_lists_of_lists_in_a_pickle_are_not_multiplied(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         (tmp_path / f"mini-imagenet-cache-{split}.pkl").write_bytes(pickle.dumps(stored))
     with pytest.raises(UserError, match="its lists are not of arrays or whole numbers"):
-        read_pickles(open_files(tmp_path))
+        read_arrays(open_files(tmp_path))
 
 
 def test_a_checkpoint_with_a_changed_byte_is_damaged(tmp_path: Path) -> None:

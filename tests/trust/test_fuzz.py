@@ -35,9 +35,9 @@ from metarun.cli.report import main as report_main
 from metarun.config.components import build
 from metarun.config.from_run import reuse_settings
 from metarun.config.schema import check, to_dict
+from metarun.data.array_files import read_arrays
 from metarun.data.files import open_files
 from metarun.data.layouts import recognise
-from metarun.data.miniimagenet import read_pickles
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import UserError
 from metarun.regularizers.build import build_regularization
@@ -252,7 +252,7 @@ def test_pickles(here: Path, damage: Any, protocol: int, value: Any) -> None:
         stored = pickle.dumps(whole if value is None else {**whole, "class_dict": value}, protocol)
         (here / f"mini-imagenet-cache-{split}.pkl").write_bytes(damaged(stored, *damage))
     try:
-        found = read_pickles(open_files(here))
+        found = read_arrays(open_files(here))
         assert found is not None
         list(found[1](found[0].entries))
     except UserError as error:

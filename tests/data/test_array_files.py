@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from helpers.image_files import attempt, in_memory, refusal
 
-from metarun.data.miniimagenet import read_pickles
+from metarun.data.array_files import read_arrays
 
 NAME = "mini-imagenet-cache-{}.pkl"
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
@@ -46,7 +46,7 @@ def three(dump: Dump = pickle.dumps, folder: str = "") -> dict[str, bytes]:
 
 def assert_read(contents: dict[str, bytes], change: Callable[[Any], Any] = lambda value: value) -> None:
     """The layout, and rows of the right pickle in the order asked for."""
-    found = read_pickles(in_memory(contents))
+    found = read_arrays(in_memory(contents))
     assert found is not None
     layout, read = found
     assert layout.name == "pickles"
@@ -58,7 +58,7 @@ def assert_read(contents: dict[str, bytes], change: Callable[[Any], Any] = lambd
 
 
 def with_train(content: bytes) -> Callable[[], object]:
-    return lambda: read_pickles(in_memory({**three(), NAME.format("train"): content}))
+    return lambda: read_arrays(in_memory({**three(), NAME.format("train"): content}))
 
 
 def spoiled(**changes: Any) -> bytes:
@@ -143,7 +143,7 @@ def test_they_are_found_below_other_folders() -> None:
 
 @pytest.mark.parametrize("missing", CLASSES)
 def test_two_pickles_are_two_splits(missing: str) -> None:
-    found = read_pickles(in_memory({name: c for name, c in three().items() if missing not in name}))
+    found = read_arrays(in_memory({name: c for name, c in three().items() if missing not in name}))
     assert found is not None
     assert {entry.split for entry in found[0].entries} == {*CLASSES} - {missing}
 
