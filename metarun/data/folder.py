@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -28,19 +28,20 @@ from metarun.data.decoding import Read, UnreadableImage, write_images
 from metarun.data.fetch import Download, fetch, parse_downloads
 from metarun.data.files import Files, expand_path, fingerprint, is_archive, open_files
 from metarun.data.image_list import class_columns
-from metarun.data.images import ImageData, Source
+from metarun.data.images import ImageData, Index, Source
 from metarun.data.layouts import CLASSES, IMAGES, Layout, recognise
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.data.splits import SplitSettings, check_split, choose_split, limit_training_classes, split_classes
 from metarun.errors import SettingError, UserError, require
 from metarun.storage.run_folder import cache_folder
+from metarun.types import Split
 
 ON_CORRUPT = ("fail", "skip")
 NAMED = 3  # examples that facts name
 LAYOUTS = (
     "folders train, val, test of class folders; train.csv, val.csv, test.csv (filename,label) with a folder images; "
-    "a folder per class; a csv filename,label[,split] (data.csv); the pickles mini-imagenet-cache-{train,val,test}.pkl;"
-    " cifar-100-python; or one archive (zip, tar, tar.gz) of any of these"
+    "a folder per class; a csv filename,label[,split] (data.csv); pickles or npz files of splits, as "
+    "mini-imagenet-cache-{train,val,test}.pkl; cifar-100-python; or one archive (zip, tar, tar.gz) of any of these"
 )
 
 
@@ -110,7 +111,7 @@ class ImageFiles:
             others = f"has no split, and its classes are not those of {self.benchmark}"
             raise SettingError("root", path, f"{others}; for other classes use data=folder")
         split, splits = split_classes(names, given, self.split, complete=False, benchmark=self.benchmark)
-        splits = limit_training_classes(splits, self.train_classes, self.split.split_seed)
+        limited = limit_training_classes(splits, self.train_classes, self.split.split_seed)
         notes = {k: cached.notes[k] for k in ("layout", "form", "passed_over", "passed_over_first", "other_files")}
         notes["images"] = int(cached.table.counts.sum())
         notes["skipped"] = len(cached.notes["skipped"])
@@ -121,13 +122,10 @@ class ImageFiles:
         notes |= {"flat": len(flat), "flat_first": flat[:NAMED]}
         notes |= {k: cached.notes[k] for k in ("depth", "largest") if k in cached.notes}
         if self.benchmark and split != BENCHMARKS[self.benchmark].split:
-            published = {name for part in BENCHMARKS[self.benchmark].classes.values() for name in part}
-            what = "in another split" if set(names) == published else "of other classes"
-            differs = f"images {what}, results cannot be compared with papers"
-            notes["caveat"] = f"not the published {self.benchmark}: {differs}"
+            notes["caveat"] = describe_difference(self.benchmark, names, splits, cached.notes["layout"])
         notes |= {} if self.train_classes is None else {"train_classes": self.train_classes}
         columns, uneven = cached.notes["columns"], cached.notes["uneven"]
-        return Source(cached.table, splits, split, notes, cached.path, columns, uneven)
+        return Source(cached.table, limited, split, notes, cached.path, columns, uneven)
 
     def _locate(self) -> Path:
         """The folder or archive, after downloading its files if data.urls lists any."""
@@ -165,12 +163,13 @@ class ImageFiles:
         reads its entries. The files may be in one archive in a folder without other data."""
         try:
             files = open_files(path)
-            arrays = read_arrays(files)
+            published = BENCHMARKS[self.benchmark].classes if self.benchmark else None
+            arrays = read_arrays(files, published)
             archives = [name for name in files.names if is_archive(Path(name))]
             images = [name for name in files.names if name.lower().endswith(IMAGES)]
             if path.is_dir() and len(archives) == 1 and not images and arrays is None:
                 files = open_files(path / archives[0])
-                arrays = read_arrays(files)
+                arrays = read_arrays(files, published)
             if arrays is not None:
                 return arrays[0], {}, arrays[1]
             layout = recognise(files, self.csv, self.classes, joined=self.benchmark is not None)
@@ -187,6 +186,17 @@ class ImageFiles:
     @property
     def _advice(self) -> str:
         return (f"{BENCHMARKS[self.benchmark].source}. " if self.benchmark else "") + f"Supported layouts: {LAYOUTS}"
+
+
+def describe_difference(benchmark: str, names: Sequence[str], splits: Mapping[Split, Index], layout: str) -> str:
+    """Why results on these classes are not those of the published split of the benchmark."""
+    published = BENCHMARKS[benchmark].classes
+    sizes = all(len(splits[split]) == len(published[split]) for split in published)
+    known = {name for part in published.values() for name in part}
+    if layout == "pickles" and sizes and known.isdisjoint(names):
+        return f"perhaps not the published {benchmark}: as many classes, under other names than in the published lists"
+    what = "in another split" if known == {*names} else "of other classes"
+    return f"not the published {benchmark}: images {what}, results cannot be compared with papers"
 
 
 class Examples(NamedTuple):

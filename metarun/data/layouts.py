@@ -62,7 +62,8 @@ def recognise(files: Files, table: str | None = None, classes: str = "auto", joi
         entries = [entry._replace(split=None) for entry in entries]
     where = ("SPLIT/" if splits else "") + ("GROUP/CLASS/" if leaf else "CLASS/")
     passed_over = tuple(name for name, folders in below.items() if not folders)
-    return make_layout("split folders" if splits else "class folders", entries, passed_over, f"{where}image")
+    kind = "split folders" if any(entry.split for entry in entries) else "class folders"
+    return make_layout(kind, entries, passed_over, f"{where}image")
 
 
 def _from_tables(name: str, entries: list[Entry], images: Sequence[str]) -> Layout:

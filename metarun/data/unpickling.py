@@ -83,9 +83,9 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
 
 
 def as_array(stored: Any) -> np.ndarray:
-    """An array, or a list of arrays or numbers."""
-    if isinstance(stored, Array):
-        return stored.value
+    """An array, its stand-in, or a list of stand-ins or numbers."""
+    if isinstance(stored, (Array, np.ndarray)):
+        return stored if isinstance(stored, np.ndarray) else stored.value
     items = list(stored)
     if not all(isinstance(item, (Array, int)) for item in items):  # nested lists could fill the memory
         raise pickle.UnpicklingError("its lists are not of arrays or whole numbers")

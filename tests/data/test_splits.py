@@ -107,7 +107,7 @@ def test_given_is_refused_where_the_files_say_nothing() -> None:
     with pytest.raises(SettingError) as caught:
         divide(how=settings("given"))
     assert (caught.value.key, caught.value.value) == ("split", "given")
-    assert "choices: ratio, ravi, bertinetto, all, PATH" in caught.value.expected
+    assert "choices: ratio, ravi, bertinetto, oreshkin, chen, ren, all, PATH" in caught.value.expected
 
 
 def test_ravi_names_a_class_that_is_missing_and_how_many_more() -> None:
