@@ -73,12 +73,12 @@ def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> UpdateRule:
     return UpdateRule(init, step, lr, rates)
 
 
-def learned_rates_rule(by_step: bool) -> UpdateRule:
-    """step = rate * g with the rates `rates.NAME` of theta: one for each weight, or (`by_step`) one for the tensor at
-    each step k, of which the last stays in force beyond them."""
+def learned_rates_rule(by_step: bool, factor: float) -> UpdateRule:
+    """step = factor rate * g with the rates `rates.NAME` of theta: one for each weight, or (`by_step`) one for the
+    tensor at each step k, of which the last stays in force beyond them."""
 
     def init(adapted: Params, theta: Params) -> Any:
-        rates = {name: theta[RATES + name] for name in adapted}
+        rates = {name: factor * theta[RATES + name] for name in adapted}
         return rates, torch.zeros((), dtype=torch.int64, device=next(iter(rates.values())).device)
 
     def rates_at(state: Any, k: Tensor) -> Params:
@@ -157,11 +157,18 @@ def adaptive(lr: float, convexity: float, momentum: bool) -> UpdateRule:
     return UpdateRule(init, step, lr, rates=lambda state, _: state.rate, follow=follow)
 
 
-def init_rates(weights: Params, rate: float, steps: int | None) -> Params:
-    """The learned rates before the first outer step: for each weight, or for each tensor at each of `steps` steps."""
-    return {
-        RATES + n: torch.full(w.shape if steps is None else (steps,), rate, dtype=w.dtype) for n, w in weights.items()
-    }
+def init_rates(weights: Params, rate: float, steps: int | None, zero_head: bool) -> Params:
+    """The learned rates before the first outer step: for each weight, or for each tensor at each of `steps` steps.
+
+    The rows of a head of 0, one for each class, share theirs: no class differs from the others before it is seen.
+    """
+
+    def shape(name: str, weight: Tensor) -> tuple[int, ...]:
+        if steps is not None:
+            return (steps,)
+        return (1, *weight.shape[1:]) if zero_head and name.startswith(HEAD) else tuple(weight.shape)
+
+    return {RATES + n: torch.full(shape(n, w), rate, dtype=w.dtype) for n, w in weights.items()}
 
 
 def init_moments(weights: Params) -> Params:

@@ -82,6 +82,7 @@ class MAML:
     multi_step_until: int = 0
     first_order_until: int = 0
     zero_head: bool = False
+    ratio: float = 1.0  # of learned rates: the classes of a task over those of a training task
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     head: ClassVar[bool] = True
@@ -121,15 +122,16 @@ class MAML:
         if self.learned_rates == "none":
             return weights
         steps = self.inner_steps if self.learned_rates == "step" else None
-        return weights | init_rates(split_adapted(weights, self.inner_rule)[0], self.inner_lr, steps)
+        adapted = split_adapted(weights, self.inner_rule)[0]
+        return weights | init_rates(adapted, self.inner_lr, steps, self.zero_head)
 
     def rescale(self, ratio: float) -> MAML:
         """The learner whose inner step does to each class what this one's does, for `ratio` times as many classes.
 
         Each class weighs 1 / N in a mean loss over N classes, so the rate grows with N.
         """
-        require(self.learned_rates == "none", "learned_rates", self.learned_rates, "must be none if train_ways differs")
-        return replace(self, inner_lr=self.inner_lr * ratio)
+        learned = self.learned_rates != "none"
+        return replace(self, ratio=ratio) if learned else replace(self, inner_lr=self.inner_lr * ratio)
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
         return inner_loop.adapt(self, params, support)
@@ -171,7 +173,8 @@ class MAML:
     @property
     def inner_rule(self) -> UpdateRule:
         learned = self.learned_rates != "none"
-        rule = learned_rates_rule(by_step=self.learned_rates == "step") if learned else sgd(self.inner_lr)
+        by_step = self.learned_rates == "step"
+        rule = learned_rates_rule(by_step, self.ratio) if learned else sgd(self.inner_lr)
         return inner_loop.add_proximal_step(rule._replace(adapted=self.adapted), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,30 @@ def blobs() -> Any:
     return from_arrays(means[label] + generator.normal(size=(288, 3)), label=[f"c{k}" for k in label])
 
 
+@pytest.mark.parametrize("learned", ["none", "weight", "step"])
 @pytest.mark.parametrize("ways", [2, 7])
-def test_the_first_step_sets_each_class_apart_from_the_mean_as_in_training(ways: int) -> None:
+def test_the_first_step_sets_each_class_apart_from_the_mean_as_in_training(ways: int, learned: str) -> None:
     """From a head of 0 each softmax is 1 / N: row c becomes inner_lr / N (z_c - mean of z), z_c the mean features of c.
     With `rescale` the factor is that of the 5 training classes at any N."""
-    trained, lr = 5, 0.8
+    trained, lr = 5, 0.75
     model = mlp((3,), ways, (4,), "none")
-    learner = MAML(model, CrossEntropy(), lr, 1, 1, False, zero_head=True).rescale(ways / trained)
-    theta = {k: v.double() for k, v in mlp((3,), trained, (4,), "none").init(0).items()}
+    settings = {"zero_head": True, "learned_rates": learned}
+    learner = MAML(model, CrossEntropy(), lr, 1, 1, False, **settings).rescale(ways / trained)
+    training = MAML(mlp((3,), trained, (4,), "none"), CrossEntropy(), lr, 1, 1, False, **settings)
+    theta = {k: v.double() for k, v in training.init(0).items()}
     x = torch.randn(3 * ways, 3, generator=torch.Generator().manual_seed(1)).double()
     z_SD = mlp((3,), None, (4,), "none").apply(theta, x)
     means = z_SD.unflatten(0, (3, ways)).mean(0)  # the rows come shot by shot
     adapted = learner.adapt(fit_head(theta, ways), Batch(x, torch.arange(ways).repeat(3)))
     expected = lr / trained * (means - means.mean(0))
     torch.testing.assert_close(adapted.params["head.weight"], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_rates_of_a_head_of_0_are_those_of_every_class() -> None:
+    learner = MAML(mlp((3,), 5, (4,), "none"), CrossEntropy(), 0.1, 2, 2, False, learned_rates="weight")
+    assert learner.init(0)["rates.head.weight"].shape == (5, 4)
+    shared = replace(learner, zero_head=True).init(0)
+    assert (shared["rates.head.weight"].shape, shared["rates.block0.weight"].shape) == ((1, 4), (4, 3))
 
 
 def test_the_inner_problem_of_imaml_keeps_its_shape() -> None:
@@ -56,7 +67,7 @@ def test_the_inner_problem_of_imaml_keeps_its_shape() -> None:
     assert adam.rescale(2 / 5).inner_lr == 0.2
 
 
-@pytest.mark.parametrize("algo", ["maml", "anil", "reptile", "imaml"])
+@pytest.mark.parametrize("algo", ["maml", "anil", "metasgd", "mamlpp", "reptile", "imaml"])
 def test_a_run_trains_and_tests_on_different_numbers_of_classes(algo: str, tmp_path: Path) -> None:
     data, config = blobs(), metarun.compose([f"algo={algo}", "data=own", *MORE_WAYS, *SHORT])
     result = metarun.run(config, tmp_path / "run", dataset=data)
@@ -81,7 +92,6 @@ def test_where_the_numbers_must_be_equal_a_line_gives_the_reason(tmp_path: Path)
         "algo.train_ways=4: must equal data.ways=2: this algorithm's network has one output per class, "
         "whose weights are learned; algo.zero_head=true learns none"
     )
-    assert refusal("algo=metasgd", *words) == "algo.learned_rates=weight: must be none if train_ways differs"
     run = metarun.run(metarun.compose(["algo=maml", *words]), tmp_path / "run").folder
     expected = "algo.train_ways=4: must equal data.ways=2 for job=analyze"
     assert refusal("job=analyze", f"run={run}", "analysis=support_resampling") == expected
