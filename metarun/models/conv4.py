@@ -1,4 +1,5 @@
-"""Conv4: four blocks of 3x3 convolution, normalisation and ReLU, the network of most few-shot papers.
+"""Conv4: four blocks of 3x3 convolution, normalisation and ReLU, the network of most few-shot papers. Conv6 has two
+more, which keep the size (Chen et al. 2019, arXiv 1904.04232).
 
 `pool=stride` halves the image by stride 2 (MAML, Reptile, iMAML on Omniglot), `pool=max` by a 2x2 max-pool (ProtoNet,
 MatchingNet, miniImageNet). `readout` is the spatial mean or all activations flattened.
@@ -18,33 +19,44 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.functional import conv2d, linear, max_pool2d, pad
 
 from metarun.errors import require
-from metarun.models.network import Network, flatten, identity, pointwise
+from metarun.models.network import Network, flatten, identity, pointwise, require_inputs
 
-DEPTH = 4
+HALVED = 4
+"""The first blocks, which halve the image; further ones keep its size."""
 
 
 def conv4(
-    input_shape: tuple[int, ...], outputs: int | None, filters: int, norm: str, pool: str, readout: str
+    input_shape: tuple[int, ...],
+    outputs: int | None,
+    filters: int,
+    norm: str,
+    pool: str,
+    readout: str,
+    depth: int = HALVED,
 ) -> Network:
     """A network for images [B, C, H, W], given `input_shape` = (C, H, W)."""
     require(filters >= 1, "filters", filters, "must be at least 1")
     require(pool in ("stride", "max"), "pool", pool, "choices: stride, max")
+    require(depth >= 1, "depth", depth, "must be at least 1")
+    deep = f"halves the image in every block, {HALVED} at most; model.pool=max for depth={depth}"
+    require(pool == "max" or depth <= HALVED, "pool", pool, deep)
     require(readout in ("mean", "flatten"), "readout", readout, "choices: mean, flatten")
-    got = f"needs images, and the data set has inputs of shape {list(input_shape)}; try model=mlp"
-    require(len(input_shape) == 3, "_target_", "conv4", got)
-    area = math.prod(_side(s, pool) for s in input_shape[1:])
-    require(area > 0, "pool", pool, f"leaves nothing of {input_shape[1]}x{input_shape[2]} images after four blocks")
-    channels = [input_shape[0], *[filters] * DEPTH]
+    require_inputs("conv4", input_shape, "images")
+    area = math.prod(_side(s, pool, depth) for s in input_shape[1:])
+    left = f"leaves nothing of {input_shape[1]}x{input_shape[2]} images after {min(depth, HALVED)} blocks"
+    require(area > 0, "pool", pool, left)
+    channels = [input_shape[0], *[filters] * depth]
     stride = 2 if pool == "stride" else 1
     # As a matrix product the first block is faster if its windows are small compared with its output.
     by_windows = 2 * 9 * input_shape[0] <= filters
     return Network(
-        shapes=tuple((channels[i + 1], channels[i], 3, 3) for i in range(DEPTH)),
-        linear=Strided.of_images(*input_shape[1:]) if stride == 2 else functools.partial(conv2d, padding=1),
+        shapes=tuple((channels[i + 1], channels[i], 3, 3) for i in range(depth)),
+        linear=Strided.of_images(*input_shape[1:], depth) if stride == 2 else functools.partial(conv2d, padding=1),
         prepare=functools.partial(windows, stride=stride) if by_windows else identity,
         product=(pointwise if stride == 2 else _in_memory_order) if by_windows else None,
         matmul_only=stride == 2,
         after=identity if stride == 2 else functools.partial(max_pool2d, kernel_size=2),
+        followed=HALVED,
         readout=functools.partial(torch.mean, dim=(2, 3)) if readout == "mean" else flatten,
         features=filters * (area if readout == "flatten" else 1),
         outputs=outputs,
@@ -71,10 +83,10 @@ class Strided:
     indices: dict[tuple[int, int], Tensor]  # (H, W) of an image -> the pixels of its windows (`stride_2_windows`)
 
     @classmethod
-    def of_images(cls, height: int, width: int) -> Strided:
+    def of_images(cls, height: int, width: int, depth: int = HALVED) -> Strided:
         """For images of this size and for the feature maps that the blocks make of them."""
         indices = {}
-        for _ in range(DEPTH):
+        for _ in range(depth):
             indices[height, width] = stride_2_windows(height, width)
             height, width = (height + 1) // 2, (width + 1) // 2
         return cls(indices)
@@ -91,9 +103,9 @@ class Strided:
         return linear(rows, weight.permute(0, 2, 3, 1).flatten(1)).movedim(-1, 1)
 
 
-def _side(side: int, pool: str) -> int:
+def _side(side: int, pool: str, depth: int) -> int:
     """The side of the last feature map: stride 2 rounds up, max-pool down."""
-    for _ in range(DEPTH):
+    for _ in range(min(depth, HALVED)):
         side = (side + 1) // 2 if pool == "stride" else side // 2
     return side
 

@@ -4,7 +4,9 @@ batching rule: batch normalisation, dropout, recurrent layers, instance normalis
 They keep the names and the values of the parameters. What a call needs beside its input (statistics, the keys of
 dropout) and what it measures lies on a `Tape` that all layers of one module share.
 
-    dropout   keep where hash(key of the row, number of the layer, position in the row) >= p, and divide by 1 - p
+    dropout     keep where hash(key of the row, number of the layer, position in the row) >= p, and divide by 1 - p
+    DropBlock   squares of b x b pixels are dropped where hash < gamma at their first pixel, and m is what is left:
+                y = h m / mean(m),   gamma = p H W / (b^2 (H - b + 1) (W - b + 1))
 
 Dropout is on in meta-gradients alone. The key of a row is a function of (seed, outer step, task, row), drawn by
 `compute/random.py`; so are the masks, under `vmap` as one task at a time. All inner steps of a task have the same ones.
@@ -18,7 +20,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, max_pool2d, pad
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -56,6 +58,15 @@ class Tape:
     def begin(self, stats: tuple[Moments, ...] | None, keys: Tensor | None, measures: bool) -> None:
         self.stats, self.keys, self.measures = stats, keys, measures
         self.found, self.norms, self.dropouts = [], 0, 0
+
+    def draw(self, layer: str, h: Tensor, shape: torch.Size, p: float) -> Tensor | None:
+        """What the next layer of dropout keeps of h [B, ...], as a mask [B, *shape]; None where nothing is dropped."""
+        if self.keys is None:
+            return None
+        self.dropouts += 1
+        if len(h) != len(self.keys):
+            raise UserError(f"{layer}: its input has {len(h)} rows where the batch has {len(self.keys)}")
+        return keep(self.keys, self.dropouts, math.prod(shape), p).view(-1, *shape)
 
     def end(self) -> list[Moments]:
         """The moments that were measured. What stayed here would outlive the transformation that it belongs to."""
@@ -102,16 +113,35 @@ class RowDropout(nn.Module):
         self.p, self.channels, self.tape = p, channels, tape
 
     def forward(self, h: Tensor) -> Tensor:
-        keys = self.tape.keys
-        if keys is None:
+        kept = self.tape.draw(f"nn.Dropout(p={self.p})", h, h.shape[1:2] if self.channels else h.shape[1:], self.p)
+        if kept is None:
             return h
-        self.tape.dropouts += 1
-        if len(h) != len(keys):
-            raise UserError(f"nn.Dropout(p={self.p}): its input has {len(h)} rows where the batch has {len(keys)}")
-        shape = h.shape[1:2] if self.channels else h.shape[1:]
-        kept = keep(keys, self.tape.dropouts, math.prod(shape), self.p).view(-1, *shape)
         kept = kept.view(*kept.shape, *[1] * (h.ndim - kept.ndim))
         return h * (kept.to(h.dtype) / (1 - self.p)) if self.p < 1 else h * 0
+
+
+class DropBlock(nn.Module):
+    """Dropout of whole squares of each channel, h [B, C, H, W] (Ghiasi et al. 2018, arXiv 1810.12890).
+
+    p is the share of pixels to drop, b the side of a square: `size`, or all of a smaller feature map. The mean of the
+    mask is that of the row. Anywhere but in metarun's meta-gradients it is the identity.
+    """
+
+    def __init__(self, p: float, size: int, tape: Tape | None = None) -> None:
+        super().__init__()
+        self.p, self.size, self.tape = p, size, tape or Tape()
+
+    def forward(self, h: Tensor) -> Tensor:
+        channels, height, width = h.shape[1:]
+        side = min(self.size, height, width)
+        starts = torch.Size((channels, height - side + 1, width - side + 1))
+        gamma = self.p * height * width / (side**2 * starts[1] * starts[2])
+        kept = self.tape.draw(f"DropBlock(p={self.p})", h, starts, gamma)
+        if kept is None:
+            return h
+        dropped = max_pool2d(pad((~kept).to(h.dtype), [side - 1] * 4), side, stride=1)
+        mask = 1 - dropped
+        return h * mask / mask.mean((1, 2, 3), keepdim=True).clamp_min(1 / mask[0].numel())
 
 
 class RowAttention(nn.Module):
@@ -245,6 +275,8 @@ def _replacement(name: str, part: nn.Module, norm: str, tape: Tape) -> nn.Module
         part.num_batches_tracked = None
     if isinstance(part, _DropoutNd):
         return _dropout(name, part, tape)
+    if isinstance(part, DropBlock):
+        return DropBlock(part.p, part.size, tape)
     if isinstance(part, nn.GroupNorm):
         return Groups(part)
     if isinstance(part, nn.RNNCellBase):
@@ -273,5 +305,5 @@ def _dropout(name: str, part: _DropoutNd, tape: Tape) -> nn.Module:
     return RowDropout(part.p, channels, tape)
 
 
-def contains(module: nn.Module, kind: type[nn.Module]) -> bool:
-    return any(isinstance(part, kind) for part in module.modules())
+def contains(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    return any(isinstance(part, kinds) for part in module.modules())

@@ -220,15 +220,25 @@ def module(
             built(torch.zeros(2, *input_shape))
         return _hold(built)
 
+    ends = "outputs" in given and outputs is None
     try:
-        source = _construct(make, getattr(made, "__name__", str(target)), 0)
-        ends = "outputs" in given and outputs is None
-        network = _wrap(source, make, NO_HEAD if ends else head, norm, remove_head=outputs is None)
-        return _check(replace(network, input_shape=input_shape), input_shape, outputs)
+        name = getattr(made, "__name__", str(target))
+        return make_network(make, name, input_shape, outputs, NO_HEAD if ends else head, norm)
     except SettingError:
         raise
     except UserError as error:
         raise UserError(f"model.target={target}: {error}") from error
+
+
+def make_network(
+    make: Make, name: str, input_shape: tuple[int, ...], outputs: int | None, head: str | None, norm: str
+) -> ModuleNetwork:
+    """The network of the modules that `make` makes, one for each seed; without its head for `outputs` None.
+
+    `name` is that of what makes them. `head` and `norm` as in `from_module`.
+    """
+    network = _wrap(_construct(make, name, 0), make, head, norm, remove_head=outputs is None)
+    return _check(replace(network, input_shape=input_shape), input_shape, outputs)
 
 
 def _arguments(made: Any, args: Mapping[str, Any], provided: Mapping[str, Any]) -> dict[str, Any]:
@@ -357,7 +367,7 @@ def _check(
         has = f"{network.name} puts out {list(trial.output.shape[1:])} for a row, and the data need [{outputs}]"
         advice = "give it a parameter `outputs`, or set its own by model.args"
         raise SettingError("head", network.head or NO_HEAD, f"{has}; {advice}")
-    if layers.contains(network.template, layers.RowDropout):
+    if layers.contains(network.template, layers.RowDropout, layers.DropBlock):
         network = replace(network, add_noise=layers.add_keys)
         rows = torch.zeros(2, math.prod(input_shape) + layers.KEYS, dtype=trial.output.dtype)
         try_once(network.name, lambda p, _: network.apply(p, rows), params, network.constants, input_shape)

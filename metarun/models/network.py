@@ -19,6 +19,7 @@ from torch.nn.functional import linear, relu
 from torch.nn.init import trunc_normal_, xavier_uniform_
 from torch.utils._pytree import tree_map
 
+from metarun.errors import require
 from metarun.models import norm as norms
 from metarun.models.noise import Bottleneck, sigma
 from metarun.models.norm import Moments
@@ -43,6 +44,16 @@ def flatten(h: Tensor) -> Tensor:
     return h.flatten(1)
 
 
+AXES = {"images": 3, "signals": 2}
+"""The axes of one row: [C, H, W], [C, L]."""
+
+
+def require_inputs(name: str, input_shape: tuple[int, ...], kind: str) -> None:
+    """Raise `SettingError` unless the inputs are of this kind."""
+    got = f"needs {kind}, and the data set has inputs of shape {list(input_shape)}; try model=mlp"
+    require(len(input_shape) == AXES[kind], "_target_", name, got)
+
+
 def apply_row_by_row(network: Callable[[Tensor], Outputs], x: Tensor, others: Tensor) -> Outputs:
     """The network's output for each row of x [B, ...], each in a batch of the other rows and itself."""
     batches = torch.cat([others.expand(x.shape[0], *others.shape), x[:, None]], 1)
@@ -54,11 +65,12 @@ class Network:
     shapes: tuple[tuple[int, ...], ...]  # of the blocks' weights; the first axis is the output channel
     linear: Callable[[Tensor, Tensor], Tensor]  # x, weight -> the linear part of a block
     prepare: Callable[[Tensor], Tensor]  # the input
-    after: Callable[[Tensor], Tensor]  # each normalisation, before the activation
+    after: Callable[[Tensor], Tensor]  # the normalisation, before the activation
     readout: Callable[[Tensor], Tensor]  # the last feature map -> [B, D]
     features: int  # D
     outputs: int | None  # of the head; None: the network ends in its features
     norm: str
+    followed: int | None = None  # the first blocks, whose normalisation `after` follows; None: all
     fixed: tuple[Moments, ...] | None = None  # population statistics, once measured
     product: Callable[[Tensor, Tensor], Tensor] | None = None  # the first block's linear part, where it is `pointwise`
     matmul_only: bool = True  # `linear` is a matrix product, also on a CPU
@@ -173,10 +185,14 @@ class Network:
     def _finish(self, params: Params, i: int, before: Tensor, h: Tensor, eps: Tensor | None) -> Tensor:
         """From the normalised linear part h of block i to its output; `before` is the block's input."""
         # ReLU and max-pool commute; pooling first leaves ReLU a quarter of the work.
-        h = self.after(h) if i in self.linear_blocks else self.activation(self.after(h))
+        h = self._after(i, h)
+        h = h if i in self.linear_blocks else self.activation(h)
         if eps is not None and self.bottleneck is not None and i == self.bottleneck.block:
             h = h + self._deviation(params, before) * eps.reshape(h.shape)
         return h
+
+    def _after(self, i: int, h: Tensor) -> Tensor:
+        return self.after(h) if self.followed is None or i < self.followed else h
 
     def _linear(self, i: int, x: Tensor, weight: Tensor) -> Tensor:
         linear = self.product if i == 0 and self.product is not None else self.linear
@@ -187,4 +203,4 @@ class Network:
         assert self.bottleneck is not None
         weight, shift = (params[name] for name in self.bottleneck.names)
         h = self._linear(self.bottleneck.block, before, weight)
-        return sigma(self.after(norms.normalise(h, None, shift, "none")))
+        return sigma(self._after(self.bottleneck.block, norms.normalise(h, None, shift, "none")))
