@@ -51,7 +51,7 @@ def conv4(
     by_windows = 2 * 9 * input_shape[0] <= filters
     return Network(
         shapes=tuple((channels[i + 1], channels[i], 3, 3) for i in range(depth)),
-        linear=Strided.of_images(*input_shape[1:], depth) if stride == 2 else functools.partial(conv2d, padding=1),
+        linear=Strided.of_images(*input_shape[1:]) if stride == 2 else functools.partial(conv2d, padding=1),
         prepare=functools.partial(windows, stride=stride) if by_windows else identity,
         product=(pointwise if stride == 2 else _in_memory_order) if by_windows else None,
         matmul_only=stride == 2,
@@ -83,10 +83,10 @@ class Strided:
     indices: dict[tuple[int, int], Tensor]  # (H, W) of an image -> the pixels of its windows (`stride_2_windows`)
 
     @classmethod
-    def of_images(cls, height: int, width: int, depth: int = HALVED) -> Strided:
+    def of_images(cls, height: int, width: int) -> Strided:
         """For images of this size and for the feature maps that the blocks make of them."""
         indices = {}
-        for _ in range(depth):
+        for _ in range(HALVED):
             indices[height, width] = stride_2_windows(height, width)
             height, width = (height + 1) // 2, (width + 1) // 2
         return cls(indices)

@@ -127,7 +127,7 @@ def wide_resnet(
 
 
 class Block(nn.Module):
-    """[B, before, H, W] -> [B, width, H', W']; made smaller by the stride of its first convolution, or by a max-pool."""
+    """[B, before, H, W] -> [B, width, H', W'], smaller by the stride of its first convolution or by a max-pool."""
 
     def __init__(
         self,

@@ -1,8 +1,9 @@
 """Networks for signals [C, L], as ordinary modules: convolutions over time, and a recurrent network.
 
 `cnn1d` is the fully convolutional network of Wang et al. 2017 (arXiv 1611.06455): blocks of convolution, normalisation
-and ReLU that keep the length, then the mean over time. Its convolutions have no bias, since a shift follows; weights are
-Xavier-uniform. `gru` (Cho et al. 2014, arXiv 1406.1078) reads one time step after another, from torch's initial weights.
+and ReLU that keep the length, then the mean over time. Its convolutions have no bias, since a shift follows, and
+Xavier-uniform weights. `gru` (Cho et al. 2014, arXiv 1406.1078) reads one time step after another, from torch's own
+initial weights.
 """
 
 from __future__ import annotations

@@ -4,19 +4,20 @@
     u = h + attention(norm(h));   h' = u + W_2 gelu(W_1 norm(u))          in each of `depth` blocks
     out = the token of norm(h), or the mean of its patches (without a token then)
 
-Symbols: x_1 ... x_N the patches of `patch` x `patch` pixels, P their linear embedding. Weights are drawn from a normal
-distribution of deviation 0.02 cut off at 2, shifts are 0 (Touvron et al. 2021, arXiv 2012.12877). The patches enter by a
-matrix product, so that no weight is that of a convolution and tasks are batched together.
+Symbols: x_1 ... x_N the patches of `patch` x `patch` pixels, P their linear embedding. The first weights are normal, of
+deviation 0.02, shifts 0 (Touvron et al. 2021, arXiv 2012.12877). Patches enter by a matrix product, so that no weight
+is that of a convolution and tasks are batched together.
 """
 
 from __future__ import annotations
 
-import functools
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from metarun.errors import require
+from metarun.errors import SettingError, require
 from metarun.models.module import NO_HEAD, ModuleNetwork, make_network
 from metarun.models.network import require_inputs
 
@@ -35,23 +36,32 @@ def vit(
     readout: str,
     norm: str,
 ) -> ModuleNetwork:
-    """`patch` None: the largest one that leaves 49 patches or more. It has layer normalisation whatever `norm` is."""
+    """`patch` None: the largest that leaves 49 patches or more. It has layer normalisation whatever `norm` is."""
     require_inputs("vit", input_shape, "images")
     for key, value in {"width": width, "depth": depth, "heads": heads, "hidden": hidden}.items():
         require(value >= 1, key, value, "must be at least 1")
     require(width % heads == 0, "heads", heads, f"must divide the width {width}")
     require(0 <= dropout < 1, "dropout", dropout, "must be at least 0 and below 1")
     require(readout in ("token", "mean"), "readout", readout, "choices: token, mean")
-    channels, height, wide = input_shape
-    divisors = [p for p in range(1, min(height, wide) + 1) if height % p == wide % p == 0]
-    fits = [p for p in divisors if height * wide // p**2 <= MOST_PATCHES]
-    size = patch or max((p for p in fits if height * wide // p**2 >= LEAST_PATCHES), default=fits[0] if fits else None)
-    choices = f"images of {height}x{wide} have patches of {', '.join(map(str, fits)) or 'no'} pixels a side"
-    require(size in fits, "patch", patch, choices)
-    make = functools.partial(
-        *(ViT, channels, height * wide // size**2, size, width, depth, heads, hidden, dropout, outputs, readout)
-    )
+    channels, *sides = input_shape
+    size = choose_patch(sides, patch)
+
+    def make() -> nn.Module:
+        count = math.prod(sides) // size**2
+        return ViT(channels, count, size, width, depth, heads, hidden, dropout, outputs, readout)
+
     return make_network(make, "vit", input_shape, outputs, "head" if outputs is not None else NO_HEAD, norm)
+
+
+def choose_patch(sides: Sequence[int], patch: int | None) -> int:
+    """`patch` itself if it divides the sides of an image; for None the largest that leaves `LEAST_PATCHES` or more."""
+    counts = {p: math.prod(sides) // p**2 for p in range(1, min(sides) + 1) if all(s % p == 0 for s in sides)}
+    possible = [p for p, count in counts.items() if count <= MOST_PATCHES]
+    chosen = max((p for p in possible if counts[p] >= LEAST_PATCHES), default=None) if patch is None else patch
+    if chosen not in possible:
+        sizes = ", ".join(map(str, possible)) or "no"
+        raise SettingError("patch", patch, f"images of {'x'.join(map(str, sides))} can have patches of {sizes} pixels")
+    return chosen
 
 
 class ViT(nn.Module):
