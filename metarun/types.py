@@ -351,6 +351,8 @@ class DatasetOptions:
     decode: Callable[..., Any] | None = None  # (predicted values, deviations) -> in the units of the data
     x_names: Sequence[str] = ()  # of the columns of the inputs and targets, of a data set from a table
     y_names: Sequence[str] = ()
+    embed: Callable[..., Any] | None = None  # what reads features in place of images -> the data of these
+    original: Any = None  # of such data, those with the inputs
     pixels: Any = None  # how image files become inputs (data/pixels.py), of a data set of images
     describe: Callable[[], dict[str, Any]] | None = None  # the facts that `job=data` prints, of a data set of files
     contact_sheet: Callable[[EpisodeSpec], Any] | None = None  # an image of a few training episodes, likewise
@@ -363,6 +365,13 @@ class LossOptions:
     score: Callable[[Tensor, Tensor], Tensor] | None = None  # None: a function, or a loss of torch.nn
 
 
+class FixedPart(NamedTuple):
+    """The part of a network before all that is trained: the network takes its features [B, D] in place of inputs."""
+
+    apply: Callable[[Tensor], Tensor]  # inputs [B, ...] -> features [B, D]
+    key: str  # of the function: its name, its weights
+
+
 class ModelOptions:
     """What a network may also have, and what is assumed without it."""
 
@@ -371,6 +380,8 @@ class ModelOptions:
     fixed: Any = None  # population statistics, once calibrated
     measure: Callable[[Params, Tensor], Any] | None = None  # parameters, inputs -> the statistics of each normalisation
     matmul_only: bool = False  # made of matrix products alone: channels-last and grouped convolutions do not matter
+    fixed_part: FixedPart | None = None  # if it has one: its features can be computed once for each image
+    weights_sha256: str | None = None  # of trained weights that it begins with, which a run's config.yaml notes
     recurrent: bool = False  # as many operations as time steps: compiling may take minutes, and is left to the user
 
 

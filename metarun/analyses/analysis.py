@@ -109,7 +109,7 @@ class Context:
 
     def assemble(self, changes: Mapping[str, Any] | None = None) -> Experiment:
         """The experiment under changed settings."""
-        experiment = assemble(self.change_settings(changes or {}))
+        experiment = assemble(self.change_settings(changes or {}), embed=False)  # analyses change images
         trained, tested = experiment.train_spec.ways, experiment.test_spec.ways
         fits = not experiment.tested.head or trained == tested
         require(fits, "algo.train_ways", trained, f"must equal data.ways={tested} for job=analyze")

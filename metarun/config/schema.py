@@ -37,6 +37,7 @@ class TrainConfig:
     on_nonfinite: str = "stop"  # skip: leave out the step; rewind: go back to the last multiple of checkpoint_every
     average: str = "none"  # ema: test an exponential moving average of the meta-parameters
     average_decay: float = 0.999  # of it, for each outer step
+    pretrained: Optional[str] = None  # a run's folder, whose weights the training starts from; they are matched by name
     pool: Optional[int] = None  # train on so many fixed tasks only; null: new tasks at every step
     pool_seed: int = 0
     pool_replaced: Optional[int] = None  # exchange this task of the pool for another

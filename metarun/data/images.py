@@ -187,6 +187,7 @@ class ImageData:
     load: Callable[[bool], Source]
     within: str | None = None  # a column, or group: all classes of an episode have one value of it, as an alphabet
     disjoint_tests: bool = False  # no two test tasks share a class, nor a class turned by quarters
+    original: ImageData | None = None  # the images, where `load` reads their features in place of pixels
 
     kind: ClassVar[Kind] = "classification"
     row: ClassVar[str] = "picture"
@@ -197,7 +198,7 @@ class ImageData:
         require(crop < self.pixels.size, "crop", crop, f"must be below data.image_size={self.pixels.size}")
 
     def input_shape(self) -> tuple[int, ...]:
-        return self.pixels.shape
+        return self.pixels.shape if self.original is None else tuple(self.source.table.images.shape[1:])
 
     def outputs(self, ways: int) -> int:
         return ways
@@ -221,7 +222,7 @@ class ImageData:
         """Images as float32, in training augmented if so set, then normalised."""
         drawn = self._episodes[split].draw(split, seed, step, tasks, spec)
         if split != "train" or not self.augmentation.active:
-            return Task(*(Batch(self.pixels.to_inputs(b.x), b.y) for b in drawn))
+            return Task(*(Batch(self._to_inputs(b.x), b.y) for b in drawn))
         changed = (self.augmentation(b.x / 255, seed, step, tasks, part) for part, b in enumerate(drawn))
         return Task(*(Batch(self.pixels.standardize(x), b.y) for x, b in zip(changed, drawn, strict=True)))
 
@@ -246,7 +247,16 @@ class ImageData:
         shots = min(-(-count // ways), episodes.smallest_class())
         episodes = replace(episodes, groups=None)  # of all groups
         drawn = episodes.draw("train", 0, 2**63, range(1), EpisodeSpec(ways, shots, queries=0))
-        return self.pixels.to_inputs(drawn.support.x[0][:count])
+        return self._to_inputs(drawn.support.x[0][:count])
+
+    def _to_inputs(self, x: Tensor) -> Tensor:
+        return self.pixels.to_inputs(x) if self.original is None else x
+
+    def embed(self, read: Callable[..., Callable[[bool], Source]]) -> ImageData:
+        """The same episodes of features, [n, D] in place of pixels, that `read(load, pixels)` loads; or these data
+        themselves, where augmentation or quarter turns change an image from one episode to the next."""
+        changing = self.augmentation.active or self.rotations != "none"
+        return self if changing else replace(self, load=read(self.load, self.pixels), original=self)
 
     def facts(self) -> dict[str, Any]:
         pixels = self.pixels

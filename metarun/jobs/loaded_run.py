@@ -132,7 +132,7 @@ class LoadedRun:
 
     @cached_property
     def _dataset(self) -> Dataset:
-        return assemble(self.config, self.own).dataset
+        return assemble(self.config, self.own, embed=False).dataset
 
     def _as_inputs(self, x: ArrayLike, placement: Placement) -> Tensor:
         values = x if isinstance(x, Tensor) else torch.as_tensor(_as_numbers("x", x))

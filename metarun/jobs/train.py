@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from metarun.training.experiment import NO_PARTS, Experiment, OwnParts, assemble
 from metarun.training.function_samples import sample_functions
 from metarun.training.loop import train
 from metarun.training.memory import is_out_of_memory
+from metarun.training.pretrained import start_from
 from metarun.training.recorder import Recorder, SilentObserver
 from metarun.training.run import State
 from metarun.types import AlgorithmOptions, DatasetOptions, optional
@@ -53,8 +55,10 @@ def train_job(config: Config, record: RunFolder, quiet: bool = False, own: OwnPa
         return load_ended(config, record, quiet, own)
     experiment = connect_processes().in_turn(lambda: assemble(config, own))
     trainer = experiment.trainer()
-    state = trainer.start()
-    if connect_processes().on_first(lambda: has_checkpoint(config, record)):
+    goes_on = connect_processes().on_first(lambda: has_checkpoint(config, record))
+    pretrained = None if goes_on else config.train.pretrained
+    state = trainer.start(partial(start_from, pretrained) if pretrained else None)
+    if goes_on:
         checkpoint.restore(record.last, state)
     with open_run(experiment, record, state, quiet, trains=True) as run:
         with run.observer.signals():

@@ -30,7 +30,7 @@ from metarun.models import layers
 from metarun.models.module_check import check_batching, try_once
 from metarun.models.network import apply_row_by_row
 from metarun.models.norm import Moments
-from metarun.types import HEAD, NOT_WEIGHTS, Params, Task
+from metarun.types import HEAD, NOT_WEIGHTS, FixedPart, Params, Task
 
 NO_HEAD, FEATURES = "none", "features"
 
@@ -58,6 +58,8 @@ class ModuleNetwork:
     attends: bool = False  # it calls scaled_dot_product_attention
     fixed: tuple[Moments, ...] | None = None  # population statistics, once measured
     add_noise: Callable[..., tuple[Params, Task]] | None = None  # None without dropout: it is no NoisyModel then
+    fixed_part: FixedPart | None = None  # what comes before all that is trained
+    weights_sha256: str | None = None  # of trained weights that it begins with
 
     @property
     def norm(self) -> str:

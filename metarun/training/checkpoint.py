@@ -136,11 +136,17 @@ def _read_average(stored: dict[str, Any], params: Params) -> Average | None:
 def restore_params(path: Path, params: Params) -> None:
     """Load the meta-parameters to test alone: the average where the checkpoint has one."""
 
+    _copy(read_weights(path), params, path)
+
+
+def read_weights(path: Path) -> Params:
+    """The meta-parameters that a run tests: the average where the checkpoint has one."""
+
     def read() -> Params:
         stored = load(path)
         return average_of(stored["params"], _read_average(stored, stored["params"]))
 
-    _copy(connect_processes().on_first(read), params, path)
+    return connect_processes().on_first(read)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -64,11 +64,14 @@ class Evaluator:
         calibrated = calibrate(algorithm, params, self.dataset, self.placement)
         chunk = self.placement.evaluation_chunk(self.spec, self.dataset.input_shape())
         digest, parts = hashlib.sha256(), []
+        source = optional(self.dataset, DatasetOptions, "original") or self.dataset  # of features, the images
         for start in range(0, self.tasks, TASKS_PER_DRAW):
             indices = range(start, min(start + TASKS_PER_DRAW, self.tasks))
-            drawn = self.dataset.episodes(self.split, EPISODE_SEED, 0, indices, self.spec)
+            which = self.split, EPISODE_SEED, 0, indices, self.spec
+            drawn = self.dataset.episodes(*which)
+            shown = drawn if source is self.dataset else source.episodes(*which)
             # Task by task, so that the hash does not depend on how many are drawn at once.
-            for tensors in zip(*drawn.support, *drawn.query, strict=True):
+            for tensors in zip(*shown.support, *shown.query, strict=True):
                 for tensor in tensors:
                     digest.update(tensor.contiguous().numpy().tobytes())
             tasks = self.placement.move_task(drawn)

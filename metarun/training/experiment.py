@@ -24,6 +24,7 @@ from metarun.statistics.student import t_quantile
 from metarun.storage.progress import print_notice
 from metarun.training.evaluation import Evaluator, MetricFunction
 from metarun.training.final_test import choose_test_precision, take_disjoint
+from metarun.training.fixed_part import embed_images, note_weights
 from metarun.training.memory import budget, fit_chunk
 from metarun.training.own_algorithm import check_members, locate_algorithm
 from metarun.training.own_parts import (
@@ -138,8 +139,11 @@ class Experiment:
         return self.placement.move_params(self.regularization.init(self.algorithm.init(self.config.seed)))
 
 
-def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
-    """Build the objects of a run, and check everything that can be checked before the first step."""
+def assemble(config: Config, own: OwnParts = NO_PARTS, embed: bool = True) -> Experiment:
+    """Build the objects of a run, and check everything that can be checked before the first step.
+
+    `embed`: the inputs are the features of a network's fixed part, computed once for each image, if it has one.
+    """
     check(config)
     placement = make_placement(config.device)
     precision = choose_test_precision(config, placement)
@@ -172,6 +176,9 @@ def assemble(config: Config, own: OwnParts = NO_PARTS) -> Experiment:
     recast = replace(config, device=replace(config.device, precision=precision))
     final = tested if same else build_tested(recast, dataset, train_spec.ways, test_spec.ways, own)
     check_adapted(algorithm)
+    config = note_weights(config, algorithm.model)
+    if embed:
+        dataset = embed_images(dataset, algorithm.model, placement)
     placement = replace(placement, matmul_only=optional(algorithm.model, ModelOptions, "matmul_only"))
     if placement.compile == "auto" and optional(algorithm.model, ModelOptions, "recurrent"):
         placement = replace(placement, compile=False)

@@ -122,9 +122,10 @@ class Trainer:
     probe: Callable[[Params], Values] | None = None
     probe_every: int = 1
 
-    def start(self) -> State:
-        """The state before the first step."""
-        params = self.placement.move_params(self.regularization.init(self.algorithm.init(self.seed)))
+    def start(self, change: Callable[[Params], Params] | None = None) -> State:
+        """The state before the first step; `change` replaces the first weights."""
+        params = self.algorithm.init(self.seed)
+        params = self.placement.move_params(self.regularization.init(change(params) if change else params))
         trained = {name: params[name] for name in self.trained_names(params)}
         average = Average() if self.settings.average == "ema" else None
         state = State(params, build_optimizer(self.optim, trained), average=average)

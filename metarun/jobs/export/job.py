@@ -82,7 +82,7 @@ def export_job(config: Config, record: RunFolder) -> Result:
     config.device.name = "cpu"  # a program is bound to the device that it was traced on
     if config.device.precision == "bfloat16":
         config.device.precision = "float32"  # of the weights, which were never narrower
-    experiment = assemble(config)
+    experiment = assemble(config, embed=False)
     params = experiment.initial_params()
     checkpoint.restore_params(checkpoint.best_of(source), params)
     trained = Version(experiment.tested, experiment.fit_head(params))

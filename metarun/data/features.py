@@ -1,0 +1,70 @@
+"""The features of images by the fixed part of a network: computed once for each image, and kept on disk.
+
+A file `features-KEY.npy` in the cache folder holds [n, D] in float32, row i for image i of the decoded images. The key
+is that of the decoded images, of how they are normalised and of the function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarun.data.images import Source
+from metarun.data.pixels import Pixels
+from metarun.storage import atomic
+from metarun.storage.locks import file_lock
+from metarun.storage.progress import track
+from metarun.storage.run_folder import cache_folder
+from metarun.types import FixedPart
+
+AT_ONCE = 64  # images
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """The images of `load` as features: a function like `load`."""
+
+    load: Callable[[bool], Source]
+    pixels: Pixels
+    fixed: FixedPart
+    move: Callable[[Tensor], Tensor]  # to the device that computes
+
+    def __call__(self, verify: bool) -> Source:
+        source = self.load(verify)
+        text = f"{source.cache.name} {self.pixels.normalize} {self.fixed.key}"
+        path = cache_folder() / f"features-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
+        with file_lock(path):  # one process computes, others wait
+            features = read_features(path, len(source.table.images))
+            if features is None:
+                features = self._compute(source.table.images)
+                buffer = io.BytesIO()
+                np.save(buffer, features)
+                atomic.replace(path, buffer.getvalue())
+        table = source.table._replace(images=torch.from_numpy(features), release=lambda count: None)
+        return source._replace(table=table)
+
+    def _compute(self, images: Tensor) -> np.ndarray:
+        parts = images.split(AT_ONCE)
+        label = f"features of {len(images)} images by {self.fixed.key.partition(' ')[0]}"
+        with torch.no_grad():
+            found = [  # in float32 whatever the precision of the run
+                self.fixed.apply(self.move(self.pixels.to_inputs(part)).float()).cpu().numpy()
+                for part in track(parts, len(parts), label)
+            ]
+        return np.concatenate(found)
+
+
+def read_features(path: Path, rows: int) -> np.ndarray | None:
+    """The stored features, None if there are none for so many images."""
+    try:
+        features = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return features if features.dtype == np.float32 and features.ndim == 2 and len(features) == rows else None

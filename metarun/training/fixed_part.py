@@ -1,0 +1,28 @@
+"""Networks that begin with trained weights: their hash in the run's settings, and features computed once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from metarun.compute.device import Placement
+from metarun.config.schema import Config
+from metarun.data.features import FeatureSource
+from metarun.types import Dataset, DatasetOptions, Model, ModelOptions, optional
+
+NOTED = "weights_sha256"
+"""The setting of `model` for the hash."""
+
+
+def note_weights(config: Config, model: Model) -> Config:
+    """The settings with the hash of the network's trained weights, so that later jobs refuse others."""
+    found = optional(model, ModelOptions, "weights_sha256")
+    return config if found is None else replace(config, model=type(config.model)({**config.model, NOTED: found}))
+
+
+def embed_images(dataset: Dataset, model: Model, placement: Placement) -> Dataset:
+    """The data with the features of the network's fixed part in place of images, where both can do that."""
+    fixed, embed = optional(model, ModelOptions, "fixed_part"), optional(dataset, DatasetOptions, "embed")
+    return (
+        dataset if fixed is None or embed is None else embed(partial(FeatureSource, fixed=fixed, move=placement.move))
+    )
