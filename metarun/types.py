@@ -365,13 +365,6 @@ class LossOptions:
     score: Callable[[Tensor, Tensor], Tensor] | None = None  # None: a function, or a loss of torch.nn
 
 
-class FixedPart(NamedTuple):
-    """The part of a network before all that is trained: the network takes its features [B, D] in place of inputs."""
-
-    apply: Callable[[Tensor], Tensor]  # inputs [B, ...] -> features [B, D]
-    key: str  # of the function: its name, its weights
-
-
 class ModelOptions:
     """What a network may also have, and what is assumed without it."""
 
@@ -380,7 +373,7 @@ class ModelOptions:
     fixed: Any = None  # population statistics, once calibrated
     measure: Callable[[Params, Tensor], Any] | None = None  # parameters, inputs -> the statistics of each normalisation
     matmul_only: bool = False  # made of matrix products alone: channels-last and grouped convolutions do not matter
-    fixed_part: FixedPart | None = None  # if it has one: its features can be computed once for each image
+    fixed_part: Any = None  # what comes before all that is trained (data/features.py)
     weights_sha256: str | None = None  # of trained weights that it begins with, which a run's config.yaml notes
     recurrent: bool = False  # as many operations as time steps: compiling may take minutes, and is left to the user
 

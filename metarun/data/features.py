@@ -11,6 +11,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +23,15 @@ from metarun.storage import atomic
 from metarun.storage.locks import file_lock
 from metarun.storage.progress import track
 from metarun.storage.run_folder import cache_folder
-from metarun.types import FixedPart
 
 AT_ONCE = 64  # images
+
+
+class FixedPart(NamedTuple):
+    """The part of a network before all that is trained: the network takes its features in place of inputs, too."""
+
+    apply: Callable[[Tensor], Tensor]  # inputs [B, ...] -> features [B, D]
+    key: str  # of the function: its name, its weights
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from metarun.data.features import FixedPart
 from metarun.errors import SettingError, require
 from metarun.models.module import NO_HEAD, ModuleNetwork, make_network
 from metarun.models.network import require_inputs
 from metarun.models.weights import Preprocessing, last_part, load_body
-from metarun.types import FixedPart
 
 TRAIN = ("frozen", "last", "full")
 

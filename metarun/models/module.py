@@ -25,12 +25,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
 from metarun.config.components import locate_trusted
+from metarun.data.features import FixedPart
 from metarun.errors import SettingError, UserError, nearest, one_line, require
 from metarun.models import layers
 from metarun.models.module_check import check_batching, try_once
 from metarun.models.network import apply_row_by_row
 from metarun.models.norm import Moments
-from metarun.types import HEAD, NOT_WEIGHTS, FixedPart, Params, Task
+from metarun.types import HEAD, NOT_WEIGHTS, Params, Task
 
 NO_HEAD, FEATURES = "none", "features"
 
