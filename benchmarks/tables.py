@@ -195,25 +195,20 @@ def beside_maml(r: Record) -> bool:
     return of("sinusoid")(r) and (r["metric"] == "log_likelihood" or r["algo"] == "maml")
 
 
-OMNIGLOT = Table(
-    "results.md",
-    of("omniglot"),
-    (
-        EXPERIMENT,
-        SEED,
-        ("test accuracy, %", lambda r: interval(r, 2, 100)),
-        PUBLISHED,
-        ("verdict", lambda r: ", ".join(c.verdict for c in compare(r["published"], r))),
-        ("goal", goal),
-        COST,
-        MINUTES,
-        PRECISION,
-        ("test tasks x queries", lambda r: f"{r['n_tasks']} x {r['test_queries']}"),
-        ("norm", lambda r: str(r["norm"])),
-        ("split", lambda r: f"{r['split']} {r['split_sha256'][:SHORT]}"),
-        ("episodes", lambda r: r["episodes_sha256"][:SHORT]),
-    ),
-    combines=True,
+IMAGES = (
+    EXPERIMENT,
+    SEED,
+    ("test accuracy, %", lambda r: interval(r, 2, 100)),
+    PUBLISHED,
+    ("verdict", lambda r: ", ".join(c.verdict for c in compare(r["published"], r))),
+    ("goal", goal),
+    COST,
+    MINUTES,
+    PRECISION,
+    ("test tasks x queries", lambda r: f"{r['n_tasks']} x {r['test_queries']}"),
+    ("norm", lambda r: str(r["norm"])),
+    ("split", lambda r: f"{r['split']} {r['split_sha256'][:SHORT]}"),
+    ("episodes", lambda r: r["episodes_sha256"][:SHORT]),
 )
 SINUSOIDS = Table(
     "results.md",
@@ -242,7 +237,8 @@ FUNCTIONS = (
 )
 TABLES: Mapping[str, Table | Overview] = {
     "Omniglot, in short": Overview("../README.md", of("omniglot"), learner, task, accuracy),
-    "Omniglot": OMNIGLOT,
+    "Omniglot": Table("results.md", of("omniglot"), IMAGES, combines=True),
+    "CIFAR-FS": Table("results.md", of("cifar_fs"), IMAGES, combines=True),
     "Sinusoids": SINUSOIDS,
     "Gaussian process": Table("generative.md", of("gp"), FUNCTIONS),
     "Sinusoids, distributions": Table("generative.md", beside_maml, FUNCTIONS),
