@@ -52,6 +52,7 @@ class Tape:
     keys: Tensor | None = None  # of dropout [B, 2]
     measures: bool = False
     found: list[Moments] = field(default_factory=list)
+    widest: int = 0  # the most numbers of a row that a batch normalisation was given
     norms: int = 0  # called so far
     dropouts: int = 0
 
@@ -92,6 +93,7 @@ class EpisodeNorm(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         tape, given = self.tape, None
+        tape.widest = max(tape.widest, math.prod(h.shape[1:]))
         if self.norm == RUNNING:
             given = self.running_mean, self.running_var
         elif tape.measures:

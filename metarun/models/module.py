@@ -30,10 +30,13 @@ from metarun.errors import SettingError, UserError, nearest, one_line, require
 from metarun.models import layers
 from metarun.models.module_check import check_batching, try_once
 from metarun.models.network import apply_row_by_row
-from metarun.models.norm import Moments
+from metarun.models.norm import Moments, pool_moments
 from metarun.types import HEAD, NOT_WEIGHTS, Params, Task
 
 NO_HEAD, FEATURES = "none", "features"
+
+NUMBERS_AT_ONCE = 2**26
+"""Of one layer, when population statistics are measured: 256 MB; several such tensors are alive at a time."""
 
 Make = Callable[[], nn.Module]
 Stats = tuple[Moments, ...] | Tensor
@@ -57,6 +60,7 @@ class ModuleNetwork:
     input_shape: tuple[int, ...] | None = None
     features: int = 0  # D
     attends: bool = False  # it calls scaled_dot_product_attention
+    widest: int = 0  # the most numbers of a row before a batch normalisation
     fixed: tuple[Moments, ...] | None = None  # population statistics, once measured
     add_noise: Callable[..., tuple[Params, Task]] | None = None  # None without dropout: it is no NoisyModel then
     fixed_part: FixedPart | None = None  # what comes before all that is trained
@@ -138,7 +142,13 @@ class ModuleNetwork:
         return self.measure(params, support_x) if self.norm == "support" else None
 
     def calibrate(self, params: Params, x: Tensor) -> ModuleNetwork:
-        return replace(self, fixed=self.measure(params, x)) if self.norm == "population" else self
+        """With the moments of x; of large networks those of parts of x, each normalised with its own, put together."""
+        if self.norm != "population":
+            return self
+        parts = x.tensor_split(min(len(x), math.ceil(len(x) * self.widest / NUMBERS_AT_ONCE) or 1))
+        found = zip(*(self.measure(params, part) for part in parts), strict=True)
+        rows = [len(part) for part in parts]
+        return replace(self, fixed=tuple(each[0] if len(rows) == 1 else pool_moments(each, rows) for each in found))
 
     def measure(self, params: Params, x: Tensor) -> tuple[Moments, ...]:
         """The moments before each batch normalisation on the batch x, the earlier ones normalised with theirs."""
@@ -365,7 +375,7 @@ def _check(
     """The network with the width of its features, tried out on zeros."""
     params = network.initial
     trial = try_once(network.name, network.apply, params, network.constants, input_shape)
-    network = replace(network, attends=trial.attends)
+    network = replace(network, attends=trial.attends, widest=network.tape.widest)
     if exact and outputs is not None and tuple(trial.output.shape[1:]) != (outputs,):
         has = f"{network.name} puts out {list(trial.output.shape[1:])} for a row, and the data need [{outputs}]"
         advice = "give it a parameter `outputs`, or set its own by model.args"

@@ -12,6 +12,7 @@ none        only a learned shift
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,15 @@ def moments(h: Tensor) -> Moments:
     axes = [0, *range(2, h.ndim)]
     variance, mean = torch.var_mean(h, axes, correction=0)
     return mean, variance
+
+
+def pool_moments(parts: Sequence[Moments], rows: Sequence[int]) -> Moments:
+    """The moments of all rows, from those of parts with so many rows each: with the weights w of the parts,
+    m = sum w m_i and sum w (v_i + (m_i - m)^2)."""
+    shares = [count / sum(rows) for count in rows]
+    mean = torch.stack([w * m for w, (m, _) in zip(shares, parts, strict=True)]).sum(0)
+    spread = [w * (v + (m - mean).square()) for w, (m, v) in zip(shares, parts, strict=True)]
+    return mean, torch.stack(spread).sum(0)
 
 
 def product_moments(x: Tensor, weight: Tensor) -> Moments:

@@ -321,6 +321,36 @@ def test_drop_block_acts_in_training_alone_and_in_the_last_two_blocks() -> None:
     assert torch.equal(net.apply(params, noisy.support.x[0]), net.apply(params, noisy.support.x[0]))
 
 
+# ---------------------------------------------------------------- population statistics of large networks
+
+
+def test_population_statistics_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first normalisation those of all rows; of later ones the pooled moments of the parts; no more at once."""
+    net = functools.partial(RESNET, norm="population")((2, 6, 6), None)
+    params, x = {k: v.double() for k, v in net.init(0).items()}, draw(10, 2, 6, 6)
+    whole = net.calibrate(params, x).fixed
+    assert_equal(whole, net.measure(params, x))
+    assert net.widest == 3 * 6 * 6
+    monkeypatch.setattr("metarun.models.module.NUMBERS_AT_ONCE", 4 * net.widest)
+    seen: list[int] = []
+    monkeypatch.setattr(
+        ModuleNetwork, "measure", lambda self, p, rows: seen.append(len(rows)) or measured(self, p, rows)
+    )
+    found = net.calibrate(params, x).fixed
+    assert seen == [4, 3, 3]
+    assert found is not None
+    assert whole is not None
+    assert_equal(found[0], whole[0])
+    parts = [measured(net, params, part) for part in (x[:4], x[4:7], x[7:])]
+    for i, (mean, variance) in enumerate(found):
+        second = sum(w * (p[i][1] + p[i][0] ** 2) for w, p in zip((0.4, 0.3, 0.3), parts, strict=True))
+        assert_equal(mean, sum(w * p[i][0] for w, p in zip((0.4, 0.3, 0.3), parts, strict=True)))
+        assert_equal(variance, second - mean**2)
+
+
+measured = ModuleNetwork.measure
+
+
 # ---------------------------------------------------------------- sizes and mistakes
 
 
