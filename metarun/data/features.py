@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +28,11 @@ AT_ONCE = 64  # images
 
 
 class FixedPart(NamedTuple):
-    """The part of a network before all that is trained: the network takes its features in place of inputs, too."""
+    """The part of a network before all that is trained."""
 
     apply: Callable[[Tensor], Tensor]  # inputs [B, ...] -> features [B, D]
     key: str  # of the function: its name, its weights
+    rest: Any  # the network of these features, with the same parameters
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -56,20 +57,21 @@ def backbone(
     with torch.no_grad():
         features = Backbone(body, preprocessing, 1, 0, None).embed(torch.zeros(1, *input_shape)).shape[1]
 
-    def make() -> nn.Module:
-        module = Backbone(copy.deepcopy(body), preprocessing, features, adapter, outputs)
+    def make(kept: nn.Module) -> nn.Module:
+        module = Backbone(copy.deepcopy(kept), preprocessing, features, adapter, outputs)
         module.body.requires_grad_(train == "full")
         for key in last_part(body) if train == "last" else ():
             module.body.get_parameter(key).requires_grad_(True)
         return module
 
     head = NO_HEAD if outputs is None else "head"
-    network = make_network(make, name, input_shape, outputs, head, norm)
+    network = make_network(partial(make, body), name, input_shape, outputs, head, norm)
     network = replace(network, weights_sha256=sha256)
     if train != "frozen" or network.norm not in ("running", "none"):
         return network
     fixed = Backbone(body, preprocessing, features, 0, None)
-    return replace(network, fixed_part=FixedPart(fixed.embed, f"{name} {preprocessing} {sha256}"))
+    rest = make_network(partial(make, nn.Identity()), name, (features,), outputs, head, norm)
+    return replace(network, fixed_part=FixedPart(fixed.embed, f"{name} {preprocessing} {sha256}", rest))
 
 
 class Backbone(nn.Module):

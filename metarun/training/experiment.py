@@ -178,7 +178,7 @@ def assemble(config: Config, own: OwnParts = NO_PARTS, embed: bool = True) -> Ex
     check_adapted(algorithm)
     config = note_weights(config, algorithm.model)
     if embed:
-        dataset = embed_images(dataset, algorithm.model, placement)
+        dataset, (algorithm, tested, final) = embed_images(dataset, (algorithm, tested, final), placement)
     placement = replace(placement, matmul_only=optional(algorithm.model, ModelOptions, "matmul_only"))
     if placement.compile == "auto" and optional(algorithm.model, ModelOptions, "recurrent"):
         placement = replace(placement, compile=False)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 from metarun.compute.device import Placement
 from metarun.config.schema import Config
 from metarun.data.features import FeatureSource
-from metarun.types import Dataset, DatasetOptions, Model, ModelOptions, optional
+from metarun.training.evaluation import replace_model
+from metarun.types import Algorithm, Dataset, DatasetOptions, Model, ModelOptions, optional
 
 NOTED = "weights_sha256"
 """The setting of `model` for the hash."""
@@ -20,9 +22,17 @@ def note_weights(config: Config, model: Model) -> Config:
     return config if found is None else replace(config, model=type(config.model)({**config.model, NOTED: found}))
 
 
-def embed_images(dataset: Dataset, model: Model, placement: Placement) -> Dataset:
-    """The data with the features of the network's fixed part in place of images, where both can do that."""
-    fixed, embed = optional(model, ModelOptions, "fixed_part"), optional(dataset, DatasetOptions, "embed")
-    return (
+def embed_images(
+    dataset: Dataset, learners: Sequence[Algorithm], placement: Placement
+) -> tuple[Dataset, Sequence[Algorithm]]:
+    """The data with the features of the network's fixed part in place of images, and the learners of features. Where
+    the network has no such part, or the data have no embedding, they stay as they are."""
+    fixed, embed = optional(learners[0].model, ModelOptions, "fixed_part"), optional(dataset, DatasetOptions, "embed")
+    embedded = (
         dataset if fixed is None or embed is None else embed(partial(FeatureSource, fixed=fixed, move=placement.move))
     )
+    if embedded is dataset:
+        return dataset, learners
+    return embedded, [
+        replace_model(learner, optional(learner.model, ModelOptions, "fixed_part").rest) for learner in learners
+    ]

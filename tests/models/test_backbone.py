@@ -57,7 +57,9 @@ def test_features_are_those_of_torchvisions_network_in_evaluation(resnet: nn.Mod
         features = network.fixed_part.apply(x)
         torch.testing.assert_close(features, seen[0])
         params = network.init(0)
-        whole, of_features = network.apply(params, x), network.apply(params, features)
+        rest = network.fixed_part.rest
+        assert all(torch.equal(w, params[name]) for name, w in rest.init(0).items())
+        whole, of_features = network.apply(params, x), rest.apply(params, features)
     torch.testing.assert_close(whole, of_features)
     torch.testing.assert_close(whole, features @ params["head.weight"].T + params["head.bias"])  # the adapter is 0
 
@@ -174,7 +176,7 @@ def test_features_are_computed_once_and_give_what_images_give(
     again = metarun.run(metarun.compose([*settings, "seed=0"]), tmp_path / "again")
     assert sum(n for n in calls if n > 2) == computed
     assert first.summary["params_sha256"] == again.summary["params_sha256"]
-    monkeypatch.setattr("metarun.training.experiment.embed_images", lambda data, model, placement: data)
+    monkeypatch.setattr("metarun.training.experiment.embed_images", lambda data, learners, placement: (data, learners))
     whole = metarun.run(metarun.compose(settings), tmp_path / "whole")
     assert whole.summary["episodes_sha256"] == first.summary["episodes_sha256"]
     assert whole.summary["mean"] == pytest.approx(first.summary["mean"], abs=1e-6)
