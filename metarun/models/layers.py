@@ -257,10 +257,28 @@ def replace_layers(module: nn.Module, norm: str, tape: Tape) -> None:
     """Put these layers in their places, everywhere in the module. Raise `UserError` for a layer that has none."""
     made: dict[int, nn.Module] = {}  # a layer at two places stays one
     for name, part in list(module.named_modules(remove_duplicate=False)):
-        other = made.setdefault(id(part), _replacement(name, part, norm, tape))
+        if id(part) not in made:
+            made[id(part)] = _keep_own_forward(name, part, _replacement(name, part, norm, tape))
+        other = made[id(part)]
         if other is not part:
             parent, _, leaf = name.rpartition(".")
             module.get_submodule(parent)._modules[leaf] = other
+
+
+def _keep_own_forward(name: str, part: nn.Module, other: nn.Module) -> nn.Module:
+    """`other` in place of a layer whose class may do more than torch's: timm's put dropout and an activation behind
+    their normalisation. Raise `UserError` for any other class with a `forward` of its own."""
+    if other is part:
+        return part
+    base = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("torch.nn."))
+    if type(part).forward is base.forward:
+        return other
+    if type(part).__module__ == "timm.layers.norm_act":
+        return nn.Sequential(other, *part.children())
+    own = f"{type(part).__module__}.{type(part).__name__} has a forward of its own"
+    raise UserError(
+        f"{name}: {own}, and metarun would call nn.{base.__name__}'s; make it an nn.{base.__name__} and what follows"
+    )
 
 
 def _replacement(name: str, part: nn.Module, norm: str, tape: Tape) -> nn.Module:

@@ -410,6 +410,33 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+class NormAndActivation(nn.BatchNorm2d):
+    """As timm's, an activation behind the normalisation."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+class Renamed(nn.BatchNorm2d): ...
+
+
+def test_a_layer_with_a_forward_of_its_own_keeps_it_or_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def net(norm: nn.Module) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(1, 2, 3), norm, nn.Flatten(), nn.Linear(8, 2))
+
+    with pytest.raises(UserError, match=r"^1: .*NormAndActivation has a forward of its own, .* nn.BatchNorm2d's"):
+        from_module(net(NormAndActivation(2)))
+    from_module(net(Renamed(2)))
+    monkeypatch.setattr(NormAndActivation, "__module__", "timm.layers.norm_act")
+    given, x = net(NormAndActivation(2)), torch.randn(5, 1, 4, 4)
+    network = from_module(given)
+    torch.testing.assert_close(network.apply(network.init(0), x), given(x))
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_what_cannot_be_is_refused_in_one_line(name: str) -> None:
     make, message = WRONG[name]
