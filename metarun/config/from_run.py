@@ -25,6 +25,9 @@ RESUMABLE = (
 SEARCH_PATH = "hydra.searchpath="
 """Begins an override that names folders of settings."""
 
+INPUTS = ("image_size", "channels", "normalize")
+"""Settings of images that stay those of the run where another data set replaces its own: its network needs them."""
+
 OPTION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*|\[[\w.,-]*\]")
 
 
@@ -41,7 +44,8 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
 
     The changes are what the overrides alter against the same composition without them; the stored settings decide
     everything else, so that a newer metarun's defaults do not slip into an old run. A group whose option the command
-    replaces (`data=folder`) takes all its settings from the command.
+    replaces (`data=folder`) takes all its settings from the command, but for the size, channels and normalisation of
+    images that the command does not set.
     """
     if config.run and config.job not in JOBS_OF_A_RUN:
         needed = f"job={config.job} reads no run; choices: {', '.join(f'job={job}' for job in JOBS_OF_A_RUN)}"
@@ -63,6 +67,8 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
         differences[f"choices.{group}"] = flat[f"choices.{group}"]
     # Also a value that equals the default: the stored run may have another one.
     changes = _select_changes(differences, keys) | {key: flat[key] for key in keys if key in flat}
+    if "choices.data" in changes:
+        changes |= _keep_inputs(stored, typed, keys)
     if config.job == "evaluate" and typed["device"]["precision"] == "bfloat16" and "device.precision" in keys:
         changes.setdefault("test.precision", "bfloat16")  # asked for, also where it is slow
     if config.resume:
@@ -121,6 +127,16 @@ def _select_changes(changes: dict[str, Any], keys: Sequence[str]) -> dict[str, A
     if not replaced or {"experiment", "recipe"} & {*keys}:
         return changes
     return {k: v for k, v in changes.items() if _is_below(k, [*replaced, *keys, *(f"choices.{g}" for g in replaced)])}
+
+
+def _keep_inputs(stored: dict[str, Any], typed: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Those of `INPUTS` that both data sets have and the command does not set, as the run has them."""
+    both = [key for key in INPUTS if key in stored["data"] and key in typed["data"] and f"data.{key}" not in keys]
+    kept = {f"data.{key}": stored["data"][key] for key in both}
+    other = [f"{key}={value}" for key, value in kept.items() if value != typed["data"][key.partition(".")[2]]]
+    if other:
+        print_notice(f"{', '.join(other)}: as in the run")
+    return kept
 
 
 def _replaced(changes: dict[str, Any]) -> list[str]:

@@ -32,6 +32,7 @@ from metarun.data.images import ImageData, Index, Source
 from metarun.data.layouts import CLASSES, IMAGES, Layout, recognise
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.data.splits import SplitSettings, check_split, choose_split, limit_training_classes, split_classes
+from metarun.data.torchvision_sets import SETS, open_parts, read_torchvision
 from metarun.errors import SettingError, UserError, require
 from metarun.storage.run_folder import cache_folder
 from metarun.types import Split
@@ -67,6 +68,8 @@ def image_folder(
     classes: str = "auto",
     within: str | None = None,
     depth: int | None = None,
+    name: str | None = None,
+    download: bool | None = None,
 ) -> ImageData:
     """The data set of these settings, which conf/data/folder.yaml explains."""
     require(on_corrupt in ON_CORRUPT, "on_corrupt", on_corrupt, "choices: " + ", ".join(ON_CORRUPT))
@@ -75,7 +78,9 @@ def image_folder(
     settings = SplitSettings(split, split_seed, tuple(ratios))
     check_split(settings)
     pixels = Pixels(image_size, channels, resize, fit, normalize, depth=depth)
-    load = ImageFiles(root, csv, parse_downloads(urls), settings, pixels, on_corrupt, benchmark, train_classes, classes)
+    require(download is None or name in SETS, "name", name, "choices: " + ", ".join(sorted(SETS)))
+    files = (root, csv, parse_downloads(urls), settings, pixels, on_corrupt, benchmark, train_classes, classes)
+    load = ImageFiles(*files, name, bool(download))
     return ImageData(pixels, rotations, Augmentation(crop, flip, jitter), load, within)
 
 
@@ -92,6 +97,8 @@ class ImageFiles:
     benchmark: str | None
     train_classes: int | None
     classes: str = "auto"
+    name: str | None = None  # of a data set of torchvision
+    download: bool = False
 
     def __call__(self, verify: bool) -> Source:
         path = self._locate()
@@ -103,9 +110,12 @@ class ImageFiles:
             self.on_corrupt,
             self.classes,
             self.pixels.depth,
+            *([self.name] if self.name else []),
         ]
         key = f"{fingerprint(path)} {decoding}"
-        cached = cache_images(self.benchmark or "folder", key, lambda file: self._decode(path, file), verify)
+        cached = cache_images(
+            self.benchmark or self.name or "folder", key, lambda file: self._decode(path, file), verify
+        )
         names, given = cached.table.names, cached.notes["given"]
         if self.benchmark and self.split.split == "auto" and choose_split(names, given, self.benchmark) == "ratio":
             others = f"has no split, and its classes are not those of {self.benchmark}"
@@ -140,6 +150,9 @@ class ImageFiles:
             folder = cache_folder() / "data" / name
         if self.downloads:
             fetch(self.downloads, folder)
+        if self.name and self.download:
+            folder.mkdir(parents=True, exist_ok=True)
+            open_parts(self.name, folder, download=True)
         subfolders = [folder / name for name in (BENCHMARKS[self.benchmark].folders if self.benchmark else ())]
         path = next((p for p in subfolders if p.is_dir()), folder)
         require(path.exists(), "root", folder, f"there is no such folder or archive. {self._advice}")
@@ -161,6 +174,9 @@ class ImageFiles:
     def _find_layout(self, path: Path) -> tuple[Layout, dict[str, int], Read]:
         """The layout of the files, the number of files with other endings than those of images, and a function that
         reads its entries. The files may be in one archive in a folder without other data."""
+        if self.name:
+            joined, read = read_torchvision(self.name, path)
+            return joined, {}, read
         try:
             files = open_files(path)
             published = BENCHMARKS[self.benchmark].classes if self.benchmark else None
@@ -185,6 +201,8 @@ class ImageFiles:
 
     @property
     def _advice(self) -> str:
+        if self.name:
+            return f"torchvision's {self.name} is looked for below it; data.download=true downloads it there"
         return (f"{BENCHMARKS[self.benchmark].source}. " if self.benchmark else "") + f"Supported layouts: {LAYOUTS}"
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from helpers.commands import metarun
+from helpers.folder_data import picture
+from helpers.image_files import as_folder, png
 
 from metarun.cli.overrides import add_run_choices, read_arguments
 from metarun.errors import UserError
@@ -68,6 +70,27 @@ def folder(tmp_path: Path) -> Path:
     stored = {"algo": {}, "data": {}, "train": {}, "choices": choices}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
     return tmp_path
+
+
+def test_another_data_set_keeps_the_size_channels_and_normalisation_of_the_run(tmp_path: Path) -> None:
+    """The network was made for these inputs; the command can set each of them, and everything else is its own."""
+    pictures = {f"{c}/{i}.png": png(picture(10 * c + i, 12)) for c in range(12) for i in range(4)}
+    as_folder(tmp_path / "one", pictures)
+    as_folder(tmp_path / "other", pictures)
+    trained = ["data=folder", "data.root=one", "data.image_size=16", "data.normalize=centred", "data.channels=1"]
+    trained += ["data.ways=2", "data.queries=2", "data.test_queries=2", "data.flip=true", "algo.test_inner_steps=3"]
+    assert metarun(*TINY, *trained, "model.filters=4", "hydra.run.dir=run", cwd=tmp_path).returncode == 0
+    typed = ["data=miniimagenet", "data.root=other", "data.split=all", "data.test_queries=2", "data.ways=2"]
+    done = metarun("job=evaluate", "run=run", "hydra.run.dir=out", *typed, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "data.image_size=16, data.channels=1, data.normalize=centred: as in the run" in done.stderr
+    data = yaml.safe_load((tmp_path / "out/config.yaml").read_text())["data"]
+    assert (data["image_size"], data["channels"], data["normalize"]) == (16, 1, "centred")
+    assert (data["benchmark"], data["flip"]) == ("miniimagenet", False)
+    done = metarun("job=evaluate", "run=run", "hydra.run.dir=raw", *typed, "data.normalize=none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    data = yaml.safe_load((tmp_path / "raw/config.yaml").read_text())["data"]
+    assert (data["image_size"], data["normalize"]) == (16, "none")
 
 
 @pytest.mark.parametrize(
