@@ -66,7 +66,8 @@ def one_line(error: object) -> str:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Suggest the valid names that are close to `name`, or list them all if none is."""
     valid = sorted(str(v) for v in valid)
-    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
+    lower = {v.lower(): v for v in valid}
+    close = [lower[v] for v in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
     if close:
         return "did you mean " + " or ".join(close) + "?"
     return "choices: " + ", ".join(valid) if valid else "there are no choices"

@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import metarun
 from metarun import jobs
 from metarun.cli import sweep, torchrun
 from metarun.cli.compose import CONFIG_PATH, compose_options, to_config
@@ -66,6 +67,9 @@ def run_command() -> int:
     """Run what the command line asks for; return the exit code."""
     try:
         sys.argv[1:] = read_arguments(sys.argv[1:])
+        if "--version" in sys.argv[1:]:  # Hydra would print its own
+            print(f"metarun {metarun.__version__}")
+            return 0
         run_job()
     except KeyboardInterrupt as error:
         if sweep.SITTINGS:

@@ -13,11 +13,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from metarun.cli.advice import advise_flag, advise_word, write_whole_numbers
 from metarun.config.catalogue import GROUPS
 from metarun.config.from_run import read_settings
 from metarun.config.schema import JOBS_OF_A_RUN
 from metarun.errors import UserError, nearest
 from metarun.storage.progress import print_notice
+from metarun.storage.run_folder import find_latest
 
 OVERRIDE = re.compile(r"([+~]{0,2}[\w./@-]+)=(.*)", re.DOTALL)
 
@@ -26,8 +28,21 @@ def read_arguments(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra takes them: flags before settings, `~/` as the home folder, paths with characters of its
     grammar quoted, and with the options of a run that they name. Raise `UserError` for a flag that is not known."""
     flags, settings = _sort_arguments(arguments)
+    settings = [_name_latest(setting) for setting in settings]
     settings = add_run_choices([_quote_value(argument) for argument in settings])
     return [*flags, *(_open_swept_groups(settings) if {"-m", "--multirun"} & {*flags} else settings)]
+
+
+def _name_latest(setting: str) -> str:
+    """`run=latest` as the path of the newest run below outputs. Raise `UserError` if there is none."""
+    key, _, value = setting.partition("=")
+    if key not in ("run", "resume", "train.pretrained") or value != "latest":
+        return setting
+    path = find_latest()
+    if path is None:
+        raise UserError(f"{setting}: there is no run below {Path('outputs').absolute()}")
+    print_notice(f"{setting}: {path}")
+    return f"{key}={path}"
 
 
 def _open_swept_groups(settings: Sequence[str]) -> list[str]:
@@ -46,11 +61,14 @@ def _sort_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         word = given.pop(0)
         known = parser._option_string_actions
         if not word.startswith("-") or word == "-":
-            settings.append(word)
+            if "=" not in word and given[:1] == ["="]:
+                raise UserError(advise_word(word, given))
+            settings.append(write_whole_numbers(word))
             continue
         name = word.partition("=")[0]
         if name not in known:
-            raise UserError(f"{word}: no such flag, {nearest(name, known)} metarun --help has the settings")
+            advice = advise_flag(word, given[0] if given else None)
+            raise UserError(advice or f"{word}: no such flag, {nearest(name, known)} metarun --help has the settings")
         flags.append(word)
         optional_value = known[name].nargs == "?"
         if name in takes_value and "=" not in word and given and not (optional_value and "=" in given[0]):

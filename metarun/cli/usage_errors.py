@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.cli import experiments
+from metarun.cli.advice import advise_key, advise_option, advise_word
 from metarun.config import catalogue
 from metarun.errors import UserError, nearest, one_line
 
@@ -86,14 +87,14 @@ def _missing_option(error: Any) -> str:
         option = name.removeprefix(f"{experiments.GROUP}/")
         return f"{experiments.GROUP}={option}: no such option, {experiments.nearest_names(option, own or [])}"
     options = [o for o in (error.options or catalogue.list_options(group)) if not o.startswith("_")]
-    return f"{group}={option}: no such option, {nearest(option, options)}"
+    return f"{group}={option}: no such option, {advise_option(group, option) or nearest(option, options)}"
 
 
 def _bad_override(override: str) -> str:
     """An argument that is not in Hydra's grammar."""
     key, equals, value = override.partition("=")
     if not equals:
-        return one_line(f"{override}: is no setting; a setting is KEY=VALUE, as train.steps=100")
+        return one_line(advise_word(override, []))
     quoted = f"'{value}'" if '"' in value else f'"{value}"'
     needed = f"cannot be read; close its brackets and quotes, or quote it as text: {shlex.quote(f'{key}={quoted}')}"
     return one_line(f"{key}={value}: {needed}")
@@ -108,7 +109,8 @@ def _bad_key(error: OmegaConfBaseException) -> str:
         if key == "_target_":  # of no group
             return "_target_: a component stands here; a YAML of model has no line `# @package _global_`"
         siblings: Any = [] if parent is None else OmegaConf.to_container(parent, resolve=False)
-        return one_line(f"{key}: no such setting, {nearest(str(error.key), siblings)}")
+        advice = nearest(str(error.key), siblings) if "." in key else advise_key(key, siblings)
+        return one_line(f"{key}: no such setting, {advice}")
     if reason.endswith("is not Optional"):
         return f"{key}=null: must not be null"
     value = "" if error.value is None else f"={error.value}"

@@ -270,7 +270,7 @@ def _keep_own_forward(name: str, part: nn.Module, other: nn.Module) -> nn.Module
     their normalisation. Raise `UserError` for any other class with a `forward` of its own."""
     if other is part:
         return part
-    base = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("torch.nn."))
+    base: Any = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("torch.nn."))
     if type(part).forward is base.forward:
         return other
     if type(part).__module__ == "timm.layers.norm_act":

@@ -139,6 +139,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("METARUN_CACHE") or default)
 
 
+def find_latest(outputs: Path = Path("outputs")) -> Path | None:
+    """The run below `outputs` whose checkpoint is the newest: in outputs/DATE/RUN, or in a sweep there."""
+    found = [*outputs.glob("*/*/checkpoints/last.pt"), *outputs.glob("*/*/*/checkpoints/last.pt")]
+    return max(found, key=lambda path: path.stat().st_mtime).parents[1] if found else None
+
+
 def new_folder(parent: Path, name: str) -> Path:
     """Make a new folder NAME, NAME-2, ...; two processes never get the same one."""
     parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,96 @@
+"""What somebody meant who knows other programs: the words of metarun for flags, bare words and short names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from metarun.config import catalogue
+from metarun.config.schema import Config, to_dict
+from metarun.errors import nearest
+
+FORM = "a setting is KEY=VALUE, as train.steps=100"
+USUAL = {"epochs": "train.steps", "learning_rate": "optim.lr", "batch_size": "train.tasks", "gpu": "device"}
+"""Names that other programs have for settings."""
+
+SEARCHED = ("train.", "optim.", "algo.", "data.", "model.", "test.", "device.")
+OPEN = ("algo", "data", "model")
+"""Groups whose settings are those of the chosen option."""
+
+MOST = 3
+
+DEVICES = {"gpu": "cuda", "cuda:0": "cuda"}
+WHOLE = re.compile(r"([+~]{0,2}[\w./@-]+=)([+-]?\d+(?:\.\d*)?[eE][+]?\d+)")
+
+
+def advise_flag(word: str, following: str | None) -> str | None:
+    """The setting that a flag which is none stands for: `--algo maml`, `--lr=0.1`; None if there is none."""
+    name, equals, value = word.lstrip("-").partition("=")
+    name = name.replace("-", "_")
+    given = value if equals else following if following and "=" not in following else "VALUE"
+    known = default_settings()
+    keys = [name] if name in known else find_keys(name, known)
+    return f"{word}: settings have no dashes; write " + " or ".join(f"{key}={given}" for key in keys) if keys else None
+
+
+def advise_word(word: str, following: Sequence[str]) -> str:
+    """What to write in place of a word that is no setting: `maml`, `algo = maml`."""
+    if following[:1] == ["="]:
+        value = following[1] if len(following) > 1 else "VALUE"
+        return f"{word} = {value}: write it without spaces: {word}={value}"
+    named = [f"{group}={word.lower()}" for group in catalogue.GROUPS if word.lower() in catalogue.list_options(group)]
+    if named:
+        return f"{word}: {FORM}; did you mean {' or '.join(named)}?"
+    return f"{word}: is no setting; {FORM}; metarun --help lists them"
+
+
+def advise_key(key: str, known: Mapping[str, Any]) -> str:
+    """The end of a sentence on a key that does not exist: where a setting of this name is, or the nearest names."""
+    keys = find_keys(key, known)
+    return f"did you mean {' or '.join(keys)}?" if keys else nearest(key, known)
+
+
+def advise_option(group: str, option: str) -> str | None:
+    """What to write for an option that is none: `device=gpu`; None if nothing is known of it."""
+    if group != "device":
+        return None
+    if re.fullmatch(r"(cuda|gpu):\d+", option) and option not in DEVICES:
+        return (
+            f"write device=cuda, and choose the GPU by CUDA_VISIBLE_DEVICES={option.partition(':')[2]} before metarun"
+        )
+    return f"write device={DEVICES[option]}" if option in DEVICES else None
+
+
+def write_whole_numbers(argument: str) -> str:
+    """`train.steps=1e4` as `train.steps=10000`: a whole number may be written with an exponent."""
+    match = WHOLE.fullmatch(argument)
+    value = float(match[2]) if match else 0.5
+    return f"{match[1]}{int(value)}" if match and value.is_integer() and abs(value) < 2**53 else argument
+
+
+def find_keys(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """The first settings whose last part is `name`, then those that end in it, as inner_lr does in lr."""
+    paths = [path for path in list_paths(settings) if path.startswith(SEARCHED)]
+    same = [path for path in paths if path.rpartition(".")[2] == name]
+    longer = [path for path in paths if path.endswith(f"_{name}")]
+    usual = [USUAL[name]] if name in USUAL else []
+    return [*dict.fromkeys([*usual, *same, *longer])][:MOST]
+
+
+def default_settings() -> dict[str, Any]:
+    """The settings of the schema, and those of the default options where it leaves them open."""
+    defaults = yaml.safe_load((catalogue.conf_folder() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    chosen = {group: option for entry in defaults if isinstance(entry, dict) for group, option in entry.items()}
+    own = {group: catalogue.read_component(group, chosen[group]) for group in OPEN}
+    return dict.fromkeys(catalogue.GROUPS) | to_dict(Config()) | own
+
+
+def list_paths(settings: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """The dotted paths of all settings."""
+    for key, value in settings.items():
+        yield f"{at}{key}"
+        if isinstance(value, Mapping):
+            yield from list_paths(value, f"{at}{key}.")
