@@ -25,6 +25,7 @@ from metarun import jobs
 from metarun.cli import sweep, torchrun
 from metarun.cli.compose import CONFIG_PATH, compose_options, to_config
 from metarun.cli.crash_report import TRACEBACK, report_crash, tracebacks_wanted
+from metarun.cli.explain import explain
 from metarun.cli.overrides import read_arguments
 from metarun.cli.usage_errors import describe_usage_error
 from metarun.config.from_run import SEARCH_PATH, reuse_settings
@@ -66,6 +67,9 @@ def set_up_process() -> None:
 def run_command() -> int:
     """Run what the command line asks for; return the exit code."""
     try:
+        if len(sys.argv) == 3 and sys.argv[1] in ("help", "--help", "-h"):
+            print(explain(sys.argv[2]))
+            return 0
         sys.argv[1:] = read_arguments(sys.argv[1:])
         if "--version" in sys.argv[1:]:  # Hydra would print its own
             print(f"metarun {metarun.__version__}")

@@ -28,11 +28,11 @@ LEVELS = ("off", "basic", "full")  # of diagnostics
 class TrainConfig:
     """The outer loop."""
 
-    steps: int = 1000
+    steps: int = 1000  # of the outer loop
     tasks: int = 4  # per outer step
-    log_every: int = 10
-    eval_every: int = 100
-    checkpoint_every: int = 100
+    log_every: int = 10  # outer steps between two training records
+    eval_every: int = 100  # between two validations
+    checkpoint_every: int = 100  # between two checkpoints
     max_minutes: Optional[float] = None  # of training; then the run stops cleanly and tests
     on_nonfinite: str = "stop"  # skip: leave out the step; rewind: go back to the last multiple of checkpoint_every
     average: str = "none"  # ema: test an exponential moving average of the meta-parameters
@@ -65,12 +65,12 @@ class TestConfig:
 class OptimConfig:
     """The outer optimizer."""
 
-    name: str = "adam"
-    lr: float = 1e-3
-    schedule: str = "constant"
+    name: str = "adam"  # adam, adamw, sgd, interpolate (of Reptile: theta + lr (phi - theta))
+    lr: float = 1e-3  # of the first step
+    schedule: str = "constant"  # constant, linear, cosine, halving
     final_lr: float = 0.0  # at the last step, for schedule=linear and cosine
     halve_every: int = 2000  # steps, for schedule=halving
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # adamw: decoupled; adam, sgd: added to the gradient
     momentum: float = 0.0  # sgd
     eps: float = 1e-8  # adam, adamw
     reset: str = "never"  # every_step: a new optimizer at each step, without moments or momentum of earlier ones
@@ -79,15 +79,15 @@ class OptimConfig:
 
 @dataclass
 class DeviceConfig:
-    name: str = "auto"
-    precision: str = "float32"  # bfloat16: that of convolutions and matrix products alone
+    name: str = "auto"  # auto, cpu, cuda, mps
+    precision: str = "float32"  # float64; bfloat16: that of convolutions and matrix products alone
     tf32: bool = False  # on CUDA: float32 products of 10 significant bits
     memory_format: str = "auto"  # of images of tasks taken one at a time: auto, contiguous, channels_last
     compile: Any = "auto"  # auto, on, off
     chunk_size: Any = "auto"  # tasks that vmap handles at once: auto, a number, null for all
     memory_mb: Optional[float] = None  # 2^20 bytes that chunk_size=auto keeps to; null: half of the machine's or GPU's
-    threads: Optional[int] = None
-    deterministic: bool = False
+    threads: Optional[int] = None  # of a CPU; null: as many as torch takes
+    deterministic: bool = False  # on CUDA: kernels that add in a fixed order
 
 
 @dataclass
@@ -187,8 +187,8 @@ class Options(dict[str, Any]):
 
 @dataclass
 class Config:
-    job: str = "train"
-    seed: int = 0
+    job: str = "train"  # train, evaluate, predict, analyze, export, profile, data
+    seed: int = 0  # of the initial weights and the training tasks
     run: Optional[str] = None  # a finished or stopped run's folder, for job=evaluate, predict, analyze and export
     resume: Optional[str] = None  # a stopped run's folder
     resume_allow: list[str] = field(default_factory=list)  # settings that resume may change beyond the harmless ones
