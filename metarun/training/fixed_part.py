@@ -8,7 +8,6 @@ from functools import partial
 
 from metarun.compute.device import Placement
 from metarun.config.schema import Config
-from metarun.data.features import FeatureSource
 from metarun.training.evaluation import replace_model
 from metarun.types import Algorithm, Dataset, DatasetOptions, Model, ModelOptions, optional
 
@@ -28,9 +27,11 @@ def embed_images(
     """The data with the features of the network's fixed part in place of images, and the learners of features. Where
     the network has no such part, or the data have no embedding, they stay as they are."""
     fixed, embed = optional(learners[0].model, ModelOptions, "fixed_part"), optional(dataset, DatasetOptions, "embed")
-    embedded = (
-        dataset if fixed is None or embed is None else embed(partial(FeatureSource, fixed=fixed, move=placement.move))
-    )
+    if fixed is None or embed is None:
+        return dataset, learners
+    from metarun.data.features import FeatureSource  # with what reads images
+
+    embedded = embed(partial(FeatureSource, fixed=fixed, move=placement.move))
     if embedded is dataset:
         return dataset, learners
     return embedded, [
