@@ -64,6 +64,7 @@ def to_config(composed: DictConfig, choices: Any, incomplete: bool = False) -> C
     config: Any = OmegaConf.to_object(composed)
     refuse_unknown(config)
     resolve_paths(config.data)
+    resolve_paths(config.model)
     config.choices = {group: choices[group] for group in GROUPS if choices.get(group)}
     if "reg" not in config.choices:  # Hydra does not say what reg=[l1,l2] chose
         config.choices["reg"] = f"[{','.join(config.reg)}]"

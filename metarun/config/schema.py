@@ -239,15 +239,15 @@ def _to_options(value: Any) -> Any:
     return value
 
 
-def resolve_paths(data: dict[str, Any]) -> None:
-    """Make the paths in the settings of a data set that exist absolute, in place: a run can then be tested from another
-    folder."""
-    for key in ("root", "file", "split"):
-        path = data.get(key)
-        if isinstance(path, str) and path and (key != "split" or "/" in path):
+def resolve_paths(settings: dict[str, Any]) -> None:
+    """Make the paths in the settings of a data set or a network that exist absolute, in place: a run can then be tested
+    from another folder."""
+    for key in ("root", "file", "split", "weights"):
+        path = settings.get(key)
+        if isinstance(path, str) and path and (key not in ("split", "weights") or "/" in path or "." in path):
             with contextlib.suppress(RuntimeError, OSError):  # ~ of an unknown user, no access
                 full = Path(path).expanduser().absolute()
-                data[key] = str(full) if full.exists() else path
+                settings[key] = str(full) if full.exists() else path
 
 
 def refuse_unknown(config: Any, at: str = "") -> None:

@@ -67,10 +67,7 @@ def _make_of_torchvision(name: str, weights: str) -> tuple[nn.Module, Preprocess
     require(name in known, "name", name, f"torchvision has no such network, {nearest(name, known)}; of timm: timm:NAME")
     body = models.get_model(name, weights=None)
     size, mean, std = getattr(body, "image_size", None), *IMAGENET
-    if _is_file(weights):
-        _remove_last_linear(body, name)
-        _load(body, name, Path(weights))
-    elif weights != NO_WEIGHTS:
+    if weights != NO_WEIGHTS and not _is_file(weights):
         own = models.get_model_weights(name)
         choices = list(dict.fromkeys(["DEFAULT", *own.__members__]))
         advice = f"is no file; {name} has {', '.join(choices)}, none"
@@ -81,9 +78,9 @@ def _make_of_torchvision(name: str, weights: str) -> tuple[nn.Module, Preprocess
             body.load_state_dict(own[weights].get_state_dict(progress=True, check_hash=True))
         except OSError as error:  # of a download
             raise _unavailable(weights, own[weights].url, error) from error
-        _remove_last_linear(body, name)
-    else:
-        _remove_last_linear(body, name)
+    _remove_last_linear(body, name)
+    if _is_file(weights):
+        _load(body, name, Path(weights))
     return body, Preprocessing(size, mean, std)
 
 

@@ -176,7 +176,7 @@ def assemble(config: Config, own: OwnParts = NO_PARTS, embed: bool = True) -> Ex
     recast = replace(config, device=replace(config.device, precision=precision))
     final = tested if same else build_tested(recast, dataset, train_spec.ways, test_spec.ways, own)
     check_adapted(algorithm)
-    config = note_weights(config, algorithm.model)
+    config = note_weights(config, algorithm.model, dataset)
     if embed:
         dataset, (algorithm, tested, final) = embed_images(dataset, (algorithm, tested, final), placement)
     placement = replace(placement, matmul_only=optional(algorithm.model, ModelOptions, "matmul_only"))

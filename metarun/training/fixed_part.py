@@ -8,6 +8,7 @@ from functools import partial
 
 from metarun.compute.device import Placement
 from metarun.config.schema import Config
+from metarun.errors import require
 from metarun.training.evaluation import replace_model
 from metarun.types import Algorithm, Dataset, DatasetOptions, Model, ModelOptions, optional
 
@@ -15,9 +16,13 @@ NOTED = "weights_sha256"
 """The setting of `model` for the hash."""
 
 
-def note_weights(config: Config, model: Model) -> Config:
-    """The settings with the hash of the network's trained weights, so that later jobs refuse others."""
-    found = optional(model, ModelOptions, "weights_sha256")
+def note_weights(config: Config, model: Model, dataset: Dataset) -> Config:
+    """The settings with the hash of the network's trained weights, so that later jobs refuse others. Raise
+    `SettingError` for images in another scale than such a network takes."""
+    found, pixels = optional(model, ModelOptions, "weights_sha256"), optional(dataset, DatasetOptions, "pixels")
+    if found is not None and pixels is not None:
+        needed = "must be none: the network standardises its images itself"
+        require(pixels.normalize == "none", "data.normalize", pixels.normalize, needed)
     return config if found is None else replace(config, model=type(config.model)({**config.model, NOTED: found}))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import metarun
 from metarun.data.torchvision import load_torchvision
-from metarun.errors import SettingError
+from metarun.errors import SettingError, UserError
 from metarun.models.backbone import Backbone, backbone
 from metarun.models.module import ModuleNetwork
 from metarun.models.weights import last_part, load_body, read_state, remove_chance
@@ -171,6 +171,10 @@ def test_features_are_computed_once_and_give_what_images_give(
         return embed(module, x)
 
     monkeypatch.setattr(Backbone, "embed", counted)
+    with pytest.raises(UserError, match=r"data.normalize=centred: must be none: the network standardises its images"):
+        metarun.run(metarun.compose([*settings, "data.normalize=centred"]), tmp_path / "scaled")
+    monkeypatch.chdir(file.parent)
+    assert metarun.compose(["model=backbone", "model.weights=resnet18.pth"]).model["weights"] == str(file)
     first = metarun.run(metarun.compose(settings), tmp_path / "first")
     computed = sum(n for n in calls if n > 2)
     again = metarun.run(metarun.compose([*settings, "seed=0"]), tmp_path / "again")
