@@ -268,8 +268,8 @@ def replace_layers(module: nn.Module, norm: str, tape: Tape) -> None:
 def _keep_own_forward(name: str, part: nn.Module, other: nn.Module) -> nn.Module:
     """`other` in place of a layer whose class may do more than torch's: timm's put dropout and an activation behind
     their normalisation. Raise `UserError` for any other class with a `forward` of its own."""
-    if other is part:
-        return part
+    if type(other) is type(part):  # the layer itself, or a DropBlock with its tape
+        return other
     base: Any = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("torch.nn."))
     if type(part).forward is base.forward:
         return other
