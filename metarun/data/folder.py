@@ -78,7 +78,7 @@ def image_folder(
     settings = SplitSettings(split, split_seed, tuple(ratios))
     check_split(settings)
     pixels = Pixels(image_size, channels, resize, fit, normalize, depth=depth)
-    require(download is None or name in SETS, "name", name, "choices: " + ", ".join(sorted(SETS)))
+    require(name in SETS or (name is None and download is None), "name", name, "choices: " + ", ".join(sorted(SETS)))
     files = (root, csv, parse_downloads(urls), settings, pixels, on_corrupt, benchmark, train_classes, classes)
     load = ImageFiles(*files, name, bool(download))
     return ImageData(pixels, rotations, Augmentation(crop, flip, jitter), load, within)

@@ -45,7 +45,7 @@ from helpers.folder_data import (
 from helpers.image_files import KINDS, Contents, as_folder, as_tar, as_zip, attempt, png, refusal
 from PIL import Image
 
-from metarun.data.benchmarks import RAVI
+from metarun.data.benchmarks import BENCHMARKS, RAVI
 from metarun.data.folder import image_folder
 from metarun.data.images import ImageData, members_sha256
 from metarun.data.pixels import Pixels
@@ -210,7 +210,7 @@ def test_grey_pickles_are_read(tmp_path: Path) -> None:
 
 
 def test_the_yaml_files_name_exactly_the_settings() -> None:
-    for name in ("folder", "miniimagenet"):
+    for name in ("folder", "torchvision", *BENCHMARKS):
         assert set(defaults(name)) == set(inspect.signature(image_folder).parameters)
 
 
