@@ -146,7 +146,7 @@ def test_a_diverged_run_is_a_result_with_a_finite_objective_worse_than_any(tmp_p
 
 def test_a_recipe_belongs_to_a_pair_and_the_command_line_wins() -> None:
     plain, pair = metarun.compose(["algo=maml"]), metarun.compose(["algo=maml", "data=omniglot"])
-    assert plain.algo["inner_lr"] != pair.algo["inner_lr"] == 4.0
+    assert plain.algo["inner_lr"] != pair.algo["inner_lr"] == 2.5
     assert metarun.compose(["algo=maml", "data=omniglot", "algo.inner_lr=0.3"]).algo["inner_lr"] == 0.3
 
 
