@@ -109,6 +109,8 @@ def median_after(step: int, digits: int = 3) -> Callable[[Record], str]:
         row = next((row for row in r["curve"] if row["step"] == step), {})
         if row.get("median") is None:
             return ""
+        if row["median_low"] is None:  # too few tasks for an interval
+            return f"{row['median']:.{digits}f}"
         return "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(
             *(row[key] for key in ("median", "median_low", "median_high")), d=digits
         )
@@ -173,7 +175,8 @@ def accuracy(seeds: Sequence[Record]) -> str:
     """The seeds' mean with the published figure."""
     if not seeds:
         return ""
-    return f"{100 * fmean(r['mean'] for r in seeds):.1f} ({seeds[0]['published']['value']:g})"
+    value = (seeds[0].get("published") or {}).get("value")
+    return f"{100 * fmean(r['mean'] for r in seeds):.1f}" + ("" if value is None else f" ({value:g})")
 
 
 EXPERIMENT: Column = ("experiment", lambda r: r["row"])
