@@ -17,7 +17,7 @@ from metarun.config.schema import Config
 from metarun.errors import UserError, nearest
 
 DECLARED = re.compile(r"^    (\w+): [^=#]+?= (.*?)(?:  # (.*))?$")
-LINE = re.compile(r"^(\s*)(\w+):\s*(.*?)(?:\s+# (.*))?$")
+LINE = re.compile(r"^(\s*)(\w+):(?: +(?!#)(.*?))?(?:\s+# (.*))?$")
 OPEN = ("algo", "data", "model", "reg", "analysis")
 """Groups whose settings are those of the chosen option."""
 
@@ -96,7 +96,7 @@ def option_settings(group: str, option: str) -> list[Setting]:
         nested = bool(indent) if "@package _global_" in text else True
         if nested and inside == group and len(indent) <= 2 and key not in ("_target_", "defaults"):
             known = found.get(f"{group}.{key}", Setting("", "", ""))
-            found[f"{group}.{key}"] = Setting(f"{group}.{key}", value, meaning or known.meaning)
+            found[f"{group}.{key}"] = Setting(f"{group}.{key}", value or "", meaning or known.meaning)
     return list(found.values())
 
 
