@@ -157,8 +157,8 @@ def test_an_algorithm_may_choose_its_outer_optimizer_and_the_command_line_wins()
 
 def test_metric_learners_default_to_population_statistics_and_gradient_based_ones_to_the_batch() -> None:
     norms = {algo: metarun.compose([f"algo={algo}", "data=omniglot"]).model["norm"] for algo in ALGOS}
-    metric = {"protonet", "matchingnet"}
-    assert norms == {algo: "population" if algo in metric else "batch" for algo in ALGOS}
+    features = {"protonet", "matchingnet", "r2d2"}
+    assert norms == {algo: "population" if algo in features else "batch" for algo in ALGOS}
 
 
 def test_a_wrong_name_in_adapted_is_refused() -> None:
