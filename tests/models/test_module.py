@@ -21,6 +21,7 @@ from metarun.errors import UserError
 from metarun.models.conv4 import conv4
 from metarun.models.layers import RowAttention, RowDropout, Tape, keep, replace_layers
 from metarun.models.module import ModuleNetwork, from_module, module
+from metarun.models.precision import cast_model
 from metarun.types import Algorithm, Batch, Model, Params, Task
 
 EXACT = 1e-10
@@ -115,6 +116,38 @@ def test_meta_gradients_are_those_of_the_built_in_network(norm: str) -> None:
         expected, expected_metrics = learner(built_in).meta_grad(params, episode(IMAGE))
         assert_equal(found, translated(expected))
         assert_equal(metrics, expected_metrics)
+
+
+def test_in_bfloat16_all_but_the_head_is_narrow_as_in_the_built_in_network() -> None:
+    """Both differ from float64 by about 2^-8, and from each other by no more; the head is exact."""
+    built_in, params, own, own_params = pair("batch")
+    x = random(7, *IMAGE)
+    exact, narrow = own.apply(own_params, x), cast_model(own, "bfloat16")
+    found, expected = narrow.apply(own_params, x), cast_model(built_in, "bfloat16").apply(params, x)
+    assert 2**-12 < relative(found, exact) < 2**-5
+    assert relative(found, expected) < 2**-5
+    features = narrow.activations(own_params, x)["features"]
+    assert_equal(found, features @ own_params["head.weight"].T + own_params["head.bias"])
+    assert_equal(own.apply(own_params, x), exact)  # the network itself stays as it is
+
+
+def test_in_bfloat16_meta_gradients_differ_by_rounding_and_dropout_has_its_keys() -> None:
+    smooth = from_module(
+        nn.Sequential(nn.Conv1d(2, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)), input_shape=(2, 6)
+    )
+    params = doubled(smooth.init(0))
+    exact, _ = maml(smooth).meta_grad(params, episode((2, 6)))
+    found, _ = maml(cast_model(smooth, "bfloat16")).meta_grad(params, episode((2, 6)))
+    assert 2**-12 < relative(vector(found), vector(exact)) < 0.03
+    module = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    network: Any = from_module(module, input_shape=(6,)).fit((6,), 3)
+    narrow: Any = cast_model(network, "bfloat16")
+    keyed = torch.cat([random(4, 6).float(), torch.arange(8.0).view(4, 2)], 1)
+    assert relative(narrow.apply(narrow.init(0), keyed), network.apply(network.init(0), keyed)) < 2**-6
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
 
 
 def test_running_statistics_are_constants() -> None:
