@@ -1,7 +1,8 @@
 """Draw the figures of README.md and of the pages in docs/ from run folders, and take over those of the stability study.
 
 python docs/figures.py sinusoid RUN [NAME=RUN ...]     one panel of learning, one of adaptation
-python docs/figures.py omniglot NAME/WHICH=RUN [...]   validation error against minutes, a panel for each size of tasks
+python docs/figures.py images NAME/WHICH=RUN [...]   validation error against minutes, a panel for each size of tasks;
+    the file has the name of the data set
 python docs/figures.py returns NAME/WHICH=RUN [...]   return against environment steps, a line for each NAME
 python docs/figures.py likelihood NAME=RUN [NAME=RUN ...]   log-likelihood against minutes, beside the exact posterior
 python docs/figures.py functions NAME=RUN [NAME=RUN ...]   predicted functions of three test tasks, a row each
@@ -70,13 +71,14 @@ def sinusoid(runs: dict[str, Path]) -> None:
     save(figure, "sinusoid.png")
 
 
-def omniglot(runs: dict[str, Path]) -> None:
+def images(runs: dict[str, Path]) -> None:
     """A panel for each size of tasks; NAME/WHICH is drawn as NAME, in the same colour in all of them."""
     algorithms = list(dict.fromkeys(name.partition("/")[0] for name in runs))
     styles = dict(zip(algorithms, zip(COLOURS, MARKERS, strict=True), strict=False))
     by_size: dict[str, dict[str, Path]] = {}
     for name, run in runs.items():
         tested = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        data = tested["data"]
         size = f"{tested['ways']}-way {tested['shots']}-shot"
         by_size.setdefault(size, {})[name.partition("/")[0]] = run
     figure, panels = plt.subplots(
@@ -84,9 +86,9 @@ def omniglot(runs: dict[str, Path]) -> None:
     )
     for axes, (size, members) in zip(panels[0], by_size.items(), strict=True):
         errors(axes, members, styles)
-        axes.set(xlabel="minutes of training", title=f"Omniglot, {size}")
+        axes.set(xlabel="minutes of training", title=f"{data}, {size}")
     panels[0][0].set_ylabel("validation error, %")
-    save(figure, "omniglot.png")
+    save(figure, f"{data}.png")
 
 
 def errors(axes: Axes, runs: dict[str, Path], styles: dict[str, tuple[str, str]]) -> None:
@@ -197,7 +199,7 @@ def save(figure: Any, name: str) -> None:
 if __name__ == "__main__":
     commands = {
         "sinusoid": sinusoid,
-        "omniglot": omniglot,
+        "images": images,
         "returns": returns,
         "likelihood": likelihood,
         "functions": functions,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+import metarun as package
 from metarun.jobs.sweep import child, identity, overview, sitting
 from metarun.jobs.sweep.job import Job, run_job
+from metarun.jobs.sweep.warm import WarmProcess, can_fork
 from metarun.storage.status import WORST
 from metarun.storage.sweep_records import JobRecord, SweepRecord, read_job, write_job, write_sweep
 
@@ -117,6 +120,55 @@ def test_a_job_whose_sweep_was_killed_stops(tmp_path: Path) -> None:
     wait_for(tmp_path / "ready")
     os.kill(parent.pid or 0, signal.SIGKILL)
     wait_for(tmp_path / "stopped")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["--version"], 0, f"metarun {package.__version__}"),
+        (["algo=x"], 2, "metarun: algo=x: no such option"),
+    ],
+)
+def test_a_warm_job_ends_as_the_command_does(words: list[str], code: int, line: str, tmp_path: Path) -> None:
+    assert can_fork() == (sys.platform == "linux")
+    before = dict(os.environ)
+    ended = child.run_child([*child.METARUN, *words], tmp_path, child.build_environment(1, "x"))
+    assert ended.code == code
+    assert ended.last_line.startswith(line)
+    assert dict(os.environ) == before
+
+
+def test_a_warm_job_has_its_variables_and_holds_the_files_that_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module of the user's writes down what it sees; a pipe is closed once no process has it."""
+    seen, reader = tmp_path / "seen", os.pipe()
+    code = f"def net(outputs):\n    open({str(seen)!r}, 'w').write(os.environ['MINE'])\n    time.sleep(60)"
+    (tmp_path / "mine.py").write_text(f"import os, time\n{code}")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["model=module", "model.target=mine.net", "trusted_modules=[mine]", f"hydra.run.dir={tmp_path / 'run'}"]
+    variables = {**child.build_environment(1, "x"), "MINE": "here"}
+    process = WarmProcess([*words, "report=false"], tmp_path / "output.txt", variables, [reader[1]])
+    os.close(reader[1])
+    wait_for(seen)
+    assert seen.read_text() == "here"
+    os.set_blocking(reader[0], False)
+    with pytest.raises(BlockingIOError):
+        os.read(reader[0], 1)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    assert os.read(reader[0], 1) == b""
+    os.close(reader[0])
+
+
+def test_a_killed_warm_job_has_its_signal(tmp_path: Path) -> None:
+    words = ["train.steps=1000000", "report=false", f"hydra.run.dir={tmp_path / 'run'}"]
+    process = WarmProcess(words, tmp_path / "output.txt", child.build_environment(1, "x"), [])
+    wait_for(tmp_path / "run" / "config.yaml")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.1)
+    process.kill()
+    assert child.explain(child.Ended(process.wait(60), "")) == "its process was ended by SIGKILL (out of memory?)"
 
 
 def wait_for(path: Path) -> None:

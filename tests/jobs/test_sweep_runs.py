@@ -138,9 +138,13 @@ def first(cwd: Path, name: str) -> Path:
 
 
 def child_of(pid: int) -> int:
-    """The process of the job that runs."""
-    children = Path(f"/proc/{pid}/task").glob("*/children")
-    return int(" ".join(path.read_text() for path in children).split()[0])
+    """The process of the job that runs: a child of the sweep's child that forks jobs."""
+    return next(job for server in children(pid) for job in children(server))
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(word) for path in found for word in path.read_text().split()]
 
 
 @pytest.mark.long

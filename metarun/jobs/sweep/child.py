@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from metarun.errors import one_line
+from metarun.jobs.sweep.warm import WarmProcess, can_fork
 
+METARUN = [sys.executable, "-m", "metarun"]
 OUTPUT = "output.txt"
 PARENT = "METARUN_PARENT"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
@@ -38,7 +41,7 @@ def build_command(overrides: Sequence[str], flags: Sequence[str], folder: Path, 
     trust = [o for o in overrides if o.lstrip("+").startswith(TRUST)]
     begun = [f"resume={quote(folder)}", *trust]
     settings = begun if resumes else [*overrides, "hydra.mode=RUN", f"hydra.run.dir={quote(folder)}"]
-    return [sys.executable, "-m", "metarun", *flags, *settings]
+    return [*METARUN, *flags, *settings]
 
 
 def quote(path: Path) -> str:
@@ -59,21 +62,29 @@ def run_child(arguments: Sequence[str], folder: Path, variables: dict[str, str],
 
     `keep`: file descriptors that the process inherits, as of a lock that should outlive this one.
     """
-    with open(folder / OUTPUT, "ab") as output:
-        process = subprocess.Popen(
-            arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=variables, pass_fds=keep
-        )
-        try:
-            code = process.wait()
-        except BaseException:
-            try:  # it has time for a checkpoint
-                process.wait(PATIENCE)
-            except BaseException:  # too long, or a second interrupt
-                process.kill()
-                process.wait()
-            raise
+    process = _start(arguments, folder / OUTPUT, variables, keep)
+    try:
+        code = process.wait()
+    except BaseException:
+        try:  # it has time for a checkpoint
+            process.wait(PATIENCE)
+        except BaseException:  # too long, or a second interrupt
+            process.kill()
+            process.wait()
+        raise
     lines = [line for line in read_tail(folder / OUTPUT).decode(errors="replace").splitlines() if line.strip()]
     return Ended(code, one_line(lines[-1]) if lines else "")
+
+
+def _start(
+    arguments: Sequence[str], output: Path, variables: dict[str, str], keep: Sequence[int]
+) -> subprocess.Popen[bytes] | WarmProcess:
+    if list(arguments[: len(METARUN)]) == METARUN and can_fork():
+        return WarmProcess(arguments[len(METARUN) :], output, variables, keep)
+    with open(output, "ab") as file:
+        return subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=variables, pass_fds=keep
+        )
 
 
 def read_tail(path: Path, most: int = 4096) -> bytes:
@@ -98,8 +109,11 @@ def end_with_parent() -> None:
     if not parent:
         return
 
+    forked = multiprocessing.parent_process()  # else its server would be the parent
+    lives: Callable[[], bool] = forked.is_alive if forked else lambda: os.getppid() == parent
+
     def watch() -> None:
-        while os.getppid() == parent:
+        while lives():
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
