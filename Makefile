@@ -8,7 +8,7 @@ ARGS ?=
 ROW ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-fast lint types smoke omniglot study reproduce bench bench-quick clean
+.PHONY: help run test test-long test-fast lint types wheel smoke omniglot study reproduce bench bench-quick clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,13 @@ lint: $(READY)  ## ruff: rules and formatting
 
 types: $(READY)  ## mypy
 	$(BIN)/mypy
+
+wheel: $(READY)  ## dist/metarun-*.whl, and a short run of it in an environment of its own, build/wheel
+	rm -rf build/wheel dist
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/metarun-*.whl
+	cd build/wheel && bin/metarun experiment=debug
 
 smoke: $(READY)  ## every algorithm on sinusoids, a few steps
 	for algo in maml fomaml reptile imaml; do \

@@ -61,7 +61,7 @@ def run(experiment: Any, state: Any, meta_gradient: Any, folder: Path, seconds: 
     sinks = [JsonLines(folder), PlainConsole(Console(file=io.StringIO()))]
     for sink in sinks:
         sink.start({"steps": trainer.settings.steps, "metric": "loss", "title": "", "folder": ""})
-    session = Recorder(record, sinks, trainer.settings.steps, trainer.settings.tasks, build_alarms(experiment, record))
+    session = Recorder(record, sinks, trainer.settings, build_alarms(experiment, record))
     settings = dataclasses.replace(trainer.settings, eval_every=NEVER)
     watch = Stopwatch(trainer.placement.device)
     loop = mark_loop(dataclasses.replace(trainer, settings=settings), state, meta_gradient, session, watch)

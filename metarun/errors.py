@@ -67,6 +67,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """Suggest the valid names that are close to `name`, or list them all if none is."""
     valid = sorted(str(v) for v in valid)
     lower = {v.lower(): v for v in valid}
+    if name.lower() in lower:
+        return f"did you mean {lower[name.lower()]}?"
     close = [lower[v] for v in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
     if close:
         return "did you mean " + " or ".join(close) + "?"

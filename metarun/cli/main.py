@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 import metarun
 from metarun import jobs
 from metarun.cli import sweep, torchrun
+from metarun.cli.completion import offer_values
 from metarun.cli.compose import CONFIG_PATH, compose_options, to_config
 from metarun.cli.crash_report import TRACEBACK, report_crash, tracebacks_wanted
 from metarun.cli.explain import explain
@@ -59,6 +60,7 @@ def set_up_process() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits itself
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a page of traceback each time
     end_with_parent()
+    offer_values()
     if ranks.rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
         warnings.simplefilter("ignore")
@@ -70,6 +72,8 @@ def run_command() -> int:
         if len(sys.argv) == 3 and sys.argv[1] in ("help", "--help", "-h"):
             print(explain(sys.argv[2]))
             return 0
+        if sys.argv[1:] == ["help"]:
+            sys.argv[1:] = ["--help"]
         sys.argv[1:] = read_arguments(sys.argv[1:])
         if "--version" in sys.argv[1:]:  # Hydra would print its own
             print(f"metarun {metarun.__version__}")
@@ -77,6 +81,7 @@ def run_command() -> int:
         run_job()
     except KeyboardInterrupt as error:
         if sweep.SITTINGS:
+            sweep.SITTINGS[-1].overview.stop()
             print("stopped; the same command goes on from here", file=sys.stderr)
         return int(STOPPED_BY + getattr(error, "number", signal.SIGINT))
     except BrokenPipeError:
@@ -125,6 +130,8 @@ def exit_with_closed_pipe() -> NoReturn:
 def exit_with_error(error: Exception) -> NoReturn:
     """End in one line, with exit code 2 for a user's mistake and 1 for ours, or with the traceback if it is wanted."""
     message = describe_usage_error(error)
+    for sitting in sweep.SITTINGS:
+        sitting.overview.stop()
     if ranks.size() > 1:
         from metarun.compute.distributed import leave_together
 

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from metarun.cli.advice import advise_flag, advise_word, write_whole_numbers
+from metarun.cli.advice import FILE_NAMES, advise_file, advise_flag, advise_word, write_whole_numbers
 from metarun.config.catalogue import GROUPS
 from metarun.config.from_run import read_settings
 from metarun.config.schema import JOBS_OF_A_RUN
@@ -63,6 +63,8 @@ def _sort_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if not word.startswith("-") or word == "-":
             if "=" not in word and given[:1] == ["="]:
                 raise UserError(advise_word(word, given))
+            if word.startswith(tuple(f"{name}=" for name in FILE_NAMES)):
+                raise UserError(advise_file(word, word.partition("=")[2]))
             settings.append(write_whole_numbers(word))
             continue
         name = word.partition("=")[0]

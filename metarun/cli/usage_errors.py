@@ -31,6 +31,7 @@ EXTRAS = {
 TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 """OmegaConf's names of types."""
 
+SEVERAL = re.compile(r"Ambiguous value for argument '(.*?)'\s*1\.", re.DOTALL)  # Hydra's message
 LAUNCHER = re.compile(r"hydra_plugins\.\w+_launcher\.")
 HYDRAS = ("hydra.", "omegaconf.", "antlr4.", "yaml.")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -49,6 +50,10 @@ def describe_usage_error(error: BaseException) -> str | None:
     for link in chain:
         if hasattr(link, "missing_cfg_file"):
             return _missing_option(link)
+    for link in chain:
+        if several := SEVERAL.match(str(link)):
+            setting, (key, _, values) = several[1], several[1].partition("=")
+            return one_line(f"{setting}: several values are a sweep: metarun -m {setting}; a list is {key}=[{values}]")
     for link in chain:
         if isinstance(link, OverrideParseException):
             return _bad_override(link.override)
@@ -109,8 +114,7 @@ def _bad_key(error: OmegaConfBaseException) -> str:
         if key == "_target_":  # of no group
             return "_target_: a component stands here; a YAML of model has no line `# @package _global_`"
         siblings: Any = [] if parent is None else OmegaConf.to_container(parent, resolve=False)
-        advice = nearest(str(error.key), siblings) if "." in key else advise_key(key, siblings)
-        return one_line(f"{key}: no such setting, {advice}")
+        return one_line(f"{key}: no such setting, {advise_key(key, siblings)}")
     if reason.endswith("is not Optional"):
         return f"{key}=null: must not be null"
     value = "" if error.value is None else f"={error.value}"

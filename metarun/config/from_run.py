@@ -83,6 +83,9 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
         merged["published"] = _select_published(stored, changes, typed)
     for key in COMMAND_SETTINGS[:-1]:
         merged[key] = getattr(config, key)
+    trained, tested = choices.get("algo"), changes.get("choices.algo", choices.get("algo"))
+    if trained != tested:
+        print_notice(f"algo={tested}: adapts the weights that algo={trained} trained")
     _print_paths_read(source, stored, changes)
     try:
         settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), merged))

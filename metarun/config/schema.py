@@ -7,9 +7,12 @@ their schema (components.py).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Optional
 
@@ -22,6 +25,23 @@ SCHEDULES = ("constant", "linear", "cosine", "halving")
 COMPILE = {"auto": "auto", "on": True, "true": True, "off": False, "false": False}
 MOST_THREADS = 1024
 LEVELS = ("off", "basic", "full")  # of diagnostics
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "job": JOBS,
+    "train.on_nonfinite": ("stop", "skip", "rewind"),
+    "train.average": ("none", "ema"),
+    "optim.name": ("adam", "adamw", "sgd"),
+    "optim.schedule": SCHEDULES,
+    "optim.reset": ("never", "every_step"),
+    "device.name": ("auto", "cpu", "cuda", "mps"),
+    "device.precision": ("float32", "bfloat16", "float64"),
+    "test.classes": ("drawn", "disjoint"),
+    "test.precision": ("auto", "float32", "bfloat16"),
+    "device.memory_format": ("auto", "contiguous", "channels_last"),
+    "logger.name": ("none", "wandb", "tensorboard", "mlflow"),
+    "diagnostics.level": LEVELS,
+}
+"""Settings of a few values."""
 
 
 @dataclass
@@ -268,21 +288,7 @@ def refuse_unknown(config: Any, at: str = "") -> None:
 
 def check(config: Config) -> None:
     """Raise `SettingError` for the first value that is out of range."""
-    for key, choices in {
-        "job": JOBS,
-        "train.on_nonfinite": ("stop", "skip", "rewind"),
-        "train.average": ("none", "ema"),
-        "optim.name": ("adam", "adamw", "sgd"),
-        "optim.schedule": SCHEDULES,
-        "optim.reset": ("never", "every_step"),
-        "device.name": ("auto", "cpu", "cuda", "mps"),
-        "device.precision": ("float32", "bfloat16", "float64"),
-        "test.classes": ("drawn", "disjoint"),
-        "test.precision": ("auto", "float32", "bfloat16"),
-        "device.memory_format": ("auto", "contiguous", "channels_last"),
-        "logger.name": ("none", "wandb", "tensorboard", "mlflow"),
-        "diagnostics.level": LEVELS,
-    }.items():
+    for key, choices in CHOICES.items():
         if get(config, key) not in choices:
             raise SettingError(key, get(config, key), "choices: " + ", ".join(choices))
     at_least_1 = (
@@ -313,6 +319,10 @@ def check(config: Config) -> None:
         raise SettingError("optim.momentum", config.optim.momentum, "must be below 1")
     if not 0 < config.train.average_decay < 1:
         raise SettingError("train.average_decay", config.train.average_decay, "must be above 0 and below 1")
+    for key in ("ways", "shots", "queries", "test_queries"):
+        value = config.data.get(key)
+        if isinstance(value, int) and value < 1:
+            raise SettingError(f"data.{key}", value, "must be a whole number of at least 1")
     _check_device(config.device)
     _check_published(config.published)
 
@@ -342,6 +352,24 @@ def _check_device(device: DeviceConfig) -> None:
     if device.threads is not None and device.threads > MOST_THREADS:
         raise SettingError("device.threads", device.threads, f"must be at most {MOST_THREADS}")
     compile_choice(device)
+    if device.name == "cuda" and _lacks_cuda():
+        raise SettingError("device.name", "cuda", "this machine has none; choices: cpu, auto")
+
+
+def _lacks_cuda() -> bool:
+    """Whether torch is a build for CPUs, or finds no driver: known at once, without the seconds of its import. Where
+    neither is known, the device itself is asked later."""
+    try:
+        build = version("torch").partition("+")[2]
+    except PackageNotFoundError:
+        return False
+    if build == "cpu" or sys.platform != "linux" or build.startswith("rocm"):
+        return build == "cpu"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return True
+    return False
 
 
 def compile_choice(device: DeviceConfig) -> Any:

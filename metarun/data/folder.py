@@ -52,7 +52,7 @@ def image_folder(
     urls: list[Any],
     split: str,
     split_seed: int,
-    ratios: list[float],
+    ratios: list[float] | None,
     image_size: int,
     channels: int,
     resize: str,
@@ -75,7 +75,7 @@ def image_folder(
     require(on_corrupt in ON_CORRUPT, "on_corrupt", on_corrupt, "choices: " + ", ".join(ON_CORRUPT))
     require(benchmark in (None, *BENCHMARKS), "benchmark", benchmark, "choices: null, " + ", ".join(BENCHMARKS))
     require(classes in CLASSES, "classes", classes, "choices: " + ", ".join(CLASSES))
-    settings = SplitSettings(split, split_seed, tuple(ratios))
+    settings = SplitSettings(split, split_seed, None if ratios is None else tuple(ratios))
     check_split(settings)
     pixels = Pixels(image_size, channels, resize, fit, normalize, depth=depth)
     require(name in SETS or (name is None and download is None), "name", name, "choices: " + ", ".join(sorted(SETS)))

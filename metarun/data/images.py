@@ -141,6 +141,16 @@ class ImageEpisodes:
         return Batch(images.view(shape), torch.arange(ways).repeat(each).expand(tasks, -1))
 
 
+def suggest_ratios(ways: int, classes: int) -> str:
+    """What to write so that val and test have `ways` classes each, and training the others, at least as many."""
+    if classes < 6:
+        return "2 ways in each need 6 classes"
+    if ways > classes // 3:
+        return f"{ways} ways in each need {3 * ways} classes, and {classes} are enough for data.ways={classes // 3}"
+    part = round(ways / classes, 2 if classes < 50 else 4)
+    return f"data.ratios=[{round(1 - 2 * part, 4)},{part},{part}] gives {classes - 2 * ways}, {ways} and {ways}"
+
+
 def make_variants(classes: Index, total: int, rotations: str) -> Index:
     """Classes of a split -> the variants [M, R] that its episodes choose from; the table has `total` classes.
 
@@ -213,9 +223,13 @@ class ImageData:
             self._episodes[split].check(spec, split)
         except SettingError as error:
             total = len(self.source.table.names)
-            if error.key != "ways" or split != "test" or counts["test"] == total or "layout" not in self.source.notes:
+            if error.key != "ways" or self.within or counts["test"] == total or "layout" not in self.source.notes:
                 raise
-            advice = f"{error.expected}; data.split=all tests a trained run on all {total} classes"
+            has = ", ".join(f"{number} for {part}" for part, number in counts.items())
+            advice = f"{error.expected}: the {total} classes are divided into {has}"
+            by_ratio = self.source.split == "ratio" and split != "train" and spec.ways > 1
+            advice += f"; {suggest_ratios(spec.ways, total)}" if by_ratio else ""
+            advice += f"; data.split=all tests a trained run on all {total} classes" if split == "test" else ""
             raise SettingError("ways", spec.ways, advice) from error
 
     def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
@@ -303,6 +317,8 @@ class ImageData:
         """The first training episodes below each other, augmented as in training: a row per class, support on the left,
         queries on the right. Images are the inputs of the network, without normalisation."""
         split = next(split for split, ids in self.source.splits.items() if len(ids))  # training, if there are any
+        if self.within is None:  # of few classes all
+            spec = spec._replace(ways=min(spec.ways, len(self.source.splits[split])))
         self.check(split, spec)
         episodes = self.episodes(split, 0, 0, range(EPISODES_SHOWN), spec)
         sheets = []

@@ -2,7 +2,8 @@
 
 given   the split of the layout: its csv files, a csv's column `split`, or its folders train, val, test
 ravi    and the other names in benchmarks.py: a published split
-ratio   a seeded shuffle of the class names, cut at data.ratios
+ratio   a seeded shuffle of the class names, cut at data.ratios; null: RATIOS, but FEWEST classes for each of val and
+        test, or a third of all, where these would have fewer
 all     every class is a test class: for a run that was trained on other data
 auto    given if the layout has a split, else the published one if all classes are those of the benchmark, else ratio;
         without a benchmark, ravi for the hundred classes of miniImageNet
@@ -28,6 +29,9 @@ from metarun.types import Split
 
 SPLIT_NAMES = ("auto", "given", *PUBLISHED, "ratio", "all")
 
+RATIOS = (0.6, 0.2, 0.2)
+FEWEST = 5  # classes that make a usual task
+
 Members = Mapping[Split, Sequence[str]]
 """The class names of each split."""
 
@@ -35,7 +39,7 @@ Members = Mapping[Split, Sequence[str]]
 class SplitSettings(NamedTuple):
     split: str
     split_seed: int  # of ratio
-    ratios: tuple[float, ...]
+    ratios: tuple[float, ...] | None  # None: by the number of classes
 
 
 def check_split(settings: SplitSettings) -> None:
@@ -48,6 +52,8 @@ def check_split(settings: SplitSettings) -> None:
     )
     require(0 <= settings.split_seed < 2**63, "split_seed", settings.split_seed, "must be at least 0")
     ratios = settings.ratios
+    if ratios is None:
+        return
     sound = len(ratios) == 3 and all(r > 0 for r in ratios) and abs(sum(ratios) - 1) < 1e-6
     require(sound, "ratios", list(ratios), "must be three numbers above 0 that sum to 1: train, val, test")
 
@@ -96,7 +102,7 @@ def limit_training_classes(splits: dict[Split, Index], count: int | None, seed: 
     if count is None or not len(splits["train"]):  # there are none where data are for a test alone
         return splits
     classes = splits["train"]
-    require(1 <= count <= len(classes), "train_classes", count, f"must be 1 to {len(classes)}, the training classes")
+    require(1 <= count <= len(classes), "train_classes", count, f"must be 1 to {len(classes)}, the training classes, or null for all")
     order = choose(random_bits("train", seed, 1, range(1), len(classes))[0], len(classes))
     return splits | {"train": np.sort(classes[order[:count]])}
 
@@ -121,7 +127,10 @@ def _members(kind: str, names: Sequence[str], given: Mapping[str, Split | None],
     if kind == "ratio":
         names = sorted(names)
         order = choose(random_bits("train", settings.split_seed, 0, range(1), len(names))[0], len(names))
-        cuts = np.rint(np.cumsum(settings.ratios[:2]) * len(names)).astype(int)
+        cuts = np.rint(np.cumsum((settings.ratios or RATIOS)[:2]) * len(names)).astype(int)
+        if settings.ratios is None:
+            least = min(FEWEST, len(names) // 3)
+            cuts = np.minimum(cuts, [len(names) - 2 * least, len(names) - least])
         if len(names) >= 3:  # one for each part at least
             cuts = np.clip(cuts, [1, 2], [len(names) - 2, len(names) - 1])
             cuts[1] = max(cuts[1], cuts[0] + 1)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from metarun.storage.loggers import Sink
 from metarun.storage.loggers.console import console_sink
 from metarun.storage.loggers.jsonl import JsonLines
 from metarun.storage.progress import print_notice
-from metarun.storage.run_folder import RunFolder
+from metarun.storage.run_folder import RunFolder, link_latest
 from metarun.training import checkpoint
 from metarun.training.average import evaluate_average
 from metarun.training.details import describe_queries
@@ -117,16 +117,18 @@ def open_run(
         print_notice(f"{record.path}/metrics.jsonl: {damaged} damaged lines were dropped; their records are lost")
     alarms = build_alarms(experiment, record) if trains else None
     record.create(to_dict(config))
+    link_latest(record.path)
     members = optional(experiment.dataset, DatasetOptions, "members")
     if members:
         record.write_json("split.json", members)
     sinks = build_sinks(config, record.path, quiet)
     summary = describe_run(experiment, str(record.path))
     record.write_json("summary.json", summary)
-    recorder = Recorder(record, sinks, config.train.steps, config.train.tasks, alarms, experiment.callbacks)
+    recorder = Recorder(record, sinks, config.train, alarms, experiment.callbacks)
     run = ActiveRun(experiment, record, recorder, summary, sinks=sinks)
     run_facts = {"name": record.path.name, "folder": str(record.path), "title": title(summary), "step": state.step}
-    run_facts |= {"steps": config.train.steps, "metric": summary["metric"], "config": to_dict(config)}
+    run_facts |= {"steps": config.train.steps, "max_minutes": config.train.max_minutes}
+    run_facts |= {"metric": summary["metric"], "config": to_dict(config)}
     for sink in sinks:
         sink.start(run_facts)
     if alarms and experiment.dataset.kind != "control":
@@ -192,7 +194,9 @@ def test(run: ActiveRun, state: State) -> None:
     """Score the meta-parameters on the fixed test episodes."""
     experiment = run.experiment
     tester = experiment.tester()
-    run.observer.notify(f"testing on {tester.tasks} tasks ...")
+    label, total = f"testing on {tester.tasks} tasks", tester.tasks
+    run.observer.on_work(label, 0, total)
+    tester = dataclasses.replace(tester, on_tasks=lambda done: run.observer.on_work(label, done, total))
     params = experiment.fit_head(state.tested)
     evaluation = evaluate_average(
         lambda params: tester(experiment.final, experiment.fit_head(params)), state.params, state.average
@@ -248,26 +252,26 @@ def build_alarms(experiment: Experiment, record: RunFolder) -> Alarms:
 def build_sinks(config: Config, folder: Path, quiet: bool) -> list[Sink]:
     """metrics.jsonl, the terminal, and the logger of `logger=`, whose failure costs neither of them."""
     own: list[Sink] = [JsonLines(folder), *([] if quiet else [console_sink()])]
-    chosen = build_logger(config, folder)
-    if chosen is None:
-        return own
 
-    def warn(message: str) -> None:
+    def notify(message: str) -> None:
         log.warning(message)
         for sink in own:
             sink.note(message)
 
+    chosen = build_logger(config, folder, notify)
+    if chosen is None:
+        return own
     from metarun.storage.loggers.isolated import IsolatedSink
 
-    return [*own, IsolatedSink(config.logger.name, chosen, warn)]
+    return [*own, IsolatedSink(config.logger.name, chosen, notify)]
 
 
-def build_logger(config: Config, folder: Path) -> Sink | None:
-    """The sink of `logger=`, whose library is imported only here."""
+def build_logger(config: Config, folder: Path, notify: Callable[[str], None]) -> Sink | None:
+    """The sink of `logger=`, whose library is imported only here; `notify` receives where a run is stored."""
     if config.logger.name == "wandb":
         from metarun.storage.loggers.wandb import WandB
 
-        return WandB(folder, config.logger.project)
+        return WandB(folder, config.logger.project, notify)
     if config.logger.name == "tensorboard":
         from metarun.storage.loggers.tensorboard import TensorBoard
 

@@ -145,6 +145,17 @@ def find_latest(outputs: Path = Path("outputs")) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime).parents[1] if found else None
 
 
+def link_latest(folder: Path) -> None:
+    """Let outputs/latest lead to a run in outputs/DATE. Runs elsewhere have no link, nor do systems without links."""
+    outputs = Path("outputs").absolute()
+    link, made = outputs / "latest", outputs / f".latest-{os.getpid()}"
+    if folder.absolute().parent.parent != outputs or (link.exists() and not link.is_symlink()):
+        return
+    with contextlib.suppress(OSError):
+        made.symlink_to(folder.absolute().relative_to(outputs), target_is_directory=True)
+        made.replace(link)  # at once, for others who read it
+
+
 def new_folder(parent: Path, name: str) -> Path:
     """Make a new folder NAME, NAME-2, ...; two processes never get the same one."""
     parent.mkdir(parents=True, exist_ok=True)

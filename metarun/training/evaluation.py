@@ -59,6 +59,7 @@ class Evaluator:
     placement: Placement
     metrics: Mapping[str, MetricFunction] = field(default_factory=dict)  # further ones, of predictions and targets
     factor: float = 1.96  # standard errors of half an interval
+    on_tasks: Callable[[int], None] | None = None  # called with the number of tasks that have been scored
 
     def __call__(self, algorithm: Algorithm, params: Params) -> Evaluation:
         calibrated = calibrate(algorithm, params, self.dataset, self.placement)
@@ -80,6 +81,8 @@ class Evaluator:
             )
             predictions = found.pop(PREDICTION, None)
             parts.append(found if predictions is None else found | self._apply_metrics(predictions, drawn.query.y))
+            if self.on_tasks:
+                self.on_tasks(indices.stop)
         metrics = {name: torch.cat([part[name] for part in parts]).T for name in parts[0]}  # each [R, T]
         losses, scores = metrics.pop(LOSS), metrics.pop(SCORE)
         steps = self.steps[: len(scores)]  # a learner without steps reports one state

@@ -364,9 +364,9 @@ def check_episodes(config: Config, dataset: Dataset, train: EpisodeSpec, test: E
     """Raise `SettingError` if a split that the job draws from cannot supply its episodes."""
     trained = {k: f"algo.train_{k}" for k in ("ways", "shots") if config.algo.get(f"train_{k}")}
     checks: list[tuple[Split, EpisodeSpec, dict[str, str]]]
-    checks = [("train", train, trained), ("val", test, {}), ("test", test, {})]
+    checks = [("val", test, {}), ("test", test, {}), ("train", train, trained)]
     if config.job == "evaluate":
-        checks = checks[2:]
+        checks = checks[1:2]
         members = optional(dataset, DatasetOptions, "members")
         if members and not members["train"] and config.model.get("norm") == "population":
             print_notice(

@@ -27,16 +27,25 @@ from metarun.training.own_algorithm import explain_errors
 from metarun.training.run import Observer, State, StopReason, Trainer
 from metarun.types import Params, Task
 
+COMPILATION = "compilation"
+"""In `state.spent`, the seconds of steps that compile: they are no training, and `train.max_minutes` does not count
+them."""
+
 
 def train(trainer: Trainer, state: State, observer: Observer) -> str:
     """Run outer steps until all are done or there is a reason to stop; return the run's status ("completed", ...)."""
     one_process = trainer.placement.processes.size == 1
     meta_gradients = MetaGradients(trainer, state.params, observer.notify)
     start_rewinding(trainer, state)
-    earlier, start = state.seconds, time.monotonic()
+    earlier, start = state.seconds + state.spent.get(COMPILATION, 0.0), time.monotonic()
     while state.step < trainer.settings.steps:
-        reason = outer_step(trainer, state, meta_gradients.at(state.step), observer)
-        state.seconds = earlier + time.monotonic() - start
+        begun, meta_gradient = time.monotonic(), meta_gradients.at(state.step)
+        if meta_gradients.compiling:
+            observer.on_work("compiling", 0, 0)
+        reason = outer_step(trainer, state, meta_gradient, observer)
+        if meta_gradients.compiling:
+            state.spent[COMPILATION] = state.spent.get(COMPILATION, 0.0) + time.monotonic() - begun
+        state.seconds = earlier + time.monotonic() - start - state.spent.get(COMPILATION, 0.0)
         validate(trainer, state, observer)
         if one_process:
             reason = stop_reason(trainer, state, observer)

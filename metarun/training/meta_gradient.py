@@ -51,7 +51,8 @@ class RankShare(NamedTuple):
 class MetaGradients:
     """The meta-gradient as a function of (theta, tasks), built again where a StagedLearner's stage changes.
 
-    `notify` receives a message when the function has to be compiled.
+    `notify` receives a message when the function has to be compiled. It is compiled where it is called first: at the
+    step for which `compiling` is true.
     """
 
     def __init__(self, trainer: Trainer, params: Params, notify: Callable[[str], None]) -> None:
@@ -61,12 +62,14 @@ class MetaGradients:
         self.staged: Any = trainer.algorithm if isinstance(trainer.algorithm, StagedLearner) else None
         self.stage: Any = None
         self.function: StepGradient | None = None
+        self.compiling = False
 
     def at(self, step: int) -> StepGradient:
         """The function for an outer step."""
         stage = self.staged.stage(step) if self.staged else None
+        self.compiling = False
         if self.function is None or stage != self.stage:
-            self.stage = stage
+            self.stage, self.compiling = stage, self.compiles
             self.function = self._build(self.staged.at(stage) if self.staged else self.trainer.algorithm)
         return self.function
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from metarun.config.schema import TrainConfig
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.step import Values
 from metarun.errors import one_line
@@ -30,14 +31,12 @@ class Recorder:
         self,
         folder: RunFolder,
         sinks: Sequence[Sink],
-        steps: int,
-        tasks: int,
+        settings: TrainConfig,
         alarms: Alarms | None,
         callbacks: Sequence[Any] = (),
     ) -> None:
         self.folder, self.sinks, self.callbacks = folder, sinks, list(callbacks)
-        self.steps, self.tasks = steps, tasks
-        self.alarms = alarms
+        self.settings, self.alarms = settings, alarms
         self.requests = StopRequests()
         self.marked: tuple[int, float] | None = None  # step and time that the training speed is measured from
 
@@ -45,7 +44,7 @@ class Recorder:
         if self.marked is None:
             self.marked = state.step, time.monotonic()
         for sink in self.sinks:
-            sink.progress(state.step)
+            sink.progress(state.step, state.seconds)
         self._call_back("on_step", state)
 
     def on_log(self, state: State, values: Values) -> None:
@@ -97,6 +96,10 @@ class Recorder:
         for sink in self.sinks:
             sink.note(message)
 
+    def on_work(self, label: str, done: int, total: int) -> None:
+        for sink in self.sinks:
+            sink.work(label, done, total)
+
     def stop_requested(self) -> bool:
         return self.requests.received
 
@@ -114,13 +117,16 @@ class Recorder:
             self.notify(message)
 
     def _speed(self, state: State) -> dict[str, float]:
-        """Tasks per second since the last record, and the time that the remaining steps will take at that rate."""
+        """Tasks per second since the last record, and the time that the remaining steps will take at that rate, or what
+        is left of `train.max_minutes` if that is less."""
         now, marked = time.monotonic(), self.marked
         self.marked = state.step, now
         if marked is None or state.step == marked[0]:
             return {}
         rate = (state.step - marked[0]) / (now - marked[1])
-        return {"tasks_per_second": self.tasks * rate, "seconds_left": (self.steps - state.step) / rate}
+        left, limit = (self.settings.steps - state.step) / rate, self.settings.max_minutes
+        left = left if limit is None else max(0.0, min(left, 60 * limit - state.seconds))
+        return {"tasks_per_second": self.settings.tasks * rate, "seconds_left": left}
 
 
 class SilentObserver:
@@ -144,6 +150,8 @@ class SilentObserver:
     def save_checkpoint(self, state: State) -> None: ...
 
     def notify(self, message: str) -> None: ...
+
+    def on_work(self, label: str, done: int, total: int) -> None: ...
 
     def stop_requested(self) -> bool:
         return self.requests.received

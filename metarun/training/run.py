@@ -60,8 +60,8 @@ class State:
     step: int = 0  # outer steps done
     best_error: float = float("inf")
     best_step: int = 0
-    seconds: float = 0.0  # of training, over all sittings
-    spent: dict[str, float] = field(default_factory=dict)  # seconds of these on validation, measures, probes
+    seconds: float = 0.0  # of training, over all sittings; compilation is no part of it
+    spent: dict[str, float] = field(default_factory=dict)  # of these on validation, measures, probes; on compilation
     rewinding: RewindPoint | None = None  # with train.on_nonfinite=rewind
     carry: LearnerState = field(default_factory=dict)  # of a StatefulLearner
     average: Average | None = None  # with train.average=ema
@@ -92,6 +92,9 @@ class Observer(Protocol):
 
     def notify(self, message: str) -> None:
         """With a message for the user."""
+
+    def on_work(self, label: str, done: int, total: int) -> None:
+        """During work beside outer steps: compilation and the test; `total` is 0 where it has no parts to count."""
 
     def stop_requested(self) -> bool:
         """Whether to stop after this step."""

@@ -25,7 +25,8 @@ def from_the_start(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[st
 
 
 def only_run(cwd: Path) -> Path:
-    (found,) = (cwd / "outputs").glob("*/*")
+    (found,) = (cwd / "outputs").glob("*-*/*")
+    assert (cwd / "outputs/latest").resolve() == found.resolve()
     return found
 
 
@@ -226,7 +227,10 @@ def test_help_and_settings_come_without_importing_torch(flag: str, tmp_path: Pat
 def test_runs_started_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
     running = [started(*TINY, "train.steps=2", cwd=tmp_path) for _ in range(3)]
     assert [p.wait(120) for p in running] == [0, 0, 0]
-    assert len(list((tmp_path / "outputs").glob("*/*/summary.json"))) == 3
+    runs = {path.parent for path in (tmp_path / "outputs").glob("*-*/*/summary.json")}
+    assert len(runs) == 3
+    assert (tmp_path / "outputs/latest").resolve() in runs
+    assert {path.name for path in (tmp_path / "outputs").iterdir() if path.is_symlink()} == {"latest"}
 
 
 @pytest.mark.slow

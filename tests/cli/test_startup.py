@@ -68,6 +68,10 @@ def test_help_and_settings_import_nothing_heavy(arguments: list[str], tmp_path: 
         ("metarun al", "algo. algo="),
         ("metarun algo=i", "algo=imaml"),
         ("metarun data=omniglot algo.inner_l", "algo.inner_lr="),
+        ("metarun job=e", "job=evaluate job=export"),
+        ("metarun algo=maml optim.name=", "optim.name=adam optim.name=adamw optim.name=sgd"),
+        ("metarun report=f", "report=false"),
+        ("metarun run=l", "run=latest"),
     ],
 )
 def test_completion_offers_groups_options_and_settings_and_imports_nothing_heavy(
@@ -78,6 +82,19 @@ def test_completion_offers_groups_options_and_settings_and_imports_nothing_heavy
     found, printed = imported(code, "-sc", "query=bash", cwd=tmp_path, **words)
     assert found == set()
     assert printed.strip() == offered
+
+
+@pytest.mark.parametrize("setting", ["data.shots=0", "device=cuda", "train.steps=0"])
+def test_what_settings_alone_show_is_refused_before_torch_is_imported(setting: str, tmp_path: Path) -> None:
+    code = LEFT.format(module="metarun.cli.main", modules=HEAVY)
+    command = [sys.executable, "-c", code, setting]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    if setting == "device=cuda" and "none" not in done.stderr:
+        pytest.skip("this machine has a CUDA device")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"metarun: {setting.replace('device', 'device.name')}: ")
+    assert json.loads((tmp_path / "left.json").read_text()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"left.json"}
 
 
 def test_the_help_of_reports_imports_nothing_heavier_than_numpy(tmp_path: Path) -> None:

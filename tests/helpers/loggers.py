@@ -23,8 +23,11 @@ class Strange:
     def start(self, run: dict[str, Any]) -> None:
         self._called("start")
 
-    def progress(self, step: int) -> None:
+    def progress(self, step: int, seconds: float) -> None:
         self._called("progress")
+
+    def work(self, label: str, done: int, total: int) -> None:
+        self._called("work")
 
     def log(self, record: Record) -> None:
         self._called("log")

@@ -54,6 +54,9 @@ class RecordingObserver:
     def notify(self, message: str) -> None:
         self.notes.append(message)
 
+    def on_work(self, label: str, done: int, total: int) -> None:
+        self.notes.append(label)
+
     def stop_requested(self) -> bool:
         return self.stop_after is not None and ("step", self.stop_after) in self.events
 

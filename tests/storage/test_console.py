@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from metarun.storage.loggers import Record
 from metarun.storage.loggers.console import LiveConsole, PlainConsole
 from metarun.storage.loggers.tables import format_clock, format_plain, metrics_line, result_table
 
-RUN = {"steps": 100, "step": 0, "metric": "accuracy", "title": "metarun: maml on omniglot", "folder": "outputs/x"}
+RUN: dict[str, Any] = {"steps": 100, "max_minutes": None, "step": 0, "metric": "accuracy"}
+RUN |= {"title": "metarun: maml on omniglot", "folder": "outputs/x"}
 SUMMARY: dict[str, Any] = {
     "status": "completed",
     "reason": "",
@@ -155,13 +157,74 @@ def test_a_terminal_gets_a_live_view_that_ends_in_the_table() -> None:
     sink = LiveConsole(console)
     sink.start(RUN)
     sink.log(Record("train", 10, {"loss": 0.5}, {"seconds": 1.0}))
-    sink.progress(10)
+    sink.progress(10, 1.0)
+    sink.log(Record("val", 10, {"mean": 0.9, "ci95": 0.01, "improved": True}, {}))
     sink.note("warning: something")
+    sink.work("testing on 600 tasks", 50, 600)
     sink.finish(SUMMARY)
+    shown = screen(console)
+    assert shown[2].strip() == "step 10  val accuracy 90.00 +- 1.00 %  (best so far)"
+    assert shown[3].strip() == "warning: something"
+    assert not [line for line in shown if line.startswith(("starting", "training", "testing"))]  # the bar is gone
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "\x1b[" in text
-    assert "warning: something" in text
+    assert "training" in text
+    assert "10/100" in text
+    assert "50/600" in text
+    assert text.count("\x1b[?25h") == text.count("\x1b[?25l") == 1  # the cursor is back
     assert "95 % interval" in text
+
+
+def screen(console: Console) -> list[str]:
+    """The lines of a terminal at the end: what it makes of moves to line ends, lines up and erased lines."""
+    lines, row = [""], 0
+    for part in re.findall(r"\x1b\[\??[\d;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", console.file.getvalue()):  # type: ignore[attr-defined]
+        if part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\r" or part.endswith("K"):
+            lines[row] = ""
+        elif part == "\x1b[1A":
+            row -= 1
+        elif not part.startswith("\x1b"):
+            lines[row] += part
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("minutes", "step", "seconds", "share", "count"),
+    [(None, 25, 50.0, 0.25, "25/100"), (2.0, 25, 60.0, 0.5, "25/100, at most 2:00"), (2.0, 75, 60.0, 0.75, "75/100, ")],
+)
+def test_the_bar_shows_what_ends_a_run_first(
+    minutes: float | None, step: int, seconds: float, share: float, count: str
+) -> None:
+    sink = LiveConsole(Console(file=io.StringIO(), force_terminal=True))
+    sink.start({**RUN, "max_minutes": minutes})
+    sink.progress(step, seconds)
+    (task,) = sink.bar.tasks
+    sink.finish(SUMMARY)
+    assert task.completed / task.total == pytest.approx(share)  # type: ignore[operator]
+    assert task.fields["count"].startswith(count)
+
+
+def test_a_narrow_terminal_breaks_no_hash_and_no_path() -> None:
+    folder = "/a/long/path/to/the/outputs/of/a/run/in/a/folder/that/is/wider/than/a/terminal/of/80/columns"
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    LiveConsole(console).finish({**SUMMARY, "run_dir": folder, "split": "vinyals of a rather long name indeed"})
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "0123456789ab" in text
+    assert f"run folder: {folder}\n" in text
+    assert max(len(re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", line)) for line in text.split("\n") if folder not in line) <= 80
+
+
+def test_a_pipe_gets_a_line_of_other_work_now_and_then() -> None:
+    console = Console(file=io.StringIO(), width=40)
+    sink = PlainConsole(console, every=60)
+    sink.start(RUN)
+    for done in (0, 50, 100):
+        sink.work("testing on 100 tasks", done, 100)
+    sink.every = 0
+    sink.work("testing on 100 tasks", 60, 100)
+    assert console.file.getvalue().splitlines()[2:] == ["testing on 100 tasks ...", "testing on 100 tasks: 60 done"]  # type: ignore[attr-defined]
 
 
 def test_the_end_says_which_alarms_were_raised_and_how_often() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ from metarun.config.schema import OptimConfig, TrainConfig
 from metarun.diagnostics.step import StepMeasures
 from metarun.errors import NonFinite
 from metarun.regularizers.l2 import L2
+from metarun.training import meta_gradient
 from metarun.training.experiment import assemble
 from metarun.training.loop import outer_step, train
 from metarun.training.meta_gradient import build_meta_gradient
@@ -287,6 +289,32 @@ def test_the_regularizers_gradient_is_added_to_the_mean_over_tasks() -> None:
     assert_same(found.mean, {k: without.mean[k] + 0.7 * params[k] for k in params})
     assert_same(found.penalty, 0.35 * matrix(params).square().sum())
     assert float(without.penalty) == 0
+
+
+def test_compilation_is_no_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget of seconds is for steps: a first call that takes longer than it does not end the run."""
+    calls: list[float] = []
+
+    def compile_function(function: Any, *_: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            time.sleep(0 if calls else 0.5)
+            calls.append(time.monotonic())
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(meta_gradient, "should_compile", lambda *_: True)
+    monkeypatch.setattr(meta_gradient, "compile_function", compile_function)
+    algorithm = Reptile(MODEL, MeanSquaredError(), "sgd", 0.1, 2, 2, None)
+    settings = TrainConfig(steps=3, tasks=3, log_every=1, eval_every=100, checkpoint_every=100, max_minutes=1e9)
+    trainer = trainer_of(algorithm, settings=settings)
+    state, recorder = trainer.start(), RecordingObserver()
+    start = time.monotonic()
+    assert train(trainer, state, recorder) == "completed"
+    whole = time.monotonic() - start
+    assert state.spent["compilation"] >= 0.5
+    assert state.seconds == pytest.approx(whole - state.spent["compilation"], abs=0.1)
+    assert "compiling" in recorder.notes
 
 
 def test_the_update_ratio_is_the_move_over_the_place() -> None:

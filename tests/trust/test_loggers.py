@@ -28,9 +28,9 @@ TINY = ("train.steps=4", "train.tasks=2", "train.log_every=1", "train.eval_every
 def test_a_run_with_a_broken_logger_has_the_numbers_of_one_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "build_logger", lambda config, folder: None)
+    monkeypatch.setattr(train, "build_logger", lambda *_: None)
     metarun.run(metarun.compose([*TINY]), tmp_path / "without")
-    monkeypatch.setattr(train, "build_logger", lambda config, folder: Strange("log", raising(OSError("away"))))
+    monkeypatch.setattr(train, "build_logger", lambda *_: Strange("log", raising(OSError("away"))))
     result = metarun.run(metarun.compose([*TINY, f"logger={name}"]), tmp_path / "with")
     assert result.status == "completed"
     metrics = [(tmp_path / which / "metrics.jsonl").read_bytes() for which in ("without", "with")]

@@ -71,13 +71,12 @@ def profile_job(config: Config, record: RunFolder) -> Result:
 @contextlib.contextmanager
 def scratch_recorder(experiment: Experiment, record: RunFolder) -> Iterator[Recorder]:
     """The recorder of a run, on the disk of the run folder; its files are removed afterwards."""
-    settings = experiment.config.train
     with tempfile.TemporaryDirectory(dir=record.path, prefix="scratch-") as scratch:
         folder = RunFolder(Path(scratch))
         sink = JsonLines(folder.path)
         sink.start({})
         try:
-            yield Recorder(folder, [sink], settings.steps, settings.tasks, build_alarms(experiment, folder))
+            yield Recorder(folder, [sink], experiment.config.train, build_alarms(experiment, folder))
         finally:
             sink.finish({})
 

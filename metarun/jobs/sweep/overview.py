@@ -75,8 +75,10 @@ class Overview:
         self.live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
 
     def stop(self) -> None:
+        """End the thread, and leave a terminal as it was: with its cursor."""
         self.over.set()
-        self.thread.join()
+        if self.thread.is_alive():
+            self.thread.join()
 
     def _follow(self) -> None:
         if self.live:

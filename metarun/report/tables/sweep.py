@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metarun.errors import one_line
+from metarun.report.compare.groups import Group, group_runs
+from metarun.report.compare.results import best_validation, interval_of, test_interval
 from metarun.report.compare.sweep import Axis, Benchmark, Sweep, collect_sweep, format_value, format_values
+from metarun.report.read.facts import seed_of
 from metarun.report.read.jobs import Job, find_jobs, list_jobs, rerun_command
 from metarun.report.read.runs import read_run
 from metarun.report.tables.comparison import format_interval, metric_with_unit, raw_table
 from metarun.report.tables.table import Table, to_text
-from metarun.storage.text import NOTHING, metric_name
+from metarun.storage.text import NOTHING, format_metric, is_number, metric_name
 
 NOTE = (
     "Best first, by the mean over seeds of each run's best validation; test metrics play no part in the order. "
@@ -124,12 +127,13 @@ def raw_sweep(sweep: Sweep) -> Table:
 def sweep_text(folder: Path) -> list[str]:
     """Return the sweep in a folder as plain text: a table of at most 100 columns, then the best configuration.
 
-    There are no lines if its runs differ in nothing but their seed. Raise `UserError` if there is no run and no job.
+    Of runs that differ in nothing but their seed, the mean over seeds. Raise `UserError` if there is no run and no job.
     """
     paths, others = find_jobs(folder)
-    sweep = collect_sweep(list_jobs([read_run(path) for path in paths], others))
+    runs = [read_run(path) for path in paths]
+    sweep = collect_sweep(list_jobs(runs, others))
     if sweep is None:
-        return []
+        return [line for group in group_runs(runs) for line in describe_seeds(group)]
     lines = []
     for benchmark in sweep.benchmarks:
         table = _drop_column(settings_table(sweep.axes, benchmark, MAX_LINES), "interval over")
@@ -143,6 +147,21 @@ def sweep_text(folder: Path) -> list[str]:
     for best in best_configurations(sweep):
         lines += [best.sentence, *([f"{best.purpose}:", f"  {best.command}"] if best.command else [])]
     return lines
+
+
+def describe_seeds(group: Group) -> list[str]:
+    """Mean and interval over the seeds of a group, and the metric of each; no lines for fewer than two tested seeds."""
+    metric, tested = group.metric, [run for run in group.runs if is_number(run.summary.get("mean"))]
+    if len(tested) < 2:
+        return []
+    name = metric_name(metric)
+    validation, test = interval_of(list(map(best_validation, tested))), test_interval(tested, metric)
+    found = f"test {name} {format_interval(metric, test)}, best validation {format_interval(metric, validation)}"
+    each = (f"{seed_of(run)}: {format_metric(metric, run.summary['mean'], unit=False)}" for run in tested[:MAX_LINES])
+    return [
+        f"{group.label} on {group.benchmark}, {len(tested)} seeds: {found} (95 % intervals over seeds, Student's t)",
+        f"test {name} by seed: {', '.join(each)}{', ...' if len(tested) > MAX_LINES else ''}",
+    ]
 
 
 def _drop_column(table: Table, name: str) -> Table:

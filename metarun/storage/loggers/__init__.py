@@ -15,13 +15,18 @@ class Record(NamedTuple):
 
 
 class Sink(Protocol):
-    """Where a run's metrics are logged to. `progress` and `note` do nothing unless a sink overrides them."""
+    """Where a run's metrics are logged to. `progress`, `work` and `note` do nothing unless a sink overrides them."""
 
     def start(self, run: dict[str, Any]) -> None:
-        """The run begins; `run` has its name, title, folder, steps, step (where it starts), metric and config."""
+        """The run begins; `run` has its name, title, folder, steps, max_minutes, step (where it starts), metric and
+        config."""
 
-    def progress(self, step: int) -> None:
-        """Called after each outer step."""
+    def progress(self, step: int, seconds: float) -> None:
+        """Called after each outer step, with the seconds of training so far."""
+        return
+
+    def work(self, label: str, done: int, total: int) -> None:
+        """Called during work beside outer steps, such as the test; `total` is 0 where it has no parts to count."""
         return
 
     def log(self, record: Record) -> None:

@@ -64,7 +64,9 @@ def result_table(summary: dict[str, Any]) -> Group:
         published = summary.get("published") or {}
         if published and (comparisons := compare(published, summary)):
             parts.append(Text(describe(comparisons, published["source"])))
-    parts += [Text(line) for line in _closing_lines(summary)]
+    # A narrow terminal breaks lines between words; a path stays in one piece, to be copied.
+    own = str(summary["run_dir"])
+    parts += [Text(line, overflow="ignore" if own in line else None) for line in _closing_lines(summary)]
     return Group(*parts)
 
 

@@ -19,8 +19,19 @@ from metarun.report.tables.sweep import best_configurations, settings_table, swe
 T_2 = 4.30265  # Student's t, 97.5 %, two degrees of freedom, from a printed table
 
 
-@pytest.mark.parametrize("others", [["seed=1"], ["seed=0", "data.shots=5", "algo=imaml"]])
-def test_no_table_where_only_seeds_differ_or_nothing_compares(others: list[str], tmp_path: Path) -> None:
+def test_runs_that_differ_in_their_seed_alone_end_in_their_mean(tmp_path: Path) -> None:
+    for seed, test in enumerate((1.0, 2.0, 3.0)):
+        write_job(tmp_path, seed, f"seed={seed}", test=test, val=test + 1)
+    half = T_2 * 1.0 / math.sqrt(3)  # the standard deviation of 1, 2, 3 is 1
+    assert sweep_text(tmp_path) == [
+        f"maml on sinusoid 10-shot, 3 seeds: test MSE 2.0000 ± {half:.4f}, best validation 3.0000 ± {half:.4f} "
+        "(95 % intervals over seeds, Student's t)",
+        "test MSE by seed: 0: 1.0000, 1: 2.0000, 2: 3.0000",
+    ]
+
+
+@pytest.mark.parametrize("others", [["seed=0"], ["seed=0", "data.shots=5", "algo=imaml"]])
+def test_no_table_where_a_seed_is_repeated_or_nothing_compares(others: list[str], tmp_path: Path) -> None:
     shots = 5 if len(others) > 1 else 10
     write_job(tmp_path, 0, "seed=0")
     write_job(tmp_path, 1, *others, config={"data.shots": shots}, summary={"shots": shots})
