@@ -34,4 +34,4 @@ def offer_values() -> None:
         values = list_values(key) if equals else []
         return [f"{key}={v}" for v in values if v.startswith(begun)] or query(plugin, config_name, line)
 
-    CompletionPlugin._query = offer  # type: ignore[method-assign]
+    CompletionPlugin._query = offer  # type: ignore[assignment,method-assign]
