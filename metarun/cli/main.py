@@ -23,11 +23,11 @@ from omegaconf import DictConfig
 import metarun
 from metarun import jobs
 from metarun.cli import sweep, torchrun
-from metarun.cli.completion import offer_values
 from metarun.cli.compose import CONFIG_PATH, compose_options, to_config
 from metarun.cli.crash_report import TRACEBACK, report_crash, tracebacks_wanted
 from metarun.cli.explain import explain
 from metarun.cli.overrides import read_arguments
+from metarun.cli.shell_completion import offer_values
 from metarun.cli.usage_errors import describe_usage_error
 from metarun.config.from_run import SEARCH_PATH, reuse_settings
 from metarun.config.schema import Config

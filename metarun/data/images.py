@@ -215,8 +215,8 @@ class ImageData:
 
     def check(self, split: Split, spec: EpisodeSpec) -> None:
         counts = {s: len(ids) for s, ids in self.source.splits.items()}
+        has = ", ".join(f"{n} for {s}" for s, n in counts.items() if n)
         if counts[split] == 0:
-            has = ", ".join(f"{n} for {s}" for s, n in counts.items() if n)
             needed = f"leaves no class for {split} ({has}); ratio divides all classes, all makes them test classes"
             raise SettingError("split", self.source.split, needed)
         try:
@@ -225,7 +225,6 @@ class ImageData:
             total = len(self.source.table.names)
             if error.key != "ways" or self.within or counts["test"] == total or "layout" not in self.source.notes:
                 raise
-            has = ", ".join(f"{number} for {part}" for part, number in counts.items())
             advice = f"{error.expected}: the {total} classes are divided into {has}"
             by_ratio = self.source.split == "ratio" and split != "train" and spec.ways > 1
             advice += f"; {suggest_ratios(spec.ways, total)}" if by_ratio else ""

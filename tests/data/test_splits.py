@@ -128,7 +128,15 @@ def test_ravi_leaves_out_what_it_does_not_name() -> None:
 @pytest.mark.parametrize("count", [10, 37, 100, 1623])
 @pytest.mark.parametrize(
     ("count", "sizes"),
-    [(3, (1, 1, 1)), (5, (3, 1, 1)), (10, (4, 3, 3)), (15, (5, 5, 5)), (24, (14, 5, 5)), (25, (15, 5, 5)), (40, (24, 8, 8))],
+    [
+        (3, (1, 1, 1)),
+        (5, (3, 1, 1)),
+        (10, (4, 3, 3)),
+        (15, (5, 5, 5)),
+        (24, (14, 5, 5)),
+        (25, (15, 5, 5)),
+        (40, (24, 8, 8)),
+    ],
 )
 def test_without_ratios_few_classes_leave_enough_for_a_task_of_each_split(count: int, sizes: tuple[int, ...]) -> None:
     _, parts = divide([f"c{n}" for n in range(count)], how=settings("ratio")._replace(ratios=None))

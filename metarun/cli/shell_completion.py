@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra.plugins.completion_plugin import CompletionPlugin
+import hydra.plugins.completion_plugin as hydras
 
 from metarun.config.schema import CHOICES, COMPILE, Config, get
 
@@ -27,11 +27,11 @@ def list_values(key: str) -> list[str]:
 
 def offer_values() -> None:
     """Have Hydra's completion offer them too."""
-    query = CompletionPlugin._query
+    query = hydras.CompletionPlugin._query
 
-    def offer(plugin: CompletionPlugin, config_name: str | None, line: str) -> list[str]:
+    def offer(plugin: hydras.CompletionPlugin, config_name: str | None, line: str) -> list[str]:
         key, equals, begun = line.rpartition(" ")[2].partition("=")
         values = list_values(key) if equals else []
         return [f"{key}={v}" for v in values if v.startswith(begun)] or query(plugin, config_name, line)
 
-    CompletionPlugin._query = offer  # type: ignore[assignment,method-assign]
+    hydras.CompletionPlugin._query = offer  # type: ignore[assignment,method-assign]
