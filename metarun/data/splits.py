@@ -102,12 +102,8 @@ def limit_training_classes(splits: dict[Split, Index], count: int | None, seed: 
     if count is None or not len(splits["train"]):  # there are none where data are for a test alone
         return splits
     classes = splits["train"]
-    require(
-        1 <= count <= len(classes),
-        "train_classes",
-        count,
-        f"must be 1 to {len(classes)}, the training classes, or null for all",
-    )
+    needed = f"must be 1 to {len(classes)}, the training classes, or null for all"
+    require(1 <= count <= len(classes), "train_classes", count, needed)
     order = choose(random_bits("train", seed, 1, range(1), len(classes))[0], len(classes))
     return splits | {"train": np.sort(classes[order[:count]])}
 

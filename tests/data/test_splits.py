@@ -125,18 +125,9 @@ def test_ravi_leaves_out_what_it_does_not_name() -> None:
 # Ratio
 
 
-@pytest.mark.parametrize("count", [10, 37, 100, 1623])
 @pytest.mark.parametrize(
     ("count", "sizes"),
-    [
-        (3, (1, 1, 1)),
-        (5, (3, 1, 1)),
-        (10, (4, 3, 3)),
-        (15, (5, 5, 5)),
-        (24, (14, 5, 5)),
-        (25, (15, 5, 5)),
-        (40, (24, 8, 8)),
-    ],
+    [(3, (1, 1, 1)), (5, (3, 1, 1)), (10, (4, 3, 3)), (24, (14, 5, 5)), (25, (15, 5, 5)), (40, (24, 8, 8))],
 )
 def test_without_ratios_few_classes_leave_enough_for_a_task_of_each_split(count: int, sizes: tuple[int, ...]) -> None:
     _, parts = divide([f"c{n}" for n in range(count)], how=settings("ratio")._replace(ratios=None))
@@ -154,6 +145,7 @@ def test_the_ratios_that_a_message_suggests_give_what_it_promises(classes: int) 
     assert suggest_ratios(classes // 3 + 1, classes).endswith(f"enough for data.ways={classes // 3}")
 
 
+@pytest.mark.parametrize("count", [10, 37, 100, 1623])
 @pytest.mark.parametrize("ratios", [(0.6, 0.2, 0.2), (0.64, 0.16, 0.2), (0.5, 0.25, 0.25), (0.8, 0.1, 0.1)])
 def test_a_ratio_is_disjoint_complete_and_of_the_rounded_sizes(count: int, ratios: tuple[float, ...]) -> None:
     """The cuts are rounded, so that no size is further than 1 from its share."""
