@@ -13,7 +13,7 @@ from PIL import Image
 
 import metarun
 from metarun.data.pixels import Pixels
-from metarun.errors import UserError
+from metarun.errors import SettingError, UserError
 from metarun.training.experiment import build_dataset
 from metarun.types import EpisodeSpec
 
@@ -38,7 +38,7 @@ def test_it_prints_the_contents_of_the_data_set(tmp_path: Path, capsys: pytest.C
     class_folders(tmp_path / "images", CLASSES[:1], each=7)
     out = prepare(tmp_path)
     described = json.loads((out / "dataset.json").read_text())
-    assert {split: part["classes"] for split, part in described["parts"].items()} == {"train": 6, "val": 2, "test": 2}
+    assert {split: part["classes"] for split, part in described["parts"].items()} == {"train": 4, "val": 3, "test": 3}
     assert sum(part["images"] for part in described["parts"].values()) == described["images"] == 52
     assert sorted(n for names in json.loads((out / "split.json").read_text()).values() for n in names) == CLASSES
     shown = capsys.readouterr().out
@@ -123,6 +123,30 @@ def test_what_is_passed_over_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "passed over: files that are no images: 1 .heic" in shown
 
 
+def test_few_classes_are_described_whatever_the_ways(tmp_path: Path) -> None:
+    class_folders(tmp_path / "images", CLASSES, each=5)
+    sheet = np.asarray(Image.open(prepare(tmp_path, "data.ways=5") / "contact.png"))
+    assert sheet.shape[0] == 3 * (4 * 50 + 2) + 2 * 12  # the four training classes
+
+
+@pytest.mark.parametrize(
+    ("ratios", "ways", "advice"),
+    [
+        (None, 5, "4 for train, 3 for val, 3 for test; 5 ways in each need 15 classes, and 10 are enough for data.ways="),
+        ([0.6, 0.2, 0.2], 3, "6 for train, 2 for val, 2 for test; data.ratios=[0.4,0.3,0.3] gives 4, 3 and 3"),
+    ],
+)
+def test_ways_beyond_the_classes_of_a_split_are_answered_by_what_would_do(
+    ratios: list[float] | None, ways: int, advice: str, tmp_path: Path
+) -> None:
+    class_folders(tmp_path / "images", CLASSES, each=5)
+    config = metarun.compose(["data=folder", f"data.root={tmp_path / 'images'}", *SIZE])
+    config.data.ratios = ratios
+    with pytest.raises(SettingError) as refused:
+        build_dataset(config).check("val", EpisodeSpec(ways, 1, 1))
+    assert f"the 10 classes are divided into {advice}" in str(refused.value)
+
+
 def test_a_generated_data_set_has_nothing_to_prepare(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data=sinusoid is generated while training"):
         metarun.run(metarun.compose(["job=data"]), tmp_path / "out")
@@ -131,7 +155,7 @@ def test_a_generated_data_set_has_nothing_to_prepare(tmp_path: Path) -> None:
 
 def test_errors_of_the_episodes_have_the_whole_key_and_leave_no_files(tmp_path: Path) -> None:
     class_folders(tmp_path / "images", CLASSES, each=5)
-    for wrong in ("data.within=kind", "data.ways=99"):
+    for wrong in ("data.within=kind", "data.shots=99"):
         with pytest.raises(UserError, match=f"^{wrong}: "):
             prepare(tmp_path, wrong)
     assert not (tmp_path / "out/config.yaml").exists()

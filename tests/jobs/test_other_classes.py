@@ -67,7 +67,8 @@ def test_too_few_test_classes_are_refused_with_the_setting_that_helps(home: Path
     with pytest.raises(UserError) as caught:
         evaluate(home, tmp_path, f"data.root={home / 'three'}")
     assert str(caught.value) == (
-        "data.ways=3: the test split has 1 class, and a task needs 2 or more; "
+        "data.ways=3: the test split has 1 class, and a task needs 2 or more: the 3 classes are divided into "
+        "1 for train, 1 for val, 1 for test; 2 ways in each need 6 classes; "
         "data.split=all tests a trained run on all 3 classes"
     )
 
