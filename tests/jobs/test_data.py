@@ -132,7 +132,7 @@ def test_few_classes_are_described_whatever_the_ways(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ratios", "ways", "advice"),
     [
-        (None, 5, "4 for train, 3 for val, 3 for test; 5 ways in each need 15 classes, and 10 are enough for data.ways="),
+        (None, 5, "4 for train, 3 for val, 3 for test; 5 ways in each need 15 classes, and 10 are enough for data"),
         ([0.6, 0.2, 0.2], 3, "6 for train, 2 for val, 2 for test; data.ratios=[0.4,0.3,0.3] gives 4, 3 and 3"),
     ],
 )
