@@ -72,9 +72,7 @@ def test_the_meta_gradient_is_that_of_a_plain_least_squares_head(shots: int) -> 
         for i in range(value.numel()):
             step = torch.zeros(value.numel(), dtype=torch.float64)
             step[i] = h
-            up, down = (
-                plain_loss(params | {name: value + sign * step.view(value.shape)}, episode) for sign in (1, -1)
-            )
+            up, down = (plain_loss(params | {name: value + sign * step.view(value.shape)}, episode) for sign in (1, -1))
             slopes[i] = (up - down) / (2 * h)
         assert float((found[name].flatten() - slopes).abs().max()) < 1e-8, name
     assert float(found[LOG_LAMBDA].abs()) > 1e-3  # the head depends on it
