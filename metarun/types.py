@@ -356,6 +356,7 @@ class DatasetOptions:
     pixels: Any = None  # how image files become inputs (data/pixels.py), of a data set of images
     describe: Callable[[], dict[str, Any]] | None = None  # the facts that `job=data` prints, of a data set of files
     contact_sheet: Callable[[EpisodeSpec], Any] | None = None  # an image of a few training episodes, likewise
+    task_sets: Callable[..., list[str]] | None = None  # (split, seed, step, tasks) -> the set of each, in a mixture
     largest: Any = None  # of one with episodes of several sizes, the data set whose episodes are all of the full size
 
 

@@ -37,6 +37,7 @@ from matplotlib.figure import Figure
 from metarun.analyses.analysis import Cell, Context, Row, find_row, mask_diverged, require_at_least
 from metarun.analyses.figures import plot_known
 from metarun.config.components import construct
+from metarun.config.data_sets import EPISODE_SIZE
 from metarun.data import shifts
 from metarun.data.images import ImageData, Index
 from metarun.data.pool import TaskPool
@@ -46,7 +47,7 @@ from metarun.report.figures.drawing import COLOURS, GREY, Drawing, needs_log_sca
 from metarun.statistics.paired import compare
 from metarun.storage.text import axis_label, display_scale, format_metric
 from metarun.training.evaluation import mean_and_interval
-from metarun.training.experiment import EPISODE_SIZE, Experiment, build_dataset, build_learner, option_name
+from metarun.training.experiment import Experiment, build_dataset, build_learner, option_name
 
 UNSHIFTED = "none"
 """The name of the row without a shift."""

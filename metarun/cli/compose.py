@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from metarun.cli import experiments
 from metarun.cli.overrides import read_arguments
 from metarun.config.catalogue import GROUPS, PACKAGED, conf_folder
+from metarun.config.data_sets import complete_sets
 from metarun.config.from_run import reuse_settings
 from metarun.config.schema import Config, refuse_unknown, resolve_paths
 from metarun.errors import UserError
@@ -63,12 +64,26 @@ def to_config(composed: DictConfig, choices: Any, incomplete: bool = False) -> C
         OmegaConf.update(composed, key, None)
     config: Any = OmegaConf.to_object(composed)
     refuse_unknown(config)
+    complete_data_sets(config, choices)
     resolve_paths(config.data)
     resolve_paths(config.model)
     config.choices = {group: choices[group] for group in GROUPS if choices.get(group)}
     if "reg" not in config.choices:  # Hydra does not say what reg=[l1,l2] chose
         config.choices["reg"] = f"[{','.join(config.reg)}]"
     return config
+
+
+def complete_data_sets(config: Config, choices: Any) -> None:
+    """Complete the settings that name several data sets, each as `data=OPTION` gives them with this algorithm."""
+
+    def compose_data(option: str) -> dict[str, Any]:
+        return dict(_compose([f"algo={choices['algo']}", f"data={option}"], incomplete=True).data)
+
+    for group in ("data", "analysis"):
+        node = getattr(config, group)
+        if node.get("sets") is not None and str(node.get("_target_")).startswith("metarun."):
+            node["sets"] = complete_sets(group, node["sets"], compose_data)
+            resolve_paths(node)
 
 
 def default_folder(config: Config) -> str:

@@ -29,6 +29,8 @@ def read_arguments(arguments: Sequence[str]) -> list[str]:
     grammar quoted, and with the options of a run that they name. Raise `UserError` for a flag that is not known."""
     flags, settings = _sort_arguments(arguments)
     settings = [_name_latest(setting) for setting in settings]
+    for setting in settings:
+        _refuse_list(setting)
     settings = add_run_choices([_quote_value(argument) for argument in settings])
     return [*flags, *(_open_swept_groups(settings) if {"-m", "--multirun"} & {*flags} else settings)]
 
@@ -43,6 +45,17 @@ def _name_latest(setting: str) -> str:
         raise UserError(f"{setting}: there is no run below {Path('outputs').absolute()}")
     print_notice(f"{setting}: {path}")
     return f"{key}={path}"
+
+
+def _refuse_list(setting: str) -> None:
+    """Raise `UserError` for a list of options, as `data=[omniglot,cub]`, of a group that takes one."""
+    key, _, value = setting.partition("=")
+    options = value.strip("[]").replace(" ", "").split(",")
+    if key not in GROUPS or key == "reg" or not value.startswith("[") or len(options) < 2:
+        return
+    of_sets = "{" + ", ".join(f"{option}: PATH" for option in options) + "}"
+    mixed = f"; data=mixed 'data.sets={of_sets}' draws each training task from one of them" if key == "data" else ""
+    raise UserError(f"{setting}: {key} takes one option{mixed}")
 
 
 def _open_swept_groups(settings: Sequence[str]) -> list[str]:

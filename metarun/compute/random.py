@@ -5,7 +5,8 @@ With key = seed and counter = (word, step, split, 0), task i of a step owns the 
 (seed, split, step, i) is the same whichever tasks are drawn beside it, in which process and in which order. The last
 part of the counter is 1 for words that change images (augmentation), 2 for the noise of a stochastic network and the
 keys of dropout, 3 for the sizes of context sets and of a step's tasks, and 4 for the order of pixels or for the actions
-and draws of an acting learner (no run has both), so that these change no episode.
+and draws of an acting learner (no run has both), and 5 for the set of a mixture that a task is from, so that these
+change no episode.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ def pixel_bits(split: Split, seed: int, step: int, tasks: range, words: int) -> 
 def size_bits(seed: int, step: int, tasks: range, words: int) -> Bits:
     """64-bit words [T, words] for the sizes of the context sets of training tasks."""
     return _draw_words(seed, step, tasks, words, [0, 3])
+
+
+def set_bits(seed: int, step: int, tasks: range, words: int) -> Bits:
+    """64-bit words [T, words] for the data set that each training task is from."""
+    return _draw_words(seed, step, tasks, words, [0, 5])
 
 
 def learner_bits(seed: int, step: int, rows: range, part: int, words: int) -> Bits:

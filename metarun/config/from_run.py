@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config.catalogue import GROUPS
+from metarun.config.catalogue import GROUPS, list_options, read_component
+from metarun.config.data_sets import INPUTS
 from metarun.config.schema import COMMAND_SETTINGS, JOBS_OF_A_RUN, Config, resolve_paths, to_dict
 from metarun.errors import SettingError, UserError, one_line
 from metarun.storage.progress import print_notice
@@ -24,9 +25,6 @@ RESUMABLE = (
 
 SEARCH_PATH = "hydra.searchpath="
 """Begins an override that names folders of settings."""
-
-INPUTS = ("image_size", "channels", "normalize")
-"""Settings of images that stay those of the run where another data set replaces its own: its network needs them."""
 
 OPTION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*|\[[\w.,-]*\]")
 
@@ -119,7 +117,7 @@ def _merge(stored: dict[str, Any], changes: dict[str, Any], typed: dict[str, Any
     for group in _replaced(changes):
         merged[group] = typed[group]
     for key, value in changes.items():
-        OmegaConf.update(merged, key, value, force_add=True)
+        OmegaConf.update(merged, key, value, force_add=True, merge=False)
     return merged
 
 
@@ -133,9 +131,12 @@ def _select_changes(changes: dict[str, Any], keys: Sequence[str]) -> dict[str, A
 
 
 def _keep_inputs(stored: dict[str, Any], typed: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Those of `INPUTS` that both data sets have and the command does not set, as the run has them."""
-    both = [key for key in INPUTS if key in stored["data"] and key in typed["data"] and f"data.{key}" not in keys]
-    kept = {f"data.{key}": stored["data"][key] for key in both}
+    """Those of `INPUTS` that both data sets have and the command does not set, as the run has them: its network needs
+    them. An older run has the default of a setting that it lacks."""
+    option = stored.get("choices", {}).get("data")
+    had = (read_component("data", option) if option in list_options("data") else {}) | stored["data"]
+    both = [key for key in INPUTS if key in had and key in typed["data"] and f"data.{key}" not in keys]
+    kept = {f"data.{key}": had[key] for key in both}
     other = [f"{key}={value}" for key, value in kept.items() if value != typed["data"][key.partition(".")[2]]]
     if other:
         print_notice(f"{', '.join(other)}: as in the run")
@@ -196,15 +197,30 @@ def _set_trust(merged: Any, typed: dict[str, Any]) -> None:
     data = merged.get("data")
     if isinstance(data, DictConfig) and data.get("urls") is not None:
         data["urls"] = typed["data"].get("urls", [])
+    for _, member in _members(data):
+        if "urls" in member:
+            known = member.get("data") in list_options("data")
+            member["urls"] = read_component("data", member["data"]).get("urls", []) if known else []
 
 
 def _print_paths_read(source: str, stored: dict[str, Any], changes: dict[str, Any]) -> None:
     """Print the paths outside of the run folder that the run folder itself names."""
     data = stored.get("data")
-    for key in ("root", "file", "split"):
-        path = data.get(key) if isinstance(data, dict) else None
-        if isinstance(path, str) and f"data.{key}" not in changes and (key != "split" or "/" in path):
-            print_notice(f"{one_line(source)}: reading data.{key}={one_line(path)}")
+    named = {"data": data if isinstance(data, dict) else {}}
+    if "data.sets" not in changes:
+        named |= {f"data.sets.{name}": member for name, member in _members(data)}
+    for at, settings in named.items():
+        for key in ("root", "file", "split"):
+            path = settings.get(key)
+            if isinstance(path, str) and f"{at}.{key}" not in changes and (key != "split" or "/" in path):
+                print_notice(f"{one_line(source)}: reading {one_line(at)}.{key}={one_line(path)}")
+
+
+def _members(data: Any) -> list[tuple[str, Any]]:
+    """The names and the settings of the data sets that the settings `data` mix."""
+    sets = data.get("sets") if isinstance(data, (dict, DictConfig)) else None
+    found = sets.items() if isinstance(sets, (dict, DictConfig)) else ()
+    return [(str(name), member) for name, member in found if isinstance(member, (dict, DictConfig))]
 
 
 def diff_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -268,6 +268,10 @@ def resolve_paths(settings: dict[str, Any]) -> None:
             with contextlib.suppress(RuntimeError, OSError):  # ~ of an unknown user, no access
                 full = Path(path).expanduser().absolute()
                 settings[key] = str(full) if full.exists() else path
+    sets = settings.get("sets")
+    for member in sets.values() if isinstance(sets, dict) else ():  # config/data_sets.py
+        if isinstance(member, dict):
+            resolve_paths(member)
 
 
 def refuse_unknown(config: Any, at: str = "") -> None:

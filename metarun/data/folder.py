@@ -70,6 +70,7 @@ def image_folder(
     depth: int | None = None,
     name: str | None = None,
     download: bool | None = None,
+    resized_crop: list[float] | None = None,
 ) -> ImageData:
     """The data set of these settings, which conf/data/folder.yaml explains."""
     require(on_corrupt in ON_CORRUPT, "on_corrupt", on_corrupt, "choices: " + ", ".join(ON_CORRUPT))
@@ -81,7 +82,8 @@ def image_folder(
     require(name in SETS or (name is None and download is None), "name", name, "choices: " + ", ".join(sorted(SETS)))
     files = (root, csv, parse_downloads(urls), settings, pixels, on_corrupt, benchmark, train_classes, classes)
     load = ImageFiles(*files, name, bool(download))
-    return ImageData(pixels, rotations, Augmentation(crop, flip, jitter), load, within)
+    augmentation = Augmentation(crop, flip, jitter, None if resized_crop is None else tuple(resized_crop))
+    return ImageData(pixels, rotations, augmentation, load, within)
 
 
 @dataclass(frozen=True)

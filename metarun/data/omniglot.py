@@ -66,18 +66,20 @@ def omniglot(
     resize: str,
     train_classes: int | None = None,
     within: str | None = None,
+    channels: int = 1,
+    normalize: str = "none",
 ) -> ImageData:
     """The data set of these settings, which conf/data/omniglot.yaml explains."""
     require(split in SPLIT_NAMES, "split", split, "choices: " + ", ".join(SPLIT_NAMES))
     require(0 <= split_seed < 2**63, "split_seed", split_seed, "must be at least 0")
     require(within in (None, "group"), "within", within, "choices: null, group (an alphabet)")
     require(8 <= image_size <= 105, "image_size", image_size, "must be 8 to 105")
-    pixels = Pixels(image_size, 1, resize, ink=True)
+    pixels = Pixels(image_size, channels, resize, normalize=normalize, ink=True)
     downloads = parse_downloads(urls)
 
     def load(verify: bool) -> Source:
         parts = find_parts(root, download, downloads)
-        key = f"{' '.join(fingerprint(p) for p in parts)} {image_size} {resize}"
+        key = f"{' '.join(fingerprint(p) for p in parts)} {image_size} {resize}{' colour' if channels == 3 else ''}"
 
         def decode(file: BinaryIO) -> DecodedImages:
             entries, read = open_drawings(parts)

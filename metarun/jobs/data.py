@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -40,7 +39,10 @@ def data_job(config: Config, record: RunFolder) -> Result:
     record.write_json("dataset.json", facts)
     if sheet:
         sheet.save(record.path / "contact.png")
-    show(*render(name, facts, record.path))
+    for of_set, found in facts["sets"].items() if "sets" in facts else [(name, facts)]:  # of a mixture, each
+        show(*render(of_set, found))
+    if sheet:
+        show(f"contact sheet of training episodes: {record.path / 'contact.png'}")
     return Result("completed", facts, record.path)
 
 
@@ -68,7 +70,7 @@ def render_columns(facts: dict[str, Any]) -> Iterator[str | Table]:
             yield f"data.min_rows left out {count_nouns(facts[f'{groups}_left_out'], *NOUNS[groups])}"
 
 
-def render(name: str, facts: dict[str, Any], folder: Path) -> Iterator[str | Table]:
+def render(name: str, facts: dict[str, Any]) -> Iterator[str | Table]:
     """What the terminal shows."""
     layout = f", layout: {facts['layout']} ({facts['form']})" if "layout" in facts else ""
     yield f"data set: {name}{layout}, split {facts['split']} ({facts['split_sha256'][:12]})"
@@ -103,4 +105,3 @@ def render(name: str, facts: dict[str, Any], folder: Path) -> Iterator[str | Tab
         first = ", ".join(facts["flat_first"])
         yield f"warning: {count_nouns(facts['flat'], 'image')} of one colour, as {first}"
     yield f"cache: {facts['cache']}, {facts['cache_mb']:.1f} MB, verified"
-    yield f"contact sheet of training episodes: {folder / 'contact.png'}"

@@ -109,6 +109,7 @@ def describe_test(
         "n_tasks": evaluation.scores.shape[1],
         "headline_step": evaluation.steps[evaluation.headline],
         "curve": describe_curve(evaluation),
+        **describe_sets(evaluation),
         "beside": {name: describe_metric(values) for name, values in evaluation.beside.items()},
         "oracle": {name: describe_metric(values) for name, values in oracle.items()},
         "unaveraged": describe_unaveraged(evaluation),
@@ -157,11 +158,21 @@ def describe_unaveraged(evaluation: Evaluation) -> dict[str, float] | None:
     if evaluation.unaveraged is None:
         return None
     scores, own = evaluation.scores[evaluation.headline], evaluation.unaveraged
-    mean, ci95 = mean_and_interval(own, evaluation.factor)
-    difference, half = mean_and_interval(scores.double() - own.double(), evaluation.factor)
+    mean, ci95 = evaluation.average(own)
+    difference, half = evaluation.average(scores.double() - own.double())
     pairs = compare(scores, own, evaluation.higher_is_better)
     found = {"mean": mean, "ci95": ci95, "difference": difference, "difference_ci95": half}
     return found | {"wins": pairs.wins, "losses": pairs.losses}
+
+
+def describe_sets(evaluation: Evaluation) -> dict[str, Any]:
+    """The metric on each data set of a mixture, of which `mean` is the mean; empty without several."""
+    parts = evaluation.by_set(evaluation.scores[evaluation.headline])
+    found = {}
+    for name, scores in parts.items():
+        mean, ci95 = mean_and_interval(scores, evaluation.factor)
+        found[name] = {"mean": mean, "ci95": ci95, "n_tasks": len(scores)}
+    return {"by_set": found} if found else {}
 
 
 def describe_metric(values: Tensor) -> dict[str, float]:

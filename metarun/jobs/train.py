@@ -210,6 +210,8 @@ def test(run: ActiveRun, state: State) -> None:
     per_task: dict[str, Any] = {"episodes_sha256": evaluation.episodes_sha256, "steps": evaluation.steps}
     per_task |= {"scores": evaluation.scores.tolist()}
     per_task |= {name: values.tolist() for name, values in evaluation.beside.items()}
+    if evaluation.sets:
+        per_task["sets"] = list(evaluation.sets)
     if evaluation.unaveraged is not None:
         per_task["unaveraged"] = evaluation.unaveraged.tolist()
     per_task["result"] = {

@@ -97,7 +97,13 @@ class Evaluator:
             best=algorithm.loss.best,
             beside={name: values[headline] for name, values in metrics.items()},
             factor=self.factor,
+            sets=self._name_sets(),
         )
+
+    def _name_sets(self) -> tuple[str, ...]:
+        """The data set of each task of a test, of a mixture of several."""
+        names = optional(self.dataset, DatasetOptions, "task_sets") if self.split != "train" else None
+        return tuple(names(self.split, EPISODE_SEED, 0, range(self.tasks))) if names else ()
 
     def _apply_metrics(self, predictions: Tensor, y: Tensor) -> Metrics:
         """The further metrics [T, R] of predictions [T, R, M, ...]: one call for each task and step, on the CPU."""
@@ -126,14 +132,31 @@ class Evaluation(NamedTuple):
     beside: Mapping[str, Tensor] = {}  # further metrics of each task, at the row of the result
     factor: float = 1.96
     unaveraged: Tensor | None = None  # [T], that row for the meta-parameters themselves, where an average is scored
+    sets: tuple[str, ...] = ()  # [T] the data set of each task, where there are several
 
     @property
     def mean(self) -> float:
-        return mean_and_interval(self.scores[self.headline])[0]
+        return self.average(self.scores[self.headline])[0]
 
     @property
     def ci95(self) -> float:
-        return mean_and_interval(self.scores[self.headline], self.factor)[1]
+        return self.average(self.scores[self.headline])[1]
+
+    def average(self, values: Tensor) -> tuple[float, float]:
+        """The mean over tasks [T] and half of its interval; of several data sets, the mean over these.
+
+            mean = mean_m a_m,   half = sqrt(sum_m half_m^2) / M
+
+        a_m, half_m of the tasks of set m, M sets. The interval is for new tasks of these sets, and not for other sets.
+        """
+        parts = [mean_and_interval(part, self.factor) for part in self.by_set(values).values()]
+        if not parts:
+            return mean_and_interval(values, self.factor)
+        return sum(mean for mean, _ in parts) / len(parts), math.hypot(*(half for _, half in parts)) / len(parts)
+
+    def by_set(self, values: Tensor) -> dict[str, Tensor]:
+        """The values [T] of each data set's tasks; empty without several sets."""
+        return {name: values[[own == name for own in self.sets]] for name in dict.fromkeys(self.sets)}
 
     @property
     def error(self) -> float:
@@ -144,7 +167,7 @@ class Evaluation(NamedTuple):
         """Mean and interval of the reported metric, and the mean loss, after every step."""
         rows = []
         for step, scores, losses in zip(self.steps, self.scores, self.losses, strict=True):
-            mean, ci95 = mean_and_interval(scores, self.factor)
+            mean, ci95 = self.average(scores)
             rows.append({"step": step, "mean": mean, "ci95": ci95, "loss": float(losses.double().mean())})
         return rows
 

@@ -12,6 +12,7 @@ from metarun.algorithms.objective import NoisyModel, Regularization
 from metarun.compute.device import Placement, make_placement
 from metarun.config import catalogue
 from metarun.config.components import build, construct
+from metarun.config.data_sets import EPISODE_SIZE
 from metarun.config.schema import Config, check
 from metarun.data.own import check_own, complete, require_members
 from metarun.data.pool import TaskPool
@@ -28,7 +29,6 @@ from metarun.training.fixed_part import embed_images, note_weights
 from metarun.training.memory import budget, fit_chunk
 from metarun.training.own_algorithm import check_members, locate_algorithm
 from metarun.training.own_parts import (
-    EPISODE_SIZE,
     NO_PARTS,
     OwnParts,
     build_callbacks,
@@ -276,7 +276,7 @@ def fill_ways(config: Config, dataset: Dataset) -> Config:
 def build_dataset(config: Config) -> Dataset:
     refuse_missing_object("data", config.data)
     node = {k: v for k, v in config.data.items() if k not in EPISODE_SIZE}
-    return build("data", node, config.trusted_modules)
+    return build("data", node, config.trusted_modules, trusted_modules=tuple(config.trusted_modules))
 
 
 def build_learner(config: Config, dataset: Dataset, ways: int, own: OwnParts = NO_PARTS) -> Algorithm:

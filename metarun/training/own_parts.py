@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from metarun.algorithms.losses import FunctionLoss, loss_for
 from metarun.config.components import build, component_class, construct, locate
+from metarun.config.data_sets import EPISODE_SIZE
 from metarun.config.schema import Config
 from metarun.errors import UserError, one_line
 from metarun.training.evaluation import MetricFunction
 from metarun.types import Dataset, EpisodeSpec, Kind, Loss, LossOptions, PredictionKind, optional
-
-EPISODE_SIZE = ("ways", "shots", "queries", "test_queries")
-"""Settings of `data` that size the episodes, not the data set."""
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,9 @@ class Recorder:
         self.marked = None
 
     def on_validation(self, state: State, evaluation: Evaluation, improved: bool) -> None:
-        values = {"mean": evaluation.mean, "ci95": evaluation.ci95, "improved": improved}
+        values = _average(evaluation) | {"improved": improved}
         if evaluation.unaveraged is not None:
-            values["unaveraged"] = mean_and_interval(evaluation.unaveraged)[0]
+            values["unaveraged"] = evaluation.average(evaluation.unaveraged)[0]
         self._log(Record("val", state.step, values, {"seconds": state.seconds}))
         if improved:
             # Training never resumes from the best checkpoint, so it lacks what only resuming needs.
@@ -66,7 +66,7 @@ class Recorder:
         self.marked = None  # validation is no part of the training speed
 
     def on_test(self, evaluation: Evaluation, step: int) -> None:
-        self._log(Record("test", step, {"mean": evaluation.mean, "ci95": evaluation.ci95}, {}))
+        self._log(Record("test", step, _average(evaluation), {}))
 
     def save_checkpoint(self, state: State) -> None:
         checkpoint.save(self.folder.last, state)
@@ -127,6 +127,13 @@ class Recorder:
         left, limit = (self.settings.steps - state.step) / rate, self.settings.max_minutes
         left = left if limit is None else max(0.0, min(left, 60 * limit - state.seconds))
         return {"tasks_per_second": self.settings.tasks * rate, "seconds_left": left}
+
+
+def _average(evaluation: Evaluation) -> dict[str, float]:
+    """The metric with its interval; of several data sets, also the metric on each."""
+    of_sets = evaluation.by_set(evaluation.scores[evaluation.headline])
+    each = {f"mean/{name}": mean_and_interval(scores)[0] for name, scores in of_sets.items()}
+    return {"mean": evaluation.mean, "ci95": evaluation.ci95} | each
 
 
 class SilentObserver:

@@ -25,6 +25,7 @@ from metarun.report.tables.run import (
     analysis_tables,
     convergence_tables,
     further_metrics_table,
+    set_table,
 )
 from metarun.report.tables.table import Table
 
@@ -84,6 +85,8 @@ def _panel_section(drawings: Sequence[Drawing | None], missing: str, *texts: str
 def run_sections(run: Run) -> list[Section]:
     """Return all sections of one run, in the order of reading."""
     parts: dict[str, Callable[[Run], Section]] = {"Learning curve": learning_section, "Adaptation at test": _adaptation}
+    if run.summary.get("by_set"):
+        parts["Data sets"] = lambda run: Section(tables=[set_table(run)])
     if run.functions or run.summary.get("beside") or run.summary.get("oracle"):
         parts["Predicted distributions"] = _predictions
     if run.details.confusion:

@@ -46,6 +46,19 @@ def adaptation_table(run: Run) -> Table:
     return Table(f"By {unit}", (unit, text.axis_label(metric), "query loss"), rows[:MAX_ROWS], note)
 
 
+def set_table(run: Run) -> Table:
+    """The test metric on each data set of a mixture."""
+    metric, parts = metric_of(run), metric_values(run.summary.get("by_set"))
+    rows = [
+        (name, format_metric(metric, r.get("mean"), r.get("ci95"), unit=False), count(r.get("n_tasks")))
+        for name, r in parts.items()
+    ]
+    mean = format_metric(metric, run.summary.get("mean"), run.summary.get("ci95"), unit=False)
+    note = "± is half of a 95 % interval over the tasks of a set; of the mean, for new tasks of these sets."
+    columns = ("data set", text.axis_label(metric), "tasks")
+    return Table("On each data set", columns, (*rows, ("mean of the sets", mean, "")), note)
+
+
 def alarm_table(alarms: Mapping[str, Any]) -> Table:
     rows = []
     for name, alarm in alarms.items():

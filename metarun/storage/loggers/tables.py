@@ -60,6 +60,7 @@ def result_table(summary: dict[str, Any]) -> Group:
         parts += [Text(f"without the average: {plain}")] if plain else []
         parts += [Text(f"note: {summary['caveat']}")] if summary.get("caveat") else []
         parts += [_curve_table(summary)] if len(summary["curve"]) > 1 or not summary.get("beside") else []
+        parts += [_set_table(summary)] if summary.get("by_set") else []
         parts += [_beside_table(summary)] if summary.get("beside") or summary.get("oracle") else []
         published = summary.get("published") or {}
         if published and (comparisons := compare(published, summary)):
@@ -105,6 +106,18 @@ def _curve_table(summary: dict[str, Any]) -> Table:
             cells += [median, f"{low} to {high}"]
         cells += [format_plain("loss", row["loss"]) for _ in losses]
         table.add_row(*cells, style="bold" if row["step"] == reported else "")
+    return table
+
+
+def _set_table(summary: dict[str, Any]) -> Table:
+    """The metric on each data set of a mixture."""
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    table.add_column("data set")
+    for column in (f"test {summary['metric']}", "tasks"):
+        table.add_column(column, justify="right")
+    for name, part in summary["by_set"].items():
+        table.add_row(name, format_plain(summary["metric"], part["mean"], part["ci95"]), str(part["n_tasks"]))
+    table.add_row("mean of the sets", format_plain(summary["metric"], summary["mean"], summary["ci95"]), "")
     return table
 
 
