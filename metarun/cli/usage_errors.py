@@ -113,6 +113,9 @@ def _bad_key(error: OmegaConfBaseException) -> str:
     if re.search(r"not in struct|not in '|is not in", reason):
         if key == "_target_":  # of no group
             return "_target_: a component stands here; a YAML of model has no line `# @package _global_`"
+        group, _, member = key.partition(".sets.")
+        if member and group in ("data", "analysis"):  # config/data_sets.py
+            return one_line(f"{key}: the sets are set together, as '{group}.sets={{NAME: PATH, NAME: PATH}}'")
         siblings: Any = [] if parent is None else OmegaConf.to_container(parent, resolve=False)
         return one_line(f"{key}: no such setting, {advise_key(key, siblings)}")
     if reason.endswith("is not Optional"):

@@ -48,6 +48,7 @@ def mixed(
     require(bool(sets), "sets", sets, FORM)
     pixels, opened = Pixels(image_size, channels, "lanczos", normalize=normalize), {}
     for name, settings in (sets or {}).items():
+        require(isinstance(settings, Mapping), f"sets.{name}", settings, FORM)
         shared = zip(INPUTS, (image_size, channels, normalize), strict=True)
         node = {**settings, **{key: value for key, value in shared if key in settings}}
         option = node.pop("data", name)

@@ -12,6 +12,7 @@ from helpers.commands import metarun
 from helpers.folder_data import picture
 from helpers.image_files import as_folder, png
 
+from metarun.cli.compose import compose
 from metarun.cli.overrides import add_run_choices, read_arguments
 from metarun.errors import UserError
 
@@ -91,6 +92,14 @@ def test_another_data_set_keeps_the_size_channels_and_normalisation_of_the_run(t
     assert done.returncode == 0, done.stderr
     data = yaml.safe_load((tmp_path / "raw/config.yaml").read_text())["data"]
     assert (data["image_size"], data["normalize"]) == (16, "none")
+
+
+def test_a_run_from_before_a_setting_of_inputs_keeps_its_default() -> None:
+    """The shipped checkpoint on Omniglot has no data.channels."""
+    run = Path(__file__).parents[2] / "docs/checkpoints/omniglot_5w1s_protonet_cpu"
+    assert "channels" not in yaml.safe_load((run / "config.yaml").read_text())["data"]
+    data = compose(["job=evaluate", f"run={run}", "data=cifar_fs"]).data
+    assert (data["image_size"], data["channels"], data["normalize"]) == (28, 1, "none")
 
 
 @pytest.mark.parametrize(

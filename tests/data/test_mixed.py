@@ -91,9 +91,8 @@ def test_the_metric_is_the_mean_over_sets_with_the_interval_of_stratified_tasks(
 def test_a_run_on_a_mixture_records_each_set_and_resumes_to_the_same_bits(
     settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = metarun.run(
-        metarun.compose([*settings, "train.steps=4", "test.tasks=7", "train.eval_every=2"]), tmp_path / "w"
-    )
+    longer = [*settings, "train.steps=4", "test.tasks=7", "train.eval_every=2", "report=true"]
+    whole = metarun.run(metarun.compose(longer), tmp_path / "w")
     summary = whole.summary
     assert {name: part["n_tasks"] for name, part in summary["by_set"].items()} == {"one": 4, "two": 3}
     assert summary["mean"] == pytest.approx(np.mean([part["mean"] for part in summary["by_set"].values()]))
@@ -101,6 +100,7 @@ def test_a_run_on_a_mixture_records_each_set_and_resumes_to_the_same_bits(
     assert record["mean"] == pytest.approx((record["mean/one"] + record["mean/two"]) / 2)
     test = json.loads((tmp_path / "w" / "test.json").read_text())
     assert test["sets"] == ["one", "two", "one", "two", "one", "two", "one"]
+    assert "On each data set" in (tmp_path / "w" / "report.html").read_text()
     assert "mean of the sets" in capsys.readouterr().out
 
     part = [*settings, "test.tasks=7", "train.eval_every=2", "train.checkpoint_every=1"]
@@ -130,6 +130,7 @@ def test_settings_of_the_sets_are_complete_in_the_run_and_those_of_inputs_are_of
             ["data=[omniglot,cub]"],
             "data=[omniglot,cub]: data takes one option; data=mixed 'data.sets={omniglot: PATH, cub:",
         ),
+        (["data=mixed", "data.sets.cub=/a"], "data.sets.cub: the sets are set together, as 'data.sets={NAME: PATH, "),
         (["data=mixed"], "data.sets=None: must be {NAME: PATH, ...}"),
         (["data=mixed", "data.sets={}"], "data.sets={}: must be {NAME: PATH, ...}"),
         (

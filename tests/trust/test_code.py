@@ -31,6 +31,7 @@ from metarun.errors import SettingError, UserError
 from metarun.report.read.runs import read_run
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
+from metarun.training.experiment import build_dataset
 
 MARK = "METARUN_TEST_MARK"
 
@@ -284,6 +285,23 @@ def test_downloads_are_not_taken_from_a_run_folder(tmp_path: Path) -> None:
         from metarun.data.fetch import parse_downloads
 
         parse_downloads([urls[0] | {"urls": ["file:///etc/passwd"]}])
+
+
+def test_the_sets_of_a_mixture_download_and_run_no_more_than_one_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = compose(["data=mixed", "data.sets={omniglot: /characters, cub: /birds}"]).data
+    shipped = mixed["sets"]["omniglot"]["urls"]
+    for member in mixed["sets"].values():
+        member["urls"] = [{"file": ".profile", "checksum": "md5:" + 32 * "0", "urls": ["https://evil.example/x"]}]
+    config = reused(run_folder(tmp_path, data=mixed, choices={"data": "mixed"}))
+    sets = config.data["sets"]
+    assert [member["urls"] for member in sets.values()] == [shipped, []]
+    assert "reading data.sets.cub.root=/birds" in capsys.readouterr().err
+    for wrong in ({"_target_": "os.system"}, {"_target_": "metarun.storage.run_folder.RunFolder"}, "/birds", None):
+        sets["cub"] = wrong
+        with pytest.raises(UserError, match=r"sets\.cub|_target_"):
+            build_dataset(config)
 
 
 def test_what_a_run_folder_has_read_elsewhere_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
