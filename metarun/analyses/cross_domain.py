@@ -66,7 +66,7 @@ class CrossDomain:
         dataset: Dataset = experiment.dataset
         if not cell["own"]:
             dataset, changed = self._open(experiment, cell["data"])
-        row = {"classes": _count_classes(dataset), "ways": spec.ways, "shots": spec.shots}
+        row: Row = {"classes": _count_classes(dataset), "ways": spec.ways, "shots": spec.shots}
         try:
             dataset.check("test", spec)
         except SettingError as error:

@@ -290,7 +290,7 @@ def test_downloads_are_not_taken_from_a_run_folder(tmp_path: Path) -> None:
 def test_the_sets_of_a_mixture_download_and_run_no_more_than_one_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mixed = compose(["data=mixed", "data.sets={omniglot: /characters, cub: /birds}"]).data
+    mixed = to_dict(compose(["data=mixed", "data.sets={omniglot: /characters, cub: /birds}"]))["data"]
     shipped = mixed["sets"]["omniglot"]["urls"]
     for member in mixed["sets"].values():
         member["urls"] = [{"file": ".profile", "checksum": "md5:" + 32 * "0", "urls": ["https://evil.example/x"]}]
