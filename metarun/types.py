@@ -320,6 +320,7 @@ class AlgorithmOptions:
     prox: float | None = None
     cg_steps: int | None = None  # of an implicit meta-gradient
     approximation: str | None = None  # what its meta-gradient leaves out of the exact one, in a few words
+    start: Callable[[Params, Batch], Params] | None = None  # theta, support set -> phi_0; None: theta itself
     zero_head: bool = False  # the outer loop leaves the head where it starts, at 0
     rescale: Callable[[float], Algorithm] | None = None  # the learner for tasks of so many times as many classes
     before_step: Any = None  # of a StatefulLearner

@@ -25,6 +25,7 @@ from metarun.types import (
     MOMENTS,
     NOT_WEIGHTS,
     RATES,
+    AlgorithmOptions,
     Batch,
     GradientLearner,
     Loss,
@@ -34,6 +35,7 @@ from metarun.types import (
     Params,
     Task,
     UpdateRule,
+    optional,
 )
 
 State = TypeVar("State")
@@ -222,7 +224,15 @@ def descend_with_state(
 
 def is_adapted(name: str, rule: UpdateRule) -> bool:
     """Whether the inner loop adapts this tensor."""
-    return not name.startswith(NOT_WEIGHTS) and (rule.adapted is None or name.startswith(rule.adapted))
+    return not name.startswith(NOT_WEIGHTS) and (rule.adapted is None or is_chosen(name, rule.adapted))
+
+
+def is_chosen(name: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether a name begins with one of these prefixes and with none of those after a minus; if all of them have one,
+    whether it begins with none."""
+    left_out = tuple(prefix[1:] for prefix in prefixes if prefix.startswith("-"))
+    chosen = tuple(prefix for prefix in prefixes if not prefix.startswith("-"))
+    return name.startswith(chosen or "") and not name.startswith(left_out)
 
 
 def split_adapted(x: Params, rule: UpdateRule) -> tuple[Params, Params]:
@@ -262,6 +272,12 @@ class FastWeights(NamedTuple):
 
 def fast_weights(model: Model, phi: Params, support: Batch) -> FastWeights:
     return FastWeights(phi, model.query_stats(phi, support.x))
+
+
+def start(learner: GradientLearner, theta: Params, support: Batch) -> Params:
+    """phi_0: theta, or what the learner makes of theta and the support set."""
+    make = optional(learner, AlgorithmOptions, "start")
+    return make(theta, support) if make else theta
 
 
 def adapt(learner: GradientLearner, theta: Params, support: Batch) -> FastWeights:
@@ -345,5 +361,6 @@ def check_inner_loop(
     require(inner_steps >= 1, "inner_steps", inner_steps, "must be at least 1")
     require(test_inner_steps >= 0, "test_inner_steps", test_inner_steps, "must be at least 0")
     require(adapted is None or len(adapted) > 0, "adapted", [], "names nothing; null adapts everything")
-    moves = adapted is None or any(name.startswith("head") for name in adapted)
+    require("-" not in (adapted or ()), "adapted", adapted, "leaves out everything; -head leaves out the head")
+    moves = adapted is None or is_chosen(f"{HEAD}weight", adapted)
     require(moves or not zero_head, "zero_head", True, "needs the head among algo.adapted: it starts at 0")

@@ -11,7 +11,8 @@ ways: its rate a on N ways is N a here (0.4 on 5-way Omniglot is 2.0). How g is 
 `MAML.differentiation`, with the formulas in differentiation.py.
 
 `adapted` lists the name prefixes of the adapted parameters: ["head"] is ANIL (Raghu, Raghu, Bengio, Vinyals
-2020, arXiv 1909.09157); null adapts everything. FOMAML takes a penalty Omega(theta, phi) of the outer objective by both
+2020, arXiv 1909.09157). A minus leaves parameters out: ["-head"], all but the head, is BOIL (Oh, Yoo, Kim, Yun 2021,
+arXiv 2008.08882). null adapts everything. FOMAML takes a penalty Omega(theta, phi) of the outer objective by both
 partial derivatives, as if phi were theta plus a constant.
 
 `learned_rates` makes alpha a meta-parameter, which starts as `inner_lr`: for every weight (`weight`: Meta-SGD, Li,

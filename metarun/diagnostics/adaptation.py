@@ -20,6 +20,7 @@ import functools
 
 import torch
 
+from metarun.algorithms.inner_loop import start
 from metarun.compute.linalg import norm, sub
 from metarun.diagnostics.task_sample import TaskSample, mean_metrics
 from metarun.types import HEAD, GradientLearner, Metrics, Params, Task
@@ -44,7 +45,7 @@ def follow(learner: GradientLearner, theta: Params, task: Task) -> tuple[Metrics
     """Of one task: the losses [K+1] along the inner loop, and the measures of how the weights move."""
     last = max(learner.inner_steps, 2)
     support, query, moves = [], [], []
-    before = adapted = theta
+    theta = before = adapted = start(learner, theta, task.support)
     for k, state in enumerate(learner.adaptations(theta, task.support, last)):
         phi = state.params
         if k:

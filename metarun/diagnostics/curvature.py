@@ -26,6 +26,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from metarun.algorithms import inner_loop
 from metarun.algorithms.inner_loop import is_adapted
 from metarun.algorithms.objective import Entry
 from metarun.compute.linalg import hessian_product
@@ -56,8 +57,9 @@ def curvature_measures(learner: GradientLearner, params: Params, sample: TaskSam
 
 
 def spectra(learner: GradientLearner, theta: Params, support: Batch, start: Params, steps: int) -> Metrics:
-    """Of one task: both ends of the Hessian of L^S at theta and at phi; the largest eigenvalue of the inner objective's
-    at theta, and the smallest at phi unless it is lambda + that of L^S."""
+    """Of one task: both ends of the Hessian of L^S at theta (or phi_0) and at phi; the largest eigenvalue of the inner
+    objective's at theta, and the smallest at phi unless it is lambda + that of L^S."""
+    theta = inner_loop.start(learner, theta, support)
     inner_objective = learner.inner_objective(theta, support)
 
     def support_loss(weights: Params) -> Tensor:

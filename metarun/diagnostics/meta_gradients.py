@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, vjp
 
-from metarun.algorithms.inner_loop import last
+from metarun.algorithms.inner_loop import last, start
 from metarun.compute.linalg import axpy, dot, norm, scale, sub
 from metarun.diagnostics.lanczos import directions, extremes
 from metarun.diagnostics.task_sample import SMALL_MODEL, TaskSample, adapted_weights, mean_gradient, network_weights
@@ -68,13 +68,15 @@ def unrolled_gradient(learner: GradientLearner, theta: Params, task: Task, steps
 
 
 def first_order_gradient(learner: GradientLearner, theta: Params, task: Task) -> Params:
-    """grad L^Q of one task at phi, as if phi were theta plus a constant."""
+    """grad L^Q of one task at phi, as if phi were phi_0 plus a constant."""
 
     def outer(phi: Params) -> Tensor:
         stats = learner.model.query_stats(phi, task.support.x)
         return learner.loss(learner.model.apply(phi, task.query.x, stats), task.query.y)
 
-    return network_weights(grad(outer)(adapted_weights(learner, theta, task.support)))
+    by_phi = grad(outer)(adapted_weights(learner, theta, task.support))
+    pull_back = vjp(lambda theta: start(learner, theta, task.support), theta)[1]
+    return network_weights(pull_back(by_phi)[0])
 
 
 def true_gradients(algorithm: Algorithm, params: Params, sample: TaskSample) -> tuple[Params, Tensor]:

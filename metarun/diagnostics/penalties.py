@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
-from metarun.algorithms.inner_loop import is_adapted
+from metarun.algorithms.inner_loop import is_adapted, start
 from metarun.algorithms.objective import Entry, Regularization, Term
 from metarun.algorithms.penalty_protocols import Adaptation, ProximalPenalty
 from metarun.compute.linalg import flatten, norm, split_layers, sub, sum_scalars
@@ -143,6 +143,7 @@ def inner_measures(
 
     def measure_one(theta: Params, task: Task) -> Metrics:
         phi = adapted_weights(learner, theta, task.support)
+        theta = start(learner, theta, task.support)
         at = Adaptation(theta, phi, task.support, None, learner.model, learner.loss, {}, learner.inner_rule.adapted)
         values = {f"penalty/{label(t, 'inner')}": t.evaluate(at) for t in terms}
         zeros = zero_shares("sparsity_adapted", phi, targets(regularization, "inner", phi))

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from metarun.algorithms.embeddings import one_hot
-from metarun.algorithms.inner_loop import descend, is_adapted, last
+from metarun.algorithms.inner_loop import descend, is_adapted, last, start
 from metarun.diagnostics.task_sample import TaskSample, adapted_weights, network_weights
 from metarun.types import HEAD, Algorithm, Batch, GradientLearner, Metrics, Model, Params, Task
 
@@ -108,14 +108,14 @@ def head_only_measures(learner: GradientLearner, params: Params, sample: TaskSam
 
 
 def adapt_head(learner: GradientLearner, theta: Params, support: Batch) -> Params:
-    """Return theta with its head after `inner_steps` of the learner's rule on the learner's objective."""
+    """Return phi_0 with its head after `inner_steps` of the learner's rule on the learner's objective."""
     rule = learner.inner_rule
     head = tuple(name for name in theta if name.startswith(HEAD) and is_adapted(name, rule))
+    first = start(learner, theta, support)
     if not head:
-        return theta
-    return last(
-        descend(learner.inner_objective(theta, support), theta, rule._replace(adapted=head), learner.inner_steps)
-    )
+        return first
+    objective = learner.inner_objective(theta, support)
+    return last(descend(objective, first, rule._replace(adapted=head), learner.inner_steps))
 
 
 def score(learner: GradientLearner, phi: Params, task: Task) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from metarun.algorithms.inner_loop import descend, last
+from metarun.algorithms.inner_loop import descend, last, start
 from metarun.compute.linalg import sub
 from metarun.regularizers.selection import select_tensors
 from metarun.regularizers.tasks import attach_gradient, check_count, first_tasks, map_each_task
@@ -68,6 +68,7 @@ class Coherence:
 
 def direction(learner: GradientLearner, theta: Params, support: Batch, targets: tuple[str, ...] | None) -> Tensor:
     """u of one task, [D]: over the tensors whose names begin with one of `targets`, or all of the network's."""
+    theta = start(learner, theta, support)
     phi = last(descend(learner.inner_objective(theta, support), theta, learner.inner_rule, learner.inner_steps))
     moved = sub(select_tensors(phi, targets), theta)
     return unit_vector(torch.cat([d.flatten() for d in moved.values()])) if moved else torch.zeros(1)

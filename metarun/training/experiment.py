@@ -221,7 +221,7 @@ def check_adapted(algorithm: Algorithm) -> None:
     """Raise `SettingError` for a prefix in `algo.adapted` that no parameter of the network begins with."""
     prefixes = optional(algorithm, AlgorithmOptions, "adapted") or ()
     names = [name for name in algorithm.model.init(0) if not name.startswith(NOT_WEIGHTS)] if prefixes else []
-    unknown = [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names)]
+    unknown = [prefix for prefix in prefixes if not any(name.startswith(prefix.removeprefix("-")) for name in names)]
     if unknown:
         choices = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
         raise SettingError("algo.adapted", unknown, f"no parameter of the network begins so; choices: {choices}")

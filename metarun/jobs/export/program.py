@@ -25,9 +25,9 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from metarun.algorithms.inner_loop import descend_with_state, is_adapted, last
+from metarun.algorithms.inner_loop import descend_with_state, fast_weights, is_adapted, last, start
 from metarun.errors import UserError, one_line
-from metarun.types import Algorithm, Batch, GradientLearner, Kind, ModelOptions, Params, optional
+from metarun.types import Algorithm, AlgorithmOptions, Batch, GradientLearner, Kind, ModelOptions, Params, optional
 
 STATS = "stats."
 
@@ -141,8 +141,18 @@ class InnerLoop(nn.Module):
 
         self.proceeds = make_fx(lambda number, *_: number < steps)(*inputs)
         self.body = make_fx(step)(*inputs)
+        self.begin: nn.Module | None = None
+        if optional(learner, AlgorithmOptions, "start"):
+
+            def begin(support_x: Tensor, support_y: Tensor, *values: Tensor) -> Params:
+                at, theta = split_tensors(learner, dict(zip(self.names, values, strict=True)))
+                return start(at, theta, Batch(support_x, support_y))
+
+            self.begin = make_fx(begin)(example.support_x, example.support_y, *tensors.values())
 
     def forward(self, tensors: Params, support_x: Tensor, support_y: Tensor) -> Params:
+        if self.begin is not None:
+            tensors = tensors | self.begin(support_x, support_y, *tensors.values())
         while_loop = torch.ops.higher_order.while_loop
         given = (support_x, support_y, *(tensors[name] for name in self.names))
         return self._unflatten(while_loop(self.proceeds, self.body, tuple(self._first(tensors)), given)[1:])[0]
@@ -170,8 +180,11 @@ def trace_predict(learner: Algorithm, tensors: Params, example: Example, steps: 
     """The rest of the program: after `steps` adaptation steps, probabilities [M, N] or means [M, d_out]."""
 
     def predict(tensors: Params, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-        at, params = split_tensors(learner, tensors)
-        *_, adapted = at.adaptations(params, Batch(support_x, support_y), steps)
+        (at, params), support = split_tensors(learner, tensors), Batch(support_x, support_y)
+        if isinstance(learner, GradientLearner):  # adapted by the loop
+            adapted = fast_weights(at.model, params, support)
+        else:
+            *_, adapted = at.adaptations(params, support, steps)
         prediction = at.predict(adapted, query_x)
         return prediction.softmax(1) if kind == "classification" else prediction
 
