@@ -2,8 +2,7 @@
 
 A component of your own implements one protocol: `Algorithm`, `Dataset`, `Model`, `Loss`, or a penalty
 (algorithms/penalty_protocols.py). Richer protocols (`GradientLearner`, `StatefulLearner`, ...) open more of metarun to
-it. Members that a component may leave out are declared at the end, in `AlgorithmOptions`, `DatasetOptions`,
-`LossOptions`, `ModelOptions` and `PenaltyOptions`, with what is assumed without them.
+it. The classes at the end (...Options) declare what a component may leave out, and what is assumed without it.
 
 Dimension letters, used in every docstring and as suffixes of local names:
 
@@ -324,6 +323,7 @@ class AlgorithmOptions:
     zero_head: bool = False  # the outer loop leaves the head where it starts, at 0
     rescale: Callable[[float], Algorithm] | None = None  # the learner for tasks of so many times as many classes
     before_step: Any = None  # of a StatefulLearner
+    numbered_classes: bool = False  # trained on batches whose labels are numbers of classes, not those of a task
 
 
 class DatasetOptions:
@@ -343,8 +343,8 @@ class DatasetOptions:
     oracle_band: Callable[..., Any] | None = None  # its mean and deviation at given inputs
     picture: tuple[int, int] | None = None  # rows and columns of an image that is completed
     members: dict[str, Any] | None = None  # the class names of each split, for split.json
-    disjoint: Callable[[int], tuple[Any, int]] | None = None  # ways -> the data with test tasks without a common class,
-    # and how many of them there are
+    disjoint: Callable[[int], tuple[Any, int]] | None = None  # ways -> data with disjoint test tasks, their number
+    numbered: Callable[[], tuple[Any, int]] | None = None  # data with class numbers as training labels, how many
     class_names: Callable[..., list[tuple[str, ...]]] | None = None  # (split, seed, step, tasks, spec) -> of each task
     query_names: Callable[..., list[list[str]]] | None = None  # likewise, of each task's queries: files, lines
     row: str = "row"  # what a row is called: row, window, picture

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metarun.compute.random import Bits, choose, random_bits, uniform
 from metarun.data.augment import Augmentation
-from metarun.data.pixels import Pixels
+from metarun.data.pixels import Pixels, summarize_bytes
 from metarun.data.torchvision import load_torchvision
 from metarun.errors import SettingError, UserError, nearest, require
 from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
@@ -55,13 +55,15 @@ class ImageEpisodes:
     copies of the images. Classes are uniform over the split without replacement, variants uniform, images uniform
     within the class without replacement (so support and query are disjoint), and labels are the order of the draw.
     With `groups` all classes of an episode are of one group, uniform over those with enough classes. With `disjoint` no
-    two tasks of a step share a class: task i has classes i N .. (i+1) N - 1 of one order of all classes.
+    two tasks of a step share a class: task i has classes i N .. (i+1) N - 1 of one order of all classes. With
+    `numbered` a label is the row of its class in `classes`, the same in every episode.
     """
 
     table: ImageTable
     classes: Index  # [M, R] variants: R of each of the M classes of the split
     groups: Index | None = None  # [M] the group of each, as the alphabet of a character
     disjoint: bool = False
+    numbered: bool = False
 
     def check(self, spec: EpisodeSpec, split: Split) -> None:
         """Raise `SettingError` if an episode of this size cannot be drawn."""
@@ -87,8 +89,12 @@ class ImageEpisodes:
     def draw(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
         """Images as bytes, rows ordered shot by shot: row k N + n is of class n."""
         turns_TN, rows_TNE = self.draw_rows(split, seed, step, tasks, spec)
+        labels_TN = np.broadcast_to(np.arange(spec.ways), turns_TN.shape)
+        if self.numbered:
+            labels_TN, _, _ = self._choose_classes(split, seed, step, tasks, spec)
         k = spec.shots
-        return Task(self._batch(rows_TNE[:, :, :k], turns_TN), self._batch(rows_TNE[:, :, k:], turns_TN))
+        parts = rows_TNE[:, :, :k], rows_TNE[:, :, k:]
+        return Task(*(self._batch(part, turns_TN, labels_TN) for part in parts))
 
     def draw_rows(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> tuple[Index, Index]:
         """The quarter turns of each task's classes [T, N], and the rows of their images [T, N, K + Q]."""
@@ -104,6 +110,15 @@ class ImageEpisodes:
         self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec
     ) -> tuple[Index, Index, Bits]:
         """The quarter turns and the classes of each task [T, N], and random words for their images [T, N, most]."""
+        chosen_TN, variant_bits, image_bits = self._choose_classes(split, seed, step, tasks, spec)
+        variant_TN = uniform(variant_bits, 0, self.classes.shape[1]).astype(np.intp)
+        turns_TN, class_TN = np.divmod(self.classes[chosen_TN, variant_TN], len(self.table.names))
+        return turns_TN, class_TN, image_bits.reshape(len(tasks), spec.ways, -1)
+
+    def _choose_classes(
+        self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec
+    ) -> tuple[Index, Bits, Bits]:
+        """The rows of `classes` of each task [T, N], and random words for their variants and their images."""
         classes, most = len(self.classes), int(self._counts(self.classes).max())
         bits = random_bits(split, seed, step, tasks, classes + spec.ways * (1 + most) + (self.groups is not None))
         class_bits, variant_bits, image_bits = np.split(bits, [classes, classes + spec.ways], axis=1)
@@ -118,15 +133,13 @@ class ImageEpisodes:
         if self.disjoint:
             order = choose(random_bits(split, seed, step, range(1), classes), classes)[0]
             chosen_TN = order[tasks.start * spec.ways : tasks.stop * spec.ways].reshape(len(tasks), spec.ways)
-        variant_TN = uniform(variant_bits, 0, self.classes.shape[1]).astype(np.intp)
-        turns_TN, class_TN = np.divmod(self.classes[chosen_TN, variant_TN], len(self.table.names))
-        return turns_TN, class_TN, image_bits.reshape(len(tasks), spec.ways, most)
+        return chosen_TN, variant_bits, image_bits
 
     def _counts(self, variants: Index) -> Index:
         """The number of images of each variant's class."""
         return self.table.counts[variants % len(self.table.names)]
 
-    def _batch(self, rows_TNE: Index, turns_TN: Index) -> Batch:
+    def _batch(self, rows_TNE: Index, turns_TN: Index, labels_TN: Index) -> Batch:
         """Gather rows of the image tensor [T, N, K] and rotate them by the quarter turns of each class [T, N]."""
         tasks, ways, each = rows_TNE.shape
         rows = torch.from_numpy(np.ascontiguousarray(rows_TNE.transpose(0, 2, 1)).reshape(-1))
@@ -138,7 +151,7 @@ class ImageEpisodes:
             if len(index):
                 images[index] = torch.rot90(images[index], quarter, (2, 3))
         shape = (tasks, each * ways, *images.shape[1:])
-        return Batch(images.view(shape), torch.arange(ways).repeat(each).expand(tasks, -1))
+        return Batch(images.view(shape), torch.from_numpy(np.tile(labels_TN, (1, each)).astype(np.int64)))
 
 
 def suggest_ratios(ways: int, classes: int) -> str:
@@ -197,6 +210,7 @@ class ImageData:
     load: Callable[[bool], Source]
     within: str | None = None  # a column, or group: all classes of an episode have one value of it, as an alphabet
     disjoint_tests: bool = False  # no two test tasks share a class, nor a class turned by quarters
+    numbered_training: bool = False  # training labels are the numbers of the classes
     original: ImageData | None = None  # the images, where `load` reads their features in place of pixels
 
     kind: ClassVar[Kind] = "classification"
@@ -312,6 +326,11 @@ class ImageData:
         require(self.within is None, "within", self.within, "must be null with test.classes=disjoint")
         return replace(self, disjoint_tests=True), len(self.source.splits["test"]) // ways
 
+    def numbered(self) -> tuple[ImageData, int]:
+        """The same data with the numbers of the classes as labels of training episodes, and how many there are: a class
+        in four rotations is four, where its rotations are classes."""
+        return replace(self, numbered_training=True), len(self._episodes["train"].classes)
+
     def contact_sheet(self, spec: EpisodeSpec) -> Image.Image:
         """The first training episodes below each other, augmented as in training: a row per class, support on the left,
         queries on the right. Images are the inputs of the network, without normalisation."""
@@ -358,7 +377,8 @@ class ImageData:
                 rotations = "task"  # two turns of one image are not independent
             variants = make_variants(classes, len(table.names), rotations)
             groups = None if self._groups is None else self._groups[variants[:, 0] % len(table.names)]
-            episodes[split] = ImageEpisodes(table, variants, groups, disjoint)
+            numbered = self.numbered_training and split == "train"
+            episodes[split] = ImageEpisodes(table, variants, groups, disjoint, numbered)
         return episodes
 
     @functools.cached_property
@@ -378,18 +398,6 @@ class ImageData:
             there_is = f"the table has no such column, {nearest(name, known)}" if known else table
             raise SettingError("within", self.within, there_is)
         return number_groups(source.table.names)
-
-
-def summarize_bytes(images: Tensor) -> dict[str, float]:
-    """Least, mean, largest and standard deviation of bytes, as numbers of [0, 1]."""
-    counts = torch.zeros(256, dtype=torch.int64)
-    for part in images.split(1024):
-        counts += torch.bincount(part.flatten(), minlength=256)
-    values, share = torch.arange(256, dtype=torch.float64) / 255, counts.double() / counts.sum()
-    mean = float(values @ share)
-    here = values[counts > 0]
-    deviation = float(((values - mean) ** 2 @ share).sqrt())
-    return {"min": float(here.min()), "mean": mean, "max": float(here.max()), "deviation": deviation}
 
 
 def _draw_grid(x: Tensor, pixels: Pixels, ways: int, columns: int) -> Tensor:

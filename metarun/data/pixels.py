@@ -232,3 +232,15 @@ def flatten_modes(image: Image.Image, depth: int | None = 16) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image
+
+
+def summarize_bytes(images: Tensor) -> dict[str, float]:
+    """Least, mean, largest and standard deviation of bytes, as numbers of [0, 1]."""
+    counts = torch.zeros(256, dtype=torch.int64)
+    for part in images.split(1024):
+        counts += torch.bincount(part.flatten(), minlength=256)
+    values, share = torch.arange(256, dtype=torch.float64) / 255, counts.double() / counts.sum()
+    mean = float(values @ share)
+    here = values[counts > 0]
+    deviation = float(((values - mean) ** 2 @ share).sqrt())
+    return {"min": float(here.min()), "mean": mean, "max": float(here.max()), "deviation": deviation}

@@ -129,7 +129,8 @@ def _find_objection(term: Term, algorithm: Algorithm) -> str | None:
         several = "this algorithm is made of several networks, none of which is the encoder"
         return f"{several}; choose a penalty on the weights (l1, l2, elastic, group)"
     if not isinstance(algorithm, GradientLearner):
-        compares = isinstance(term.penalty, TaskPenalty) and isinstance(algorithm, StatefulLearner)
+        numbered = optional(algorithm, AlgorithmOptions, "numbered_classes")
+        compares = isinstance(term.penalty, TaskPenalty) and (numbered or isinstance(algorithm, StatefulLearner))
         if term.enters("inner") or term.enters(Entry.TASK_LOSS) or compares:
             return (
                 "this algorithm has no inner loop to penalise; "

@@ -27,6 +27,7 @@ from metarun.training.evaluation import Evaluator, MetricFunction
 from metarun.training.final_test import choose_test_precision, take_disjoint
 from metarun.training.fixed_part import embed_images, note_weights
 from metarun.training.memory import budget, fit_chunk
+from metarun.training.numbered import number_classes
 from metarun.training.own_algorithm import check_members, locate_algorithm
 from metarun.training.own_parts import (
     NO_PARTS,
@@ -151,7 +152,8 @@ def assemble(config: Config, own: OwnParts = NO_PARTS, embed: bool = True) -> Ex
     require_members(made)
     config = fill_ways(config, made)
     train_spec, test_spec = episode_sizes(config)
-    dataset = complete(made, train_spec)
+    names = option_name("algo", config), option_name("data", config)
+    dataset = number_classes(locate_algorithm(config)[1], complete(made, train_spec), *names, config.diagnostics.level)
     if train.pool is not None:
         dataset = TaskPool(dataset, train.pool, train.pool_seed, train.pool_replaced)
     shots = shots_range(config)
@@ -315,6 +317,9 @@ def build_learner(config: Config, dataset: Dataset, ways: int, own: OwnParts = N
     if "model" in inspect.signature(target).parameters:  # else it is made of several networks
         model = network(shape, outputs if made.head else None)
         provided["model"] = regularization.wrap(model, shape)
+    if "classes" in inspect.signature(target).parameters:
+        numbered = optional(dataset, DatasetOptions, "numbered")
+        provided["classes"] = numbered()[1] if numbered else ways
     algorithm = construct("algo", target, node, **provided)
     check_members(f"algo={option_name('algo', config)}", algorithm)
     return algorithm

@@ -52,8 +52,8 @@ def split_tensors(learner: Any, tensors: Params) -> tuple[Any, Params]:
     """The inverse of `collect_tensors`: the learner with those statistics, and the meta-parameters."""
     stats = [w for name, w in tensors.items() if name.startswith(STATS)]
     if stats:
-        model = dataclasses.replace(learner.model, fixed=tuple(zip(stats[::2], stats[1::2], strict=True)))
-        learner = dataclasses.replace(learner, model=model)
+        fixed = tuple(zip(stats[::2], stats[1::2], strict=True))
+        learner = dataclasses.replace(learner, model=dataclasses.replace(learner.model, fixed=fixed))
     return learner, {name: w for name, w in tensors.items() if not name.startswith(STATS)}
 
 
