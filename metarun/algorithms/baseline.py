@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from metarun.algorithms.classifier import check_classifier, differentiate_batch, init_classifier, score_classes
-from metarun.algorithms.embeddings import one_hot
+from metarun.algorithms.embeddings import class_means
 from metarun.algorithms.inner_loop import descend, last, sgd
 from metarun.compute.linalg import dot
 from metarun.errors import require
@@ -86,7 +86,7 @@ class Baseline:
 
     def _first(self, z_SD: Tensor, y_S: Tensor) -> Params:
         """w_0."""
-        members_NS = one_hot(y_S, self.ways, like=z_SD).T
+        means_ND = class_means(z_SD, y_S, self.ways)
         if self.classifier == "cosine":
-            return {"weight": members_NS @ z_SD / members_NS.sum(1, keepdim=True)}
-        return {"weight": 0 * (members_NS @ z_SD), "bias": 0 * members_NS.sum(1)}
+            return {"weight": means_ND}
+        return {"weight": 0 * means_ND, "bias": 0 * means_ND[:, 0]}

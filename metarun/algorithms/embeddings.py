@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.errors import require
 from metarun.types import Model, Params, Task
+
+
+class Prototypes(NamedTuple):
+    """What a classifier by class means keeps of a support set."""
+
+    params: Params
+    stats: Any  # that queries are normalised with
+    centres: Tensor  # [N, D]
+
 
 DISTANCES = ("euclidean", "cosine")
 
@@ -37,6 +48,12 @@ def embed_episode(model: Model, params: Params, task: Task) -> tuple[Tensor, Ten
         return model.apply(params, support_x), model.apply(params, query_x, stats)
     z = model.apply(params, torch.cat([support_x, query_x]))
     return z[: len(support_x)], z[len(support_x) :]
+
+
+def class_means(z_SD: Tensor, y_S: Tensor, ways: int) -> Tensor:
+    """c_n, the mean of the rows of class n: [N, D]."""
+    members_NS = one_hot(y_S, ways, like=z_SD).T
+    return members_NS @ z_SD / members_NS.sum(1, keepdim=True)
 
 
 def one_hot(y: Tensor, ways: int, like: Tensor) -> Tensor:

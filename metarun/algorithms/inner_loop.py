@@ -282,12 +282,14 @@ def start(learner: GradientLearner, theta: Params, support: Batch) -> Params:
 
 def adapt(learner: GradientLearner, theta: Params, support: Batch) -> FastWeights:
     """The end of the inner loop as in training."""
+    theta = start(learner, theta, support)
     phis = descend(learner.inner_objective(theta, support), theta, learner.inner_rule, learner.inner_steps)
     return fast_weights(learner.model, last(phis), support)
 
 
 def adaptations(learner: GradientLearner, theta: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
-    """phi_0 = theta, phi_1, ... phi_steps of the inner loop."""
+    """phi_0, phi_1, ... phi_steps of the inner loop."""
+    theta = start(learner, theta, support)
     for phi in descend(learner.inner_objective(theta, support), theta, learner.inner_rule, steps):
         yield fast_weights(learner.model, phi, support)
 

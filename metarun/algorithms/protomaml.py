@@ -21,11 +21,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.func import vjp
 
-from metarun.algorithms.embeddings import one_hot
+from metarun.algorithms import inner_loop
+from metarun.algorithms.differentiation import Checkpointed, Differentiation, FirstOrder, Unrolled, segment_length
+from metarun.algorithms.embeddings import class_means
 from metarun.algorithms.inner_loop import FastWeights
-from metarun.algorithms.maml import MAML
 from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
-from metarun.errors import UserError
+from metarun.errors import UserError, require
 from metarun.types import HEAD, Batch, Kind, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
 
 WEIGHT, BIAS = HEAD + "weight", HEAD + "bias"
@@ -42,28 +43,27 @@ class ProtoMAML:
     test_inner_steps: int
     first_order: bool
     regularization: Regularization = NO_REGULARIZATION
-    inner_checkpoint: Any = False
+    inner_checkpoint: Any = False  # as MAML's
+    started: bool = False  # the parameters are S(theta) already
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
     head: ClassVar[bool] = True
     zero_head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _ = self.steps  # refuses settings out of range
-
-    @property
-    def steps(self) -> MAML:
-        """The descent from S(theta)."""
-        rates = self.inner_lr, self.inner_steps, self.test_inner_steps, self.first_order
-        more = {"regularization": self.regularization, "inner_checkpoint": self.inner_checkpoint, "zero_head": True}
-        return MAML(self.model, self.loss, *rates, **more)
+        inner_loop.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps)
+        kept = self.inner_checkpoint
+        sound = isinstance(kept, int) and kept >= 0
+        require(sound, "inner_checkpoint", kept, "choices: false, true, a number of steps")
+        needed = "must be false for a first-order gradient, which records no graph of the inner loop"
+        require(not (kept and self.first_order), "inner_checkpoint", kept, needed)
 
     @property
     def approximation(self) -> str | None:
-        return self.steps.approximation
+        return "first-order meta-gradient" if self.first_order else None
 
     def init(self, seed: int) -> Params:
-        params = self.steps.init(seed)
+        params = inner_loop.init_weights(self.model, seed, zero_head=True)
         shapes = {name: value.ndim for name, value in params.items() if name.startswith(HEAD)}
         if shapes != {WEIGHT: 2, BIAS: 1}:
             found = ", ".join(shapes) or "none"
@@ -78,32 +78,42 @@ class ProtoMAML:
 
     def start(self, params: Params, support: Batch) -> Params:
         """S(theta)."""
+        if self.started:
+            return params
         *_, z_SD = self.model.activations(params, support.x).values()
-        members_NS = one_hot(support.y, len(params[BIAS]), like=z_SD).T
-        centre_ND = members_NS @ z_SD / members_NS.sum(1, keepdim=True)
+        centre_ND = class_means(z_SD, support.y, len(params[BIAS]))
         return params | {WEIGHT: 2 * centre_ND, BIAS: -centre_ND.square().sum(1)}
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
-        return self.steps.adapt(self.start(params, support), support)
+        return inner_loop.adapt(self, params, support)
 
     def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[FastWeights]:
-        return self.steps.adaptations(self.start(params, support), support, steps)
+        return inner_loop.adaptations(self, params, support, steps)
 
     def predict(self, adapted: FastWeights, x: Tensor) -> Tensor:
-        return self.steps.predict(adapted, x)
+        return self.model.apply(adapted.params, x, adapted.stats)
+
+    @property
+    def differentiation(self) -> Differentiation:
+        """How the gradient goes through the steps from S(theta)."""
+        if self.inner_checkpoint:
+            return Checkpointed(segment_length(self.inner_checkpoint, self.inner_steps))
+        return FirstOrder() if self.first_order else Unrolled()
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
-        start, pull_back = vjp(lambda theta: self.start(theta, task.support), params)
-        gradient, metrics = self.steps.meta_grad(start, task)
+        first, pull_back = vjp(lambda theta: self.start(theta, task.support), params)[:2]
+        gradient, metrics = self.differentiation.meta_grad(replace(self, started=True), first, task)
         return pull_back(gradient)[0], metrics
 
     @property
     def sees_adaptation(self) -> bool:
-        return self.steps.sees_adaptation
+        return not self.first_order
 
     @property
     def inner_rule(self) -> UpdateRule:
-        return self.steps.inner_rule
+        return inner_loop.add_proximal_step(inner_loop.sgd(self.inner_lr), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:
-        return self.steps.inner_objective(self.start(params, support), support)
+        loss = inner_loop.bind_loss(self.model, self.loss, support)
+        first = self.start(params, support) if self.regularization.terms else params
+        return inner_loop.add_inner_penalties(self, first, support, loss)

@@ -11,20 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 from torch import Tensor
 
 from metarun.algorithms import losses
-from metarun.algorithms.embeddings import check_similarity, compare, embed_episode, one_hot
+from metarun.algorithms.embeddings import Prototypes, check_similarity, class_means, compare, embed_episode
 from metarun.compute import linalg
 from metarun.types import Batch, Kind, Loss, Metrics, Model, Params, Task
-
-
-class Prototypes(NamedTuple):
-    params: Params
-    stats: Any  # that queries are normalised with
-    centres: Tensor  # [N, D]
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class ProtoNet:
         return self.model.init(seed)
 
     def adapt(self, params: Params, support: Batch) -> Prototypes:
-        centres = self._centres(self.model.apply(params, support.x), support.y)
+        centres = class_means(self.model.apply(params, support.x), support.y, self.ways)
         return Prototypes(params, self.model.query_stats(params, support.x), centres)
 
     def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Prototypes]:
@@ -61,13 +55,10 @@ class ProtoNet:
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         def outer(params: Params) -> tuple[Tensor, Metrics]:
             z_SD, z_MD = embed_episode(self.model, params, task)
-            return losses.score_prediction(self, self._logits(z_MD, self._centres(z_SD, task.support.y)), task.query.y)
+            centres = class_means(z_SD, task.support.y, self.ways)
+            return losses.score_prediction(self, self._logits(z_MD, centres), task.query.y)
 
         return linalg.differentiate(outer, params)
-
-    def _centres(self, z_SD: Tensor, y_S: Tensor) -> Tensor:
-        members_NS = one_hot(y_S, self.ways, like=z_SD).T
-        return members_NS @ z_SD / members_NS.sum(1, keepdim=True)
 
     def _logits(self, z_MD: Tensor, centre_ND: Tensor) -> Tensor:
         return compare(z_MD, centre_ND, self.distance) / self.temperature

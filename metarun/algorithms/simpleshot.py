@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.algorithms.classifier import differentiate_batch, init_classifier
-from metarun.algorithms.embeddings import compare, one_hot
-from metarun.algorithms.protonet import Prototypes
+from metarun.algorithms.embeddings import Prototypes, class_means, compare
 from metarun.errors import require
 from metarun.types import Batch, Kind, Loss, Metrics, Model, ModelOptions, Params, Task, optional
 
@@ -75,9 +74,8 @@ class SimpleShot:
 
     def adapt(self, params: Params, support: Batch) -> Prototypes:
         z_SD = self._normalized(self.model.apply(params, support.x))
-        members_NS = one_hot(support.y, self.ways, like=z_SD).T
-        centres = members_NS @ z_SD / members_NS.sum(1, keepdim=True)
-        return Prototypes(params, self.model.query_stats(params, support.x), centres)
+        stats = self.model.query_stats(params, support.x)
+        return Prototypes(params, stats, class_means(z_SD, support.y, self.ways))
 
     def adaptations(self, params: Params, support: Batch, steps: int) -> Iterator[Prototypes]:
         yield self.adapt(params, support)

@@ -20,20 +20,13 @@ from torch import Tensor
 
 from metarun.compute.random import Bits, choose, random_bits, uniform
 from metarun.data.augment import Augmentation
+from metarun.data.contact_sheet import EPISODES_SHOWN, draw_sheet
 from metarun.data.pixels import Pixels, summarize_bytes
-from metarun.data.torchvision import load_torchvision
 from metarun.errors import SettingError, UserError, nearest, require
 from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
 
 Index = NDArray[np.intp]
 ROTATIONS = ("classes", "train", "task", "none")
-
-# The contact sheet
-EPISODES_SHOWN = 3
-QUERIES = 8  # of each class
-GAP = 12  # pixels between support and query, and between episodes
-LINE = 2  # pixels between images
-SMALLEST = 42  # pixels, the least size of an image
 
 
 class ImageTable(NamedTuple):
@@ -339,15 +332,7 @@ class ImageData:
             spec = spec._replace(ways=min(spec.ways, len(self.source.splits[split])))
         self.check(split, spec)
         episodes = self.episodes(split, 0, 0, range(EPISODES_SHOWN), spec)
-        sheets = []
-        for support_x, query_x in zip(episodes.support.x, episodes.query.x, strict=True):
-            support = _draw_grid(support_x, self.pixels, spec.ways, spec.shots)
-            query = _draw_grid(query_x, self.pixels, spec.ways, min(spec.queries, QUERIES))
-            gap = torch.full((3, support.shape[1], GAP), 255, dtype=torch.uint8)
-            sheets.append(torch.cat([support, gap, query], 2))
-        gap = torch.full((3, GAP, sheets[0].shape[2]), 255, dtype=torch.uint8)
-        rows = [part for sheet in sheets for part in (sheet, gap)][:-1]
-        return Image.fromarray(torch.cat(rows, 1).permute(1, 2, 0).numpy())
+        return draw_sheet(episodes, self.pixels, spec)
 
     @functools.cached_property
     def members(self) -> dict[str, list[str]]:
@@ -398,11 +383,3 @@ class ImageData:
             there_is = f"the table has no such column, {nearest(name, known)}" if known else table
             raise SettingError("within", self.within, there_is)
         return number_groups(source.table.names)
-
-
-def _draw_grid(x: Tensor, pixels: Pixels, ways: int, columns: int) -> Tensor:
-    """Images [S, C, H, W], ordered shot by shot -> `columns` images of each class, class n in row n."""
-    shown = x.unflatten(0, (-1, ways))[:columns].transpose(0, 1).flatten(0, 1)
-    scale = -(-SMALLEST // pixels.size)
-    images = pixels.to_bytes(shown).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    return load_torchvision().utils.make_grid(images, nrow=columns, padding=LINE, pad_value=255)

@@ -104,7 +104,15 @@ def test_a_new_head_descends_the_penalised_support_loss(classifier: str) -> None
     assert_same(learner.predict(learner.adapt(theta, SUPPORT), QUERIES), learner.predict(states[3], QUERIES))
 
 
-TINY = ["data=folder", "data.image_size=8", "data.ways=2", "data.queries=1", "data.test_queries=1", "model.filters=2", "model.pool=stride"]
+TINY = [
+    "data=folder",
+    "data.image_size=8",
+    "data.ways=2",
+    "data.queries=1",
+    "data.test_queries=1",
+    "model.filters=2",
+    "model.pool=stride",
+]
 TINY += ["train.steps=2", "train.tasks=1", "val.tasks=2", "test.tasks=2", "report=false", "device.compile=false"]
 
 

@@ -67,7 +67,7 @@ def pairs() -> Iterable[Any]:
 
 
 PROVIDED = {"model", "loss", "ways", "input_shape", "outputs", "network", "regularization", "kind", "environment"}
-PROVIDED |= {"trusted_modules", "ratio", "classes"}
+PROVIDED |= {"trusted_modules", "ratio", "classes", "started"}
 
 
 def settings_of(target: Any) -> set[str]:
