@@ -1,7 +1,7 @@
 """The report of a run, and the comparison of several: pages, tables, figures. May import statistics and below.
 
 `write_report` is the entrance. read/: run folders; compare/: several runs together; tables/ and figures/: what is made
-of them; page/: the HTML page. Each imports only from those before it.
+of them; verdict/: what they answer, in sentences; page/: the HTML page. Each imports only from those before it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ from metarun.report.read.jobs import find_jobs, list_jobs
 from metarun.report.read.runs import Run, is_refused_command, read_run
 from metarun.report.tables.comparison import comparison_tables, raw_pairs, raw_results
 from metarun.report.tables.sweep import best_configurations, raw_sweep, sweep_tables
-from metarun.report.tables.table import Table, to_csv, to_latex, to_markdown
+from metarun.report.tables.table import Table, escape_markdown, to_csv, to_latex, to_markdown
+from metarun.report.verdict.judge import judge
+from metarun.report.verdict.sentence import by_question
 from metarun.storage.atomic import name_file_in_errors, replace
 
 ENDINGS = {"html": ".html", "md": ".md", "csv": ".csv", "latex": ".tex", "png": "-figures"}
@@ -89,6 +91,8 @@ def _tables(runs: list[Run], others: list[Path]) -> tuple[Sweep | None, list[Tab
 def _write_markdown(runs: list[Run], others: list[Path], target: Path) -> None:
     sweep, tables = _tables(runs, others)
     lines = []
+    for question, sentences in by_question(judge(runs, others)).items():
+        lines += [f"**{escape_markdown(question)}** {escape_markdown(' '.join(s.text for s in sentences))}", ""]
     for best in best_configurations(sweep) if sweep else ():
         lines += [best.sentence, "", "```", best.command, "```", ""]
     lines += map(to_markdown, tables)

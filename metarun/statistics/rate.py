@@ -91,7 +91,7 @@ def fit_rate(steps: ArrayLike, squared_norms: ArrayLike) -> Rate | None:
     line = fit_line(np.log(x), np.log(y)) if len(x) >= LEAST_POINTS else None
     if line is None:
         return None
-    half, floor_step = _jackknife(np.log(x), np.log(y)), int(t[end]) if len(floor) else None
+    half, floor_step = jackknife_half(np.log(x), np.log(y)), int(t[end]) if len(floor) else None
     return Rate(line.slope, half, line.half, line.r2, line.points, _slope(np.log(x), np.log(best)), floor_step)
 
 
@@ -112,8 +112,9 @@ def _drop_missing(steps: ArrayLike, values: ArrayLike) -> tuple[Array, Array]:
     return t[order], v[order]
 
 
-def _jackknife(x: Array, y: Array) -> float:
-    """Half-width of the slope's interval. Steps are all different, so the remaining points always have a slope."""
+def jackknife_half(x: Array, y: Array) -> float:
+    """Half-width of the 95 % interval of the slope of y on x, by the delete-block jackknife; at least `LEAST_POINTS`
+    points, whose x are all different, so that the remaining ones always have a slope."""
     blocks = np.array_split(np.arange(len(x)), BLOCKS)
     slopes = np.array([_slope(np.delete(x, block), np.delete(y, block)) for block in blocks])
     error = math.sqrt((BLOCKS - 1) / BLOCKS * float(np.square(slopes - slopes.mean()).sum()))

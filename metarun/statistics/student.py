@@ -15,6 +15,7 @@ there for levels up to 0.9999:
 
 from __future__ import annotations
 
+import functools
 import math
 from statistics import NormalDist
 
@@ -22,6 +23,7 @@ MANY = 10_000
 TERMS = 10_000  # of the continued fraction; up to MANY degrees of freedom it needs a few dozen
 
 
+@functools.lru_cache(maxsize=256)
 def t_quantile(probability: float, df: float) -> float:
     """Return the t with P(T <= t) = probability, to a relative error of about 1e-11."""
     if not (0 < probability < 1 and df > 0):

@@ -17,6 +17,8 @@ from metarun.report.page.card import build_card
 from metarun.report.page.comparison import comparison_sections
 from metarun.report.page.run import Section, failed_section, run_sections
 from metarun.report.read.runs import Run
+from metarun.report.verdict.judge import judge
+from metarun.report.verdict.sentence import by_question
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -36,6 +38,7 @@ def render(runs: Sequence[Run], others: Sequence[Path] = ()) -> str:
     return environment.get_template("page.html.j2").render(
         title=cards[0].title if single else f"Comparison of {len(cards)} runs",
         single=single,
+        verdict=by_question(judge(runs, others)),
         sections=[_embed_figures(section) for section in page_sections(runs, others)],
         runs=list(zip(runs, cards, strict=True)),
         style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),

@@ -36,13 +36,13 @@ class Table:
 def to_markdown(table: Table) -> str:
     """Return a table of GitHub's Markdown under its title."""
     rule = [":--" if at in table.left else "--:" for at in range(len(table.columns))]
-    lines = [[_escape_markdown(c) for c in table.columns], rule]
+    lines = [[escape_markdown(c) for c in table.columns], rule]
     for at, row in enumerate(table.rows):
-        cells = [_escape_markdown(cell) for cell in row]
+        cells = [escape_markdown(cell) for cell in row]
         lines.append([f"**{c}**" if (at, k) in table.strong else c for k, c in enumerate(cells)])
     rows = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    note = f"\n{_escape_markdown(table.note)}\n" if table.note else ""
-    return f"### {_escape_markdown(table.title)}\n\n{rows}\n{note}"
+    note = f"\n{escape_markdown(table.note)}\n" if table.note else ""
+    return f"### {escape_markdown(table.title)}\n\n{rows}\n{note}"
 
 
 def _one_line(text: str) -> str:
@@ -50,7 +50,7 @@ def _one_line(text: str) -> str:
     return one_line(text) if text.strip() else ""
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """`text` on one line, without Markdown's marks and HTML."""
     return _one_line(text).translate(MARKDOWN)
 
