@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from metarun.cli.crash_report import report_crash, tracebacks_wanted
-from metarun.errors import UserError, one_line
+from metarun.errors import SettingError, UserError, one_line
 from metarun.report import write_report
-from metarun.report.write import path_beside
+from metarun.report.write import ENDINGS, path_beside, still_running
 
 EPILOG = """\
 examples:
@@ -20,8 +21,13 @@ examples:
   metarun-report RUN_A RUN_B --output comparison.html      two runs, compared on the same test episodes
   metarun-report RUN_A RUN_B --format latex                tables for a paper: report.tex
 
+  metarun-report multirun/DATE/TIME --watch                a sweep that goes on: the page reloads itself
+
 Runs that are damaged, unfinished or diverged are shown as far as they go, with what is missing.
 """
+
+
+WATCH_EVERY = 30
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -50,20 +56,63 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--format", metavar="FORMAT", default="html",
         help="html: one page with figures (default); md, csv, latex: the tables; png: a folder of the figures",
     )  # fmt: skip
+    parser.add_argument("--static", action="store_true", help="an html page without script: figures are images alone")
+    parser.add_argument(
+        "--watch", action="store_true", help="write the page again until all runs have ended; it reloads itself"
+    )
+    parser.add_argument(
+        "--every", metavar="SECONDS", type=int, default=WATCH_EVERY,
+        help=f"seconds from one page to the next with --watch (default: {WATCH_EVERY})",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     try:
-        written = write_report(options.folders, options.output, options.format)
+        if options.watch:
+            watch(options)
+            return
+        before = _time_written(options)
+        written = write_report(options.folders, options.output, options.format, interactive=not options.static)
     except UserError as error:
         print(f"metarun-report: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         if tracebacks_wanted():
             raise
         report_crash("metarun-report", error)
     print(written)
+    if before:
+        print(f"it replaces the report of {before}; --output PATH writes another", file=sys.stderr)
     beside = (path_beside(written, "pairs"), path_beside(written, "sweep")) if options.format == "csv" else ()
     for path in filter(Path.exists, beside):
         print(path)
+
+
+def watch(options: argparse.Namespace) -> None:
+    """Write the page again and again until no run goes on; the last one does not reload itself."""
+    if options.every < 1:
+        raise SettingError("--every", options.every, "must be at least 1 second")
+    if options.format != "html":
+        raise SettingError("--format", options.format, "cannot be watched: --watch writes a page")
+    goes_on, told = True, False
+    while goes_on:
+        goes_on = still_running(options.folders)
+        refresh = options.every if goes_on else None
+        written = write_report(options.folders, options.output, "html", not options.static, refresh)
+        if not told:
+            until = f": written every {options.every} s until the runs end; Ctrl-C stops" if goes_on else ""
+            print(f"{written}{until}", flush=True)
+            told = True
+        if goes_on:
+            time.sleep(options.every)
+
+
+def _time_written(options: argparse.Namespace) -> str:
+    """When a report of several folders that is already in the current folder was written; empty for any other place."""
+    path = Path(f"report{ENDINGS.get(options.format, '')}")
+    if options.output or len(options.folders) == 1 or not path.is_file():
+        return ""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ class SweepReport(Callback):
         if not config.get("report", True):
             return
         try:
-            print(f"report of the sweep: {write_report([folder])}")
+            print(f"report of the sweep: {write_report([folder], interactive=True)}")
         except UserError as error:  # no job came as far as having a folder
             print(f"metarun: no report of the sweep: {error}", file=sys.stderr)
 

@@ -36,7 +36,7 @@ from metarun.storage.run_folder import RunFolder, link_latest
 from metarun.training import checkpoint
 from metarun.training.average import evaluate_average
 from metarun.training.details import describe_queries
-from metarun.training.evaluation import EPISODE_SEED
+from metarun.training.evaluation import EPISODE_SEED, Evaluation, Evaluator
 from metarun.training.experiment import NO_PARTS, Experiment, OwnParts, assemble
 from metarun.training.function_samples import sample_functions
 from metarun.training.loop import train
@@ -44,7 +44,8 @@ from metarun.training.memory import is_out_of_memory
 from metarun.training.pretrained import start_from
 from metarun.training.recorder import Recorder, SilentObserver
 from metarun.training.run import State
-from metarun.types import AlgorithmOptions, DatasetOptions, optional
+from metarun.training.task_samples import sample_tasks
+from metarun.types import Algorithm, AlgorithmOptions, DatasetOptions, Params, optional
 
 log = logging.getLogger(__name__)
 
@@ -220,10 +221,23 @@ def test(run: ActiveRun, state: State) -> None:
     run.record.write_json("test.json", per_task)
     if experiment.config.test.details:
         run.record.write_table("details.csv", describe_queries(tester, experiment.final, params))
-    functions = sample_functions(tester, experiment.final, params)
-    if functions:
-        run.record.write_json("functions.json", functions)
+    leave_samples(run.record, tester, experiment.final, params, evaluation)
     run.observer.on_test(evaluation, step=state.best_step)
+
+
+def leave_samples(
+    record: RunFolder, tester: Evaluator, learner: Algorithm, params: Params, evaluation: Evaluation
+) -> None:
+    """Write a few test tasks for the report's pictures; if that fails, the result stands and the log has the reason."""
+    try:
+        functions = sample_functions(tester, learner, params)
+        tasks = sample_tasks(tester, learner, params, evaluation)
+    except Exception:
+        log.exception("no test tasks could be described for the report's pictures")
+        return
+    for name, found in (("functions.json", functions), ("tasks.json", tasks)):
+        if found:
+            record.write_json(name, found)
 
 
 def leave_report(record: RunFolder) -> str | None:
@@ -231,7 +245,7 @@ def leave_report(record: RunFolder) -> str | None:
     from metarun.report import write_report  # here, since training needs nothing of it
 
     try:
-        return str(write_report([record.path]))
+        return str(write_report([record.path], interactive=True))
     except Exception:
         log.exception("the report could not be written; metarun-report %s tries again", record.path)
         return None

@@ -23,8 +23,17 @@ FORMATS = tuple(ENDINGS)
 LATEX_HEAD = "% Needs \\usepackage{booktabs}; wide tables fit with \\resizebox or \\small.\n"
 
 
-def write_report(folders: Sequence[Path | str], output: Path | str | None = None, format: str = "html") -> Path:
+def write_report(
+    folders: Sequence[Path | str],
+    output: Path | str | None = None,
+    format: str = "html",
+    interactive: bool = False,
+    refresh: int | None = None,
+) -> Path:
     """Write the report of these run folders (or folders of runs), and return the path of the report.
+
+    An html page shows its figures as images and runs nothing. An `interactive` one also has the script of metarun,
+    and no other, which draws them again from their numbers; with `refresh` it loads itself again after so many seconds.
 
     Without `output`: report.html (.md, .csv, .tex, or the folder report-figures) in the folder if it is one, else in
     the current folder. Raise `UserError` if there is no run or the file cannot be written; runs that are damaged or
@@ -34,20 +43,34 @@ def write_report(folders: Sequence[Path | str], output: Path | str | None = None
         raise SettingError("--format", format, f"choices: {', '.join(FORMATS)}")
     if not folders:
         raise UserError("a report needs at least one run folder")
-    # outputs/DATE/* also matches what Hydra left of commands that were refused.
-    started = [folder for folder in folders if not is_refused_command(Path(folder))]
-    found = [find_jobs(Path(folder)) for folder in started or folders]
-    runs = [read_run(path) for path in dict.fromkeys(path for paths, _ in found for path in paths)]
-    others = list(dict.fromkeys(path for _, paths in found for path in paths))
+    runs, others = _read(folders)
     parent = Path(folders[0]) if len(folders) == 1 else Path()
     target = Path(output) if output else parent / f"report{ENDINGS[format]}"
     if not output:
         _refuse_links(target)
-    writers = {"html": _write_html, "png": _write_png, "md": _write_markdown, "csv": _write_csv, "latex": _write_latex}
+    writers = {"png": _write_png, "md": _write_markdown, "csv": _write_csv, "latex": _write_latex}
     with name_file_in_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        writers[format](runs, others, target)
+        if format == "html":
+            _write_html(runs, others, target, interactive, refresh)
+        else:
+            writers[format](runs, others, target)
     return target
+
+
+def still_running(folders: Sequence[Path | str]) -> bool:
+    """Whether a run or a job of a sweep in these folders has not ended."""
+    runs, others = _read(folders)
+    return any(job.status in ("running", "waiting") for job in list_jobs(runs, others))
+
+
+def _read(folders: Sequence[Path | str]) -> tuple[list[Run], list[Path]]:
+    """The runs in these folders, and the folders of jobs that left none."""
+    # outputs/DATE/* also matches what Hydra left of commands that were refused.
+    started = [folder for folder in folders if not is_refused_command(Path(folder))]
+    found = [find_jobs(Path(folder)) for folder in started or folders]
+    runs = [read_run(path) for path in dict.fromkeys(path for paths, _ in found for path in paths)]
+    return runs, list(dict.fromkeys(path for _, paths in found for path in paths))
 
 
 def path_beside(target: Path, content: str) -> Path:
@@ -63,12 +86,12 @@ def _refuse_links(target: Path) -> None:
             raise UserError(f"{path}: is a link, which is not written to; name another path with --output")
 
 
-def _write_html(runs: list[Run], others: list[Path], target: Path) -> None:
+def _write_html(runs: list[Run], others: list[Path], target: Path, interactive: bool, refresh: int | None) -> None:
     from metarun.report.figures.drawing import style  # not at the top: tables do without matplotlib
     from metarun.report.page.render import render
 
     with style():
-        page = render(runs, others)
+        page = render(runs, others, interactive, refresh)
     replace(target, page.encode())
 
 

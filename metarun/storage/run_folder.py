@@ -4,6 +4,7 @@ config.yaml     all settings, resolved            split.json       the class nam
 metrics.jsonl   every metric of training and validation, the same bytes for the same settings and machine
 timing.jsonl    times and memory at the same steps (never the same twice)
 test.json       each test task's metric after each adaptation step
+tasks.json      a few test tasks as the pictures of the report need them; functions.json of learners of distributions
 details.csv     with test.details=true, the prediction for every query of the test
 summary.json    the result and its conditions; written at the start too, and when a run stops
 checkpoints/    last.pt, best.pt, and their predecessors

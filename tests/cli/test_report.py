@@ -64,7 +64,53 @@ def test_figures_are_written_as_png_into_a_folder(tmp_path: Path, capsys: pytest
 
 def test_output_is_where_the_user_says_and_its_folder_is_made(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    assert write_report([run], tmp_path / "new" / "deep" / "x.md", "md").read_text().startswith("###")
+    assert write_report([run], tmp_path / "new" / "deep" / "x.md", "md").read_text().startswith("**Result** maml")
+
+
+def test_a_report_in_the_current_folder_that_is_replaced_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [str(write_run(tmp_path / name)) for name in "ab"]
+    main([*folders, "--format", "md"])
+    assert capsys.readouterr().err == ""
+    main([*folders, "--format", "md"])
+    assert capsys.readouterr().err.startswith("it replaces the report of 20")
+    main([*folders, "--format", "md", "--output", "other.md"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_page_is_written_again_until_its_run_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, slept = write_run(tmp_path / "run", {"status": "running"}, lines=[]), []
+
+    def end_the_run(seconds: float) -> None:
+        slept.append(seconds)
+        assert '<meta http-equiv="refresh" content="7">' in (run / "report.html").read_text()
+        write_run(run, {"status": "completed"}, lines=[])
+
+    monkeypatch.setattr("metarun.cli.report.time.sleep", end_the_run)
+    main(["--watch", str(run), "--every", "7"])
+    assert slept == [7]
+    assert 'http-equiv="refresh"' not in (run / "report.html").read_text()
+    assert "every 7 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--watch", "--every", "0"], "--every=0: must be at least 1"),
+        (["--watch", "--format", "md"], "cannot be watched"),
+    ],
+)
+def test_what_cannot_be_watched_is_one_line(
+    tmp_path: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([str(write_run(tmp_path / "run")), *options])
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("format", ["html", "md", "csv", "latex", "png"])

@@ -134,7 +134,40 @@ def pair_benchmarks(groups: Sequence[Group]) -> list[list[Pair]]:
 
 
 def pairs(groups: Sequence[Group]) -> list[Pair]:
-    """Return every pair of a benchmark's groups; of many groups, each with the one of the best mean."""
+    """Return every pair of a benchmark's groups that were tested on the same episodes; of many, each with the best."""
+    return [pair for same in comparable(groups) for pair in _pairs_of(same)]
+
+
+def comparable(groups: Sequence[Group]) -> list[list[Group]]:
+    """Return the sets of two groups or more that were tested on the same episodes."""
+    sets: dict[tuple[str, int], list[Group]] = {}
+    for group in groups:
+        scores, digits = group_scores(group)
+        if scores is not None and digits != "None":
+            sets.setdefault((digits, scores.shape[1]), []).append(group)
+    return [same for same in sets.values() if len(same) > 1]
+
+
+def set_apart(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Return the labels of a benchmark's groups that compare with no other, by the reason."""
+    paired_up = {group.label for same in comparable(groups) for group in same}
+    reasons: dict[str, list[str]] = {}
+    for group in (g for g in groups if g.label not in paired_up):
+        scores, why = group_scores(group)
+        if scores is not None:
+            reason = "tested on other episodes than the rest"
+        elif not any(is_number(run.summary.get("mean")) for run in group.runs):
+            statuses = sorted({str(run.summary.get("status") or "unknown") for run in group.runs})
+            reason = f"not tested (status: {', '.join(statuses)})"
+        else:
+            reason = why.replace(f"the seeds of {group.label} were", "its seeds were").replace(
+                f"{group.label} has", "has"
+            )
+        reasons.setdefault(reason, []).append(group.label)
+    return reasons
+
+
+def _pairs_of(groups: Sequence[Group]) -> list[Pair]:
     if len(groups) <= ALL_PAIRS:
         return [compare(a, b) for a, b in itertools.combinations(groups, 2)]
     means = {id(g): test_interval(g.runs, g.metric).mean for g in groups}

@@ -19,8 +19,9 @@ from matplotlib.lines import Line2D
 from metarun.report.compare.groups import Group, by_benchmark
 from metarun.report.compare.results import Interval, Pair, Result, test_interval
 from metarun.report.figures import drawing
+from metarun.report.figures.chart import Chart, chart_line
 from metarun.report.figures.drawing import Curve, Drawing, Look, describe_curve, finish, look, panels, plain
-from metarun.report.figures.panels import COMPARED, GRADIENTS, INNER, Panel
+from metarun.report.figures.panels import COMPARED, GRADIENTS, INNER, Panel, reference_of
 from metarun.report.figures.run import finish_panel, never_changes
 from metarun.report.read import facts
 from metarun.report.read.runs import Run
@@ -55,24 +56,30 @@ def draw_learning_curves(groups: Sequence[Group], looks: Looks) -> Drawing | Non
         return None
     benchmarks = by_benchmark(shown)
     figure, axes, texts = *_grid(2 * len(benchmarks), shown, columns=2), []
+    charts = []
     for at, (benchmark, members) in enumerate(benchmarks.items()):
         left, right = axes[2 * at], axes[2 * at + 1]
         curves = {g.label: [c for c in map(facts.validation_curve, g.runs) if c] for g in members}
         unit, by = time_unit([s for same in curves.values() for c in same for s in c["seconds"]])
-        means = []
+        means, by_step, by_time = [], [], []
         for group in members:
             own = looks[group.label]
             x, mean, low, high = average_curves([(c["step"], c["mean"]) for c in curves[group.label]])
             drawing.plot_band(left, x, mean, low, high, own)
             means.append(mean)
+            by_step.append(chart_line(group.label, (x, mean), own, low=low, high=high))
+            by_time += [chart_line(group.label, (c["seconds"] / by, c["mean"]), own) for c in curves[group.label]]
             texts.append(describe_curve(f"{group.label}, validation on {benchmark}", (x, mean)))
             for curve in curves[group.label]:
                 _plot_line(right, curve["seconds"] / by, curve["mean"], own)
         label = f"validation {plain(axis_label(members[0].metric))}"
         finish(left, plain(benchmark, 48), "outer steps", label, means)
         finish(right, "by time, one line a seed", f"{unit} of training", label, means)
+        name = f"validation {axis_label(members[0].metric)}"
+        charts.append(Chart(benchmark, "outer steps", name, by_step))
+        charts.append(Chart("by time, one line a seed", f"{unit} of training", name, by_time))
     _add_legend(figure, shown, looks)
-    return Drawing("learning", " ".join(texts), figure)
+    return Drawing("learning", " ".join(texts), figure, charts)
 
 
 def time_unit(seconds: Sequence[float]) -> tuple[str, float]:
@@ -93,22 +100,25 @@ def draw_adaptation_curves(groups: Sequence[Group], looks: Looks) -> Drawing | N
         return None
     benchmarks = by_benchmark(shown)
     figure, axes, texts = *_grid(len(benchmarks), shown, columns=2), []
+    charts = []
     for ax, (benchmark, members) in zip(axes, benchmarks.items(), strict=True):
-        means, last = [], 0.0
+        means, last, lines = [], 0.0, []
         for group in members:
             curves = [curve for curve in map(facts.test_curve, group.runs) if curve]
             x, mean, low, high = average_curves([(c["step"], c["mean"]) for c in curves])
             if len(curves) == 1:
                 low, high = mean - curves[0]["ci95"], mean + curves[0]["ci95"]
             drawing.plot_band(ax, x, mean, low, high, looks[group.label])
+            lines.append(chart_line(group.label, (x, mean), looks[group.label], low=low, high=high))
             means.append(mean)
             last = max([last, *x.tolist()])
             texts.append(describe_curve(f"{group.label}, test on {benchmark} over adaptation steps", (x, mean)))
         label = f"test {plain(axis_label(members[0].metric))}"
         finish(ax, plain(benchmark, 48), "adaptation steps", label, means)
         drawing.use_root_scale(ax, last)
+        charts.append(Chart(benchmark, "adaptation steps", f"test {axis_label(members[0].metric)}", lines))
     _add_legend(figure, shown, looks)
-    return Drawing("adaptation", " ".join(texts), figure)
+    return Drawing("adaptation", " ".join(texts), figure, charts)
 
 
 def draw_training_metrics(groups: Sequence[Group], looks: Looks) -> Drawing | None:
@@ -125,14 +135,17 @@ def draw_training_metrics(groups: Sequence[Group], looks: Looks) -> Drawing | No
     if not wanted:
         return None
     figure, axes = _grid(len(wanted), groups, columns=3)
+    charts = []
     for ax, (panel, curves) in zip(axes, wanted, strict=True):
         for label, (x, mean) in curves.items():
             smoothed = drawing.smooth(mean, max(1, len(mean) // drawing.SMOOTHING))
             _plot_line(ax, *drawing.thin(x, smoothed), looks[label]._replace(marker=""))
         finish_panel(ax, panel, [y for _, y in curves.values()])
+        lines = [chart_line(label, curve, looks[label], noisy=True) for label, curve in curves.items()]
+        charts.append(Chart(panel.title, "outer steps", panel.y, lines, (), reference_of(panel)))
     _add_legend(figure, groups, looks)
     names = ", ".join(panel.title for panel, _ in wanted)
-    return Drawing("measures", f"Training metrics over outer steps, a line for each group: {names}.", figure)
+    return Drawing("measures", f"Training metrics over outer steps, a line for each group: {names}.", figure, charts)
 
 
 def _grid(count: int, groups: Sequence[Group], columns: int) -> tuple[Figure, list[Axes]]:

@@ -76,6 +76,7 @@ class Drawing:
     name: str
     alt: str
     figure: Figure
+    charts: Sequence[Any] = ()  # of chart.py: its panels, for a page that draws them again
 
 
 @contextlib.contextmanager

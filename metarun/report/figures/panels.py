@@ -19,6 +19,10 @@ class Panel(NamedTuple):
     reference: Reference | None = None
 
 
+def reference_of(panel: Panel) -> list[Reference]:
+    return [panel.reference] if panel.reference else []
+
+
 LEARNING = ("loss", "accuracy", "mse", "log_likelihood", "return")
 GRADIENTS = (
     Panel("Meta-gradient norm", {"grad_norm": "of the tasks' mean", "grad_norm_debiased": "debiased"}, "norm"),

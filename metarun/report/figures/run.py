@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from metarun.report.figures import drawing
+from metarun.report.figures.chart import Chart, chart_line
 from metarun.report.figures.drawing import Curve, Drawing, describe_curve, finish, look, panels, plain
-from metarun.report.figures.panels import PARTS, PENALTIES, Panel, families, family_labels, is_profile
+from metarun.report.figures.panels import PARTS, PENALTIES, Panel, families, family_labels, is_profile, reference_of
 from metarun.report.read import facts
 from metarun.report.read.files import Record
 from metarun.report.read.runs import Run
@@ -47,7 +48,17 @@ def draw_learning(run: Run) -> Drawing | None:
     if len(at) or len(x):
         right.legend()
     curves = {"Training loss": (steps, losses), f"Training {metric}": (at, scores), f"Validation {metric}": (x, mean)}
-    return Drawing("learning", " ".join(describe_curve(name, curve) for name, curve in curves.items()), figure)
+    text = " ".join(describe_curve(name, curve) for name, curve in curves.items())
+    label, best = axis_label(metric), run.summary.get("best_step")
+    band = chart_line("validation", (x, mean), VALIDATION, low=mean - half, high=mean + half)
+    both = [chart_line(f"training tasks{size}", (at, scores), TRAINING, noisy=True), band]
+    charts = (
+        Chart(
+            "Training loss", "outer steps", "query loss", [chart_line("training loss", (steps, losses), TRAINING, True)]
+        ),
+        Chart("Training and validation", "outer steps", label, both, [(best, "best")] if is_number(best) else ()),
+    )
+    return Drawing("learning", text, figure, charts)
 
 
 def draw_adaptation(run: Run) -> Drawing | None:
@@ -70,7 +81,13 @@ def draw_adaptation(run: Run) -> Drawing | None:
     drawing.mark_nonfinite(right, x, curve["loss"])
     finish(right, "Query loss at test", unit, "loss", [curve["loss"]])
     texts = [describe_curve(f"Test {metric} over {unit}", (x, mean)), describe_curve("Query loss", (x, curve["loss"]))]
-    return Drawing("adaptation", " ".join(texts), figure)
+    marks = [(step, text) for step, text in words.items() if is_number(step)]
+    tested = chart_line(f"test {metric}", (x, mean), VALIDATION, low=mean - half, high=mean + half)
+    charts = (
+        Chart("Test metric, 95 % interval over tasks", unit, axis_label(metric), [tested], marks),
+        Chart("Query loss at test", unit, "loss", [chart_line("query loss", (x, curve["loss"]), LOSS)]),
+    )
+    return Drawing("adaptation", " ".join(texts), figure, charts)
 
 
 def draw_panels(name: str, records: Sequence[Record], wanted: Sequence[Panel]) -> tuple[Drawing | None, str]:
@@ -90,7 +107,7 @@ def draw_panels(name: str, records: Sequence[Record], wanted: Sequence[Panel]) -
     if not moving:
         return None, text
     figure, axes = panels(min(len(moving), MAX_PANELS))
-    texts = []
+    texts, charts = [], []
     for (panel, curves), ax in zip(moving, axes, strict=False):
         for at, (label, (x, y)) in enumerate(curves.items()):
             drawing.plot_noisy(ax, x, y, look(at), plain(label))
@@ -98,7 +115,9 @@ def draw_panels(name: str, records: Sequence[Record], wanted: Sequence[Panel]) -
         finish_panel(ax, panel, [y for _, y in curves.values()])
         if len(curves) > 1 or panel.reference:
             ax.legend()
-    return Drawing(name, " ".join(texts), figure), text.strip()
+        series = [chart_line(label, curve, look(at), noisy=True) for at, (label, curve) in enumerate(curves.items())]
+        charts.append(Chart(panel.title, "outer steps", panel.y, series, (), reference_of(panel)))
+    return Drawing(name, " ".join(texts), figure, charts), text.strip()
 
 
 def never_changes(curve: Curve) -> bool:

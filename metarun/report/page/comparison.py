@@ -23,7 +23,7 @@ from metarun.report.page.run import Section, build_sections, show
 from metarun.report.read.facts import setting
 from metarun.report.read.jobs import list_jobs
 from metarun.report.read.runs import Run
-from metarun.report.tables.comparison import budget_tables, pair_tables, result_tables
+from metarun.report.tables.comparison import apart_tables, budget_tables, pair_tables, result_tables
 from metarun.report.tables.sweep import best_configurations, lost_table, settings_table
 
 GROUPS = "Runs that differ in nothing but their seed are one group."
@@ -86,12 +86,12 @@ def _effects(sweep: Sweep) -> Section:
 
 
 def _pairs(groups: Sequence[Group]) -> Section:
-    found = pair_benchmarks(groups)
+    found, apart = pair_benchmarks(groups), apart_tables(groups)
     if not found:
-        return Section(missing="No benchmark has two groups to compare.")
+        return Section(tables=apart, missing="No benchmark has two groups that were tested on the same episodes.")
     drawings = [drawing for drawing in map(draw_differences, found) if drawing]
     text = DIFFERENCES if drawings else "No two groups were tested on the same episodes."
-    return Section([text], drawings, pair_tables(found))
+    return Section([text], drawings, [*pair_tables(found), *apart])
 
 
 def _costs(results: Sequence[Result], looks: Looks) -> Section:

@@ -14,8 +14,9 @@ from metarun.report.figures.drawing import Drawing
 from metarun.report.figures.functions import draw_predictions
 from metarun.report.figures.panels import GRADIENTS, INNER, LEARNING, PENALTIES, PROBES, families, names_in, own_panels
 from metarun.report.figures.run import draw_adaptation, draw_layers, draw_learning, draw_panels, draw_profiles
-from metarun.report.read.facts import metric_names, metric_of, penalty_terms, test_curve
-from metarun.report.read.files import Analysis
+from metarun.report.figures.tasks import draw_embedding, draw_episode, draw_fits, draw_values
+from metarun.report.read.facts import headline_scores, metric_names, metric_of, penalty_terms, test_curve
+from metarun.report.read.files import Analysis, as_mappings
 from metarun.report.read.runs import Run
 from metarun.report.tables.classes import class_table, pair_table, picture_table
 from metarun.report.tables.penalties import penalty_tables
@@ -26,18 +27,38 @@ from metarun.report.tables.run import (
     convergence_tables,
     further_metrics_table,
     set_table,
+    task_table,
 )
 from metarun.report.tables.table import Table
+from metarun.storage.text import count
 
 CURVES = (
-    "Thin lines are single records, thick ones a smoothed running median. Validation is on fixed tasks, training "
-    "loss and metric on the tasks of each step, before the update."
+    "Thin lines are single records, thick ones are smoothed. Validation is on fixed tasks, training loss and metric on "
+    "the tasks of each step, before the update."
 )
 MATRIX = (
     "A row is a class, a column what its queries were taken for, in per cent of those in tasks that have both classes; "
     "the diagonal is the accuracy. Grey: no task has both."
 )
+FITS = (
+    "What the learner predicts along x before adaptation, after one step, and after the reported number of steps, on "
+    "test tasks from the easiest to the hardest. It adapts to the support points; the grey points are the true values."
+)
+VALUES = (
+    "Queries of test tasks from the easiest to the hardest: predicted against true values, in the units that the "
+    "learner gets. On the dashed line a prediction is exact."
+)
+EPISODES = (
+    "Test tasks from the easiest to the hardest. Below each query is the probability of the class it was taken for; of "
+    "a wrong one, in a dashed frame, also the number of that class. Wrong ones come first in their row."
+)
+FEATURES = (
+    "Features of a task in two dimensions (its first two principal components). Large: support, small: queries, a "
+    "cross: the mean of a class's support. Distances in the plane leave out what the other components hold."
+)
+COUNTED = "Counted over the first {} test tasks; test.details=true counts them all."
 SHARES = "Shares are of the gradient's parts by length, separately for outer and inner terms."
+OF_TRAINING = ("Learning curve", "Meta-gradient", "Inner loop", "Probes", "Layers", "Convergence", "Alarms")
 MAX_EMBEDDED, MAX_PICTURES = 300_000, 4  # bytes of an analysis's figure; figures of one analysis
 
 
@@ -89,12 +110,16 @@ def run_sections(run: Run) -> list[Section]:
         parts["Data sets"] = lambda run: Section(tables=[set_table(run)])
     if run.functions or run.summary.get("beside") or run.summary.get("oracle"):
         parts["Predicted distributions"] = _predictions
+    if run.tasks.get("tasks"):
+        parts["Test tasks"] = _tasks
     if run.details.confusion:
         parts["Classes"] = _classes
     parts |= {"Meta-gradient": _gradients, "Inner loop": _inner_loop}
     if penalty_terms(run) or families(metric_names(run.of("train"))).keys() & PENALTIES.keys():
         parts["Penalties"] = _penalties
     parts |= {"Probes": _probes, "Layers": _layers, "Convergence": _convergence, "Alarms": _alarms}
+    if run.config.get("job") == "evaluate":  # it trained nothing
+        parts = {title: part for title, part in parts.items() if title not in OF_TRAINING}
     found: dict[str, Callable[[], Section]] = {title: functools.partial(part, run) for title, part in parts.items()}
     found |= {f"Analysis: {a.name}": functools.partial(_analysis, a) for a in run.analyses}
     if not run.analyses:
@@ -120,12 +145,30 @@ def _predictions(run: Run) -> Section:
     return show(*draw_predictions(run), "", [further_metrics_table(run)])
 
 
+def _tasks(run: Run) -> Section:
+    """A few test tasks as the learner saw them, and the hardest and easiest of all."""
+    found, scores, metric = run.tasks, headline_scores(run), metric_of(run)
+    tables = [table for table in (task_table(run),) if table.rows]
+    if found.get("kind") == "functions":
+        return Section([FITS], [draw_fits(found, scores, metric)], tables)
+    if found.get("kind") == "values":
+        return Section([VALUES], [draw_values(found, scores, metric)], tables)
+    tasks = as_mappings(found.get("tasks"))
+    episodes = [drawing for task in tasks if (drawing := draw_episode(task))]
+    features = draw_embedding(tasks)
+    text = [EPISODES] if episodes else []
+    further = ([FEATURES], [features]) if features else ([], [])
+    return Section([*text, *further[0]], [*episodes, *further[1]], tables)
+
+
 def _classes(run: Run) -> Section:
     """The confusion matrix, or without room for one the pairs; the hardest classes and pictures."""
+    counted = run.details.counted
+    few = [COUNTED.format(count(counted))] if counted else []
     drawing = draw_confusion(run.details)
     tables = [class_table(run), None if drawing else pair_table(run), picture_table(run) if run.details.row else None]
     shown = [table for table in tables if table and table.rows]
-    return Section([MATRIX], [drawing], shown) if drawing else Section(tables=shown)
+    return Section([MATRIX, *few], [drawing], shown) if drawing else Section(few, tables=shown)
 
 
 def _gradients(run: Run) -> Section:

@@ -1,4 +1,7 @@
-"""details.csv of a test with `test.details=true`, read without trust: what each class and picture was taken for."""
+"""What each class and picture was taken for, read without trust.
+
+From details.csv of a test with `test.details=true`, or from the counts of some test tasks in tasks.json.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from metarun.report.read.files import MAX_BYTES, read
 from metarun.storage import untrusted
@@ -22,6 +25,7 @@ class Details(NamedTuple):
     tasks: Mapping[str, Mapping[str, int]]  # class -> the tasks that have it -> its queries there
     row: str  # picture, row, window; empty where queries have no names
     rows: Mapping[tuple[str, str], Mapping[str, int]]  # (name of the picture or row, class) -> predicted -> queries
+    counted: int = 0  # the first so many test tasks; 0: all of them
 
     def count_together(self, name: str, other: str) -> int:
         """The queries of a class in the tasks that have the other class too."""
@@ -56,3 +60,18 @@ def count_queries(queries: Iterable[Mapping[str, str]], row: str) -> Details:
         if row:
             rows[str(query[row]), name][predicted] += 1
     return Details(confusion, tasks, row, rows)
+
+
+def count_listed(found: Any) -> Details:
+    """The counts of rows of task, class, predicted class, number of queries; `NO_DETAILS` for anything else."""
+    rows = found.get("rows") if isinstance(found, Mapping) else None
+    confusion: Counter[tuple[str, str]] = Counter()
+    tasks: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows if isinstance(rows, list) else ():
+        if not (isinstance(row, list) and len(row) == 4 and isinstance(row[3], int) and row[3] > 0):
+            return NO_DETAILS
+        task, name, predicted = map(str, row[:3])
+        confusion[name, predicted] += row[3]
+        tasks[name][task] += row[3]
+    counted = found.get("tasks") if confusion else 0
+    return Details(confusion, tasks, "", {}, counted if isinstance(counted, int) else 0)

@@ -16,7 +16,7 @@ import numpy as np
 
 from metarun.errors import UserError, one_line
 from metarun.report.read import files
-from metarun.report.read.details import NO_DETAILS, Details, read_details
+from metarun.report.read.details import NO_DETAILS, Details, count_listed, read_details
 from metarun.report.read.files import Analysis, Record
 from metarun.storage import untrusted
 from metarun.storage.text import is_number
@@ -48,6 +48,7 @@ class Run:
     overrides: tuple[str, ...] | None  # of the command line, if Hydra noted them
     missing: tuple[str, ...]
     functions: Mapping[str, Any] = field(default_factory=dict)  # functions.json
+    tasks: Mapping[str, Any] = field(default_factory=dict)  # tasks.json
     details: Details = NO_DETAILS
 
     @property
@@ -95,9 +96,9 @@ def read_run(path: Path | str) -> Run:
     timing, bad_timing = files.read_records(path / "timing.jsonl")
     scores, no_scores = _read_scores(path / "test.json", "mean" in summary)
     analyses, bad_analyses = files.read_analyses(path / "analyses")
-    functions, no_functions = None, ""
-    if (path / "functions.json").exists():
-        functions, no_functions = files.read_json(path / "functions.json", dict)
+    functions, no_functions = _read_optional(path / "functions.json")
+    tasks, no_tasks = _read_optional(path / "tasks.json")
+    details = read_details(path / "details.csv")
     try:
         config_text = untrusted.read_text(path / "config.yaml", untrusted.SETTINGS, errors="replace")
     except OSError:
@@ -109,7 +110,17 @@ def read_run(path: Path | str) -> Run:
     )
     reason = f": {one_line(summary['reason'])}" if summary.get("reason") else ""
     ending = ENDINGS.get(str(summary.get("status")), "").format(reason=reason, path=path)
-    problems = [no_functions, no_config, no_summary, ending, *bad_records, *bad_timing, no_scores, *bad_analyses]
+    problems = [
+        no_functions,
+        no_tasks,
+        no_config,
+        no_summary,
+        ending,
+        *bad_records,
+        *bad_timing,
+        no_scores,
+        *bad_analyses,
+    ]
     kinds = dict.fromkeys(record["kind"] for record in records)
     lacking = [name for kind, name in (("train", "training"), ("val", "validation")) if kind not in kinds]
     if records and lacking and config.get("job") != "evaluate":
@@ -126,8 +137,9 @@ def read_run(path: Path | str) -> Run:
         analyses=tuple(analyses),
         overrides=None if first is None else _join_overrides(first, last or (), config),
         missing=tuple(filter(None, problems)),
-        functions=functions or {},
-        details=read_details(path / "details.csv"),
+        functions=functions,
+        tasks=tasks,
+        details=details if details.confusion else count_listed(tasks.get("classes")),
     )
 
 
@@ -140,6 +152,14 @@ def _join_overrides(first: tuple[str, ...], last: tuple[str, ...], config: Recor
             later[key] = f"{key}={value}"
     kept = [o for o in first if o.partition("=")[0] not in later]
     return (*kept, *later.values())
+
+
+def _read_optional(path: Path) -> tuple[Mapping[str, Any], str]:
+    """The values of a file that a run may do without, and what is wrong with it."""
+    if not path.exists():
+        return {}, ""
+    found, problem = files.read_json(path, dict)
+    return found or {}, problem
 
 
 def _read_scores(path: Path, expected: bool) -> tuple[dict[int, np.ndarray] | None, str]:

@@ -69,4 +69,4 @@ def _percent(part: int, total: int) -> str:
 
 
 def _say_more(which: str, count: int, nouns: str) -> str:
-    return f"The {SHOWN} {which} of {count} {nouns}; details.csv has every query." if count > SHOWN else ""
+    return f"The {SHOWN} {which} of {count} {nouns}." if count > SHOWN else ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from metarun.report.compare.groups import Group, by_benchmark
-from metarun.report.compare.results import Interval, Pair, Result, equal_compute, pair_benchmarks
+from metarun.report.compare.results import Interval, Pair, Result, equal_compute, pair_benchmarks, set_apart
 from metarun.report.read.facts import component, episode_size
 from metarun.report.tables.run import format_over_seeds, metric_values, metrics_of, name_metric
 from metarun.report.tables.table import Table
@@ -48,7 +48,12 @@ SIDE_BY_SIDE = (
 def comparison_tables(results: Sequence[Result]) -> list[Table]:
     """All tables, in the order of reading."""
     groups = [r.group for r in results]
-    return [*result_tables(results), *pair_tables(pair_benchmarks(groups)), *budget_tables(groups)]
+    return [
+        *result_tables(results),
+        *pair_tables(pair_benchmarks(groups)),
+        *apart_tables(groups),
+        *budget_tables(groups),
+    ]
 
 
 def result_tables(results: Sequence[Result]) -> list[Table]:
@@ -142,7 +147,7 @@ def _side_by_side_tables(groups: Sequence[Group]) -> list[Table]:
 
 
 def pair_tables(benchmarks: Sequence[Sequence[Pair]]) -> list[Table]:
-    """The pairs of each benchmark that compare, then those that do not."""
+    """The pairs of each benchmark."""
     tables = []
     for pairs in benchmarks:
         rows: list[tuple[str, ...]] = []
@@ -159,10 +164,17 @@ def pair_tables(benchmarks: Sequence[Sequence[Pair]]) -> list[Table]:
         title = f"Paired differences: {pairs[0].a.benchmark}, {metric_name(pairs[0].a.metric)}"
         table = Table(title, columns, tuple(rows), PAIR_NOTE, left=(0, 1), strong=frozenset(strong))
         tables += [table] if rows else []
-    for pairs in benchmarks:
-        others = tuple((p.a.label, p.b.label, p.why) for p in pairs if p.comparison is None)
-        title = f"Not comparable task by task: {pairs[0].a.benchmark}"
-        tables += [Table(title, ("A", "B", "reason"), others, left=(0, 1, 2))] if others else []
+    return tables
+
+
+def apart_tables(groups: Sequence[Group]) -> list[Table]:
+    """For each benchmark the groups that compare with no other task by task, and why."""
+    tables = []
+    for benchmark, members in by_benchmark(groups).items():
+        apart = set_apart(members) if len(members) > 1 else {}
+        rows = tuple((", ".join(labels), reason) for reason, labels in apart.items())
+        title = f"Not comparable task by task: {benchmark}"
+        tables += [Table(title, ("algorithms", "reason"), rows, left=(0, 1))] if rows else []
     return tables
 
 

@@ -6,14 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from metarun.report.compare.results import interval_of
-from metarun.report.read.facts import metric_of, step_unit
+from metarun.report.read.facts import headline_scores, metric_of, step_unit
 from metarun.report.read.files import Analysis, as_mapping, as_mappings
 from metarun.report.read.runs import Run
 from metarun.report.tables.table import Table
 from metarun.storage import text
 from metarun.storage.text import NOTHING, count, format_metric, is_number, number
 
+EXTREME_TASKS = 5
 FOLDED_ROWS, MAX_ROWS = 8, 40  # of an analysis's table, and adaptation steps
 METRICS = {
     "pointwise_log_likelihood": "log-likelihood of single targets",
@@ -30,6 +33,13 @@ CONVERGENCE = {
     "trend": "trend of the last validations",
     "rate": "rate of the squared gradient norm",
 }
+
+COLUMNS = {
+    "inner_lr": "inner rate", "prox": "prox (lambda)", "cg_steps": "CG steps", "half": "± (95 %)", "ci95": "± (95 %)",
+    "error": "standard error", "sd": "standard deviation", "iqm": "IQM", "n": "number", "lr": "outer rate",
+}  # fmt: skip
+NUMBERED = {"after": "after {}", "mean": "mean after {}", "half": "± after {} (95 %)", "loss": "loss after {}"}
+WORDS = {"None": NOTHING, "": NOTHING, "nan": NOTHING, "True": "yes", "False": "no", "inf": "infinity"}
 
 MetricValues = Mapping[str, Mapping[str, Any]]
 """Metric name -> `mean` and `ci95`."""
@@ -57,6 +67,27 @@ def set_table(run: Run) -> Table:
     note = "± is half of a 95 % interval over the tasks of a set; of the mean, for new tasks of these sets."
     columns = ("data set", text.axis_label(metric), "tasks")
     return Table("On each data set", columns, (*rows, ("mean of the sets", mean, "")), note)
+
+
+def task_table(run: Run) -> Table:
+    """The hardest and the easiest test tasks by the reported metric, with their classes where these are known."""
+    scores, metric = headline_scores(run), metric_of(run)
+    names = {t.get("task"): t.get("classes") for t in as_mappings(run.tasks.get("tasks"))}
+    columns = ("", "task", text.axis_label(metric), "classes")
+    if scores is None or len(scores) < 2 * EXTREME_TASKS:
+        return Table("Hardest and easiest test tasks", columns, ())
+    sign = 1 if text.higher_is_better(metric) else -1
+    order = np.argsort(np.where(np.isfinite(scores), sign * scores, -np.inf), kind="stable")
+    rows = []
+    for word, which in (("hardest", order[:EXTREME_TASKS]), ("easiest", order[::-1][:EXTREME_TASKS])):
+        for at in which.tolist():
+            known = names.get(at)
+            classes = ", ".join(map(str, known)) if isinstance(known, list) else ""
+            rows.append((word, str(at), format_metric(metric, float(scores[at]), unit=False), classes))
+    width = 4 if any(row[3] for row in rows) else 3
+    note = "A task's number is that of its episode, the same in all runs on these episodes."
+    cells, left = tuple(row[:width] for row in rows), (0, 3)[: width - 2]
+    return Table("Hardest and easiest test tasks", columns[:width], cells, note, left=left, folded=True)
 
 
 def alarm_table(alarms: Mapping[str, Any]) -> Table:
@@ -185,7 +216,7 @@ def _describe_rate(rate: Mapping[str, Any]) -> str:
 def analysis_tables(analysis: Analysis) -> list[Table]:
     """The numbers of an analysis's summary, and its rows."""
     plain = {k: v for k, v in analysis.summary.items() if is_number(v) or (isinstance(v, str) and len(v) < 200)}
-    facts = tuple((str(k).replace("_", " "), number(v)) for k, v in plain.items() if k != "message")
+    facts = tuple((name_column(str(k)), number(v)) for k, v in plain.items() if k != "message")
     tables = [Table("Summary", ("", "value"), facts, left=(0, 1))] if facts else []
     if analysis.rows:
         left = tuple(k for k in range(len(analysis.columns)) if not all(_is_numeric(row[k]) for row in analysis.rows))
@@ -193,8 +224,19 @@ def analysis_tables(analysis: Analysis) -> list[Table]:
         note = f"{more} more rows are in {analysis.path / 'results.csv'}." if more else ""
         rows = tuple(tuple(map(_round_cell, row)) for row in analysis.rows[:MAX_ROWS])
         folded = len(rows) > FOLDED_ROWS
-        tables.append(Table("Rows (results.csv)", analysis.columns, rows, note, left, folded=folded))
+        columns = tuple(map(name_column, analysis.columns))
+        tables.append(Table("Rows (results.csv)", columns, rows, note, left, folded=folded))
     return tables
+
+
+def name_column(name: str) -> str:
+    """`after_5` -> `after 5 steps`: the name of a number of an analysis in words."""
+    if name in COLUMNS:
+        return COLUMNS[name]
+    head, _, steps = name.rpartition("_")
+    if steps.isdecimal() and head in NUMBERED:
+        return NUMBERED[head].format(text.count_nouns(int(steps), "step"))
+    return name.replace("_", " ")
 
 
 def _is_numeric(cell: str) -> bool:
@@ -206,5 +248,7 @@ def _is_numeric(cell: str) -> bool:
 
 
 def _round_cell(cell: str) -> str:
-    """A number to five digits, other text as it is."""
+    """A number to five digits, a dash for what is not there, other text as it is."""
+    if cell in WORDS:
+        return WORDS[cell]
     return number(float(cell), 5) if cell and _is_numeric(cell) and not cell.lstrip("-").isdecimal() else cell

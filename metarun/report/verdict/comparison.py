@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metarun.report.compare.groups import Group, by_benchmark
-from metarun.report.compare.results import group_scores
+from metarun.report.compare.results import comparable, group_scores, set_apart
 from metarun.report.verdict.run import converged
 from metarun.report.verdict.sentence import APART, BETTER, CONVERGED, SPREAD, STABLE, Sentence
 from metarun.statistics import paired
@@ -65,19 +65,16 @@ def judge_groups(groups: Sequence[Group]) -> list[Sentence]:
     for benchmark, members in by_benchmark(groups).items():
         if len(members) > 1:
             for same in comparable(members):
-                sentences += _rank(benchmark, same)
-            sentences += _set_apart(members)
+                sentences += _rank(benchmark, [(group, _scores_of(group)) for group in same])
+            apart = set_apart(members).items()
+            sentences += [Sentence(APART, f"{benchmark}: {', '.join(names)}: {why}.") for why, names in apart]
     return [*sentences, *_spread(groups), *_unfinished(groups)]
 
 
-def comparable(groups: Sequence[Group]) -> list[list[Scored]]:
-    """Sets of two groups or more that were tested on the same episodes."""
-    sets: dict[tuple[str, int], list[Scored]] = {}
-    for group in groups:
-        scores, digits = group_scores(group)
-        if scores is not None and digits != "None":
-            sets.setdefault((digits, scores.shape[1]), []).append((group, display_scale(group.metric) * scores))
-    return [same for same in sets.values() if len(same) > 1]
+def _scores_of(group: Group) -> np.ndarray:
+    scores, why = group_scores(group)
+    assert scores is not None, why
+    return display_scale(group.metric) * scores
 
 
 def _rank(benchmark: str, same: Sequence[Scored]) -> Iterator[Sentence]:
@@ -156,24 +153,6 @@ def difference_over_seeds(a: np.ndarray, b: np.ndarray, pairs: int = 1) -> Diffe
     df = float((u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(y) - 1)))
     half = t_quantile(1 - 0.025 / pairs, df) * math.sqrt(u + v)
     return Difference(difference, difference - half, difference + half)
-
-
-def _set_apart(groups: Sequence[Group]) -> Iterator[Sentence]:
-    """Why groups of a benchmark compare with no other, one sentence for each reason."""
-    paired_up = {group.label for same in comparable(groups) for group, _ in same}
-    reasons: dict[str, list[str]] = {}
-    for group in (g for g in groups if g.label not in paired_up):
-        scores, why = group_scores(group)
-        if scores is not None:
-            reason = "tested on other episodes than the rest"
-        elif not any(is_number(run.summary.get("mean")) for run in group.runs):
-            statuses = sorted({str(run.summary.get("status") or "unknown") for run in group.runs})
-            reason = f"not tested (status: {', '.join(statuses)})"
-        else:
-            reason = why.replace(group.label, "").replace("the seeds of  were", "its seeds were").strip()
-        reasons.setdefault(reason, []).append(group.label)
-    for reason, labels in reasons.items():
-        yield Sentence(APART, f"{groups[0].benchmark}: {', '.join(labels)}: {reason}.")
 
 
 def _spread(groups: Sequence[Group]) -> Iterator[Sentence]:

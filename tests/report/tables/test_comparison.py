@@ -52,3 +52,18 @@ def test_learners_of_distributions_and_of_values_stand_in_one_table(tmp_path: Pa
     assert [row[0] for row in shared.rows] == ["cnp", "maml", "best possible"]
     at = shared.columns.index("MSE of the mean")
     assert [row[at] for row in shared.rows] == ["0.2500 ± 0.0100", "0.5000 ± 0.0200", "0.1250 ± 0.0100"]
+
+
+def test_groups_without_a_partner_are_listed_by_their_reason(tmp_path: Path) -> None:
+    for at, change in enumerate(({}, {"algo": "x"}, {"algo": "y", "episodes_sha256": "ff"})):
+        write_run(tmp_path / str(at), change)
+    for name in ("u", "v"):
+        write_run(tmp_path / name, {"algo": name, "mean": None, "status": "interrupted"}, scores=None)
+    tables = comparison_tables([summarize(g) for g in group_runs([read_run(p) for p in sorted(tmp_path.iterdir())])])
+    (apart,) = [t for t in tables if t.title.startswith("Not comparable")]
+    assert apart.rows == (
+        ("y", "tested on other episodes than the rest"),
+        ("u, v", "not tested (status: interrupted)"),
+    )
+    (paired,) = [t for t in tables if t.title.startswith("Paired differences")]
+    assert [row[:2] for row in paired.rows] == [("maml", "x")]
