@@ -1,0 +1,139 @@
+r"""Linear regression with known answers: y = w . x + e, one w per task.
+
+A task is of one of G groups, each as likely:
+
+    w ~ N(c_g 1, spread^2 I)        c_g    `centres`: the mean of every coefficient in group g
+    x ~ N(0, s_g Lambda)            s_g    `scales`: how large the inputs of group g are
+    e ~ N(0, noise^2)               Lambda diagonal, from 1 down to 1 / `condition` in equal ratios
+
+With `design=exact` the 2 D inputs +- sqrt(D s_g Lambda_ii) e_i take the place of random ones: the second moment of
+every support set is s_g Lambda, so that losses and gradients are those of the population. Shots are then a multiple of
+2 D.
+
+The best predictor is the posterior mean: a mixture over groups, each a Gaussian posterior, weighted by how likely the
+support set is in the group. Its error is printed beside results (`oracle`). Groups of different scales and centres are
+what makes learners differ: without them the mean of w is the best start for all (docs/theory.md).
+
+Symbols: D features, S support rows, M query rows, T tasks.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarun.compute.random import bits_of_steps, normal, uniform
+from metarun.data.prefetch import EpisodePrefetcher, as_column, split_points
+from metarun.errors import SettingError, require
+from metarun.types import EpisodeSpec, Kind, Split, Task
+
+DESIGNS = ("gaussian", "exact")
+LEAST_NOISE = 1e-6
+"""The noise that the posterior assumes at least: without any, its covariance of many rows is singular."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    features: int
+    condition: float
+    centres: tuple[float, ...]
+    scales: tuple[float, ...]
+    spread: float
+    noise: float
+    design: str = "gaussian"
+
+    kind: ClassVar[Kind] = "regression"
+
+    def __post_init__(self) -> None:
+        require(self.features >= 1, "features", self.features, "must be at least 1")
+        require(1 <= self.condition < math.inf, "condition", self.condition, "must be at least 1 and finite")
+        finite = bool(self.centres) and all(math.isfinite(c) for c in self.centres)
+        require(finite, "centres", list(self.centres), "must be a list of finite numbers, one for each group of tasks")
+        sound = len(self.scales) == len(self.centres) and all(0 < s < math.inf for s in self.scales)
+        require(sound, "scales", list(self.scales), f"must be {len(self.centres)} numbers above 0, one for each centre")
+        for name in ("spread", "noise"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, name, value, "must be at least 0 and finite")
+        require(self.design in DESIGNS, "design", self.design, "choices: " + ", ".join(DESIGNS))
+
+    @property
+    def spectrum(self) -> np.ndarray:
+        """The diagonal of Lambda [D]."""
+        return np.geomspace(1.0, 1.0 / self.condition, self.features)
+
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.features,)
+
+    def outputs(self, ways: int) -> int:
+        return 1
+
+    def check(self, split: Split, spec: EpisodeSpec) -> None:
+        period = 2 * self.features
+        for key, rows in (("shots", spec.shots), ("queries", spec.queries)):
+            if self.design == "exact" and rows % period:
+                raise SettingError(f"data.{key}", rows, f"must be a multiple of {period} with data.design=exact")
+
+    def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        return self._prefetcher(split, seed, step, tasks, spec)
+
+    @functools.cached_property
+    def _prefetcher(self) -> EpisodePrefetcher:
+        return EpisodePrefetcher(self._draw)
+
+    def _draw(self, split: Split, seed: int, steps: range, tasks: range, spec: EpisodeSpec) -> list[Task]:
+        rows, width = spec.shots + spec.queries, self.features
+        bits = bits_of_steps(split, seed, steps, tasks, 1 + 2 * (width + rows * (width + 1)))
+        group = uniform(bits[:, 0], 0, len(self.centres)).astype(int)
+        drawn = normal(*np.split(bits[:, 1:], 2, axis=1))  # [T, D + rows (D + 1)]
+        w, x, e = np.split(drawn, [width, width + rows * width], axis=1)
+        w = np.array(self.centres)[group, None] + self.spread * w
+        x = x.reshape(-1, rows, width)
+        if self.design == "exact":
+            axes = np.sqrt(width) * np.concatenate([np.eye(width), -np.eye(width)])
+            x = np.broadcast_to(np.tile(axes, (rows // len(axes), 1)), x.shape)
+        x = x * np.sqrt(np.array(self.scales)[group, None, None] * self.spectrum)
+        y = (x @ w[..., None])[..., 0] + self.noise * e
+        return split_points(torch.from_numpy(x.astype(np.float32)), as_column(y), len(steps), spec.shots)
+
+    def oracle(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> dict[str, Tensor]:
+        """The mean squared error [T] of the posterior mean on the queries.
+
+        Given group g, y_s ~ N(X c_g 1, V) with V = spread^2 X X' + noise^2 I, and E[w | y_s] = c_g 1 + spread^2 X' V^-1
+        (y_s - X c_g 1). The groups are weighted by p(X, y_s | g).
+        """
+        support, query = self.episodes(split, seed, step, tasks, spec)
+        x, y, queries = (v.double().numpy() for v in (support.x, support.y[..., 0], query.x))
+        logs, means = zip(*(self._posterior(g, x, y) for g in range(len(self.centres))), strict=True)
+        weights = np.exp(np.array(logs) - np.max(logs, 0))  # [G, T]
+        mean = np.einsum("gt,gtd->td", weights / weights.sum(0), np.array(means))
+        error = query.y[..., 0].double().numpy() - (queries @ mean[..., None])[..., 0]
+        return {"mse": torch.from_numpy((error**2).mean(1))}
+
+    def _posterior(self, group: int, x: Any, y: Any) -> tuple[Any, Any]:
+        """log p(X, y | group) [T] but for a constant, and E[w | X, y, group] [T, D]."""
+        start = np.full(self.features, self.centres[group])
+        residual = (y - x @ start)[..., None]
+        covariance = self.spread**2 * x @ x.swapaxes(1, 2) + max(self.noise, LEAST_NOISE) ** 2 * np.eye(x.shape[1])
+        solved = np.linalg.solve(covariance, residual)
+        log_y = -0.5 * ((residual * solved).sum((1, 2)) + np.linalg.slogdet(covariance)[1])
+        scale = self.scales[group]
+        log_x = -0.5 * ((x**2 / (scale * self.spectrum)).sum((1, 2)) + x[0].size * math.log(scale))
+        if self.design == "exact":  # the inputs of a group are always the same
+            log_x = np.where(np.isclose((x**2 / (scale * self.spectrum)).sum((1, 2)), x[0].size), 0.0, -np.inf)
+        return log_y + log_x, start + self.spread**2 * (x.swapaxes(1, 2) @ solved)[..., 0]
+
+    def reference_inputs(self, count: int) -> Tensor:
+        spec = EpisodeSpec(1, 2 * self.features, 2 * self.features)
+        rows = self.episodes("train", 0, 0, range(-(-count // spec.shots)), spec).support.x
+        return rows.flatten(0, 1)[:count]
+
+    def facts(self) -> dict[str, Any]:
+        names = ("features", "condition", "spread", "noise", "design")
+        groups = {"centres": list(self.centres), "scales": list(self.scales)}
+        return {"split": "sampled", "split_sha256": None, **{n: getattr(self, n) for n in names}, **groups}
