@@ -181,7 +181,7 @@ def test_no_algorithm_imports_another() -> None:
 
 
 FRAME = ("cli", "jobs", "training", "compute")
-ORDINARY = ("none", "folder", "group", "own", "table", "arrays", "windows")  # options whose names are ordinary words
+ORDINARY = ("none", "folder", "group", "own", "table", "arrays", "windows", "linear")  # options whose names are ordinary words
 
 
 @pytest.mark.parametrize("path", [p for room in FRAME for p in sorted((PACKAGE / room).rglob("*.py"))], ids=module_of)
