@@ -27,8 +27,7 @@ Metrics = dict[str, Tensor]
 Adapted = Any
 """What adaptation leaves behind: fast weights, prototypes, a posterior. Any tree of tensors."""
 
-Objective = Callable[[Params, int], Tensor]
-"""phi, step number -> a scalar; the number lets an objective use another mini-batch at each step."""
+Objective = Callable[[Params, int], Tensor]  # phi, step number (as of a mini-batch) -> a scalar
 
 Kind = Literal["classification", "regression", "control"]
 Split = Literal["train", "val", "test"]

@@ -181,7 +181,8 @@ def test_no_algorithm_imports_another() -> None:
 
 
 FRAME = ("cli", "jobs", "training", "compute")
-ORDINARY = ("none", "folder", "group", "own", "table", "arrays", "windows", "linear")  # options whose names are ordinary words
+# Options whose names are ordinary words.
+ORDINARY = ("none", "folder", "group", "own", "table", "arrays", "windows", "linear")
 
 
 @pytest.mark.parametrize("path", [p for room in FRAME for p in sorted((PACKAGE / room).rglob("*.py"))], ids=module_of)

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from metarun.errors import SettingError
-from metarun.models.module import ModuleNetwork
 from metarun.models.network import Network
 from metarun.types import Model
 
@@ -47,6 +46,8 @@ def cast_model(model: Model, precision: str) -> Model:
     """The network with its linear maps before the head in bfloat16, if that is the precision; else itself."""
     if precision != "bfloat16":
         return model
+    from metarun.models.module import ModuleNetwork  # with what reads images
+
     if isinstance(model, ModuleNetwork):
         template, tape = copy.deepcopy((model.template, model.tape))  # layers share the tape
         for name, layer in template.named_modules():
