@@ -28,7 +28,7 @@ MAX_TASKS = 6
 RIGHT, WRONG = "#009E73", "#D55E00"
 CELL, LABEL, TITLE = 0.62, 1.75, 0.7  # inches: a picture with its margin, class names, a title
 WORDS = 0.2  # inches below a picture
-MOST_COLUMNS = 13
+MOST_COLUMNS, MOST_ROWS = 13, 10  # of an episode
 MOST_POINTS, MOST_CLASSES = 2000, 20  # of a map of features
 STEP_LINES = ((GREY, ":"), (COLOURS[4], "--"), (COLOURS[0], "-"))  # before, after one step, as reported
 
@@ -133,9 +133,9 @@ def draw_episode(task: Task) -> Drawing | None:
     green and whole where that is right, orange and dashed where it is wrong. None without pictures."""
     if "shape" not in task:
         return None
-    shape, classes = tuple(int(n) for n in task["shape"]), short_names(task["classes"])
+    shape, classes = tuple(int(n) for n in task["shape"]), short_names(task["classes"][:MOST_ROWS])
     support, queries = task["support"], task["queries"]
-    shots = max(support["class"].count(n) for n in range(len(classes)))
+    shots = min(MOST_COLUMNS - 1, max(support["class"].count(n) for n in range(len(classes))))
     most = max(1, MOST_COLUMNS - shots)
     columns = min(most, max(queries["class"].count(n) for n in range(len(classes))))
     width = LABEL + (shots + columns) * CELL + 0.25

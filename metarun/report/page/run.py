@@ -58,6 +58,7 @@ FEATURES = (
 )
 COUNTED = "Counted over the first {} test tasks; test.details=true counts them all."
 SHARES = "Shares are of the gradient's parts by length, separately for outer and inner terms."
+MOST_EPISODES = 3
 OF_TRAINING = ("Learning curve", "Meta-gradient", "Inner loop", "Probes", "Layers", "Convergence", "Alarms")
 MAX_EMBEDDED, MAX_PICTURES = 300_000, 4  # bytes of an analysis's figure; figures of one analysis
 
@@ -153,7 +154,7 @@ def _tasks(run: Run) -> Section:
         return Section([FITS], [draw_fits(found, scores, metric)], tables)
     if found.get("kind") == "values":
         return Section([VALUES], [draw_values(found, scores, metric)], tables)
-    tasks = as_mappings(found.get("tasks"))
+    tasks = as_mappings(found.get("tasks"))[:MOST_EPISODES]
     episodes = [drawing for task in tasks if (drawing := draw_episode(task))]
     features = draw_embedding(tasks)
     text = [EPISODES] if episodes else []
