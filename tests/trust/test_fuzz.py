@@ -399,7 +399,7 @@ def test_an_error_of_the_report_that_nobody_foresaw_is_one_line(
 ) -> None:
     from metarun.cli import report as report_cli
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **_more: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(report_cli, "write_report", fail)
