@@ -91,7 +91,7 @@ def test_training_names_the_split_that_is_missing(home: Path, tmp_path: Path) ->
 
 
 def test_disjoint_test_tasks_are_as_many_as_the_classes_allow(home: Path, tmp_path: Path) -> None:
-    """15 classes in 9, 3 and 3: on all of them five tasks of three ways, with Student's interval and the open one."""
+    """15 classes, five a split: on all of them five tasks of three ways, with Student's interval and the open one."""
     command = ["job=evaluate", f"run={home / 'batch'}", "data.split=all", "test.tasks=9", "report=false"]
     found = {}
     for classes in ("drawn", "disjoint"):
