@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.contexts import Draws, Summary, check_network, check_sizes, concatenate, masked_mean, summarize
-from metarun.algorithms.predictive import Gaussian, decoder_std, score_mixture
+from metarun.algorithms.predictive import Gaussian, assess_gaussians, decoder_std
 from metarun.compute import linalg
 from metarun.models.multi_network import MultiNetwork, multi_network
 from metarun.types import Batch, Kind, Loss, Metrics, NetworkFactory, Params, PredictionKind, Task
@@ -67,14 +67,7 @@ class CNP:
     def assess(self, adapted: Summary, task: Task) -> Metrics:
         """The log-likelihood is exact."""
         query, context = (self._gaussian(adapted, batch.x) for batch in task[::-1])
-        log_likelihood = query.log_density(task.query.y).mean()
-        return {
-            "loss": -log_likelihood,
-            self.loss.metric: log_likelihood,
-            "pointwise_log_likelihood": log_likelihood,
-            "context_log_likelihood": context.log_density(task.support.y).mean(),
-            **score_mixture(Gaussian(*(v[None] for v in query)), task.query.y),
-        }
+        return assess_gaussians(query, context, task, self.loss.metric)
 
     def functions(self, adapted: Summary, x: Tensor, count: int) -> Tensor:
         return self._gaussian(adapted, x).mu.expand(count, -1, -1)

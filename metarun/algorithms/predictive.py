@@ -23,7 +23,7 @@ from torch import Tensor
 from metarun.algorithms.losses import log_density
 from metarun.compute import random
 from metarun.data.gp import LEVELS
-from metarun.types import Metrics
+from metarun.types import Metrics, Task
 
 TEST_STEP = 2**42
 """Beyond every outer step."""
@@ -95,6 +95,18 @@ def score_mixture(components: Gaussian, y: Tensor) -> Metrics:
     below = torch.special.ndtr((y - components.mu) / components.sigma).mean(0)
     shares = {f"coverage_{p}": ((below - 0.5).abs() <= p / 200).to(y).mean() for p in LEVELS}
     return {"mse": mse, **shares}
+
+
+def assess_gaussians(query: Gaussian, context: Gaussian, task: Task, metric: str) -> Metrics:
+    """The scores of a learner without latent variables, whose log-likelihood is exact: loss, metric and the others."""
+    log_likelihood = query.log_density(task.query.y).mean()
+    return {
+        "loss": -log_likelihood,
+        metric: log_likelihood,
+        "pointwise_log_likelihood": log_likelihood,
+        "context_log_likelihood": context.log_density(task.support.y).mean(),
+        **score_mixture(Gaussian(*(v[None] for v in query)), task.query.y),
+    }
 
 
 def pointwise_log_likelihood(components: Gaussian, y: Tensor) -> Tensor:

@@ -21,19 +21,22 @@ from metarun.algorithms.predictive import Gaussian, kl, pointwise_log_likelihood
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import UserError
 from metarun.models.multi_network import multi_network
+from metarun.models.set_transformer import SetTransformer
 from metarun.training.experiment import assemble, build_learner
 from metarun.types import Batch, Params, Task
 
-ALGOS = ("cnp", "np", "np without r", "anp", "cvae")
+ALGOS = ("cnp", "np", "np without r", "anp", "cvae", "tnpd")
 SIZES = ("algo.representation=8", "model.hidden=[8,6]")
 DATA = Sinusoid(amplitude=(0.5, 2.0), phase=(0.0, 3.0), x_range=(-2.0, 2.0), noise=0.1)
 
 
 def learner(algo: str, *overrides: str) -> Any:
     name, _, without = algo.partition(" ")
-    smaller = () if algo == "cnp" else ("algo.latent=4", "algo.test_samples=7")
+    smaller = {"cnp": SIZES, "tnpd": ("algo.width=8", "algo.heads=2", "algo.layers=2", "model.hidden=[8,6]")}
+    latent = (*SIZES, "algo.latent=4", "algo.test_samples=7")
     latent_alone = ("algo.deterministic=false",) if without else ()
-    return build_learner(metarun.compose([f"algo={name}", *SIZES, *smaller, *latent_alone, *overrides]), DATA, 1)
+    chosen = smaller.get(algo, latent)
+    return build_learner(metarun.compose([f"algo={name}", *chosen, *latent_alone, *overrides]), DATA, 1)
 
 
 def double(algorithm: Any, seed: int = 0) -> Params:
@@ -411,3 +414,36 @@ def test_what_cannot_work_is_refused_in_one_line(overrides: list[str], words: st
     with pytest.raises(UserError, match=words) as refused:
         assemble(metarun.compose([*data, *overrides]))
     assert "\n" not in str(refused.value)
+
+
+# ---------------------------------------------------------------- the transformer
+
+
+def test_a_layer_of_the_set_transformer_is_torch_s_with_a_mask() -> None:
+    """torch.nn.TransformerEncoderLayer (post-norm) on [context, targets] with the mask of the paper: all rows see the
+    context that is here, and each target itself."""
+    transformer, d, shots, queries = SetTransformer(8, 2, 1), 8, 4, 3
+    draw = torch.Generator().manual_seed(0)
+    params = {k: torch.randn(w.shape, generator=draw, dtype=torch.float64) for k, w in transformer.init(0).items()}
+    layer = torch.nn.TransformerEncoderLayer(d, 2, 2 * d, dropout=0.0, batch_first=True, dtype=torch.float64)
+    own = {k.removeprefix("layer0."): w for k, w in params.items()}
+    with torch.no_grad():
+        attention = layer.self_attn
+        attention.in_proj_weight.copy_(torch.cat([own[f"{n}.weight"] for n in ("query", "key", "value")]))
+        attention.in_proj_bias.zero_()
+        attention.out_proj.weight.copy_(own["out.weight"])
+        attention.out_proj.bias.zero_()
+        for linear, name in ((layer.linear1, "up"), (layer.linear2, "down")):
+            linear.weight.copy_(own[f"{name}.weight"])
+            linear.bias.copy_(own[f"{name}.shift"])
+        for norm, name in ((layer.norm1, "norm1"), (layer.norm2, "norm2")):
+            norm.weight.copy_(own[f"{name}.gain"])
+            norm.bias.copy_(own[f"{name}.shift"])
+    rows = torch.randn(shots + queries, d, generator=draw, dtype=torch.float64)
+    here = torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+    sees = torch.eye(shots + queries, dtype=torch.bool)
+    sees[:, :shots] = here > 0
+    sees[2, 2] = False  # a padded row does not see itself
+    expected = layer(rows[None], src_mask=~sees)[0, shots:].detach()
+    found = transformer.apply(params, rows[:shots], here, rows[shots:])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
