@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+DOCS_READY := .venv/.ready-docs
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 ARGS ?=
 ROW ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-fast lint types wheel smoke omniglot study reproduce bench bench-quick clean
+.PHONY: help run test test-long test-fast lint types wheel smoke omniglot study reproduce bench bench-quick docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +69,13 @@ bench: $(BENCH_READY)  ## speed beside higher, TorchOpt, JAX and a plain loop; s
 bench-quick: $(BENCH_READY)  ## the main cases of that, in three minutes
 	$(BENCH)/python -m benchmarks.peers --quick $(ARGS)
 
+$(DOCS_READY): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $(DOCS_READY)
+
+docs: $(DOCS_READY)  ## the documentation as a site, site/index.html; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:  ## remove the environments and caches; outputs stay
-	rm -rf .venv .venv-bench build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-bench build dist site .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -114,7 +114,10 @@ def load(
     Args:
         folder: a run folder, such as `result.folder`.
         overrides: settings that a run folder does not decide, as `"trusted_modules=[mypackage]"`, or other ones.
-        model, dataset, loss, metrics: the objects that the run was made with, if any (see `run`).
+        model: the network that the run was made with, if it was an object; so too the next three (see `run`).
+        dataset: the data set of the run.
+        loss: the loss of the run.
+        metrics: the further metrics of the run.
         config_dir: a folder with YAML files of yours, if the run was made with one.
 
     Raises:

@@ -39,10 +39,10 @@ def explain(word: str) -> str:
         option, _, key = rest.partition(".")
         options = catalogue.list_options(group)
         if not option:
-            return lay_out([Setting(f"{group}={name}", "", _title(group, name)) for name in options])
+            return lay_out([Setting(f"{group}={name}", "", option_title(group, name)) for name in options])
         if option not in options:
             raise UserError(f"help {word}: {group} has no option {option}, {nearest(option, options)}")
-        title = f"{group}={option}: {_title(group, option)}"
+        title = f"{group}={option}: {option_title(group, option)}"
         return f"{title}\n\n{lay_out(_select(option_settings(group, option), f'{group}.{key}', word))}"
     if group not in fields:
         known = [*fields, *(f"{g}.{option}" for g in OPEN for option in catalogue.list_options(g))]
@@ -86,21 +86,21 @@ def option_settings(group: str, option: str) -> list[Setting]:
         entry for entry in yaml.safe_load(text).get("defaults", []) if isinstance(entry, str) and entry != "_self_"
     ]
     found = {s.key: s for base in bases for s in option_settings(group, base)}
-    inside = "" if "@package _global_" in text else group
+    depth = 2 if "@package _global_" in text else 0  # of the settings' lines
+    inside = group
     for line in text.splitlines():
         if not (match := LINE.match(line)):
             continue
         indent, key, value, meaning = match.groups()
-        if not indent:
-            inside = key if "@package _global_" in text else group
-        nested = bool(indent) if "@package _global_" in text else True
-        if nested and inside == group and len(indent) <= 2 and key not in ("_target_", "defaults"):
+        if depth and not indent:
+            inside = key
+        if inside == group and len(indent) == depth and key not in ("_target_", "defaults"):
             known = found.get(f"{group}.{key}", Setting("", "", ""))
             found[f"{group}.{key}"] = Setting(f"{group}.{key}", value or "", meaning or known.meaning)
     return list(found.values())
 
 
-def _title(group: str, option: str) -> str:
+def option_title(group: str, option: str) -> str:
     """The first comment of an option's file."""
     text = (catalogue.conf_folder() / group / f"{option}.yaml").read_text(encoding="utf-8")
     comments = [line[2:] for line in text.splitlines() if line.startswith("# ") and "@package" not in line]
