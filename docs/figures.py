@@ -98,9 +98,11 @@ def errors(axes: Axes, runs: dict[str, Path], styles: dict[str, tuple[str, str]]
         colour, marker = styles[name]
         wrong = [100 * (1 - mean) for mean in curve.values()]
         axes.plot([times[s] for s in curve], wrong, color=colour, marker=marker, ms=4, label=name)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-    axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "235" else "")
+    drawn = [y for line in axes.lines for y in line.get_ydata()]
+    if max(drawn) > 4 * min(drawn):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "235" else "")
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3, which="both")
 
