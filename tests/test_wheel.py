@@ -28,9 +28,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_module_and_every_setting_and_nothing_else(wheel: Path) -> None:
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "metarun").rglob("*.py")}
-    templates = {str(p.relative_to(ROOT)) for p in (ROOT / "metarun/report/page/templates").iterdir()}
+    page = ROOT / "metarun/report/page"
+    files = {str(p.relative_to(ROOT)) for name in ("templates", "uplot") for p in (page / name).iterdir()}
     settings = {f"metarun/{p.relative_to(ROOT)}" for p in (ROOT / "conf").rglob("*.yaml") if "local" not in p.parts}
-    assert modules | templates | settings | {"metarun/conf/__init__.py"} == names
+    assert modules | files | settings | {"metarun/conf/__init__.py"} == names
 
 
 @pytest.mark.slow

@@ -130,7 +130,11 @@ def completion(
     resize: str,
     train_classes: int | None = None,
     within: str | None = None,
+    channels: int = 1,
+    normalize: str = "none",
 ) -> Completion:
     """The drawings of Omniglot with these settings, which conf/data/completion.yaml explains."""
     require(within is None, "within", within, "must be null: a task is one image")
+    require(channels == 1, "channels", channels, "must be 1: what is predicted is a pixel's grey")
+    require(normalize == "none", "normalize", normalize, "must be none: what is predicted is a pixel's grey, 0 to 1")
     return Completion(omniglot(root, download, urls, split, split_seed, rotations, image_size, resize, train_classes))

@@ -405,7 +405,7 @@ def test_the_losses_of_an_autoencoder_are_its_elbo_by_hand() -> None:
         (["algo=np", "reg=information", "reg.encoder=[encoder]"], "made of several networks"),
         (
             ["algo=np", "data=omniglot"],
-            "this algorithm needs regression.*data=arrays, completion, gp, sinusoid, table",
+            "this algorithm needs regression.*data=arrays, completion, gp, linear, sinusoid, table",
         ),
     ],
 )

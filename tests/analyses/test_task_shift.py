@@ -43,9 +43,9 @@ def test_a_learner_without_a_head_is_tested_with_other_ways_and_image_changes(pr
     by_name = {r["shift"]: r for r in rows}
     assert by_name["three"]["chance"] == pytest.approx(1 / 3)
     assert by_name["both"]["mean"] is not None
-    assert by_name["ways_20"]["left_out"] == (
-        "ways=20: must be 2 to 6, the classes of the test split; data.split=all tests a trained run on all 12 classes"
-    )
+    reason = by_name["ways_20"]["left_out"]
+    assert reason.startswith("ways=20: must be 2 to 6, the classes of the test split")
+    assert reason.endswith("data.split=all tests a trained run on all 12 classes")
     assert "shots_1" not in by_name  # it is the run's own
     assert (by_name["rotated_30"]["paired"], by_name["within_groups"]["paired"]) == (True, False)
     assert 0 <= by_name["within_groups"]["mean"] <= 1

@@ -66,13 +66,12 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 def built(algo: str, flat: Path, *more: str) -> Experiment:
-    images = [*IMAGES, f"data.root={flat}"] if algo in ("protonet", "matchingnet") or "images" in more else []
-    acting = (
-        ["data=point_robot", "data.horizon=3", "algo.batch=4"] if algo in catalogue.list_algorithms("control") else []
-    )
-    return assemble(
-        metarun.compose([f"algo={algo}", *TINY, *images, *acting, *(m for m in more if m not in ("images", "default"))])
-    )
+    of_classes = algo not in catalogue.list_algorithms("regression")
+    acting = algo in catalogue.list_algorithms("control")
+    images = [*IMAGES, f"data.root={flat}"] if (of_classes and not acting) or "images" in more else []
+    robot = ["data=point_robot", "data.horizon=3", "algo.batch=4"] if acting else []
+    more = tuple(m for m in more if m not in ("images", "default"))
+    return assemble(metarun.compose([f"algo={algo}", *TINY, *images, *robot, *more]))
 
 
 @pytest.mark.parametrize("scale", SCALES)

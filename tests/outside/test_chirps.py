@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "tests/outside/chirps"
 TRUST, SETTINGS = "trusted_modules=[chirps]", "hydra.searchpath=[pkg://chirps.conf]"
-PARTS = ("algo=r2d2", "data=waves", "model=module", "model.target=chirps.gru.WaveGRU", "model.args.width=8")
+PARTS = ("algo=ridge", "data=waves", "model=module", "model.target=chirps.gru.WaveGRU", "model.args.width=8")
 TINY = ("train.steps=20", "train.tasks=4", "train.eval_every=10", "val.tasks=4", "test.tasks=4", "report=false")
 
 
@@ -50,7 +50,7 @@ def test_its_components_train_and_are_tested_again(installed: Path, tmp_path: Pa
     typed = ("-m", "metarun", SETTINGS, TRUST, *PARTS, *TINY)
     done = run(*typed, "hydra.run.dir=trained", cwd=tmp_path, path=installed)
     assert done.returncode == 0, done.stderr
-    assert "r2d2 on waves" in done.stdout
+    assert "ridge on waves" in done.stdout
     assert "completed: 20 steps" in done.stdout
     evaluation = ("-m", "metarun", "job=evaluate", "run=trained", TRUST, "hydra.run.dir=tested")
     again = run(*evaluation, cwd=tmp_path, path=installed)

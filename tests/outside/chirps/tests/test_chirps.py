@@ -11,7 +11,7 @@ def test_the_algorithm():
 
 def test_its_settings():
     settings = ["hydra.searchpath=[pkg://chirps.conf]", "trusted_modules=[chirps]"]
-    check_algorithm_named("r2d2", overrides=settings, skip=["learning"])
+    check_algorithm_named("ridge", overrides=settings, skip=["learning"])
 
 
 def test_the_network():
