@@ -92,7 +92,7 @@ addEventListener("load", () => setTimeout(() => {
   const report = {};
   const axis = () => document.querySelector(".uplot").textContent;
   mouse("mousemove", 0.5, 0.5);
-  requestAnimationFrame(() => requestAnimationFrame(() => {
+  setTimeout(() => {
     report.hover = [...document.querySelectorAll(".panel")][0].querySelector(".u-value").textContent;
     mouse("mousedown", 0.3, 0.5); mouse("mousemove", 0.6, 0.5, document); mouse("mousemove", 0.6, 0.5);
     mouse("mouseup", 0.6, 0.5, document);
@@ -108,7 +108,7 @@ addEventListener("load", () => setTimeout(() => {
         document.body.dataset.found = JSON.stringify(report);
       }, 100);
     }, 100);
-  }));
+  }, 100);
 }, 300));
 </script>
 """
@@ -140,6 +140,6 @@ def test_the_page_draws_itself_under_its_own_policy_without_a_complaint(tmp_path
 
 
 def in_browser(page: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    usual = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=5000")
+    usual = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=20000")
     command = [str(CHROMIUM), *usual, *flags, "--window-size=1300,1000", f"--user-data-dir={page.parent / 'profile'}"]
     return subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=300)
