@@ -16,6 +16,6 @@ COPY conf conf
 RUN pip install --no-cache-dir -c constraints.txt .
 
 # Runs, downloaded data and compiled code stand in folders that the command mounts.
-ENV METARUN_CACHE=/work/.cache
-WORKDIR /work
+ENV METARUN_CACHE=/runs/.cache
+WORKDIR /runs
 ENTRYPOINT ["metarun"]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, variance
 from typing import Any, NamedTuple
 
-from metarun.statistics.intervals import NORMAL_95
-from metarun.statistics.student import t_quantile
+from metarun.report.statistics.intervals import NORMAL_95
+from metarun.report.statistics.student import t_quantile
 from metarun.storage.published import compare
 
 Record = Mapping[str, Any]

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "metarun"
 ROOMS = (
     *("testing", "cli", "jobs", "analyses", "training", "diagnostics", "regularizers", "algorithms"),
-    *("models", "data", "compute", "report", "statistics", "config", "storage"),
+    *("models", "data", "compute", "report", "config", "storage"),
 )
 WAY = (
     ("cli/main.py", "compose the settings"),

@@ -3,7 +3,7 @@ r"""Cross-domain test: the run's weights on test tasks of other data sets, a row
     difference = mean_i a_i - mean_j b_j,   half = 1.96 sqrt(var(a)/n + var(b)/n)
 
 Symbols: a_i the score of test task i of a set, b_j of test task j of the run's own data, n tasks of each. The episodes
-of two sets are independent samples (metarun/statistics/paired.py); the interval is for new tasks of both, and not for
+of two sets are independent samples (report/statistics/paired.py); the interval is for new tasks of both, and not for
 other seeds of the training. Ways, shots and queries are those of the run's test in all sets. So are the size, the
 channels and the normalisation of images, which the network needs; all other settings are those of the set.
 
@@ -26,7 +26,7 @@ from metarun.config.data_sets import FORM, INPUTS
 from metarun.data.shifts import ShiftedDataset
 from metarun.errors import SettingError, UserError, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, plain
-from metarun.statistics.paired import compare
+from metarun.report.statistics.paired import compare
 from metarun.storage.text import axis_label, display_scale, format_metric
 from metarun.training.evaluation import mean_and_interval
 from metarun.training.experiment import Experiment, option_name

@@ -24,8 +24,8 @@ from metarun.analyses.figures import finish_sizes, plot_known
 from metarun.analyses.stability import evaluate_last_weights, same_episode_size
 from metarun.errors import SettingError, UserError, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, panels
-from metarun.statistics.intervals import t_interval
-from metarun.statistics.rate import fit_line
+from metarun.report.statistics.intervals import t_interval
+from metarun.report.statistics.rate import fit_line
 from metarun.storage.text import axis_label, display_scale, format_metric
 from metarun.training.evaluation import mean_and_interval
 

@@ -30,8 +30,8 @@ from metarun.analyses.analysis import Cell, Context, Row, require_at_least
 from metarun.compute.task_axis import map_tasks
 from metarun.errors import UserError
 from metarun.report.figures.drawing import COLOURS, DASHES, MARKERS, Drawing, finish
-from metarun.statistics.intervals import t_interval
-from metarun.statistics.student import t_quantile
+from metarun.report.statistics.intervals import t_interval
+from metarun.report.statistics.student import t_quantile
 from metarun.storage.text import axis_label, count_nouns
 from metarun.training.evaluation import EPISODE_SEED, adaptation_curves
 from metarun.types import NOT_WEIGHTS, AlgorithmOptions, Batch, DatasetOptions, Params, Task, optional

@@ -36,7 +36,7 @@ from metarun.analyses.figures import format_number, plot_known
 from metarun.analyses.stability import choose_replaced, compare_outcomes, evaluate_last_weights
 from metarun.errors import UserError, nearest, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, look, needs_log_scale, plain
-from metarun.statistics.intervals import t_interval
+from metarun.report.statistics.intervals import t_interval
 from metarun.storage.text import axis_label, display_scale
 from metarun.types import AlgorithmOptions, optional
 

@@ -22,7 +22,7 @@ from metarun.analyses.figures import finish_sizes, format_number, plot_known
 from metarun.analyses.stability import choose_replaced, compare_outcomes, evaluate_last_weights, generalisation_gap
 from metarun.errors import require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, legend_below, panels
-from metarun.statistics.intervals import t_interval
+from metarun.report.statistics.intervals import t_interval
 from metarun.storage.text import count_nouns
 
 AGAIN, SEED, REPLACED = "again", "seed", "replaced"

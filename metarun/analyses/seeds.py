@@ -1,8 +1,8 @@
 r"""The same settings trained with several seeds: how certain the metric is, and what its spread comes from.
 
     mean      over seeds, with Student's interval: for a new seed on these test tasks
-    IQM       interquartile mean of the seeds' metrics, with a bootstrap over seeds (metarun/statistics/intervals.py)
-    variance  of one score = seed + task + residual (metarun/statistics/variance.py); every seed is scored on the same
+    IQM       interquartile mean of the seeds' metrics, with a bootstrap over seeds (report/statistics/intervals.py)
+    variance  of one score = seed + task + residual (report/statistics/variance.py); every seed is scored on the same
               fixed test tasks, so that the mean has a standard error for new seeds and new tasks alike
     steps     until the validation metric reached the threshold: 90 % of the way from its first to its best value, of
               the first seed that improved; runs that never did are counted, not averaged
@@ -25,9 +25,9 @@ from metarun.analyses.analysis import Cell, Context, Row, TrainedRun, require_at
 from metarun.config.schema import to_dict
 from metarun.errors import UserError
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, finish, look, panels
-from metarun.statistics.convergence import Curve, default_thresholds, find_crossing, validation_curve
-from metarun.statistics.intervals import iqm, stratified_bootstrap, t_interval
-from metarun.statistics.variance import variance_components
+from metarun.report.statistics.convergence import Curve, default_thresholds, find_crossing, validation_curve
+from metarun.report.statistics.intervals import iqm, stratified_bootstrap, t_interval
+from metarun.report.statistics.variance import variance_components
 from metarun.storage.json_values import replace_nonfinite
 from metarun.storage.status import FINAL
 from metarun.storage.text import axis_label, count_nouns, display_scale, format_metric

@@ -2,7 +2,7 @@ r"""Support resampling: the same test tasks, classes and queries with other supp
 
 An episode is drawn with R K shots, and its support set is cut into R disjoint sets of K shots; the learner adapts to
 each and is scored on the same queries. In x_tr = mu + b_t + e_tr the spread between the draws of a task, var e, is what
-the choice of examples does; var b, between tasks, is how classes and queries differ (metarun/statistics/variance.py).
+the choice of examples does; var b, between tasks, is how classes and queries differ (report/statistics/variance.py).
 Symbols: T tasks, R draws, x_tr the score of task t after draw r. The learner is deterministic, so e_tr has no other
 source. One draw per task, as in an ordinary test, has both in its interval: 1.96 sqrt((var b + var e) / T).
 """
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from metarun.analyses.analysis import Cell, Context, Row, mask_diverged, require_at_least
 from metarun.errors import SettingError, UserError, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, finish
-from metarun.statistics.variance import nested_components
+from metarun.report.statistics.variance import nested_components
 from metarun.storage.text import axis_label, count_nouns, display_scale, format_metric, higher_is_better
 from metarun.training.evaluation import EPISODE_SEED, adaptation_curves
 from metarun.training.experiment import Experiment

@@ -3,7 +3,7 @@ r"""Task shift: the run's weights on test tasks unlike those of training, each s
     difference = mean over tasks of (a_i - b_i), a_i the score of task i under the shift, b_i without
 
 If the shift leaves the episodes as they are (their images rotated, a sine of other amplitude at the same points), the
-interval is that of the pairs; else that of two independent samples (metarun/statistics/paired.py). Adaptation is that
+interval is that of the pairs; else that of two independent samples (report/statistics/paired.py). Adaptation is that
 of the run: a shift changes tasks, never the learner. Setlur et al. 2021, arXiv 2102.11503: rankings in and out of the
 distribution of training need not agree.
 
@@ -44,7 +44,7 @@ from metarun.data.pool import TaskPool
 from metarun.data.shifts import ImageChange
 from metarun.errors import SettingError, UserError, nearest, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, needs_log_scale, plain
-from metarun.statistics.paired import compare
+from metarun.report.statistics.paired import compare
 from metarun.storage.text import axis_label, display_scale, format_metric
 from metarun.training.evaluation import mean_and_interval
 from metarun.training.experiment import Experiment, build_dataset, build_learner, option_name

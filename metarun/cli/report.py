@@ -11,8 +11,7 @@ from typing import NoReturn
 
 from metarun.cli.crash_report import report_crash, tracebacks_wanted
 from metarun.errors import SettingError, UserError, one_line
-from metarun.report import write_report
-from metarun.report.write import ENDINGS, path_beside, still_running
+from metarun.report.write import ENDINGS, path_beside, still_running, write_report
 
 EPILOG = """\
 examples:

@@ -83,8 +83,8 @@ class SweepReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        from metarun.report import write_report
         from metarun.report.tables.sweep import sweep_text
+        from metarun.report.write import write_report
 
         SITTINGS[-1].overview.stop()
         for line in sweep_text(folder):

@@ -19,8 +19,8 @@ from metarun.algorithms.objective import Regularization, Term
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.penalties import label, targets
 from metarun.diagnostics.sparsity import sparsity
-from metarun.statistics.heavy_tails import iqm_interval, measure_tail, median_interval
-from metarun.statistics.paired import compare
+from metarun.report.statistics.heavy_tails import iqm_interval, measure_tail, median_interval
+from metarun.report.statistics.paired import compare
 from metarun.storage.run_folder import RunFolder
 from metarun.training.evaluation import Evaluation, mean_and_interval
 from metarun.training.experiment import Experiment, option_name, shots_range
@@ -131,7 +131,7 @@ def describe_curve(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def describe_errors(evaluation: Evaluation, row: int) -> dict[str, Any]:
-    """What holds whatever the tail of an error measure, and its tail (statistics/heavy_tails.py).
+    """What holds whatever the tail of an error measure, and its tail (report/statistics/heavy_tails.py).
 
     `failed` counts the tasks whose error is not finite, or above their error before adaptation.
     """
@@ -154,7 +154,7 @@ def describe_errors(evaluation: Evaluation, row: int) -> dict[str, Any]:
 
 def describe_unaveraged(evaluation: Evaluation) -> dict[str, float] | None:
     """The metric of the meta-parameters themselves where their average was tested, and by how much the average's is
-    above it, task by task (statistics/paired.py)."""
+    above it, task by task (report/statistics/paired.py)."""
     if evaluation.unaveraged is None:
         return None
     scores, own = evaluation.scores[evaluation.headline], evaluation.unaveraged
@@ -206,7 +206,7 @@ def describe_end(state: State, tasks: int, status: str, reason: str, alarms: Ala
 
 def describe_convergence(experiment: Experiment, record: RunFolder) -> dict[str, Any]:
     """Costs to thresholds, areas and rates, from the logged metrics."""
-    from metarun.statistics.convergence import convergence_summary  # here, since no step needs it
+    from metarun.report.statistics.convergence import convergence_summary  # here, since no step needs it
 
     algorithm, dataset = experiment.algorithm, experiment.dataset
     classes = experiment.test_spec.ways if dataset.kind == "classification" else None

@@ -242,7 +242,7 @@ def leave_samples(
 
 def leave_report(record: RunFolder) -> str | None:
     """Write report.html into the run folder; a report that fails does not cost the run: the log has the reason."""
-    from metarun.report import write_report  # here, since training needs nothing of it
+    from metarun.report.write import write_report  # here, since training needs nothing of it
 
     try:
         return str(write_report([record.path], interactive=True))
@@ -255,6 +255,8 @@ def build_alarms(experiment: Experiment, record: RunFolder) -> Alarms:
     """The run's alarms in the state that the records of a resumed run leave them: these alarms were printed already."""
     config, loss = experiment.config, experiment.algorithm.loss
     spec, val = experiment.train_spec, experiment.test_spec
+    if optional(experiment.algorithm, AlgorithmOptions, "numbered_classes"):  # its loss is of all classes
+        spec = spec._replace(ways=experiment.dataset.numbered()[1])  # type: ignore[attr-defined]
     chance = chance_level(experiment.dataset, loss, spec, val, config.val.tasks, EPISODE_SEED)
     as_hard = spec.shots <= val.shots and spec.ways >= val.ways and math.isfinite(chance.loss)
     alarms = Alarms(

@@ -21,7 +21,7 @@ from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError, require
 from metarun.models.precision import cast_model
 from metarun.regularizers.build import build_regularization, refuse_senseless_terms
-from metarun.statistics.student import t_quantile
+from metarun.report.statistics.student import t_quantile
 from metarun.storage.progress import print_notice
 from metarun.training.evaluation import Evaluator, MetricFunction
 from metarun.training.final_test import choose_test_precision, take_disjoint

@@ -13,7 +13,7 @@ from metarun.analyses.analysis import Context
 from metarun.analyses.seeds import Seeds, find_source_run
 from metarun.cli.compose import compose
 from metarun.jobs.train import train_job
-from metarun.statistics.variance import variance_components
+from metarun.report.statistics.variance import variance_components
 from metarun.storage.run_folder import RunFolder
 
 

@@ -16,7 +16,7 @@ from metarun.analyses.support_resampling import SupportResampling, resample_supp
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import UserError
 from metarun.jobs.train import train_job
-from metarun.statistics.variance import nested_components
+from metarun.report.statistics.variance import nested_components
 from metarun.storage.run_folder import RunFolder
 from metarun.training.experiment import assemble
 from metarun.types import Batch, EpisodeSpec, Task

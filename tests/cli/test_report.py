@@ -11,7 +11,7 @@ from helpers.report_folders import PNG, write_run
 
 from metarun.cli.report import main
 from metarun.errors import SettingError, UserError
-from metarun.report import write_report
+from metarun.report.write import write_report
 
 
 def test_a_run_and_a_sweep_have_their_report_in_their_folder(

@@ -12,7 +12,7 @@ import torch
 
 from metarun.data.images import ImageEpisodes, ImageTable, make_variants, members_sha256, number_groups
 from metarun.errors import SettingError
-from metarun.statistics.intervals import normal_interval, t_interval
+from metarun.report.statistics.intervals import normal_interval, t_interval
 from metarun.types import Batch, EpisodeSpec, Task
 
 

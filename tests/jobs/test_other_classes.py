@@ -12,7 +12,7 @@ from helpers.colours import class_folders
 
 import metarun
 from metarun.errors import UserError
-from metarun.statistics.intervals import normal_interval, t_interval
+from metarun.report.statistics.intervals import normal_interval, t_interval
 from metarun.training.experiment import assemble
 
 TINY = ["data.image_size=16", "data.ways=3", "data.shots=2", "data.queries=2", "data.test_queries=2", "model.filters=4"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import metarun
 from metarun.jobs.summary import describe_curve, describe_errors
-from metarun.statistics.heavy_tails import median_interval
+from metarun.report.statistics.heavy_tails import median_interval
 from metarun.training.evaluation import Evaluation
 
 CHECKPOINT = Path(__file__).parents[2] / "docs/checkpoints/sinusoid_maml"

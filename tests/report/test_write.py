@@ -7,7 +7,7 @@ from pathlib import Path
 
 from helpers.report_folders import write_run
 
-from metarun.report import write_report
+from metarun.report.write import write_report
 
 
 def test_the_csv_report_has_numbers_in_full(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from benchmarks.tables import TABLES, over_seeds
 from metarun.config import catalogue
 from metarun.config.schema import Config, check
 from metarun.errors import UserError
-from metarun.statistics.intervals import normal_interval
-from metarun.statistics.student import t_quantile
+from metarun.report.statistics.intervals import normal_interval
+from metarun.report.statistics.student import t_quantile
 from metarun.storage.published import Comparison, compare, describe
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint

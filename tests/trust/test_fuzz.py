@@ -41,8 +41,8 @@ from metarun.data.layouts import recognise
 from metarun.data.pixels import CorruptImage, Pixels
 from metarun.errors import UserError
 from metarun.regularizers.build import build_regularization
-from metarun.report import FORMATS
 from metarun.report.tables.sweep import sweep_text
+from metarun.report.write import FORMATS
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.sweep_records import read_job, read_sweep
 from metarun.training import checkpoint

@@ -18,8 +18,8 @@ import numpy as np
 from metarun.report.compare.groups import Group, by_benchmark
 from metarun.report.read.facts import headline_scores, inner_gradients, metric_of, validation_curve
 from metarun.report.read.runs import Run
-from metarun.statistics import intervals, paired
-from metarun.statistics.variance import variance_components
+from metarun.report.statistics import intervals, paired
+from metarun.report.statistics.variance import variance_components
 from metarun.storage.text import display_scale, higher_is_better, is_number
 
 NAN = math.nan

@@ -4,7 +4,7 @@ Groups compare that were tested on the same episodes. The best of them by test m
 others, at a level of 95 % for all m together (Bonferroni: each interval has the level 1 - 0.05/m):
 
     tasks    paired over test tasks, the scores of several seeds averaged first; for errors whose mean has no interval
-             the median of the differences, by order statistics (statistics/heavy_tails.py)
+             the median of the differences, by order statistics (report/statistics/heavy_tails.py)
     seeds    Welch's t of the seeds' means, where both groups have two seeds or more
 
 The interval over tasks is for these trained weights; only the one over seeds is for the learner. A difference is called
@@ -22,12 +22,12 @@ import numpy as np
 
 from metarun.report.compare.groups import Group, by_benchmark
 from metarun.report.compare.results import comparable, group_scores, set_apart
+from metarun.report.statistics import paired
+from metarun.report.statistics.heavy_tails import median_interval
+from metarun.report.statistics.intervals import NORMAL_95
+from metarun.report.statistics.student import t_quantile
 from metarun.report.verdict.run import converged
 from metarun.report.verdict.sentence import APART, BETTER, CONVERGED, SPREAD, STABLE, Sentence
-from metarun.statistics import paired
-from metarun.statistics.heavy_tails import median_interval
-from metarun.statistics.intervals import NORMAL_95
-from metarun.statistics.student import t_quantile
 from metarun.storage.headline import is_heavy
 from metarun.storage.text import (
     count,

@@ -11,8 +11,8 @@ from metarun.report.compare.groups import is_irrelevant
 from metarun.report.read import facts
 from metarun.report.read.files import as_mapping, as_mappings
 from metarun.report.read.runs import Run
+from metarun.report.statistics.trend import LEAST, Course, judge_course
 from metarun.report.verdict.sentence import CONVERGED, PUBLISHED, RESULT, STABLE, Sentence, Tone
-from metarun.statistics.trend import LEAST, Course, judge_course
 from metarun.storage import published, text
 from metarun.storage.headline import headline, is_heavy
 from metarun.storage.text import count, format_metric, higher_is_better, is_number, number

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from helpers.report_folders import write_run
 
-from metarun.report import write_report
 from metarun.report.figures.drawing import style
 from metarun.report.figures.functions import draw_functions
 from metarun.report.read.runs import read_run
+from metarun.report.write import write_report
 from metarun.storage.run_folder import RunFolder
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from helpers.report_folders import records, train_record, write_run
 
-from metarun.report import write_report
 from metarun.report.figures.chart import MOST_POINTS, Chart, Series, to_json
+from metarun.report.write import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 EVIL = "</script><script>alert('x')</script>\"><img src=x onerror=alert(1)>"

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from helpers.report_folders import PNG, SUMMARY, records, train_record, write_analysis, write_run
 
-from metarun.report import write_report
 from metarun.report.figures.drawing import style, svg_uri
 from metarun.report.page.run import learning_section
 from metarun.report.read.runs import read_run
+from metarun.report.write import write_report
 
 FAILED = "could not be made"
 EVIL = "<script>alert('x')</script>"

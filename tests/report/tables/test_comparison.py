@@ -6,11 +6,11 @@ from pathlib import Path
 
 from helpers.report_folders import write_run
 
-from metarun.report import write_report
 from metarun.report.compare.groups import group_runs
 from metarun.report.compare.results import summarize
 from metarun.report.read.runs import read_run
 from metarun.report.tables.comparison import comparison_tables
+from metarun.report.write import write_report
 
 
 def test_algorithms_and_benchmarks_cross_in_a_table_of_their_own(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 from helpers.sweep_folders import read_sweep, write_job, write_sweep
 
 from metarun.errors import UserError
-from metarun.report import write_report
 from metarun.report.tables.sweep import best_configurations, settings_table, sweep_text
+from metarun.report.write import write_report
 
 T_2 = 4.30265  # Student's t, 97.5 %, two degrees of freedom, from a printed table
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from helpers.report_folders import read_runs
 
+from metarun.report.statistics.student import t_quantile
 from metarun.report.verdict.comparison import difference_over_seeds, difference_over_tasks
 from metarun.report.verdict.judge import judge
 from metarun.report.verdict.sentence import APART, BETTER, SPREAD
-from metarun.statistics.student import t_quantile
 
 A, B = np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[2.0, 2.5, 4.5, 5.0]])
 

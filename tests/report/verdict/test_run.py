@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from helpers.report_folders import train_record, write_run
 
-from metarun.report import write_report
 from metarun.report.read.runs import read_run
 from metarun.report.verdict.judge import judge
 from metarun.report.verdict.sentence import CONVERGED, PUBLISHED, RESULT, STABLE
+from metarun.report.write import write_report
 
 
 def verdict(folder: Path, **run: Any) -> dict[str, list[tuple[str, str]]]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from metarun.statistics.paired import compare
+from metarun.report.statistics.paired import compare
 
 EXACT = 1e-12
 

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from metarun.statistics.rate import Line, fit_line, jackknife_half
+from metarun.report.statistics.rate import Line, fit_line, jackknife_half
 
 LEAST, ENOUGH = 8, 12  # points of a window
 SMALL = 0.05

@@ -29,8 +29,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from metarun.statistics.intervals import Array
-from metarun.statistics.student import t_quantile
+from metarun.report.statistics.intervals import Array
+from metarun.report.statistics.student import t_quantile
 
 DRAWS = 2000
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from metarun.statistics.heavy_tails import iqm_interval, measure_tail, median_interval
-from metarun.statistics.intervals import Array, normal_interval
+from metarun.report.statistics.heavy_tails import iqm_interval, measure_tail, median_interval
+from metarun.report.statistics.intervals import Array, normal_interval
 
 EXACT = 1e-12
 SAMPLES, VALUES = 1000, 600

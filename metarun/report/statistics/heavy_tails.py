@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from metarun.statistics.intervals import Array, Estimate, Interval, iqm
-from metarun.statistics.student import t_quantile
+from metarun.report.statistics.intervals import Array, Estimate, Interval, iqm
+from metarun.report.statistics.student import t_quantile
 
 LARGEST = 20  # the k largest are one in so many
 LEAST_VALUES = 200  # for a tail index; with fewer values k is below 10

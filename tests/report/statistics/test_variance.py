@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from metarun.statistics.student import t_quantile
-from metarun.statistics.variance import nested_components, variance_components
+from metarun.report.statistics.student import t_quantile
+from metarun.report.statistics.variance import nested_components, variance_components
 
 EXACT = 1e-12
 

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from metarun.statistics.intervals import iqm, normal_interval, stratified_bootstrap, t_interval
-from metarun.statistics.student import two_sided_tail
+from metarun.report.statistics.intervals import iqm, normal_interval, stratified_bootstrap, t_interval
+from metarun.report.statistics.student import two_sided_tail
 
 EXACT = 1e-12
 
@@ -107,5 +107,7 @@ def test_bootstrap_intervals_hold_the_mean_as_often_as_theory_says(runs: int) ->
 
 def test_statistics_do_without_torch() -> None:
     parts = ("convergence", "intervals", "paired", "rate", "student", "variance")
-    code = "import sys," + ",".join(f"metarun.statistics.{p}" for p in parts) + "; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys," + ",".join(f"metarun.report.statistics.{p}" for p in parts) + "; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from metarun.statistics.trend import judge_course
+from metarun.report.statistics.trend import judge_course
 
 STEPS = np.arange(1, 61) * 100.0
 

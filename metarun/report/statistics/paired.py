@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from metarun.statistics.intervals import NORMAL_95, mean_and_error
+from metarun.report.statistics.intervals import NORMAL_95, mean_and_error
 
 
 class Comparison(NamedTuple):

@@ -34,8 +34,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from metarun.statistics.intervals import Array
-from metarun.statistics.rate import epsilon_stationarity, fit_line, fit_rate
+from metarun.report.statistics.intervals import Array
+from metarun.report.statistics.rate import epsilon_stationarity, fit_line, fit_rate
 from metarun.storage.json_values import replace_nonfinite
 from metarun.storage.text import is_number
 

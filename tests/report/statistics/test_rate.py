@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from metarun.statistics.rate import best_so_far, epsilon_stationarity, fit_line, fit_rate
-from metarun.statistics.student import t_quantile
+from metarun.report.statistics.rate import best_so_far, epsilon_stationarity, fit_line, fit_rate
+from metarun.report.statistics.student import t_quantile
 
 EXACT = 1e-12
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metarun.statistics.student import t_quantile
+from metarun.report.statistics.student import t_quantile
 
 Array = NDArray[np.float64]
 

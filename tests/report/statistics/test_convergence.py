@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metarun.statistics.convergence import (
+from metarun.report.statistics.convergence import (
     Cost,
     Crossing,
     Curve,

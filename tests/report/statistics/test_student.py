@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from metarun.statistics.student import MANY, t_quantile, two_sided_tail
+from metarun.report.statistics.student import MANY, t_quantile, two_sided_tail
 
 EXACT = 1e-12
 

@@ -1,0 +1,1 @@
+"""Intervals, variance components, paired differences, convergence: NumPy alone."""
