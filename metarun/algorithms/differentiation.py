@@ -21,7 +21,7 @@ from metarun.algorithms import inner_loop
 from metarun.algorithms.inner_loop import descend, last, split_adapted
 from metarun.compute import linalg
 from metarun.compute.linalg import axpy, dot, scale, sum_scalars
-from metarun.errors import UserError
+from metarun.errors import UserError, require
 from metarun.types import Batch, GradientLearner, Metrics, Objective, Params, Task, UpdateRule
 
 
@@ -179,6 +179,14 @@ def require_stateless(rule: UpdateRule, theta: Params, what: str, instead: str) 
     """Raise `UserError` for a rule with a state, which a descent that starts again from phi does not have."""
     if rule.init(split_adapted(theta, rule)[0], theta) is not None:
         raise UserError(f"{what}: this inner rule carries a state from step to step, which is not kept; use {instead}")
+
+
+def check_checkpointing(setting: Any, first_order: bool) -> None:
+    """Raise `SettingError` for an `inner_checkpoint` that cannot be."""
+    sound = isinstance(setting, int) and setting >= 0
+    require(sound, "inner_checkpoint", setting, "choices: false, true, a number of steps")
+    needed = "must be false for a first-order gradient, which records no graph of the inner loop"
+    require(not (setting and first_order), "inner_checkpoint", setting, needed)
 
 
 def segment_length(setting: Any, steps: int) -> int:

@@ -45,6 +45,7 @@ from metarun.algorithms.differentiation import (
     FirstOrder,
     MultiStep,
     Unrolled,
+    check_checkpointing,
     segment_length,
 )
 from metarun.algorithms.inner_loop import FastWeights, init_rates, learned_rates_rule, sgd, split_adapted
@@ -93,11 +94,7 @@ class MAML:
             self.inner_lr, self.inner_steps, self.test_inner_steps, self.adapted, self.zero_head
         )
         kept = self.inner_checkpoint
-        require(
-            isinstance(kept, int) and kept >= 0, "inner_checkpoint", kept, "choices: false, true, a number of steps"
-        )
-        needed = "must be false for a first-order gradient, which records no graph of the inner loop"
-        require(not (kept and self.first_order), "inner_checkpoint", kept, needed)
+        check_checkpointing(kept, self.first_order)
         choices = "choices: " + ", ".join(LEARNED_RATES)
         require(self.learned_rates in LEARNED_RATES, "learned_rates", self.learned_rates, choices)
         for name in ("multi_step_until", "first_order_until"):

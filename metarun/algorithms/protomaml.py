@@ -22,11 +22,18 @@ from torch import Tensor
 from torch.func import vjp
 
 from metarun.algorithms import inner_loop
-from metarun.algorithms.differentiation import Checkpointed, Differentiation, FirstOrder, Unrolled, segment_length
+from metarun.algorithms.differentiation import (
+    Checkpointed,
+    Differentiation,
+    FirstOrder,
+    Unrolled,
+    check_checkpointing,
+    segment_length,
+)
 from metarun.algorithms.embeddings import class_means
 from metarun.algorithms.inner_loop import FastWeights
 from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
-from metarun.errors import UserError, require
+from metarun.errors import UserError
 from metarun.types import HEAD, Batch, Kind, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
 
 WEIGHT, BIAS = HEAD + "weight", HEAD + "bias"
@@ -52,11 +59,7 @@ class ProtoMAML:
 
     def __post_init__(self) -> None:
         inner_loop.check_inner_loop(self.inner_lr, self.inner_steps, self.test_inner_steps)
-        kept = self.inner_checkpoint
-        sound = isinstance(kept, int) and kept >= 0
-        require(sound, "inner_checkpoint", kept, "choices: false, true, a number of steps")
-        needed = "must be false for a first-order gradient, which records no graph of the inner loop"
-        require(not (kept and self.first_order), "inner_checkpoint", kept, needed)
+        check_checkpointing(self.inner_checkpoint, self.first_order)
 
     @property
     def approximation(self) -> str | None:

@@ -64,6 +64,7 @@ def to_config(composed: DictConfig, choices: Any, incomplete: bool = False) -> C
         OmegaConf.update(composed, key, None)
     config: Any = OmegaConf.to_object(composed)
     refuse_unknown(config)
+    refuse_hidden_options(choices)
     complete_data_sets(config, choices)
     resolve_paths(config.data)
     resolve_paths(config.model)
@@ -71,6 +72,19 @@ def to_config(composed: DictConfig, choices: Any, incomplete: bool = False) -> C
     if "reg" not in config.choices:  # Hydra does not say what reg=[l1,l2] chose
         config.choices["reg"] = f"[{','.join(config.reg)}]"
     return config
+
+
+def refuse_hidden_options(choices: Any) -> None:
+    """Raise `UserError` for an option that two sources of settings have: Hydra takes the first without a word."""
+    sources = [s for s in GlobalHydra.instance().config_loader().get_sources() if s.scheme() in ("file", "pkg")]
+    for group in GROUPS:
+        name = f"{group}/{choices.get(group)}"
+        paths = dict.fromkeys(s.path for s in sources if s.available() and s.is_config(name))
+        if len(paths) > 1:
+            taken, hidden, *_ = paths
+            raise UserError(
+                f"{group}={choices[group]}: {taken} has an option of this name too; rename that of {hidden}"
+            )
 
 
 def complete_data_sets(config: Config, choices: Any) -> None:

@@ -17,6 +17,8 @@ from metarun.algorithms.classifier import BIAS, WEIGHT
 from metarun.algorithms.losses import CrossEntropy
 from metarun.algorithms.simpleshot import Centred, SimpleShot, simpleshot
 from metarun.errors import UserError
+from metarun.jobs.train import build_alarms
+from metarun.storage.run_folder import RunFolder
 from metarun.training.experiment import assemble
 from metarun.types import Batch, EpisodeSpec, Params, Task
 
@@ -132,6 +134,14 @@ def test_labels_of_training_are_numbers_of_classes(root: Path) -> None:
     assert seen == {*range(len(names))}
     assert dataset.episodes("val", 0, 0, range(1), spec).support.y.tolist() == [[0, 1]]
     assert experiment.algorithm.init(0)[WEIGHT].shape[0] == len(names)
+
+
+def test_alarms_compare_the_loss_with_a_guess_among_all_classes(root: Path, tmp_path: Path) -> None:
+    experiment = assemble(metarun.compose(["algo=simpleshot", *TINY, f"data.root={root}"]))
+    classes = len(experiment.initial_params()[BIAS])
+    assert classes > experiment.train_spec.ways
+    alarms = build_alarms(experiment, RunFolder(tmp_path))
+    assert alarms.history.run.chance.loss == pytest.approx(np.log(classes))
 
 
 @pytest.mark.parametrize("algo", ["simpleshot", "baselinepp"])

@@ -175,3 +175,13 @@ def test_seed_zero_is_a_seed() -> None:
     other = assemble(metarun.compose(["seed=1"])).initial_params()
     assert all(first[k].equal(again[k]) for k in first)
     assert not first["head.weight"].equal(other["head.weight"])
+
+
+def test_an_option_that_metarun_has_too_is_refused_and_not_hidden(tmp_path: Path) -> None:
+    """Hydra would take metarun's without a word."""
+    (tmp_path / "algo").mkdir()
+    (tmp_path / "algo" / "mine.yaml").write_text("# @package _global_\ndefaults: [maml]\nalgo: {inner_lr: 0.5}\n")
+    assert metarun.compose(["algo=mine"], config_dir=tmp_path).algo["inner_lr"] == 0.5
+    (tmp_path / "algo" / "maml.yaml").write_text("# @package _global_\nalgo: {inner_lr: 0.5}\n")
+    with pytest.raises(UserError, match=rf"^algo=maml: .* has an option of this name too; rename that of {tmp_path}$"):
+        metarun.compose(["algo=maml"], config_dir=tmp_path)
