@@ -60,8 +60,14 @@ def table(settings: Iterable[Setting], types: dict[str, str]) -> list[str]:
         kind = name_type(types.get(key, ""))
         empty = '`""`' if kind == "str" else "several lines"
         cells = [f"`{key}`", kind, f"`{default}`" if default else empty, meaning]
-        rows.append("| " + " | ".join(cell.replace("|", r"\|").replace("<", "&lt;") for cell in cells) + " |")
+        rows.append("| " + " | ".join(escape(cell) for cell in cells) + " |")
     return [*rows, ""]
+
+
+def escape(cell: str) -> str:
+    """Text for a cell of a Markdown table; what stands in backticks is code."""
+    parts = re.split("(`[^`]*`)", cell.replace("|", r"\|"))
+    return "".join(p if p.startswith("`") else re.sub(r"([_*])", r"\\\1", p).replace("<", "&lt;") for p in parts)
 
 
 def group_tables() -> list[str]:
