@@ -21,6 +21,23 @@ LINE = re.compile(r"^(\s*)(\w+):(?: +(?!#)(.*?))?(?:\s+# (.*))?$")
 OPEN = ("algo", "data", "model", "reg", "analysis")
 """Groups whose settings are those of the chosen option."""
 
+SHARED = {
+    "ways": "classes of an episode",
+    "shots": "support examples of each class, or of a task without classes",
+    "queries": "query examples in training, of each class or of a task without classes",
+    "test_queries": "query examples in validation and test, likewise",
+    "train_ways": "ways of training episodes; null: data.ways",
+    "train_shots": "shots of training episodes; null: data.shots",
+    "image_size": "pixels of a side",
+    "split_seed": "which random split of the classes",
+    "inner_steps": "of adaptation in training",
+    "test_inner_steps": "of adaptation in validation and test",
+    "first_order": "leave out second derivatives",
+    "weight": "factor of the penalty",
+    "final_weight": "of the schedule, at train.steps",
+}
+"""Meanings of settings that many options have, where their own line has none."""
+
 NARROWEST = 60  # columns
 
 
@@ -70,12 +87,12 @@ def declared(kind: Any, at: str) -> list[Setting]:
             if dataclasses.is_dataclass(value):
                 found += declared(type(value), f"{at}{name}.")
             else:
-                shown = "[]" if value == [] else "{}" if value == {} else _as_typed(default)
+                shown = "[]" if value == [] else "{}" if value == {} else _as_yaml(default)
                 found.append(Setting(at + name, shown, meaning or ""))
     return found
 
 
-def _as_typed(default: str) -> str:
+def _as_yaml(default: str) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(default, default.strip('"'))
 
 
@@ -96,7 +113,9 @@ def option_settings(group: str, option: str) -> list[Setting]:
             inside = key
         if inside == group and len(indent) == depth and key not in ("_target_", "defaults"):
             known = found.get(f"{group}.{key}", Setting("", "", ""))
-            found[f"{group}.{key}"] = Setting(f"{group}.{key}", value or "", meaning or known.meaning)
+            found[f"{group}.{key}"] = Setting(
+                f"{group}.{key}", value or "", meaning or known.meaning or SHARED.get(key, "")
+            )
     return list(found.values())
 
 

@@ -59,7 +59,7 @@ class TrainConfig:
     average_decay: float = 0.999  # of it, for each outer step
     pretrained: Optional[str] = None  # a run's folder, whose weights the training starts from; they are matched by name
     pool: Optional[int] = None  # train on so many fixed tasks only; null: new tasks at every step
-    pool_seed: int = 0
+    pool_seed: int = 0  # of the tasks in it
     pool_replaced: Optional[int] = None  # exchange this task of the pool for another
 
 
@@ -67,14 +67,14 @@ class TrainConfig:
 class ValConfig:
     """Validation, on the same tasks every time."""
 
-    tasks: int = 100
+    tasks: int = 100  # fixed ones, of each validation
 
 
 @dataclass
 class TestConfig:
     """The final test, on fixed tasks."""
 
-    tasks: int = 600
+    tasks: int = 600  # fixed ones
     classes: str = "drawn"  # disjoint: no two tasks share a class, so that the interval is for new classes; fewer tasks
     steps: int = 10  # adaptation steps reported
     precision: str = "auto"  # float32, bfloat16; auto: device.precision, but float32 where bfloat16 is emulated
@@ -113,7 +113,7 @@ class DeviceConfig:
 @dataclass
 class LoggerConfig:
     name: str = "none"  # beside metrics.jsonl, which is always written
-    project: str = "metarun"
+    project: str = "metarun"  # of wandb or mlflow
 
 
 @dataclass
@@ -139,8 +139,8 @@ class DiagnosticsConfig:
     level: str = "basic"  # off, basic, full
     tasks: int = 8  # of a logged step, whose inner loop is followed
     every: int = 1000  # outer steps between probes; level=full
-    probe_tasks: int = 16
-    lanczos_steps: int = 20
+    probe_tasks: int = 16  # fixed ones, of the probes of full
+    lanczos_steps: int = 20  # for the largest curvature
     unroll_steps: int = 100  # inner steps that an implicit meta-gradient is held against
     radius: float = 0.05  # of the ball for sharpness and smoothness
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
@@ -185,10 +185,10 @@ class PublishedConfig:
     """The metrics that a paper reports for these settings: printed beside the result, without effect on it."""
 
     value: Optional[float] = None  # as printed: an accuracy in per cent, or an MSE
-    ci95: Optional[float] = None
+    ci95: Optional[float] = None  # half of its 95 % interval
     values: list[float] = field(default_factory=list)  # or several, after these adaptation steps
-    steps: list[int] = field(default_factory=list)
-    source: str = ""
+    steps: list[int] = field(default_factory=list)  # of the values
+    source: str = ""  # paper and table
     goal: Optional[float] = None  # the metric that a shorter training should reach, in the unit of the value
     trained_as: Optional[str] = None  # the experiment with the same training, tested otherwise here
 

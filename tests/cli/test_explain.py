@@ -49,6 +49,17 @@ def test_an_option_has_the_meanings_of_the_file_it_is_made_from() -> None:
     assert explain("seed").startswith("seed  0  ")
 
 
+def test_every_setting_has_a_meaning() -> None:
+    groups = {f.name: type(getattr(Config(), f.name)) for f in dataclasses.fields(Config)}
+    settings = [
+        s for name, kind in groups.items() if dataclasses.is_dataclass(kind) for s in declared(kind, f"{name}.")
+    ]
+    settings += [
+        s for group in OPEN for option in catalogue.list_options(group) for s in option_settings(group, option)
+    ]
+    assert [s.key for s in settings if not s.meaning] == []
+
+
 @pytest.mark.parametrize(
     ("word", "line"),
     [

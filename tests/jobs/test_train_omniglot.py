@@ -34,7 +34,7 @@ def _decoded_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_each_algorithm_runs_on_omniglot_as_typed(algo: str, tmp_path: Path) -> None:
+def test_each_algorithm_runs_on_omniglot_by_default(algo: str, tmp_path: Path) -> None:
     result = metarun.run(metarun.compose([f"algo={algo}", "data=omniglot", *TINY]), tmp_path)
     assert result.status == "completed"
     summary = result.summary
@@ -46,7 +46,7 @@ def test_each_algorithm_runs_on_omniglot_as_typed(algo: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "algo", ["cnp", *(pytest.param(a, marks=pytest.mark.long) for a in ("np", "anp", "cvae", "maml"))]
 )
-def test_drawings_are_completed_as_typed(algo: str, tmp_path: Path) -> None:
+def test_drawings_are_completed_by_default(algo: str, tmp_path: Path) -> None:
     result = metarun.run(metarun.compose([f"algo={algo}", "data=completion", *TINY]), tmp_path)
     assert result.status == "completed"
     summary = result.summary

@@ -90,7 +90,7 @@ def test_other_classes_than_the_published_ones_are_said_to_be_so(
 @pytest.mark.xdist_group("photographs")  # read once
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the photographs are not in {REAL}")
 @pytest.mark.parametrize("algo", ["protonet", "maml"])
-def test_real_photographs_in_the_layout_of_miniimagenet_train_as_typed(algo: str, tmp_path: Path) -> None:
+def test_real_photographs_in_the_layout_of_miniimagenet_train_by_default(algo: str, tmp_path: Path) -> None:
     small = ["data.image_size=32", "data.queries=2", "data.test_queries=2"]
     config = metarun.compose([f"algo={algo}", "data=miniimagenet", f"data.root={REAL}", *TINY, *small])
     result = metarun.run(config, tmp_path)
