@@ -58,6 +58,8 @@ def set_up_process() -> None:
     else:
         os.environ.pop(TRACEBACK, None)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits itself
+    # Threads that wait would otherwise spin, and keep the core from the one they wait for if other programs run too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a page of traceback each time
     end_with_parent()
     offer_values()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from metarun.compute.device import Placement
+from metarun.compute.threads import count_weights, is_small
 from metarun.storage.run_folder import cache_folder
 from metarun.types import Params
 
@@ -19,10 +20,6 @@ log = logging.getLogger(__name__)
 LARGE_MODEL = 1_000_000
 """Weights of a fully connected network below which compiling pays: a step of an MLP 40-40 (1761 weights) is bound by
 launching kernels, and one of a neural process (some 200 000) by that and by copies. Convolutions gain nothing."""
-
-ONE_THREAD = 20_000
-"""Weights below which the kernels themselves take one thread: their loops are too short to share out, and where other
-programs keep the cores busy every loop of theirs would wait for a thread that is not running."""
 
 COMPILE_PAYS_AFTER = 5_000
 """Outer steps after which the half minute that compiling takes is won back on such a model."""
@@ -47,10 +44,6 @@ def compile_function(function: Callable[..., Any], placement: Placement, params:
     options: dict[str, Any] = {}
     if placement.device.type == "cpu":
         options["cpp_wrapper"] = True  # calls between kernels in C++ as well: a step of 0.5 ms takes 0.4 ms
-        if count_weights(params) < ONE_THREAD:
+        if is_small(params):
             options["cpp.threads"] = 1
     return torch.compile(function, dynamic=False, options=options)
-
-
-def count_weights(params: Params) -> int:
-    return sum(p.numel() for p in params.values())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup, connect_processes
+from metarun.compute.threads import set_threads
 from metarun.config.schema import DeviceConfig, compile_choice
 from metarun.errors import SettingError
 from metarun.storage import ranks
@@ -118,18 +119,9 @@ def _select_device(name: str) -> torch.device:
     return torch.device(name, ranks.local_rank())
 
 
-_threads_before: dict[str, int] = {}
-
-
 def _configure_process(settings: DeviceConfig) -> None:
     """Set threads, TF32 and determinism, which belong to the process: an analysis may train several runs in one."""
-    if settings.threads is not None:
-        _threads_before.setdefault("count", torch.get_num_threads())
-        torch.set_num_threads(settings.threads)
-    elif _threads_before:  # another run of this process has set them
-        torch.set_num_threads(_threads_before.pop("count"))
-    elif ranks.size() > 1:  # torchrun sets 1 by default
-        torch.set_num_threads(max(1, ranks.cores() // ranks.local_size()))
+    set_threads(settings)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
     # Never on: cuDNN would choose its kernels by a clock, and a resumed run could be given others.
     torch.backends.cudnn.benchmark = False

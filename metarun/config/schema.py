@@ -106,7 +106,7 @@ class DeviceConfig:
     compile: Any = "auto"  # auto, on, off
     chunk_size: Any = "auto"  # tasks that vmap handles at once: auto, a number, null for all
     memory_mb: Optional[float] = None  # 2^20 bytes that chunk_size=auto keeps to; null: half of the machine's or GPU's
-    threads: Optional[int] = None  # of a CPU; null: as many as torch takes
+    threads: Optional[int] = None  # of a CPU; null: one for a small network, else as many as torch takes
     deterministic: bool = False  # on CUDA: kernels that add in a fixed order
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from metarun.algorithms.inner_loop import fit_head
 from metarun.algorithms.objective import NoisyModel, Regularization
 from metarun.compute.device import Placement, make_placement
+from metarun.compute.threads import take_one_thread
 from metarun.config import catalogue
 from metarun.config.components import build, construct
 from metarun.config.data_sets import EPISODE_SIZE
@@ -195,6 +196,7 @@ def assemble(config: Config, own: OwnParts = NO_PARTS, embed: bool = True) -> Ex
         gaussian = optional(type(algorithm), AlgorithmOptions, "predicts") == "gaussians"
         try_functions(dataset, test_spec, algorithm.loss, experiment.metrics, gaussian)
     check_stateful(experiment)
+    take_one_thread(config.device, experiment.initial_params())
     counted = placement.chunk_size == "auto" and not isinstance(algorithm, StatefulLearner)
     return limit_chunk(experiment) if counted else experiment
 

@@ -17,6 +17,7 @@ from hydra.core.config_store import ConfigStore
 
 from metarun import jobs
 from metarun.cli.compose import SCHEMA
+from metarun.cli.main import set_up_process
 from metarun.config import schema
 
 HEAVY = ("torch", "torchvision", "numpy", "matplotlib", "jinja2", "wandb", "PIL", "rich", "tensorboard")
@@ -121,3 +122,14 @@ def test_listing_groups_does_not_copy_the_schemas_and_what_is_loaded_is_a_copy_s
     first, second = (store.load("schema.yaml").node for _ in range(2))
     first.train.steps = 7
     assert second.train.steps == SCHEMA.train.steps == schema.Config().train.steps
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_do_not_spin_unless_asked(
+    given: str | None, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metarun.cli.main.end_with_parent", lambda: None)
+    monkeypatch.setattr("metarun.cli.main.offer_values", lambda: None)
+    monkeypatch.setattr("os.environ", {} if given is None else {"OMP_WAIT_POLICY": given})
+    set_up_process()
+    assert os.environ["OMP_WAIT_POLICY"] == used

@@ -126,6 +126,19 @@ def test_kernels_of_small_networks_take_one_thread(
     assert given.get("cpp.threads") == threads
 
 
+def test_a_small_network_takes_one_thread_and_the_next_run_as_many_as_before() -> None:
+    torch.set_num_threads(2)
+    for overrides, threads in (
+        (["data=sinusoid"], 1),
+        (["data=sinusoid", "model.hidden=[200,200]"], 2),
+        (["data=sinusoid", "device.threads=3"], 3),
+        (["data=sinusoid"], 1),
+        (["algo=cnp", "data=gp"], 2),
+    ):
+        assemble(metarun.compose(overrides))
+        assert torch.get_num_threads() == threads, overrides
+
+
 @pytest.mark.parametrize(
     ("shapes", "steps", "asked", "expected"),
     [
