@@ -7,6 +7,9 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
+MOST_NAMES = 200  # that a message lists
+LONGEST_NAME = 200  # characters of one
+
 
 class UserError(Exception):
     """A mistake in a command, a setting or a file; the message is one complete line."""
@@ -66,10 +69,18 @@ def one_line(error: object) -> str:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Suggest the valid names that are close to `name`, or list them all if none is."""
     valid = sorted(str(v) for v in valid)
-    lower = {v.lower(): v for v in valid}
+    lower = {v.lower(): v for v in valid if len(v) <= LONGEST_NAME}
     if name.lower() in lower:
         return f"did you mean {lower[name.lower()]}?"
     close = [lower[v] for v in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
     if close:
         return "did you mean " + " or ".join(close) + "?"
-    return "choices: " + ", ".join(valid) if valid else "there are no choices"
+    return "choices: " + list_names(valid) if valid else "there are no choices"
+
+
+def list_names(names: Iterable[object]) -> str:
+    """The names, or the first ones and how many there are more: a table may have a hundred thousand columns."""
+    known = [str(name) for name in names]
+    more = f", ... and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+    cut = (name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..." for name in known[:MOST_NAMES])
+    return ", ".join(cut) + more

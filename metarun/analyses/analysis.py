@@ -28,7 +28,7 @@ from metarun.report.figures.drawing import Drawing, style
 from metarun.storage.json_values import replace_nonfinite
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.status import FINAL
-from metarun.storage.text import NOTHING, count_nouns
+from metarun.storage.text import NOTHING, count_nouns, escape_formula
 from metarun.training import checkpoint
 from metarun.training.evaluation import calibrate
 from metarun.training.experiment import Experiment, assemble
@@ -226,9 +226,9 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     flat = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in rows]
     columns = list(dict.fromkeys(key for row in flat for key in row))
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(flat)
+        writer = csv.writer(file)
+        writer.writerow(map(escape_formula, columns))
+        writer.writerows([escape_formula(row.get(key, "")) for key in columns] for row in flat)
 
 
 def describe_progress(count: int, total: int, row: Row, seconds_left: float) -> str:

@@ -66,6 +66,9 @@ def describe_usage_error(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, OSError) and link.errno in DISK:  # an error in writing does not say which file it was
             return f"a file cannot be written ({link.strerror})"
+    for link in chain:
+        if isinstance(link, MemoryError):  # training has a line of its own (jobs/train.py)
+            return one_line(f"out of memory ({link or 'MemoryError'}); smaller or fewer files take less")
     # Where a launcher or a library below it failed, and not a job that it ran, here or in a worker of its own.
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     modules = [str(frame.f_globals.get("__name__", "")) for frame in frames] or [""]  # the last one raised it

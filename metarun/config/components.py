@@ -93,7 +93,13 @@ def locate_trusted(key: str, path: Any, trusted: Sequence[str]) -> Any:
     if not any(path.startswith(prefix + ".") for prefix in prefixes):
         outside = f"is outside of {', '.join(prefixes)}; " if prefixes else ""
         raise SettingError(key, path, f"{outside}add its package to trusted_modules")
-    return _import(key, path)
+    found = _import(key, path)
+    home = str(getattr(found, "__module__", None))
+    defined = isinstance(found, type) or inspect.isroutine(found)
+    if defined and not any(f"{home}.".startswith(f"{prefix}.") for prefix in prefixes):
+        # Else a run's settings could call whatever a trusted module imports, torch.load or os.system.
+        raise SettingError(key, path, f"is defined in {home}; name it there, and add that to trusted_modules")
+    return found
 
 
 def _is_dotted(path: Any) -> bool:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import io
 import posixpath
 import re
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import index
@@ -32,6 +31,7 @@ from metarun.data.files import Files
 from metarun.data.image_list import Entry
 from metarun.data.layouts import IMAGES as ENDINGS
 from metarun.data.layouts import Layout, make_layout
+from metarun.data.npy import read_npz
 from metarun.data.unpickling import LARGEST, as_array, unpickle
 from metarun.errors import UserError, one_line
 from metarun.types import Split
@@ -178,7 +178,7 @@ def _load(files: Files, names: Sequence[str], take: Callable[[Mapping[str, Any]]
     for name in names:
         try:
             content = next(files.read([name], LARGEST))
-            found = _read_npz(content) if name.endswith(".npz") else unpickle(content)
+            found = read_npz(io.BytesIO(content), LARGEST) if name.endswith(".npz") else unpickle(content)
             stored |= {"images": found} if name.endswith(PNG) else {_text(k): v for k, v in found.items()}
         except Exception as error:  # a damaged pickle can raise anything
             raise _unreadable(files, name, error) from error
@@ -195,14 +195,6 @@ def _unreadable(files: Files, name: str, error: Exception) -> UserError:
     return UserError(
         f"{files.path / name}: is not a readable {kind} of images ({type(error).__name__}: {one_line(error)})"
     )
-
-
-def _read_npz(content: bytes) -> dict[str, Any]:
-    size = sum(info.file_size for info in zipfile.ZipFile(io.BytesIO(content)).infolist())
-    if size > LARGEST:
-        raise ValueError(f"its arrays have more than {LARGEST} bytes")
-    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
 
 
 def _text(value: Any) -> str:

@@ -7,8 +7,6 @@ test. Nothing is unpickled.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metarun.data.files import expand_path
+from metarun.data.npy import LONGEST_REASON, check_regular, read_npy, read_npz
 from metarun.data.row_groups import Grouping, Source, group_rows
 from metarun.data.rows import Array, RowData
 from metarun.errors import SettingError, UserError, nearest, one_line, require
+from metarun.storage.text import shorten
 
 NUMBERS = "biuf"  # kinds of NumPy's types
 
@@ -210,26 +210,24 @@ def read_arrays(file: str | None) -> Arrays:
     require(readable, "file", file, kinds)
     try:
         if path.is_dir():
-            values = {item.stem: np.load(item, allow_pickle=False) for item in sorted(path.glob("*.npy"))}
-        elif path.suffix == ".safetensors":
-            values = _read_safetensors(path)
+            values = {item.stem: read_npy(item) for item in sorted(path.glob("*.npy"))}
         else:
-            found = np.load(path, allow_pickle=False)
-            values = dict(found) if isinstance(found, np.lib.npyio.NpzFile) else {}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        objects = "it holds Python objects, which metarun does not load; save arrays of one type"
-        reason = objects if "pickle" in str(error) else one_line(error)
-        raise UserError(f"{path}: cannot be read: {reason}") from error
+            values = _read_safetensors(path) if path.suffix == ".safetensors" else read_npz(path)
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
     require(bool(values), "file", file, "holds no named arrays: np.savez(path, x=x, label=label) writes such a file")
     return Arrays(values, str(path))
 
 
 def _read_safetensors(path: Path) -> dict[str, Array]:
     try:
-        from safetensors import SafetensorError, numpy  # optional
+        from safetensors import numpy  # optional
     except ImportError as error:
         raise UserError(f"{path}: needs safetensors: pip install 'metarun[export]'") from error
+    check_regular(path)
     try:
         return numpy.load_file(path)
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(error) from error
+    except Exception as error:  # of a type that NumPy does not have, several kinds
+        unknown = isinstance(error, (AttributeError, TypeError)) and "float" in str(error)
+        hint = "; save it as float32" if unknown else ""
+        raise ValueError(shorten(one_line(error), LONGEST_REASON) + hint) from error

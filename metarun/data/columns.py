@@ -17,15 +17,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from metarun.data.files import MOST_TIMES, SUSPECT
 from metarun.errors import SettingError, UserError, nearest, one_line
+from metarun.storage.text import shorten
 
 DELIMITERS = (",", ";", "\t")
 PARQUET = (".parquet", ".pq")
+PARQUET_ROWS = 4096  # that are read at a time
+LONGEST_REASON = 200  # characters of a library's message
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 """Cells that stand for no number, in small letters."""
 
 COMMAS = "decimal commas are read where ; or tabs are between the columns and the column has no dots"
-NUMERIC = re.compile(r"\s*[+-]?[\d.,]*\d[\d.,]*(e[+-]?\d+)?\s*", re.IGNORECASE)
+# Each part of these begins with what the one before cannot end with: else a long cell takes hours.
+NUMERIC = re.compile(r"\s*[+-]?[.,]*\d[\d.,]*(e[+-]?\d+)?\s*", re.IGNORECASE)
+BARE_NUMBER = re.compile(r"[+-]?\d*([.]\d*)?(e[+-]?\d+)?")
 DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+\s*")
 
 
@@ -56,7 +62,7 @@ class Columns(NamedTuple):
         words = []
         for row, value in enumerate(self.values[name]):
             if is_missing(value):
-                raise UserError(f"{self.place(row)}: column {one_line(name)} is empty; every row needs a value")
+                raise UserError(f"{self.place(row)}: column {shorten(name)} is empty; every row needs a value")
             words.append(str(value).strip())
         return words
 
@@ -65,7 +71,7 @@ class Columns(NamedTuple):
         cells = [value for value in self.values[name] if not is_missing(value)]
         if not cells or not all(isinstance(value, str) for value in cells):
             return None
-        return None if any(NUMERIC.fullmatch(value) for value in cells) else one_line(cells[0].strip())
+        return None if any(NUMERIC.fullmatch(value) for value in cells) else shorten(cells[0].strip())
 
     def _read_numbers(self, name: str) -> NDArray[np.float64]:
         values = self.values[name]
@@ -83,7 +89,7 @@ class Columns(NamedTuple):
         commas = self.decimal_commas and not any("." in text for text in texts)
         found = np.empty(len(values))
         for row, value in enumerate(values):
-            at = f"{self.place(row)}: column {one_line(name)}"
+            at = f"{self.place(row)}: column {shorten(name)}"
             if is_missing(value) or str(value).strip().lower() in MISSING:
                 raise UserError(f"{at} has no value; fill it or remove the row")
             if commas and isinstance(value, str) and DECIMAL_COMMA.fullmatch(value):
@@ -95,7 +101,7 @@ class Columns(NamedTuple):
                 hint = (
                     "; decimal commas are read with ; or tabs between columns, and no dots beside them" if comma else ""
                 )
-                raise UserError(f"{at} holds {one_line(value)!r}, which is no number{hint}") from error
+                raise UserError(f"{at} holds {shorten(value)!r}, which is no number{hint}") from error
         return found
 
 
@@ -107,6 +113,8 @@ def is_missing(value: Any) -> bool:
         return bool(value != value)
     except TypeError:  # pandas.NA has no truth value
         return True
+    except ValueError:  # a cell of parquet may hold a list
+        return False
 
 
 def read_columns(path: Path) -> Columns:
@@ -131,22 +139,51 @@ def _read_parquet(path: Path) -> Columns:
     except ImportError as error:
         raise UserError(f"{path}: parquet needs pyarrow: pip install 'metarun[table]'") from error
     try:
-        table = parquet.read_table(path)
-    except (ArrowException, ValueError) as error:
-        raise UserError(f"{path}: is not a readable parquet file ({one_line(error)})") from error
-    values = {name: table.column(name).to_numpy() for name in table.column_names}
+        with parquet.ParquetFile(path) as file:
+            table = _read_batches(path, file)
+        names = table.column_names
+        values = {name: table.column(at).to_numpy() for at, name in enumerate(names)}
+    except (ArrowException, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: is not a readable parquet file ({shorten(one_line(error), LONGEST_REASON)})"
+        ) from error
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise UserError(f"{path}: {shorten(repeated[0])} names two columns; every column needs a name of its own")
     return _check_rows(path, Columns(values, lambda row: f"{path}, row {row}"))
+
+
+def _read_batches(path: Path, file: Any) -> Any:
+    """The table of a parquet file, part by part. Raise `ValueError` before it fills the memory: a file of 1 kB can hold
+    a billion equal rows."""
+    from pyarrow import Table
+
+    most, size, batches = max(SUSPECT, MOST_TIMES * path.stat().st_size), 0, []
+    for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+        batches.append(batch)
+        size += batch.nbytes
+        if size > most:
+            raise ValueError(f"its columns have more than {MOST_TIMES} times its size")
+    return Table.from_batches(batches, file.schema_arrow)
 
 
 def _read_csv(path: Path) -> Columns:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             first = file.readline()
-            delimiter = max(DELIMITERS, key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
+            delimiter = max(DELIMITERS, key=lambda d: len(_split_line(first, d)))
             file.seek(0)
             return _check_rows(path, _read_rows(path, csv.reader(file, delimiter=delimiter, strict=True), delimiter))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text; save it as csv with the encoding UTF-8") from error
+
+
+def _split_line(line: str, delimiter: str) -> list[str]:
+    """The fields of a csv line; none if a field would be longer than what csv reads, with the wrong delimiter."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []
 
 
 def _read_rows(path: Path, reader: Any, delimiter: str) -> Columns:
@@ -178,9 +215,9 @@ def _explain_count(cells: list[str], names: list[str], delimiter: str) -> str:
 def _check_header(path: Path, line: int, names: list[str]) -> list[str]:
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
-        what = f"{one_line(repeated[0])} names two columns" if repeated[0] else "two columns have no name"
+        what = f"{shorten(repeated[0])} names two columns" if repeated[0] else "two columns have no name"
         raise UserError(f"{path}, line {line}: {what}; every column needs a name of its own")
-    if all(re.fullmatch(r"[+-]?\d*[.]?\d*(e[+-]?\d+)?", name) for name in names) and any("." in n for n in names):
+    if all(BARE_NUMBER.fullmatch(name) for name in names) and any("." in n for n in names):
         raise UserError(f"{path}, line {line}: holds numbers; the first line must name the columns")
     return names
 

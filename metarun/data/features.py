@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metarun.data.images import Source
+from metarun.data.npy import read_npy
 from metarun.data.pixels import Pixels
 from metarun.storage import atomic
 from metarun.storage.locks import file_lock
@@ -72,7 +73,7 @@ class FeatureSource:
 def read_features(path: Path, rows: int) -> np.ndarray | None:
     """The stored features, None if there are none for so many images."""
     try:
-        features = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        features = read_npy(path)
+    except ValueError:
         return None
     return features if features.dtype == np.float32 and features.ndim == 2 and len(features) == rows else None

@@ -13,8 +13,8 @@ from metarun.data.image_list import SPLIT_NAMES
 from metarun.data.images import Index
 from metarun.data.rows import Array, Groups, RowData, Scale
 from metarun.data.splits import SplitSettings, check_split, split_classes
-from metarun.errors import UserError, one_line, require
-from metarun.storage.text import count_nouns
+from metarun.errors import UserError, require
+from metarun.storage.text import count_nouns, shorten
 from metarun.types import Split
 
 SCALES = ("auto", "zscore", "depth", "none")
@@ -99,14 +99,14 @@ def group_rows(source: Source, settings: Grouping) -> RowData:
 
 def _sort_rows(source: Source, settings: Grouping) -> tuple[Groups, Index, int]:
     """The groups of the rows that are kept, the order that sorts them by group and part, and how many were left out."""
-    names, group = np.unique(np.asarray(source.group, dtype=str), return_inverse=True)
+    names, group = number_words(source.group)
     part = np.zeros(len(group), np.intp) if source.part is None else source.part
     parts = int(part.max(initial=0)) + 1
     sizes = np.bincount(group * parts + part, minlength=len(names) * parts).reshape(-1, parts)
     kept = np.flatnonzero(sizes.min(1) >= (settings.min_rows or 0))
     most = f"leaves no {source.noun}: the largest of {len(names)} has {sizes.min(1).max(initial=0)}"
     require(len(kept) > 0, "min_rows", settings.min_rows, most)
-    given, kept_names = _read_split(source, names, group), [str(names[i]) for i in kept]
+    given, kept_names = _read_split(source, names, group), [names[i] for i in kept]
     how = source.split_file or ("given" if source.split is not None else "ratio")
     shared = SplitSettings(how, settings.split_seed, settings.ratios)
     split, splits = split_classes(kept_names, {name: given.get(name) for name in kept_names}, shared, source.noun)
@@ -118,18 +118,26 @@ def _sort_rows(source: Source, settings: Grouping) -> tuple[Groups, Index, int]:
     return Groups(source.noun, tuple(kept_names), starts, sizes, splits, split, within), order, len(names) - len(kept)
 
 
-def _number_within(source: Source, names: Array, group: Index) -> Index | None:
+def number_words(words: Sequence[str]) -> tuple[list[str], Index]:
+    """The different words [G], sorted, and the number of each word given [n]. Not by an array of text, in which every
+    word takes as much memory as the longest one."""
+    names = sorted(set(words))
+    number = {name: i for i, name in enumerate(names)}
+    return names, np.fromiter((number[word] for word in words), np.intp, len(words))
+
+
+def _number_within(source: Source, names: Sequence[str], group: Index) -> Index | None:
     """The number of each class's group [G]. Raise `UserError` for a class in two."""
     if source.within is None:
         return None
-    values, number = np.unique(np.asarray(source.within, dtype=str), return_inverse=True)
+    values, number = number_words(source.within)
     first = np.unique(group, return_index=True)[1]  # the first row of each class
     of_class: Index = number[first].astype(np.intp)
     wrong = np.flatnonzero(number != of_class[group])
     if len(wrong):
         row, before = int(wrong[0]), int(first[group[wrong[0]]])
         texts = (names[group[row]], values[number[row]], values[number[before]])
-        label, value, other = (one_line(text) for text in texts)
+        label, value, other = (shorten(text) for text in texts)
         raise UserError(
             f"{source.place(row)}: class {label} is in the group {value}, but in {other} at {source.place(before)}; "
             "data.within needs one group for each class"
@@ -137,20 +145,20 @@ def _number_within(source: Source, names: Array, group: Index) -> Index | None:
     return of_class
 
 
-def _read_split(source: Source, names: Array, group: Index) -> dict[str, Split | None]:
+def _read_split(source: Source, names: Sequence[str], group: Index) -> dict[str, Split | None]:
     """The split of each group. Raise `UserError` for an unknown word, and for a group in two splits."""
     given: dict[str, Split | None] = {}
     if source.split is None:
         return given
     first: dict[str, int] = {}
     for row, word in enumerate(source.split):
-        split, name = SPLIT_NAMES.get(word.lower()), str(names[group[row]])
+        split, name = SPLIT_NAMES.get(word.lower()), names[group[row]]
         if split is None:
-            raise UserError(f"{source.place(row)}: split {one_line(word)!r} is none of train, val, test")
+            raise UserError(f"{source.place(row)}: split {shorten(word)!r} is none of train, val, test")
         if given.setdefault(name, split) != split:
             before = f"but in {given[name]} at {source.place(first[name])}"
             raise UserError(
-                f"{source.place(row)}: {source.noun} {one_line(name)} is in {split}, {before}; a {source.noun} belongs "
+                f"{source.place(row)}: {source.noun} {shorten(name)} is in {split}, {before}; a {source.noun} belongs "
                 "to one split"
             )
         first.setdefault(name, row)

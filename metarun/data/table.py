@@ -6,6 +6,7 @@ regression. All other columns are inputs unless `x` names some.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from metarun.data.columns import Columns, frame_columns, read_columns
 from metarun.data.files import expand_path
 from metarun.data.row_groups import Grouping, Source, group_rows
 from metarun.data.rows import RowData
-from metarun.errors import SettingError, require
+from metarun.errors import SettingError, list_names, require
 
 ARRAYS = (".npz", ".npy", ".safetensors")
 
@@ -71,7 +72,7 @@ def _choose_columns(
     columns: Columns, x: Any, y: Any, task: Any, label: Any, split: Any, within: Any, grouping: Grouping
 ) -> RowData:
     if (label is None) == (task is None):
-        known = ", ".join(filter(None, columns.values))
+        known = list_names(filter(None, columns.values))
         needed = "name the column of the classes, or else data.task and data.y of a regression, not both"
         raise SettingError("label", label, f"{needed}; columns: {known}")
     key, group = ("task", str(task)) if label is None else ("label", str(label))
@@ -87,7 +88,8 @@ def _choose_columns(
     used = {group, *targets, *([split_column] if split_column else [])}
     inputs = _list_names("x", x, columns) or [name for name in columns.values if name and name not in {*used, within}]
     twice = sorted({*inputs} & used)
-    require(not twice, "x", inputs, f"column {', '.join(twice)} is task, label, split or target; leave it out")
+    named, wrong = f"[{list_names(inputs)}]", f"column {list_names(twice)} is of task, label, split or y; leave it out"
+    require(not twice, "x", named, wrong)
     require(bool(inputs), "x", x, "there is no column left for the inputs")
     source = Source(
         x=_take_numbers("x", x, inputs, columns),
@@ -111,8 +113,8 @@ def _list_names(key: str, value: Any, columns: Columns) -> list[str]:
     if value is None:
         return []
     names = [str(name) for name in ([value] if isinstance(value, (str, int)) else value)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    require(not twice, key, names, f"names column {', '.join(twice)} twice")
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
+    require(not twice, key, f"[{list_names(names)}]", f"names column {list_names(twice)} twice")
     return [columns.find(key, name) for name in names]
 
 
@@ -121,7 +123,7 @@ def _take_numbers(key: str, value: Any, names: list[str], columns: Columns) -> N
     words = {name: first for name in names if (first := columns.first_word(name)) is not None}
     if words:
         name, first = next(iter(words.items()))
-        kept = ",".join(other for other in names if other not in words)
+        kept = list_names(other for other in names if other not in words).replace(", ", ",")
         remedy = f"data.label={name} makes them classes"
         if key == "x":
             remedy = (f"data.x=[{kept}] leaves it out" if kept else "leave it out") + "; to keep it, make a column of "

@@ -162,9 +162,13 @@ def _name_targets(channels: int, horizon: int) -> tuple[str, ...]:
 
 def _read_arrays(found: Arrays, names: Mapping[str, str | None]) -> Recordings:
     picked = {key: found.pick(key, name) for key, name in names.items()}
-    listed = sorted((name for name in found.values if re.fullmatch(r"arr_\d+", name)), key=lambda name: int(name[4:]))
+    listed = sorted(
+        (name for name in found.values if re.fullmatch(r"arr_\d{1,9}", name)), key=lambda name: int(name[4:])
+    )
     if not listed and "x" not in found.values:
         raise UserError(f"{found.where}: has neither x [R, L] or [R, C, L] nor arr_0, arr_1, ... of a recording each")
+    if not listed:
+        check_numbers(found.where, "x", found.values["x"])
     arrays = [found.values[name] for name in listed] if listed else list(found.values["x"])
     for number, array in enumerate(arrays):
         at = f"{found.where}, recording {number}"
@@ -194,5 +198,6 @@ def _read_table(columns: Columns, names: Mapping[str, str | None]) -> Recordings
     signals = np.zeros((len(lengths), len(readings)))
     for index, name in enumerate(readings):
         rows = np.flatnonzero(present[index])
-        signals[rows, index] = columns.take(rows).numbers([name])[:, 0]
+        column = columns._replace(values={name: columns.values[name]})  # alone: each of L columns would copy all L
+        signals[rows, index] = column.take(rows).numbers([name])[:, 0]
     return Recordings([s[None, :n] for s, n in zip(signals, lengths, strict=True)], **words, place=columns.place)

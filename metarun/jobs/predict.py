@@ -5,7 +5,6 @@ The classes are those of the support folder; they need not be any that the run w
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -89,16 +88,22 @@ def predict_job(config: Config, record: RunFolder) -> Result:
         "correct": sum(folder == best for folder, best in known),
     }
     record.create(to_dict(config))
-    with open(record.path / "predictions.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "predicted", "probability", *(f"p({name})" for name in examples.classes)])
-        for p in predictions:
-            values = (p.probabilities[name] for name in (p.best, *examples.classes))
-            writer.writerow([p.file, p.best, *(f"{value:.7g}" for value in values)])
-        writer.writerows([name, UNREADABLE, *[""] * (1 + len(examples.classes))] for name in pictures.unreadable)
+    record.write_table("predictions.csv", _list_predictions(predictions, pictures.unreadable, examples.classes))
     record.write_json("summary.json", summary)
     show(*render(summary, predictions, record))
     return Result("completed", summary, record.path, params)
+
+
+def _list_predictions(
+    predictions: Sequence[Prediction], unreadable: Sequence[str], classes: Sequence[str]
+) -> Iterator[dict[str, str]]:
+    """The rows of predictions.csv."""
+    columns = ["file", "predicted", "probability", *(f"p({name})" for name in classes)]
+    for p in predictions:
+        values = (f"{p.probabilities[name]:.7g}" for name in (p.best, *classes))
+        yield dict(zip(columns, (p.file, p.best, *values), strict=True))
+    for name in unreadable:
+        yield dict(zip(columns, (name, UNREADABLE, *[""] * (1 + len(classes))), strict=True))
 
 
 def restore_learner(

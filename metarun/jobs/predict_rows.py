@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from metarun.compute.device import make_placement
 from metarun.config.schema import Config, to_dict
 from metarun.data.columns import Columns, read_columns
-from metarun.errors import UserError, one_line
+from metarun.data.npy import read_npz
+from metarun.data.row_groups import number_words
+from metarun.errors import UserError, list_names
 from metarun.jobs.predict import predict, require_path, restore_learner
 from metarun.jobs.result import Result
 from metarun.jobs.terminal import show, small_table
@@ -39,8 +41,7 @@ def predict_rows(config: Config, record: RunFolder, source: RunFolder, dataset: 
     targets = np.empty(0)
     if dataset.kind == "classification":
         require_columns(support, y_names)
-        names, y = np.unique(support.columns.words(y_names[0]), return_inverse=True)
-        classes = [str(name) for name in names]
+        classes, y = number_words(support.columns.words(y_names[0]))
     else:
         targets = take_numbers(support, y_names)
         y = encode(dataset, support_x, targets)[1]
@@ -83,10 +84,12 @@ def read_rows(config: Config, name: str, x_names: Sequence[str], y_names: Sequen
     if path.suffix != ".npz":
         return Rows(read_columns(path), setting)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{setting}: is not a readable npz file ({one_line(error)})") from error
+        arrays = read_npz(path)
+    except ValueError as error:
+        raise UserError(f"{setting}: is not a readable npz file ({error})") from error
+    for key in arrays.keys() & {"x", "y", "label"}:
+        if not arrays[key].size:
+            raise UserError(f"{setting}: {key} has the shape {list(arrays[key].shape)}, and no rows")
     parts = [(x_names, "x"), (y_names, "label" if "label" in arrays else "y")]
     values = {
         column: arrays[key].reshape(len(arrays[key]), -1)[:, i]
@@ -132,7 +135,7 @@ def require_columns(rows: Rows, names: Sequence[str]) -> None:
     """Raise `UserError` if a column is not there."""
     for name in names:
         if name not in rows.columns.values:
-            has = f"the run has {', '.join(names)}, the file {', '.join(rows.columns.values)}"
+            has = f"the run has {list_names(names)}, the file {list_names(rows.columns.values)}"
             raise UserError(f"{rows.setting}: has no column {name}; {has}")
 
 

@@ -14,11 +14,12 @@ import hashlib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from metarun.compute.tensor_files import load_tensors
 from metarun.data.torchvision import load_torchvision
 from metarun.errors import SettingError, nearest, one_line, require
 
@@ -140,7 +141,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return importlib.import_module("safetensors.torch").load_file(path)
-        stored: Any = torch.load(path, map_location="cpu", weights_only=True)
+        stored = load_tensors(path)
     except ImportError as error:
         raise SettingError("weights", path, "safetensors is not installed; pip install 'metarun[export]'") from error
     except Exception as error:  # torch raises many kinds for a file of another format

@@ -30,6 +30,7 @@ from metarun.storage import atomic, untrusted
 from metarun.storage.atomic import name_file_in_errors
 from metarun.storage.json_values import replace_nonfinite
 from metarun.storage.status import SUCCEEDED
+from metarun.storage.text import escape_formula
 
 NEEDED = ("algo", "data", "train")  # in the settings of any run
 KINDS = ("train", "val", "probe")  # of records that a resumed run keeps; it repeats its test
@@ -75,14 +76,14 @@ class RunFolder:
         self._replace(name, json.dumps(replace_nonfinite(values), indent=2) + "\n")
 
     def write_table(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
-        """Write a csv file of rows with the same keys. What is no Unicode in the name of a file becomes \\udcHH."""
+        """Write a csv file of rows with the same keys, texts by `escape_formula`: names of classes, columns and files
+        may be of others. What is no Unicode in the name of a file becomes \\udcHH."""
         text = io.StringIO()
-        writer = None
+        writer = csv.writer(text, lineterminator="\n")
         for row in rows:
-            writer = writer or csv.DictWriter(text, list(row), lineterminator="\n")
             if not text.tell():
-                writer.writeheader()
-            writer.writerow(row)
+                writer.writerow(map(escape_formula, row))
+            writer.writerow(map(escape_formula, row.values()))
         self._replace(name, text.getvalue().encode("utf-8", "backslashreplace").decode())
 
     def read_summary(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 NOTHING = "\N{EN DASH}"
 PERCENT = ("accuracy",)  # metrics between 0 and 1 that are shown in per cent; higher is better
+FORMULA = ("=", "+", "-", "@")  # with which a spreadsheet has a formula begin
 UNBOUNDED = ("log_likelihood", "return")  # higher is better here too; error = -metric
 
 
@@ -102,6 +103,26 @@ def duration(seconds: Any) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def escape_formula(cell: Any) -> Any:
+    """A cell of a csv that a spreadsheet does not compute: a text that begins with =, +, - or @ gets a quote before it,
+    unless it is a number. Control characters are escaped."""
+    if not isinstance(cell, str):
+        return cell
+    cell = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in cell)
+    if not cell.lstrip().startswith(FORMULA):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def unescape_formula(cell: str) -> str:
+    """The text before `escape_formula`, but for control characters."""
+    return cell[1:] if cell.startswith("'") and cell[1:].lstrip().startswith(FORMULA) else cell
 
 
 def shorten(name: Any, limit: int = 40) -> str:

@@ -149,7 +149,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "task=sites: there is no such column, did you mean site?": {"task": "sites", "y": "price"},
     "y=None: name the columns of the targets, as [price]": {"task": "site"},
     "y=price: is for data.task; with data.label": {"label": "site", "y": "price"},
-    "x=['site', 'width']: column site is task, label, split or target": {"label": "site", "x": ["site", "width"]},
+    "x=[site, width]: column site is of task, label, split or y": {"label": "site", "x": ["site", "width"]},
     "split=parts: there is no such column, did you mean part?": {"label": "site", "split": "parts"},
     "x=None: column part holds words, as 'train', not numbers; data.x=[width,price] leaves it out": {"label": "site"},
     "y=part: column part holds words, as 'train', not numbers; data.label=part makes them classes": {
@@ -159,8 +159,8 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "within=parts: there is no such column, did you mean part?": {"label": "site", "within": "parts"},
     "within=part: is for data.label, whose classes it groups": {"task": "site", "y": "price", "within": "part"},
     "line 3: class s00 is in the group": {"label": "site", "x": "price", "within": "width"},
-    "y=['price', 'price']: names column price twice": {"task": "site", "y": ["price", "price"]},
-    "x=['width', 'price', 'width']: names column width twice": {"label": "site", "x": ["width", "price", "width"]},
+    "y=[price, price]: names column price twice": {"task": "site", "y": ["price", "price"]},
+    "x=[width, price, width]: names column width twice": {"label": "site", "x": ["width", "price", "width"]},
 }
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metarun.cli import main
@@ -29,6 +31,46 @@ def cases(count: int) -> Any:
         max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=CHECKS,
         print_blob=False,
     )  # fmt: skip
+
+
+def fuzzed(few: int, **strategies: Any) -> Callable[[Any], Any]:
+    """The test twice: with `few` cases, and with many where those are asked for."""
+
+    def decorate(test: Any) -> Any:
+        made = given(**strategies)(test)
+        return pytest.mark.parametrize("count", [few, pytest.param(MANY, marks=pytest.mark.long)], ids=["few", "many"])(
+            _with_count(made)
+        )
+
+    return decorate
+
+
+def _with_count(made: Any) -> Any:
+    def test(count: int, **fixtures: Any) -> None:
+        cases(count)(made)(**fixtures)
+
+    own = inspect.signature(made).parameters.values()
+    count = inspect.Parameter("count", inspect.Parameter.KEYWORD_ONLY)
+    test.__signature__ = inspect.Signature([*own, count])  # type: ignore[attr-defined]
+    test.__name__, test.__doc__ = made.__name__, made.__doc__
+    return test
+
+
+@contextlib.contextmanager
+def limited_memory(more: int) -> Iterator[None]:
+    """No more than so many MB beyond what this process has, on Linux."""
+    if not Path("/proc/self/statm").exists():
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (own + more * 2**20, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 JSON = st.recursive(
@@ -85,7 +127,7 @@ def files_below(folder: Path) -> set[Path]:
 
 def damaged(content: bytes, changes: Sequence[tuple[int, int]], cut: int) -> bytes:
     """Bytes with some of them exchanged and the end cut off."""
-    raw = bytearray(content)
+    raw = bytearray(content or b"\0")
     for at, byte in changes:
         raw[at % len(raw)] = byte
     return bytes(raw[: len(raw) - cut % len(raw)] if cut else raw)

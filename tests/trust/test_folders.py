@@ -24,9 +24,9 @@ from metarun.errors import UserError
 from metarun.jobs.sweep.child import build_command
 from metarun.report.read.jobs import list_jobs, rerun_command
 from metarun.report.read.runs import read_run
-from metarun.report.tables.table import escape_formula
 from metarun.report.write import write_report
 from metarun.storage.run_folder import RunFolder
+from metarun.storage.text import escape_formula
 
 SECRET = "the secret of another file"
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import io
 import json
 import os
 import pickle
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.fuzzing import CHECKS, DAMAGE, JSON, MANY, cases, damaged, files_below, metarun, sound
+from helpers.fuzzing import CHECKS, DAMAGE, JSON, damaged, files_below, fuzzed, metarun, sound
 from helpers.report_folders import records, write_run
-from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -50,29 +48,6 @@ from metarun.training.recorder import Recorder
 from metarun.training.run import State
 
 assert CHECKS
-
-
-def fuzzed(few: int, **strategies: Any) -> Callable[[Any], Any]:
-    """The test twice: with `few` cases, and with many where those are asked for."""
-
-    def decorate(test: Any) -> Any:
-        made = given(**strategies)(test)
-        return pytest.mark.parametrize("count", [few, pytest.param(MANY, marks=pytest.mark.long)], ids=["few", "many"])(
-            _with_count(made)
-        )
-
-    return decorate
-
-
-def _with_count(made: Any) -> Any:
-    def test(count: int, **fixtures: Any) -> None:
-        cases(count)(made)(**fixtures)
-
-    own = inspect.signature(made).parameters.values()
-    count = inspect.Parameter("count", inspect.Parameter.KEYWORD_ONLY)
-    test.__signature__ = inspect.Signature([*own, count])  # type: ignore[attr-defined]
-    test.__name__, test.__doc__ = made.__name__, made.__doc__
-    return test
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from metarun.report.read.files import MAX_BYTES, read
 from metarun.storage import untrusted
+from metarun.storage.text import unescape_formula
 
 ROWS = ("picture", "row", "window")  # what a data set may call its rows
 
@@ -40,9 +41,9 @@ def read_details(path: Path) -> Details:
     """`NO_DETAILS` without that file, for a regression, and for a file that is damaged."""
     text, problem = read(path, lambda: untrusted.read_text(path, MAX_BYTES, errors="replace"), "is damaged")
     reader = csv.DictReader(io.StringIO(text or ""))
-    if problem or not {"class", "predicted"} <= {*(reader.fieldnames or ())}:
-        return NO_DETAILS
     try:
+        if problem or not {"class", "predicted"} <= {*(reader.fieldnames or ())}:
+            return NO_DETAILS
         return count_queries(reader, next((row for row in ROWS if row in (reader.fieldnames or ())), ""))
     except csv.Error:
         return NO_DETAILS
@@ -54,11 +55,11 @@ def count_queries(queries: Iterable[Mapping[str, str]], row: str) -> Details:
     tasks: dict[str, Counter[str]] = defaultdict(Counter)
     rows: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for query in queries:
-        name, predicted = str(query["class"]), str(query["predicted"])
+        name, predicted = (unescape_formula(str(query[key])) for key in ("class", "predicted"))
         confusion[name, predicted] += 1
         tasks[name][str(query.get("task"))] += 1
         if row:
-            rows[str(query[row]), name][predicted] += 1
+            rows[unescape_formula(str(query[row])), name][predicted] += 1
     return Details(confusion, tasks, row, rows)
 
 

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from metarun.errors import one_line
+from metarun.storage.text import escape_formula
 
 MIN_WIDTH = 6  # characters that a column of words keeps if a line is too long
 GAP = 2  # blanks between columns
@@ -61,18 +62,6 @@ def to_csv(table: Table) -> str:
     writer.writerow(map(escape_formula, table.columns))
     writer.writerows(map(escape_formula, row) for row in table.rows)
     return buffer.getvalue()
-
-
-def escape_formula(cell: str) -> str:
-    """Return a text that a spreadsheet does not take for a formula: only numbers may begin with a sign."""
-    cell = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in cell)
-    if not cell.lstrip().startswith(("=", "+", "-", "@")):
-        return cell
-    try:
-        float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell
 
 
 def to_latex(table: Table, label: str) -> str:

@@ -42,7 +42,8 @@ def test_its_policy_allows_the_one_script_that_it_holds_and_no_network(tmp_path:
     (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = next(str(a["content"]) for t, a in Tags(page).tags if t == "meta" and a.get("http-equiv"))
-    expected = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    nothing = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    expected = f"{nothing}; script-src 'sha256-{digest}'"
     assert policy == expected
     assert not re.search(r"\b(fetch|XMLHttpRequest|WebSocket|eval|innerHTML|import)\s*\(", script)
 
