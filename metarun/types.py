@@ -247,8 +247,7 @@ class ProximalLearner(GradientLearner, Protocol):
 
 
 LearnerState = dict[str, Tensor]
-"""What a learner keeps from one outer step to the next beside its meta-parameters: replay buffers, a target network.
-Empty for most."""
+"""What a learner keeps between outer steps beside its meta-parameters, as replay buffers; empty for most."""
 
 
 @runtime_checkable
@@ -322,6 +321,7 @@ class AlgorithmOptions:
     zero_head: bool = False  # the outer loop leaves the head where it starts, at 0
     rescale: Callable[[float], Algorithm] | None = None  # the learner for tasks of so many times as many classes
     before_step: Any = None  # of a StatefulLearner
+    transductive: bool = False  # `predict` looks at all queries of a task together (at inputs; it has no labels)
     numbered_classes: bool = False  # trained on batches whose labels are numbers of classes, not those of a task
 
 

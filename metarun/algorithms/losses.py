@@ -117,6 +117,12 @@ def log_density(mu: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
     return -(0.5 * ((y - mu) / sigma) ** 2 + sigma.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """Mean over rows of H(softmax(logits)) in nats, logits [M, N]."""
+    log_p = torch.log_softmax(logits, -1)
+    return -(log_p.exp() * log_p).sum(-1).mean()
+
+
 def as_prediction(loss: Loss, values: Tensor, deviation: Tensor) -> Tensor:
     """Values [..., d_out] and their standard deviations in the form that the loss takes as a prediction."""
     return torch.cat([values, deviation], -1) if isinstance(loss, GaussianLikelihood) else values

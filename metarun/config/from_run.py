@@ -83,7 +83,9 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
         merged[key] = getattr(config, key)
     trained, tested = choices.get("algo"), changes.get("choices.algo", choices.get("algo"))
     if trained != tested:
-        print_notice(f"algo={tested}: adapts the weights that algo={trained} trained")
+        print_notice(
+            f"algo={tested}: adapts the weights that algo={trained} trained; what else it learns has its first values"
+        )
     _print_paths_read(source, stored, changes)
     try:
         settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), merged))

@@ -68,6 +68,7 @@ def predict_job(config: Config, record: RunFolder) -> Result:
         learner, params = restore_learner(config, source, dataset, placement, support)
     except UserError as error:
         raise UserError(f"predict.support={config.predict.support}: {error}") from error
+    together = optional(learner, AlgorithmOptions, "transductive")
     rows = predict(learner, params, support, placement.move(pictures.x)).softmax(1).tolist()
     predictions = [
         Prediction(name, dict(sorted(zip(examples.classes, row, strict=True), key=lambda pair: -pair[1])))
@@ -79,7 +80,8 @@ def predict_job(config: Config, record: RunFolder) -> Result:
         "run": str(source.path),
         "algo": option_name("algo", config),
         "norm": config.model.get("norm"),
-        "alone": sees_other_rows(learner),
+        "alone": sees_other_rows(learner) and not together,
+        "transductive": together,
         "classes": list(examples.classes),
         "shots": list(examples.shots),
         "pictures": len(predictions),
@@ -133,10 +135,12 @@ def restore_learner(
 def predict(learner: Algorithm, params: Params, support: Batch, x: Tensor) -> Tensor:
     """What the learner predicts for the inputs x [M, ...] after adapting to the support set, on its device.
 
-    Each row is predicted without the others. Where the network may normalise a batch by itself, each is therefore in a
-    batch of the support set and itself, as with norm=joined.
+    Each row is predicted without the others, but by a transductive learner. Where the network may normalise a batch by
+    itself, each is therefore in a batch of the support set and itself, as with norm=joined.
     """
     *_, adapted = learner.adaptations(params, support, learner.test_inner_steps)
+    if optional(learner, AlgorithmOptions, "transductive"):
+        return learner.predict(adapted, x)
     if not sees_other_rows(learner):
         return torch.cat([learner.predict(adapted, part) for part in x.split(AT_ONCE)])
     predict_last = torch.func.vmap(lambda row: learner.predict(adapted, torch.cat([support.x, row[None]]))[-1])
@@ -169,6 +173,8 @@ def render(summary: dict[str, Any], predictions: Sequence[Prediction], record: R
         yield f"{summary['correct']} of {labelled} in a folder named after a class got that class"
     if summary["alone"]:
         yield "norm batch: each picture is normalised together with the examples and without the other pictures"
+    if summary["transductive"]:
+        yield "transductive: the pictures are predicted together, and each depends on the others"
     skipped = len(summary["unreadable"])
     ending = f" ({count_nouns(skipped, 'file')} skipped: not readable as images)" if skipped else ""
     yield f"table: {record.path / 'predictions.csv'}{ending}"

@@ -47,6 +47,7 @@ def describe_run(experiment: Experiment, folder: str) -> dict[str, Any]:
         "norm": optional(experiment.algorithm.model, ModelOptions, "norm") or config.model.get("norm"),
         "first_order": config.algo.get("first_order"),
         "approximation": optional(experiment.algorithm, AlgorithmOptions, "approximation"),
+        "transductive": optional(experiment.tested, AlgorithmOptions, "transductive"),
         "reg": option_name("reg", config),
         "regularization": describe_penalties(experiment.regularization, []),
         "seed": config.seed,

@@ -15,9 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from metarun.algorithms.losses import entropy
 from metarun.algorithms.penalty_protocols import Adaptation
 from metarun.regularizers.rows import predict_rows
 from metarun.types import Kind
@@ -31,9 +31,3 @@ class Entropy:
     def between(self, at: Adaptation) -> Tensor:
         before, after = (predict_rows(at, weights, "query") for weights in (at.theta, at.phi))
         return entropy(after) - entropy(before)
-
-
-def entropy(z: Tensor) -> Tensor:
-    """Mean over rows of H(softmax z) in nats, logits [M, N]."""
-    log_p = torch.log_softmax(z, -1)
-    return -(log_p.exp() * log_p).sum(-1).mean()

@@ -21,6 +21,7 @@ from metarun.testing.episodes import DATASETS, SPECS
 from metarun.testing.failure import Checks, call_with, expect, name_of, naming, refuse_unknown_steps, run_checks
 from metarun.testing.learning import check_learning
 from metarun.testing.models import make_model
+from metarun.training.evaluation import REFERENCE_INPUTS
 from metarun.training.experiment import build_learner
 from metarun.training.own_algorithm import check_members, explain_errors, locate_algorithm
 from metarun.types import Algorithm, AlgorithmOptions, Dataset, Kind, optional
@@ -62,7 +63,8 @@ def check_algorithm(
 
     Args:
         make: a class or function that makes the algorithm. It is called with those of `model`, `loss`, `ways`,
-            `input_shape`, `outputs`, `network`, `regularization` and `environment` that it has a parameter for.
+            `input_shape`, `outputs`, `reference_inputs`, `network`, `regularization` and `environment` that it has a
+            parameter for.
         kind: regression, classification or control. None: each of the algorithm's `kinds`.
         network: the class of a `torch.nn.Module`, or a function (input_shape, outputs) -> network, for learning too.
             It is tried with each norm if it has a parameter `norm`. None: a small MLP.
@@ -169,6 +171,7 @@ def _make_algorithm(
             "model": network(shape, outputs if head else None),
             "loss": loss_for(dataset.kind, predicts),
             "regularization": NO_REGULARIZATION,
+            "reference_inputs": dataset.reference_inputs(REFERENCE_INPUTS),
             **{"ways": ways, "input_shape": shape, "outputs": outputs, "network": network},
             **({"environment": dataset} if dataset.kind == "control" else {}),
         }

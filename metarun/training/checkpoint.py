@@ -21,7 +21,7 @@ from metarun.storage.run_folder import RunFolder, previous_checkpoint
 from metarun.training.average import Average, average_of
 from metarun.training.nonfinite import make_rewind_point
 from metarun.training.run import State
-from metarun.types import HEAD, NOT_WEIGHTS, REG, Params
+from metarun.types import HEAD, LEARNED, NOT_WEIGHTS, REG, Params
 
 FORMAT = 2  # to be raised when stored values change their meaning; 1 had no checksum
 READABLE = (1, 2)
@@ -84,21 +84,18 @@ def restore(path: Path, state: State) -> None:
 
 def restore_tested(path: Path, state: State) -> None:
     """Load all but the optimizer's state, which a test does not need."""
-    stored = _restore_weights(path, state)
+    stored = connect_processes().on_first(lambda: load(path))
+    _copy_weights(stored["params"], state.params, path)
+    state.average = _read_average(stored, state.params)
     _restore_counts(stored, state)
 
 
 def restore_best(path: Path, state: State) -> None:
     """Load what a run tests at its end: the best meta-parameters, their average and their step."""
-    state.best_step = _restore_weights(path, state)["step"]
-
-
-def _restore_weights(path: Path, state: State) -> dict[str, Any]:
-    """Load the meta-parameters, and their average where the checkpoint has one; return all that it has."""
     stored = connect_processes().on_first(lambda: load(path))
     _copy(stored["params"], state.params, path)
     state.average = _read_average(stored, state.params)
-    return stored
+    state.best_step = stored["step"]
 
 
 def _restore_counts(stored: dict[str, Any], state: State) -> None:
@@ -129,13 +126,14 @@ def _restore_average(stored: dict[str, Any], state: State) -> None:
 def _read_average(stored: dict[str, Any], params: Params) -> Average | None:
     """The average of a checkpoint, where these meta-parameters are."""
     kept = stored.get("average")
-    return kept and Average({name: value.to(params[name]) for name, value in kept["params"].items()}, kept["updates"])
+    return kept and Average(
+        {name: value.to(params[name]) for name, value in kept["params"].items() if name in params}, kept["updates"]
+    )
 
 
 def restore_params(path: Path, params: Params) -> None:
     """Load the meta-parameters to test alone: the average where the checkpoint has one."""
-
-    _copy(read_weights(path), params, path)
+    _copy_weights(read_weights(path), params, path)
 
 
 def read_weights(path: Path) -> Params:
@@ -285,6 +283,13 @@ def describe_mismatch(theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, 
     else:
         cause = "of the network: model, or the size of the data set's inputs"
     return f"{name} is {there} there and {here} here ({cause})"
+
+
+def _copy_weights(source: Params, target: Params, path: Path) -> None:
+    """The same for an algorithm that may be another than the run's: what the run's learned for itself and this one
+    lacks is left out, what this one learns and the run lacks keeps its first value."""
+    kept = {name: value for name, value in target.items() if name.startswith(LEARNED)}
+    _copy(kept | {k: v for k, v in source.items() if k in target or not k.startswith(LEARNED)}, target, path)
 
 
 def _copy(source: Params, target: Params, path: Path) -> None:

@@ -24,7 +24,7 @@ from metarun.models.precision import cast_model
 from metarun.regularizers.build import build_regularization, refuse_senseless_terms
 from metarun.report.statistics.student import t_quantile
 from metarun.storage.progress import print_notice
-from metarun.training.evaluation import Evaluator, MetricFunction
+from metarun.training.evaluation import REFERENCE_INPUTS, Evaluator, MetricFunction
 from metarun.training.final_test import choose_test_precision, take_disjoint
 from metarun.training.fixed_part import embed_images, note_weights
 from metarun.training.memory import budget, fit_chunk
@@ -154,7 +154,7 @@ def assemble(config: Config, own: OwnParts = NO_PARTS, embed: bool = True) -> Ex
     config = fill_ways(config, made)
     train_spec, test_spec = episode_sizes(config)
     names = option_name("algo", config), option_name("data", config)
-    dataset = number_classes(locate_algorithm(config)[1], complete(made, train_spec), *names, config.diagnostics.level)
+    dataset = number_classes(config, locate_algorithm(config)[1], complete(made, train_spec), *names)
     if train.pool is not None:
         dataset = TaskPool(dataset, train.pool, train.pool_seed, train.pool_replaced)
     shots = shots_range(config)
@@ -322,6 +322,8 @@ def build_learner(config: Config, dataset: Dataset, ways: int, own: OwnParts = N
     if "classes" in inspect.signature(target).parameters:
         numbered = optional(dataset, DatasetOptions, "numbered")
         provided["classes"] = numbered()[1] if numbered else ways
+    if "reference_inputs" in inspect.signature(target).parameters:
+        provided["reference_inputs"] = dataset.reference_inputs(REFERENCE_INPUTS)
     algorithm = construct("algo", target, node, **provided)
     check_members(f"algo={option_name('algo', config)}", algorithm)
     return algorithm

@@ -67,6 +67,7 @@ HASTE = {
     "np": (*SMALL_SETS, "algo.latent=4"),
     "anp": (*SMALL_SETS, "algo.latent=4"),
     "tnpd": ("optim.lr=0.003", "optim.schedule=constant", "algo.width=24", "algo.heads=2", "algo.layers=2"),
+    "convcnp": ("optim.lr=0.003", "optim.schedule=constant", "algo.width=24", "algo.layers=4", "algo.density=8"),
     "cvae": (*SMALL_SETS, "algo.latent=4", "algo.kl_warmup=0"),
 }
 """Settings for a run of 60 steps. A YAML that is not named here learns with its own, at an outer rate of 0.01."""

@@ -25,7 +25,7 @@ from metarun.models.set_transformer import SetTransformer
 from metarun.training.experiment import assemble, build_learner
 from metarun.types import Batch, Params, Task
 
-ALGOS = ("cnp", "np", "np without r", "anp", "cvae", "tnpd")
+ALGOS = ("cnp", "np", "np without r", "anp", "cvae", "tnpd", "convcnp")
 SIZES = ("algo.representation=8", "model.hidden=[8,6]")
 DATA = Sinusoid(amplitude=(0.5, 2.0), phase=(0.0, 3.0), x_range=(-2.0, 2.0), noise=0.1)
 
@@ -33,6 +33,7 @@ DATA = Sinusoid(amplitude=(0.5, 2.0), phase=(0.0, 3.0), x_range=(-2.0, 2.0), noi
 def learner(algo: str, *overrides: str) -> Any:
     name, _, without = algo.partition(" ")
     smaller = {"cnp": SIZES, "tnpd": ("algo.width=8", "algo.heads=2", "algo.layers=2", "model.hidden=[8,6]")}
+    smaller["convcnp"] = ("algo.width=4", "algo.layers=2", "algo.density=4", "model.hidden=[8]")
     latent = (*SIZES, "algo.latent=4", "algo.test_samples=7")
     latent_alone = ("algo.deterministic=false",) if without else ()
     chosen = smaller.get(algo, latent)

@@ -159,6 +159,7 @@ def test_an_algorithm_may_choose_its_outer_optimizer_and_the_command_line_wins()
 def test_metric_learners_default_to_population_statistics_and_gradient_based_ones_to_the_batch() -> None:
     norms = {algo: metarun.compose([f"algo={algo}", "data=omniglot"]).model["norm"] for algo in ALGOS}
     features = {"protonet", "matchingnet", "r2d2", "metaoptnet", "simpleshot", "baseline", "baselinepp"}
+    features |= {"tim", "finetuning"}
     assert norms == {algo: "population" if algo in features else "batch" for algo in ALGOS}
 
 

@@ -90,7 +90,10 @@ def test_a_sweep_takes_both_names_and_a_file_of_ones_own_inherits_from_either(tm
         ("omniglot_5w1s_mamml", "did you mean omniglot/5w1s_maml or "),
         ("omniglot/5w1s_mamml", "did you mean omniglot/5w1s_maml or "),
         ("few_clases", "did you mean few_classes?"),
-        ("gp", "choices: gp/anp, gp/cnp, gp/cvae, gp/imaml, gp/maml, gp/np, gp/np_latent, gp/reptile, gp/tnpd"),
+        (
+            "gp",
+            "choices: gp/anp, gp/cnp, gp/convcnp, gp/cvae, gp/imaml, gp/maml, gp/np, gp/np_latent, gp/reptile, gp/tnpd",
+        ),
         ("xyz", "choices: cifar_fs/..., completion/..., debug, few_classes, "),
         ("mime", "did you mean mine?"),
     ],

@@ -63,9 +63,10 @@ def _protocol(run: Run) -> list[Fact]:
     digits, hashed = (str(summary.get(key) or "")[:12] for key in ("episodes_sha256", "split_sha256"))
     same = "runs with this value were tested on the same tasks" if digits else ""
     classes = f"{'goals' if control else 'classes'} {hashed}" if hashed else ""
+    together = "transductive: the queries of a task are predicted together" if summary.get("transductive") else ""
     norm = summary.get("norm") or facts.setting(run, "model.norm")
     return [
-        Fact("algorithm", facts.component(run, "algo"), summary.get("approximation") or ""),
+        Fact("algorithm", facts.component(run, "algo"), summary.get("approximation") or together),
         Fact("data", facts.component(run, "data"), str(summary.get("caveat") or "")),
         Fact("episodes", f"{size}, {queries}", trained),
         Fact("split", str(summary.get("split") or NOTHING), classes),

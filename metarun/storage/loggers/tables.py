@@ -84,7 +84,9 @@ def describe_conditions(summary: dict[str, Any]) -> str:
     split = f"split {summary['split']}, {images}norm {summary['norm']}"
     tested, trained = summary.get("test_precision"), summary.get("precision")
     precision = f", tested in {tested} (trained in {trained})" if tested and tested != trained else ""
-    algo = f"{summary['algo']} ({summary['approximation']})" if summary.get("approximation") else summary["algo"]
+    notes = [summary.get("approximation"), "transductive" if summary.get("transductive") else None]
+    noted = ", ".join(filter(None, notes))
+    algo = f"{summary['algo']} ({noted})" if noted else summary["algo"]
     return f"{algo} on {summary['data']}, {rows}, {split}, {hashes}{precision}"
 
 
