@@ -43,12 +43,13 @@ class Overview(NamedTuple):
     row: Callable[[Record], str]
     column: Callable[[Record], str]
     cell: Callable[[Sequence[Record]], str]
+    order: Callable[[str], Any]  # of the columns
 
     def markdown(self, records: Sequence[Record]) -> str:
         cells: dict[tuple[str, str], list[Record]] = {}
         for r in filter(self.has, records):
             cells.setdefault((self.row(r), self.column(r)), []).append(r)
-        down, across = sorted({name for name, _ in cells}), sorted({task for _, task in cells}, key=sizes)
+        down, across = sorted({name for name, _ in cells}), sorted({task for _, task in cells}, key=self.order)
         rows = [[name, *(self.cell(cells.get((name, task), [])) for task in across)] for name in down]
         return lines(["", *across], rows)
 
@@ -179,6 +180,37 @@ def accuracy(seeds: Sequence[Record]) -> str:
     return f"{100 * fmean(r['mean'] for r in seeds):.1f}" + ("" if value is None else f" ({value:g})")
 
 
+PROBLEMS = {"omniglot": "Omniglot", "cifar_fs": "CIFAR-FS", "sinusoid": "sinusoid, MSE", "gp": "Gaussian process, MSE"}
+"""What all learners are compared on."""
+
+
+def problem(r: Record) -> str:
+    return f"{PROBLEMS[r['data']]}, {task(r)}" if r["metric"] == "accuracy" else PROBLEMS[r["data"]]
+
+
+def by_problem(title: str) -> tuple[int, list[int]]:
+    """Images before functions, and 5-way before 20-way."""
+    return next(i for i, name in enumerate(PROBLEMS.values()) if title.startswith(name)), sizes(title)
+
+
+def compared(r: Record) -> bool:
+    """One row of functions for each learner: sinusoids with ten shots."""
+    if r["data"] == "sinusoid":
+        return r["row"] == f"sinusoid_{r['algo']}"
+    return r["data"] in PROBLEMS and not r["row"].startswith(("l1_", "gp_np_"))
+
+
+def outcome(seeds: Sequence[Record]) -> str:
+    """The seeds' mean and minutes: accuracy in per cent, or the MSE."""
+    if not seeds:
+        return ""
+    minutes = f"{fmean(r['seconds'] for r in seeds) / 60:.0f} min"
+    if seeds[0]["metric"] == "accuracy":
+        return f"{100 * fmean(r['mean'] for r in seeds):.1f}, {minutes}"
+    errors = [r["mean"] if r["metric"] == "mse" else r["beside"]["mse"]["mean"] for r in seeds]
+    return f"{fmean(errors):.3f}, {minutes}"
+
+
 EXPERIMENT: Column = ("experiment", lambda r: r["row"])
 SEED: Column = ("seed", lambda r: str(r["seed"]))
 PUBLISHED: Column = ("published", printed)
@@ -239,7 +271,8 @@ FUNCTIONS = (
     MINUTES,
 )
 TABLES: Mapping[str, Table | Overview] = {
-    "Omniglot, in short": Overview("../README.md", of("omniglot"), learner, task, accuracy),
+    "Omniglot, in short": Overview("../README.md", of("omniglot"), learner, task, accuracy, sizes),
+    "Learners": Overview("learners.md", compared, learner, problem, outcome, by_problem),
     "Omniglot": Table("results.md", of("omniglot"), IMAGES, combines=True),
     "CIFAR-FS": Table("results.md", of("cifar_fs"), IMAGES, combines=True),
     "Sinusoids": SINUSOIDS,

@@ -277,6 +277,25 @@ def test_the_overview_has_the_mean_of_the_seeds_and_the_smaller_tasks_first() ->
     ]
 
 
+def test_learners_are_compared_by_problem_with_their_minutes() -> None:
+    image = {"metric": "accuracy", "norm": "batch", "ways": 5, "shots": 1, "seconds": 600.0}
+    function = {"norm": None, "seconds": 60.0, "row": "gp_x", "data": "gp"}
+    records = [
+        image | {"row": "r0", "algo": "maml", "data": "cifar_fs", "mean": 0.5},
+        image | {"row": "r0", "algo": "maml", "data": "cifar_fs", "mean": 0.6, "seconds": 1200.0},
+        image | {"row": "r1", "algo": "maml", "data": "omniglot", "mean": 0.9},
+        function | {"algo": "maml", "metric": "mse", "mean": 0.25},
+        function | {"algo": "cnp", "metric": "log_likelihood", "mean": 1.0, "beside": {"mse": {"mean": 0.125}}},
+        function | {"algo": "maml", "metric": "mse", "mean": 9.0, "data": "sinusoid", "row": "sinusoid_5s_maml"},
+    ]
+    assert TABLES["Learners"].markdown(records).split("\n") == [
+        "|  | Omniglot, 5-way 1-shot | CIFAR-FS, 5-way 1-shot | Gaussian process, MSE |",
+        "|---|---|---|---|",
+        "| `cnp` |  |  | 0.125, 1 min |",
+        "| `maml` | 90.0, 10 min | 55.0, 15 min | 0.250, 1 min |",
+    ]
+
+
 def test_seeds_are_combined_with_the_variance_of_both() -> None:
     """Means 0.95 and 0.97: s^2 = 2e-4, s^2 / 2 = 1e-4 with 1 degree of freedom; 1.96 standard errors of 0.0196, so
     v = 1e-4 with 99. df = (2e-4)^2 / (1e-8 / 1 + 1e-8 / 99) = 3.96."""
