@@ -339,6 +339,8 @@ def test_a_loaded_run_has_its_numbers(reptile: Path) -> None:
     assert scores.shape == (5, 33)  # tasks, steps 0 to 32
     assert scores[:, -1].mean() == pytest.approx(run.summary["mean"], abs=0)
     assert set(run.curves) == {"train", "val", "test"}
+    records = [json.loads(line) for line in (reptile / "metrics.jsonl").read_text().splitlines()]
+    assert [*run.curves["val"]["step"]] == [r["step"] for r in records if r["kind"] == "val"]
     assert run.plot().axes[0].get_xlabel() == "outer steps"
     page = run._repr_html_()
     assert "reptile on sinusoid" in page
@@ -361,9 +363,13 @@ def test_adapting_to_a_test_task_gives_its_score(reptile: Path) -> None:
         support, query = ((batch.x[i].numpy(), batch.y[i].numpy()) for batch in tasks)
         predicted = run.adapt(*support).predict(query[0])
         assert float(((predicted - query[1]) ** 2).mean()) == pytest.approx(np.asarray(run.scores)[i, -1], rel=1e-6)
+        before = run.adapt(*support, steps=0).predict(query[0])
+        assert float(((before - query[1]) ** 2).mean()) == pytest.approx(np.asarray(run.scores)[i, 0], rel=1e-6)
     assert run.adapt([0.0, 1.0], [0.0, 1.0]).predict([0.5]).shape == (1, 1)
     with pytest.raises(metarun.UserError, match=r"x of shape \[2, 3\]: must be \[rows, 1\]"):
         run.adapt([[0.0, 1, 2], [0, 1, 2]], [0.0, 1])
+    with pytest.raises(metarun.UserError, match="steps=-1: must be at least 0"):
+        run.adapt([0.0], [0.0], steps=-1)
 
 
 def test_labels_of_a_support_set_are_those_of_its_predictions(tmp_path: Path) -> None:

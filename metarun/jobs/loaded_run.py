@@ -53,28 +53,35 @@ class LoadedRun:
         if not path.exists():
             raise UserError(f"{self.folder}: has no test.json; run.evaluate() tests the run")
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return _as_table(
-            np.array(stored["scores"], dtype=float).T, [f"step {step}" for step in stored["steps"]], "task"
-        )
+        values = np.array(stored["scores"], dtype=float).T
+        if importlib.util.find_spec("pandas") is None:
+            return values
+        import pandas
+
+        tasks = pandas.RangeIndex(len(values), name="task")
+        return pandas.DataFrame(values, columns=[f"step {step}" for step in stored["steps"]], index=tasks)
 
     @property
     def curves(self) -> dict[str, Any]:
         """The logged metrics by kind (`train`, `val`): a DataFrame with a row for each outer step, or without pandas a
-        dict of arrays."""
+        dict of arrays; `["step"]` of both is the outer step."""
         records = RunFolder(self.folder).read_records()
         return {
             kind: _as_curves([r for r in records if r["kind"] == kind])
             for kind in dict.fromkeys(r["kind"] for r in records)
         }
 
-    def adapt(self, support_x: ArrayLike, support_y: ArrayLike) -> AdaptedLearner:
+    def adapt(self, support_x: ArrayLike, support_y: ArrayLike, steps: int | None = None) -> AdaptedLearner:
         """Adapt the run's best checkpoint to a support set.
 
         Args:
             support_x: [S, ...], rows in the units of the data (data=table, arrays, windows), else inputs as the data
                 set of the run gives them to its network.
             support_y: [S] labels of any kind, or [S, d_out] targets of a regression.
+            steps: adaptation steps, 0 for none; None: as many as the reported result has. A learner without an inner
+                loop has no steps.
         """
+        require(steps is None or steps >= 0, "steps", steps, "must be at least 0")
         placement = make_placement(self.config.device)
         x, classes = self._as_inputs(support_x, placement), None
         if self._dataset.kind == "classification":
@@ -95,7 +102,7 @@ class LoadedRun:
             self.config, RunFolder(self.folder), self._dataset, placement, support, self.own
         )
         decode = optional(self._dataset, DatasetOptions, "decode")
-        return AdaptedLearner(learner, params, support, classes, lambda x: self._as_inputs(x, placement), decode)
+        return AdaptedLearner(learner, params, support, classes, lambda x: self._as_inputs(x, placement), decode, steps)
 
     def evaluate(self, *overrides: str, folder: str | Path | None = None) -> Result:
         """Test the run again, as `metarun job=evaluate run=FOLDER` does: `run.evaluate("data.shots=5")`."""
@@ -159,11 +166,12 @@ class AdaptedLearner:
     classes: np.ndarray | None  # the labels of a classification, in the order of the columns of `probabilities`
     read: Callable[[ArrayLike], Tensor] = field(repr=False)
     decode: Callable[..., Any] | None = field(default=None, repr=False)  # to the units of the data
+    steps: int | None = None  # adaptation steps; None: those of the reported result
 
     def outputs(self, x: ArrayLike) -> np.ndarray:
         """What the learner predicts for the rows of x: logits [M, N], or values [M, d_out] as the learner sees them,
         or means and standard deviations side by side [M, 2 d_out]."""
-        return predict(self.learner, self.params, self.support, self.read(x)).detach().cpu().numpy()
+        return predict(self.learner, self.params, self.support, self.read(x), self.steps).detach().cpu().numpy()
 
     def probabilities(self, x: ArrayLike) -> np.ndarray:
         """The probability of each class [M, N]. Raise `UserError` for a regression."""
@@ -197,17 +205,9 @@ def _as_curves(records: Sequence[dict[str, Any]]) -> Any:
     names = [name for name in dict.fromkeys(key for r in records for key in r) if name not in ("kind", "step")]
     names = [n for n in names if all(not isinstance(r.get(n), (dict, list)) for r in records)]
     values = np.array([[np.nan if r.get(name) is None else float(r[name]) for name in names] for r in records])
-    steps = np.array([r["step"] for r in records])
+    columns = {"step": np.array([r["step"] for r in records])} | {name: values[:, i] for i, name in enumerate(names)}
     if importlib.util.find_spec("pandas") is None:
-        return {"step": steps} | {name: values[:, i] for i, name in enumerate(names)}
-    return _as_table(values, names, "step", steps)
-
-
-def _as_table(values: np.ndarray, columns: Sequence[str], index: str, rows: np.ndarray | None = None) -> Any:
-    """A DataFrame, or the array itself without pandas."""
-    if importlib.util.find_spec("pandas") is None:
-        return values
+        return columns
     import pandas
 
-    labels = range(len(values)) if rows is None else rows
-    return pandas.DataFrame(values, columns=list(columns), index=pandas.Index(labels, name=index))
+    return pandas.DataFrame(columns, index=columns["step"])

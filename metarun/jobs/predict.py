@@ -132,13 +132,14 @@ def restore_learner(
     return learner, params
 
 
-def predict(learner: Algorithm, params: Params, support: Batch, x: Tensor) -> Tensor:
-    """What the learner predicts for the inputs x [M, ...] after adapting to the support set, on its device.
+def predict(learner: Algorithm, params: Params, support: Batch, x: Tensor, steps: int | None = None) -> Tensor:
+    """What the learner predicts for the inputs x [M, ...] after adapting to the support set, on its device. `steps`:
+    adaptation steps, None: those of the reported result.
 
     Each row is predicted without the others, but by a transductive learner. Where the network may normalise a batch by
     itself, each is therefore in a batch of the support set and itself, as with norm=joined.
     """
-    *_, adapted = learner.adaptations(params, support, learner.test_inner_steps)
+    *_, adapted = learner.adaptations(params, support, learner.test_inner_steps if steps is None else steps)
     if optional(learner, AlgorithmOptions, "transductive"):
         return learner.predict(adapted, x)
     if not sees_other_rows(learner):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -12,9 +13,14 @@ from metarun.storage import ranks
 T = TypeVar("T")
 
 
+def in_notebook_cell() -> bool:
+    """Whether a cell `!metarun` runs this: it looks like a terminal, but shows each state of a line below the last."""
+    return "JPY_PARENT_PID" in os.environ
+
+
 def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     """Yield the items, with a progress bar on stderr."""
-    if not sys.stderr.isatty() or ranks.rank() > 0:
+    if not sys.stderr.isatty() or in_notebook_cell() or ranks.rank() > 0:
         print_notice(f"{label}: {total} items")
         yield from items
         return
@@ -33,7 +39,7 @@ def print_notice(message: str) -> None:
 @contextlib.contextmanager
 def track_bytes(label: str, done: int, total: int) -> Iterator[Callable[[int], None]]:
     """Yield a function that counts received bytes, with a progress bar; `total` equals `done` if it is unknown."""
-    if not sys.stderr.isatty() or ranks.rank() > 0:
+    if not sys.stderr.isatty() or in_notebook_cell() or ranks.rank() > 0:
         print_notice(f"downloading {label}: {total - done} bytes" if total > done else f"downloading {label}")
         yield lambda count: None
         return

@@ -87,3 +87,12 @@ def test_ctrl_c_in_a_sweep_leaves_a_whole_terminal(tmp_path: Path) -> None:
     ended = run_in_terminal(80, 24, *overrides, interrupt_at="step 10")
     assert (ended.code, ended.cursor) == (130, True)
     assert "the same command goes on from here" in ended.text
+
+
+@pytest.mark.parametrize("overrides", [[], ["-m", "seed=0"]], ids=["run", "sweep"])
+def test_a_cell_of_a_notebook_gets_lines(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    folders = [f"hydra.run.dir={tmp_path}/run", f"hydra.sweep.dir={tmp_path}/sweep"]
+    ended = run_in_terminal(80, 24, *overrides, "train.steps=20", *folders)
+    assert ended.code == 0
+    assert not re.search(r"\x1b\[[\d?]*[AKlh]", ended.text)  # no moving cursor

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from metarun.jobs.sweep.child import read_tail
+from metarun.storage.progress import in_notebook_cell
 from metarun.storage.status import SUCCEEDED, WORST
 from metarun.storage.sweep_records import JobRecord, SweepRecord, jobs_of
 from metarun.storage.text import duration
@@ -72,7 +73,8 @@ class Overview:
         self.reported: set[Path] = set()
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True, name="overview")
-        self.live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
+        live = self.console.is_terminal and not in_notebook_cell()
+        self.live = Live(console=self.console, refresh_per_second=2) if live else None
 
     def stop(self) -> None:
         """End the thread, and leave a terminal as it was: with its cursor."""

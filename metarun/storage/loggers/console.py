@@ -14,6 +14,7 @@ from rich.text import Text
 
 from metarun.storage.loggers import Record, Sink
 from metarun.storage.loggers.tables import format_clock, metrics_line, result_table
+from metarun.storage.progress import in_notebook_cell
 
 REFRESH_SECONDS = 0.25
 NOT_SHOWN = ("test", "probe")  # the table at the end and the report have these
@@ -133,6 +134,6 @@ class Clock(ProgressColumn):
 def console_sink() -> PlainConsole | LiveConsole:
     """A live view on a terminal, and in a notebook that can draw one; plain lines elsewhere."""
     console = Console()
-    live = console.is_terminal and not console.is_dumb_terminal
+    live = console.is_terminal and not console.is_dumb_terminal and not in_notebook_cell()
     widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
     return LiveConsole(console) if live or widgets else PlainConsole(console)
