@@ -21,7 +21,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), "metarun-tests-compiled")))
 
 
-VARIANTS = {"anil", "boil", "metasgd", "np", "unicorn"}
+VARIANTS = {"anil", "boil", "metacurvature", "metasgd", "np", "unicorn"}
 """MAML's class with one setting each, and anp's without attention: of what is tried with every algorithm, `make test`
 has mamlpp and anp for these."""
 

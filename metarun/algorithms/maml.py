@@ -18,7 +18,8 @@ partial derivatives, as if phi were theta plus a constant.
 `learned_rates` makes alpha a meta-parameter, which starts as `inner_lr`: for every weight (`weight`: Meta-SGD, Li,
 Zhou, Chen, Li 2017, arXiv 1707.09835, phi_{k+1} = phi_k - alpha * grad, elementwise), or for every tensor at every step
 (`step`: MAML++, Antoniou, Edwards, Storkey 2019, arXiv 1810.09502). Beyond `inner_steps` the last step's rates hold.
-With `first_order` the rates keep their exact gradient, where each grad L^S(phi_k) is taken for a constant.
+`curvature` keeps alpha and learns a linear map of the gradient (Meta-Curvature: meta_curvature.py). With `first_order`
+the rates keep their exact gradient, where each grad L^S(phi_k) is taken for a constant.
 
 `step_weights` w makes the outer loss sum_k w_k L^Q(phi_k), k = 1 .. T (MAML++). `multi_step_until` = E anneals w over E
 outer steps, in stages e = 0 .. 9 of E/10 steps, to the last step alone:
@@ -49,11 +50,12 @@ from metarun.algorithms.differentiation import (
     segment_length,
 )
 from metarun.algorithms.inner_loop import FastWeights, init_rates, learned_rates_rule, sgd, split_adapted
-from metarun.algorithms.objective import NO_REGULARIZATION, Regularization
+from metarun.algorithms.meta_curvature import curvature_rule, init_curvature
+from metarun.algorithms.objective import NO_REGULARIZATION, Entry, Regularization
 from metarun.errors import require
 from metarun.types import Batch, Kind, Loss, Metrics, Model, Objective, Params, Task, UpdateRule
 
-LEARNED_RATES = ("none", "weight", "step")
+LEARNED_RATES = ("none", "weight", "step", "curvature")
 ANNEALING_STAGES = 10
 LEAST_WEIGHT = 0.03
 """Times 1/T: the least weight of an earlier step before it becomes 0."""
@@ -106,6 +108,9 @@ class MAML:
             require(sound, "step_weights", list(w), needed + "the last above 0")
             needed = "cannot be set together with multi_step_until, which sets them"
             require(not self.multi_step_until, "step_weights", list(w), needed)
+        proximal = self.learned_rates == "curvature" and self.regularization.select(Entry.INNER_STEP)
+        needed = "has no proximal steps in the metric of its matrices; choices: reg.where=outer, reg.method=subgradient"
+        require(not proximal, "learned_rates", "curvature", needed)
         staged = kept and (self.multi_step_until or w or self.first_order_until)
         require(
             not staged, "inner_checkpoint", kept, "needs the loss after the last step alone, second order throughout"
@@ -119,8 +124,10 @@ class MAML:
         weights = inner_loop.init_weights(self.model, seed, self.zero_head)
         if self.learned_rates == "none":
             return weights
-        steps = self.inner_steps if self.learned_rates == "step" else None
         adapted = split_adapted(weights, self.inner_rule)[0]
+        if self.learned_rates == "curvature":
+            return weights | init_curvature(adapted, self.zero_head)
+        steps = self.inner_steps if self.learned_rates == "step" else None
         return weights | init_rates(adapted, self.inner_lr, steps, self.zero_head)
 
     def rescale(self, ratio: float) -> MAML:
@@ -128,7 +135,7 @@ class MAML:
 
         Each class weighs 1 / N in a mean loss over N classes, so the rate grows with N.
         """
-        learned = self.learned_rates != "none"
+        learned = self.learned_rates in ("weight", "step")
         return replace(self, ratio=ratio) if learned else replace(self, inner_lr=self.inner_lr * ratio)
 
     def adapt(self, params: Params, support: Batch) -> FastWeights:
@@ -170,9 +177,9 @@ class MAML:
 
     @property
     def inner_rule(self) -> UpdateRule:
-        learned = self.learned_rates != "none"
-        by_step = self.learned_rates == "step"
-        rule = learned_rates_rule(by_step, self.ratio) if learned else sgd(self.inner_lr)
+        rules = {"none": sgd, "curvature": curvature_rule}
+        make = rules.get(self.learned_rates)
+        rule = make(self.inner_lr) if make else learned_rates_rule(self.learned_rates == "step", self.ratio)
         return inner_loop.add_proximal_step(rule._replace(adapted=self.adapted), self.regularization)
 
     def inner_objective(self, params: Params, support: Batch) -> Objective:

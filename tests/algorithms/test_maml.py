@@ -223,7 +223,7 @@ def test_rates_are_trained_with_the_weights(algo: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["algo.learned_rates=some"], r"algo\.learned_rates=some: choices: none, weight, step"),
+        (["algo.learned_rates=some"], r"algo\.learned_rates=some: choices: none, weight, step, curvature"),
         (["algo.step_weights=[1,1]"], r"algo\.step_weights=\[1\.0, 1\.0\]: must be one finite number"),
         (["algo.step_weights=[1]", "algo.multi_step_until=5"], r"cannot be set together with multi_step_until"),
         (

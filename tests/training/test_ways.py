@@ -32,7 +32,7 @@ def blobs() -> Any:
     return from_arrays(means[label] + generator.normal(size=(288, 3)), label=[f"c{k}" for k in label])
 
 
-@pytest.mark.parametrize("learned", ["none", "weight", "step"])
+@pytest.mark.parametrize("learned", ["none", "weight", "step", "curvature"])
 @pytest.mark.parametrize("ways", [2, 7])
 def test_the_first_step_sets_each_class_apart_from_the_mean_as_in_training(ways: int, learned: str) -> None:
     """From a head of 0 each softmax is 1 / N: row c becomes inner_lr / N (z_c - mean of z), z_c the mean features of c.
