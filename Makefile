@@ -73,7 +73,7 @@ $(DOCS_READY): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $(DOCS_READY)
 
-docs: $(DOCS_READY)  ## the documentation as a site, site/index.html; a broken link is an error
+docs: $(DOCS_READY)  ## the documentation as a site, site/index.html; runs the tutorials, about two minutes; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:  ## remove the environments and caches; outputs stay

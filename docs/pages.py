@@ -1,12 +1,17 @@
 """Hooks of mkdocs: pages outside of docs/ become pages of the site, and links between them hold there as on GitHub.
 
-A link to any other file of the repository leads to a copy of it, in files/ of the site.
+A link to any other file of the repository leads to a copy of it, in files/ of the site. Tutorials are run.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
+import logging
 import posixpath
 import re
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,9 @@ OUTSIDE = {
     "benchmarks/README.md": "benchmarks.md",
 }
 """Pages outside of docs/ -> their place in the site."""
+
+OUTPUTS: dict[str, list[str]] = {}
+"""The outputs of the cells of each tutorial, as Markdown."""
 
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(\))")  # of a file; an address has a colon
 FENCED = re.compile(r"^```.*?^```$|^ {4}[^\n]*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
@@ -52,6 +60,31 @@ def on_files(files: Any, config: Any) -> None:
             if copy.startswith("files/") and copy not in files.src_uris:
                 files.append(File.generated(config, copy, abs_src_path=str(ROOT / target)))
 
+    for name, content in run_tutorials().items():
+        files.append(File.generated(config, f"tutorials/{name}", content=content))
+
+
+def run_tutorials() -> dict[str, bytes]:
+    """Fill in OUTPUTS. Return the notebooks and figures, by their names in tutorials/ of the site."""
+    notebooks = import_notebooks()
+    made: dict[str, bytes] = {}
+    for page in notebooks.PAGES:
+        logging.getLogger("mkdocs.hooks").info(f"Running tutorials/{page.name}")
+        with tempfile.TemporaryDirectory() as folder:
+            notebook = notebooks.run_notebook(notebooks.make_notebook(page), Path(folder))
+        made[f"{page.stem}.ipynb"] = json.dumps(notebook, indent=1).encode()
+        OUTPUTS[f"tutorials/{page.name}"] = texts = []
+        for i, cell in enumerate(c for c in notebook["cells"] if c["cell_type"] == "code"):
+            text, images = notebooks.render(cell["outputs"], f"{page.stem}-{i}-")
+            texts.append(text)
+            made |= images
+    return made
+
+
+def import_notebooks() -> Any:
+    sys.path.insert(0, str(ROOT / "docs"))
+    return importlib.import_module("notebooks")
+
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     source, here = source_of(page.file.src_uri), posixpath.dirname(page.file.src_uri)
@@ -60,7 +93,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link[2]))
         return f"{link[1]}{posixpath.relpath(place(target), here or '.')}{link[3] or ''}{link[4]}"
 
-    return re.sub(r"(-->\n)(?=\S)", r"\1\n", LINK.sub(lead_to_site, markdown))  # an empty line before a table
+    parts = re.split(f"({FENCED.pattern})", markdown, flags=FENCED.flags)
+    linked = "".join(part if i % 2 else LINK.sub(lead_to_site, part) for i, part in enumerate(parts))
+    if cells := OUTPUTS.get(page.file.src_uri):
+        download = f'<a href="{Path(source).stem}.ipynb" download>This page as a notebook</a>'
+        linked = linked.replace("\n", f"\n\n{download}\n", 1)
+        linked = import_notebooks().add_outputs(linked, cells)
+    return re.sub(r"(-->\n)(?=\S)", r"\1\n", linked)  # an empty line before a table
 
 
 def source_of(page: str) -> str:

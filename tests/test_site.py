@@ -14,7 +14,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 HOOKS = runpy.run_path(str(ROOT / "docs/pages.py"))
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-PAGES = [ROOT / name for name in HOOKS["OUTSIDE"]] + sorted((ROOT / "docs").glob("*.md"))
+TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.md"))
+PAGES = [ROOT / name for name in HOOKS["OUTSIDE"]] + sorted((ROOT / "docs").glob("*.md")) + TUTORIALS
 
 
 def entries(nav: Any) -> Iterator[str]:
@@ -31,6 +32,7 @@ def anchors_of(page: Path) -> set[str]:
 
 def test_the_navigation_has_every_page() -> None:
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} | {*HOOKS["OUTSIDE"].values(), "checkpoints/README.md"}
+    pages |= {f"tutorials/{path.name}" for path in TUTORIALS}
     assert sorted([*entries(SITE["nav"]), "benchmarks.md"]) == sorted(pages)
 
 
