@@ -1,8 +1,8 @@
 """The vocabulary every other file shares: the data that flows, and the protocols that components implement.
 
 A component of your own implements one protocol: `Algorithm`, `Dataset`, `Model`, `Loss`, or a penalty
-(algorithms/penalty_protocols.py). Richer protocols (`GradientLearner`, `StatefulLearner`, ...) open more of metarun to
-it. The classes at the end (...Options) declare what a component may leave out, and what is assumed without it.
+(algorithms/penalty_protocols.py). Richer ones (`GradientLearner`, `StatefulLearner`, ...) open more of metarun to it.
+The ...Options at the end declare what a component may leave out, and what is assumed without it.
 
 Dimension letters, used in every docstring and as suffixes of local names:
 
@@ -50,9 +50,8 @@ HEAD = "head."
 
 REG, RATES, MOMENTS, CARRIED, LEARNED = "reg.", "rates.", "moments.", "carried.", "learned."
 NOT_WEIGHTS = (REG, RATES, MOMENTS, CARRIED, LEARNED)
-"""Name prefixes of the meta-parameters that are not weights of the network: a regularizer's own, learned step sizes, an
-inner Adam's second moments, constants from a learner's state, an algorithm's own (`learned.NAME`). No inner loop adapts
-them; weight decay and penalties leave them alone."""
+"""Name prefixes of meta-parameters that are no weights: a regularizer's, learned step sizes, an inner Adam's moments,
+constants from a learner's state, an algorithm's own (`learned.NAME`). Inner loops, decay and penalties skip them."""
 
 Rates = float | Tensor | Params
 """The step size of a rule, one for all weights or one for each."""
@@ -339,6 +338,7 @@ class DatasetOptions:
     most_ways: int | None = None  # the largest number of ways that every split has classes for
     metrics: dict[str, Any] | None = None  # further ones of a test task, name -> (prediction, y) -> number
     oracle: Callable[..., Metrics] | None = None  # (split, seed, step, tasks, spec) -> scores [T] of the best predictor
+    population: Callable[..., Task] | None = None  # (spec, count) -> tasks whose mean loss is the expected one
     oracle_band: Callable[..., Any] | None = None  # its mean and deviation at given inputs
     picture: tuple[int, int] | None = None  # rows and columns of an image that is completed
     members: dict[str, Any] | None = None  # the class names of each split, for split.json
@@ -346,7 +346,7 @@ class DatasetOptions:
     numbered: Callable[[], tuple[Any, int]] | None = None  # data with class numbers as training labels, how many
     class_names: Callable[..., list[tuple[str, ...]]] | None = None  # (split, seed, step, tasks, spec) -> of each task
     query_names: Callable[..., list[list[str]]] | None = None  # likewise, of each task's queries: files, lines
-    row: str = "row"  # what a row is called: row, window, picture
+    row: str = "row"  # what a row is called
     encode: Callable[..., Any] | None = None  # (x, y or None) in the units of the data -> as the learner gets them
     decode: Callable[..., Any] | None = None  # (predicted values, deviations) -> in the units of the data
     x_names: Sequence[str] = ()  # of the columns of the inputs and targets, of a data set from a table
@@ -361,7 +361,7 @@ class DatasetOptions:
 
 
 class LossOptions:
-    """What a loss may also have, and what is assumed without it."""
+    """What a loss may also have."""
 
     score: Callable[[Tensor, Tensor], Tensor] | None = None  # None: a function, or a loss of torch.nn
 

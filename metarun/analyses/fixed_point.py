@@ -22,23 +22,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch.func import grad
 
 from metarun.analyses.analysis import Cell, Context, Row, require_at_least
 from metarun.compute.task_axis import map_tasks
+from metarun.diagnostics.optimum import Affine, flatten, in_double, read_affine, solve, unflatten
 from metarun.errors import UserError
 from metarun.report.figures.drawing import COLOURS, DASHES, MARKERS, Drawing, finish
 from metarun.report.statistics.intervals import t_interval
 from metarun.report.statistics.student import t_quantile
 from metarun.storage.text import axis_label, count_nouns
 from metarun.training.evaluation import EPISODE_SEED, adaptation_curves
-from metarun.types import NOT_WEIGHTS, AlgorithmOptions, Batch, DatasetOptions, Params, Task, optional
+from metarun.types import NOT_WEIGHTS, AlgorithmOptions, DatasetOptions, Params, Task, optional
 
 PARTS = 20
 MOST = 256  # numbers in theta: g is taken at as many points
-EXACT = 1e-8
 STARTS = {"trained": "this run", "fixed_point": "its fixed point", "joint": "joint training"}
 
 Array = np.ndarray
@@ -67,7 +66,7 @@ class FixedPoint:
         experiment, learner = context.run.experiment, context.run.experiment.algorithm
         chosen = range(cell["first_task"], cell["first_task"] + cell["tasks"])
         drawn = experiment.dataset.episodes("train", EPISODE_SEED, 0, chosen, experiment.train_spec)
-        tasks = _in_double(experiment.placement.move_task(drawn))
+        tasks = in_double(experiment.placement.move_task(drawn))
         chunk = experiment.placement.chunk(experiment.train_spec, experiment.dataset.input_shape())
         over_tasks = map_tasks(learner.meta_grad, len(chosen), chunk)
 
@@ -78,8 +77,8 @@ class FixedPoint:
         def adapted(params: Params, tasks: Task) -> Params:
             return {name: g.mean(0) for name, g in over_tasks(params, tasks)[0].items()}
 
-        matrix, shift = read_affine(lambda at: adapted(at, tasks), context.run.params)
-        joint_matrix, joint_shift = read_affine(lambda at: joint(at, tasks), context.run.params)
+        matrix, shift = require_affine(lambda at: adapted(at, tasks), context.run.params)
+        joint_matrix, joint_shift = require_affine(lambda at: joint(at, tasks), context.run.params)
         return {
             "matrix": matrix.tolist(),
             "shift": shift.tolist(),
@@ -91,7 +90,7 @@ class FixedPoint:
         matrices, shifts = (np.array([row[name] for row in rows]) for name in ("matrix", "shift"))
         point, error = jackknife(solve, matrices, shifts)
         joint = solve(*(np.mean([row[name] for row in rows], 0) for name in ("joint_matrix", "joint_shift")))
-        trained = _flatten(context.run.params)
+        trained = flatten(context.run.params)
         eigenvalues = np.linalg.eigvals(matrices.mean(0))
         optim = context.config.optim
         summary: dict[str, Any] = {
@@ -115,11 +114,11 @@ class FixedPoint:
         point's, task by task."""
         experiment, learner = context.run.experiment, context.run.experiment.tested
         episode: Any = ("test", EPISODE_SEED, 0, range(self.test_tasks), experiment.test_spec)
-        tasks = _in_double(experiment.placement.move_task(experiment.dataset.episodes(*episode)))
+        tasks = in_double(experiment.placement.move_task(experiment.dataset.episodes(*episode)))
         steps = range(learner.test_inner_steps + 1)
         chunk = experiment.placement.evaluation_chunk(experiment.test_spec, experiment.dataset.input_shape())
         scores = {
-            name: adaptation_curves(learner, _unflatten(start, context.run.params), tasks, steps, chunk)[1].numpy()
+            name: adaptation_curves(learner, unflatten(start, context.run.params), tasks, steps, chunk)[1].numpy()
             for name, start in starts.items()
         }
         after = min(optional(learner, AlgorithmOptions, "inner_steps") or steps[-1], steps[-1])
@@ -149,28 +148,13 @@ class FixedPoint:
         return [Drawing("fixed_point", summary["message"], figure)]
 
 
-def read_affine(gradient: Callable[[Params], Params], like: Params) -> tuple[Array, Array]:
-    """G [d, d] and b [d] of an affine map g(theta) = G theta - b, from its values.
-
-    Raises `UserError` if its value at another point shows that it is not affine.
-    """
-    size = sum(p.numel() for p in like.values())
-    values = [_flatten(gradient(_unflatten(at, like))) for at in np.concatenate([np.zeros((1, size)), np.eye(size)])]
-    shift, matrix = -values[0], np.array(values[1:]).T - values[0][:, None]
-    elsewhere = np.random.default_rng(0).standard_normal(size)
-    found, expected = _flatten(gradient(_unflatten(elsewhere, like))), matrix @ elsewhere - shift
-    apart = float(np.linalg.norm(found - expected) / (np.linalg.norm(expected) or 1.0))
-    if not apart < EXACT:
+def require_affine(gradient: Callable[[Params], Params], like: Params) -> Affine:
+    """G and b of g(theta) = G theta - b. Raises `UserError` if g is not affine."""
+    found = read_affine(gradient, like)
+    if found is None:
         needed = "needs model=linear, the squared error, and inner steps of a fixed rate"
-        raise UserError(
-            f"analysis=fixed_point: this meta-gradient is not affine in theta (off by {apart:.1e}); {needed}"
-        )
-    return matrix, shift
-
-
-def solve(matrix: Array, shift: Array) -> Array:
-    """theta* = G^-1 b; the least one where G is singular."""
-    return np.linalg.lstsq(matrix, shift, rcond=None)[0]
+        raise UserError(f"analysis=fixed_point: this meta-gradient is not affine in theta; {needed}")
+    return found
 
 
 def jackknife(function: Callable[[Array, Array], Array], *parts: Array) -> tuple[Array, Array]:
@@ -179,19 +163,6 @@ def jackknife(function: Callable[[Array, Array], Array], *parts: Array) -> tuple
     whole = function(*(p.mean(0) for p in parts))
     left_out = np.array([function(*(np.delete(p, i, 0).mean(0) for p in parts)) for i in range(count)])
     return whole, np.sqrt((count - 1) * left_out.var(0))
-
-
-def _in_double(task: Task) -> Task:
-    return Task(*(Batch(b.x.double(), b.y.double() if b.y.is_floating_point() else b.y) for b in task))
-
-
-def _flatten(params: Params) -> Array:
-    return torch.cat([p.detach().double().flatten() for p in params.values()]).cpu().numpy()
-
-
-def _unflatten(values: Array, like: Params) -> Params:
-    parts = torch.from_numpy(values).split([p.numel() for p in like.values()])
-    return {name: part.view(p.shape).to(p.device) for part, (name, p) in zip(parts, like.items(), strict=True)}
 
 
 def _describe(summary: dict[str, Any]) -> str:

@@ -28,12 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.compute.random import bits_of_steps, normal, uniform
+from metarun.compute.random import bits_of_steps, normal, random_bits, uniform
 from metarun.data.prefetch import EpisodePrefetcher, as_column, split_points
 from metarun.errors import SettingError, require
-from metarun.types import EpisodeSpec, Kind, Split, Task
+from metarun.types import Batch, EpisodeSpec, Kind, Split, Task
 
 DESIGNS = ("gaussian", "exact")
+POPULATION_STEP = 2**42
+"""The support inputs of `population` are those of this step, which no training reaches."""
 LEAST_NOISE = 1e-6
 """The noise that the posterior assumes at least: without any, its covariance of many rows is singular."""
 
@@ -94,12 +96,36 @@ class Linear:
         w, x, e = np.split(drawn, [width, width + rows * width], axis=1)
         w = np.array(self.centres)[group, None] + self.spread * w
         x = x.reshape(-1, rows, width)
-        if self.design == "exact":
-            axes = np.sqrt(width) * np.concatenate([np.eye(width), -np.eye(width)])
-            x = np.broadcast_to(np.tile(axes, (rows // len(axes), 1)), x.shape)
-        x = x * np.sqrt(np.array(self.scales)[group, None, None] * self.spectrum)
+        x = self._axes(rows) if self.design == "exact" else x
+        x = x * self._deviations(group)
         y = (x @ w[..., None])[..., 0] + self.noise * e
         return split_points(torch.from_numpy(x.astype(np.float32)), as_column(y), len(steps), spec.shots)
+
+    def _axes(self, rows: int) -> np.ndarray:
+        """Inputs [rows, D] whose second moment is I."""
+        axes = np.sqrt(self.features) * np.concatenate([np.eye(self.features), -np.eye(self.features)])
+        return np.tile(axes, (rows // len(axes), 1))
+
+    def _deviations(self, group: np.ndarray) -> np.ndarray:
+        """The standard deviation of each input [T, 1, D]."""
+        return np.sqrt(np.array(self.scales)[group, None, None] * self.spectrum)
+
+    def population(self, spec: EpisodeSpec, count: int) -> Task:
+        """About `count` tasks whose mean query loss after adaptation is the expected one but for a constant, of
+        learners whose adapted function is linear in theta and y, given the inputs.
+
+        The groups in turn, with w = c_g 1 and no noise: both would add to the loss what does not depend on theta.
+        Queries have the second moment s_g Lambda exactly; support inputs are those of the design.
+        """
+        exact = self.design == "exact"
+        repeats = 1 if exact else max(1, count // len(self.centres))
+        group = np.tile(np.arange(len(self.centres)), repeats)
+        bits = random_bits("train", 0, POPULATION_STEP, range(repeats), 2 * spec.shots * self.features)
+        drawn = normal(*np.split(bits, 2, axis=1)).reshape(repeats, spec.shots, self.features)
+        support = self._axes(spec.shots) if exact else np.repeat(drawn, len(self.centres), 0)
+        rows = (inputs * self._deviations(group) for inputs in (support, self._axes(2 * self.features)))
+        w = np.array(self.centres)[group, None, None] * np.ones((self.features, 1))
+        return Task(*(Batch(torch.from_numpy(x), torch.from_numpy(x @ w)) for x in rows))
 
     def oracle(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> dict[str, Tensor]:
         """The mean squared error [T] of the posterior mean on the queries.

@@ -9,7 +9,7 @@ test have the size that they are asked for.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -23,6 +23,8 @@ class VaryingShots:
     largest: Dataset  # the data set itself, all of whose episodes have the size that they are asked for
     fewest: int
     most: int
+
+    population: ClassVar[None] = None  # it has one for each number of shots
 
     def __post_init__(self) -> None:
         shots = [self.fewest, self.most]

@@ -13,7 +13,8 @@ from metarun.jobs.result import Result
 from metarun.jobs.terminal import show, small_table
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.text import count_nouns, number
-from metarun.training.experiment import build_dataset, episode_sizes, fill_ways, option_name
+from metarun.training.episode_size import episode_sizes, fill_ways
+from metarun.training.experiment import build_dataset, option_name
 from metarun.types import DatasetOptions, optional
 
 COLUMNS_SHOWN = 20

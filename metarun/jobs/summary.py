@@ -22,8 +22,10 @@ from metarun.diagnostics.sparsity import sparsity
 from metarun.report.statistics.heavy_tails import iqm_interval, measure_tail, median_interval
 from metarun.report.statistics.paired import compare
 from metarun.storage.run_folder import RunFolder
+from metarun.training.episode_size import shots_range
 from metarun.training.evaluation import Evaluation, mean_and_interval
-from metarun.training.experiment import Experiment, option_name, shots_range
+from metarun.training.experiment import Experiment, option_name
+from metarun.training.optimizer import learning_rate
 from metarun.training.run import State
 from metarun.types import AlgorithmOptions, GradientLearner, Metrics, ModelOptions, Params, PenaltyOptions, optional
 
@@ -211,14 +213,27 @@ def describe_convergence(experiment: Experiment, record: RunFolder) -> dict[str,
 
     algorithm, dataset = experiment.algorithm, experiment.dataset
     classes = experiment.test_spec.ways if dataset.kind == "classification" else None
+    records = record.read_records()
+    optimum = describe_optimum(experiment, records)
     return convergence_summary(
-        record.read_records(),
+        records,
         record.read_records("timing.jsonl"),
         tasks_per_step=experiment.config.train.tasks,
         gradients_per_task=algorithm.inner_steps if isinstance(algorithm, GradientLearner) else 0,
         higher_is_better=algorithm.loss.higher_is_better,
         chance=1 / classes if classes else None,
-    )
+    ) | ({"optimum": optimum} if optimum else {})
+
+
+def describe_optimum(experiment: Experiment, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How far the run is from the best theta, and the rate of the theorem where the outer loop is plain descent."""
+    config, optim = experiment.config, experiment.config.optim
+    plain = optim.name == "sgd" and not (optim.momentum or optim.weight_decay or optim.clip or config.train.pretrained)
+    steps, tasks = config.train.steps, config.train.tasks
+    if not plain:
+        return experiment.optimum.describe(records, tasks)
+    rates = [learning_rate(optim, step, steps) for step in range(steps)]
+    return experiment.optimum.describe(records, tasks, experiment.initial_params(), rates)
 
 
 def params_sha256(params: Params) -> str:

@@ -133,6 +133,7 @@ class Evaluation(NamedTuple):
     factor: float = 1.96
     unaveraged: Tensor | None = None  # [T], that row for the meta-parameters themselves, where an average is scored
     sets: tuple[str, ...] = ()  # [T] the data set of each task, where there are several
+    optimum: Mapping[str, float] = {}  # how far the meta-parameters are from the best, where that is known
 
     @property
     def mean(self) -> float:

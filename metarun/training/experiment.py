@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,12 +19,14 @@ from metarun.config.schema import Config, check
 from metarun.data.own import check_own, complete, require_members
 from metarun.data.pool import TaskPool
 from metarun.data.varying import VaryingShots
+from metarun.diagnostics.optimum import Optimum
 from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError, require
 from metarun.models.precision import cast_model
 from metarun.regularizers.build import build_regularization, refuse_senseless_terms
 from metarun.report.statistics.student import t_quantile
 from metarun.storage.progress import print_notice
+from metarun.training.episode_size import TRAINING_SIZE, episode_sizes, fill_ways, shots_range
 from metarun.training.evaluation import REFERENCE_INPUTS, Evaluator, MetricFunction
 from metarun.training.final_test import choose_test_precision, take_disjoint
 from metarun.training.fixed_part import embed_images, note_weights
@@ -58,14 +61,8 @@ from metarun.types import (
 if TYPE_CHECKING:
     from metarun.diagnostics.probe import Probe
 
-TRAINING_SIZE = ("train_ways", "train_shots")
-"""Settings of `algo` that size the training episodes, not the algorithm."""
-
 STATEFUL_JOBS = ("train", "evaluate")
 """The jobs of a StatefulLearner."""
-
-
-WAYS = 5  # of a classification whose settings leave them open
 
 
 @dataclass(frozen=True)
@@ -97,14 +94,19 @@ class Experiment:
             seed=config.seed,
             validate=lambda params: validator(self.tested, self.fit_head(params)),
             measures=self.measures() if config.diagnostics.level != "off" else None,
+            optimum=self.optimum if config.diagnostics.level != "off" else None,
             probe=self.probe() if config.diagnostics.level == "full" else None,
             probe_every=config.diagnostics.every,
         )
 
+    @functools.cached_property
+    def optimum(self) -> Optimum:
+        return Optimum(self.algorithm, self.dataset, self.train_spec)
+
     def measures(self) -> StepMeasures:
-        chunk = self.placement.evaluation_chunk(self.train_spec, self.dataset.input_shape())
-        followed = self.config.diagnostics.tasks
-        return StepMeasures(self.algorithm, followed, chunk, self.regularization, self.placement.processes)
+        placement, followed = self.placement, self.config.diagnostics.tasks
+        chunk = placement.evaluation_chunk(self.train_spec, self.dataset.input_shape())
+        return StepMeasures(self.algorithm, followed, chunk, self.regularization, placement.processes)
 
     def probe(self) -> Probe:
         from metarun.diagnostics.probe import Probe  # with diagnostics=full alone
@@ -268,15 +270,6 @@ def limit_chunk(experiment: Experiment) -> Experiment:
     return replace(experiment, placement=placement)
 
 
-def fill_ways(config: Config, dataset: Dataset) -> Config:
-    """The settings with a number of ways in place of null: 5 for classes, or as many as there are; 1 for tasks."""
-    if "ways" not in config.data or config.data["ways"] is not None:
-        return config
-    most = max(2, optional(dataset, DatasetOptions, "most_ways") or WAYS)
-    ways = min(WAYS, most) if dataset.kind == "classification" else 1
-    return replace(config, data=type(config.data)({**config.data, "ways": ways}))
-
-
 def build_dataset(config: Config) -> Dataset:
     refuse_missing_object("data", config.data)
     node = {k: v for k, v in config.data.items() if k not in EPISODE_SIZE}
@@ -327,34 +320,6 @@ def build_learner(config: Config, dataset: Dataset, ways: int, own: OwnParts = N
     algorithm = construct("algo", target, node, **provided)
     check_members(f"algo={option_name('algo', config)}", algorithm)
     return algorithm
-
-
-def shots_range(config: Config) -> tuple[int, int] | None:
-    """[fewest, most] shots of training tasks, where `data.shots` is a range; None where it is a number."""
-    shots = config.data.get("shots")
-    if not isinstance(shots, list):
-        return None
-    whole = len(shots) == 2 and all(isinstance(k, int) and not isinstance(k, bool) for k in shots)
-    require(whole, "data.shots", shots, "must be a whole number, or [fewest, most]")
-    alone = config.algo.get("train_shots") is None
-    require(alone, "algo.train_shots", config.algo.get("train_shots"), "must be null where data.shots is a range")
-    return shots[0], shots[1]
-
-
-def episode_sizes(config: Config) -> tuple[EpisodeSpec, EpisodeSpec]:
-    """The sizes of training and of test episodes; of a range of shots the most."""
-    shots = shots_range(config)
-    data, algo = {**config.data, **({"shots": shots[1]} if shots else {})}, config.algo
-    for key in EPISODE_SIZE:
-        if not isinstance(data.get(key), int) or isinstance(data.get(key), bool) or data[key] < 1:
-            raise SettingError(f"data.{key}", data.get(key), "must be a whole number of at least 1")
-    for key in TRAINING_SIZE:
-        value = algo.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise SettingError(f"algo.{key}", value, "must be a whole number of at least 1, or null for the test's")
-    ways, shots = algo.get("train_ways") or data["ways"], algo.get("train_shots") or data["shots"]
-    train = EpisodeSpec(ways, shots, data["queries"])
-    return train, EpisodeSpec(data["ways"], data["shots"], data["test_queries"])
 
 
 def check_pair(config: Config, dataset: Dataset) -> None:

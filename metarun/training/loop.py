@@ -79,6 +79,7 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: StepGradient, obse
     lr = update(trainer, state, found.mean)
     if logs:
         moved = update_measures(before, state.params) if before else {}
+        moved |= trainer.optimum(state.params) if trainer.optimum else {}
         observer.on_log(state, values | moved | {"lr": lr})
     return reason
 
@@ -149,6 +150,8 @@ def validate(trainer: Trainer, state: State, observer: Observer) -> None:
     if is_due(state.step, trainer.settings.eval_every, trainer.settings.steps):
         with track_seconds(state, "validation"):
             evaluation = evaluate_average(trainer.validate, state.params, state.average)
+            if trainer.optimum:
+                evaluation = evaluation._replace(optimum=trainer.optimum(state.tested))
         improved = evaluation.error < state.best_error
         if improved:
             state.best_error, state.best_step = evaluation.error, state.step

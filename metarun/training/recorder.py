@@ -55,7 +55,7 @@ class Recorder:
         self.marked = None
 
     def on_validation(self, state: State, evaluation: Evaluation, improved: bool) -> None:
-        values = _average(evaluation) | {"improved": improved}
+        values = _average(evaluation) | {"improved": improved, **evaluation.optimum}
         if evaluation.unaveraged is not None:
             values["unaveraged"] = evaluation.average(evaluation.unaveraged)[0]
         self._log(Record("val", state.step, values, {"seconds": state.seconds}))

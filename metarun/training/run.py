@@ -122,6 +122,7 @@ class Trainer:
     seed: int
     validate: Callable[[Params], Evaluation]
     measures: StepMeasures | None = None
+    optimum: Callable[[Params], Values] | None = None
     probe: Callable[[Params], Values] | None = None
     probe_every: int = 1
 

@@ -16,7 +16,8 @@ import torch
 
 import metarun
 from metarun.analyses.analysis import Context
-from metarun.analyses.fixed_point import FixedPoint, jackknife, read_affine, solve
+from metarun.analyses.fixed_point import FixedPoint, jackknife, require_affine
+from metarun.diagnostics.optimum import solve
 from metarun.errors import UserError
 from metarun.jobs.train import train_job
 from metarun.storage.run_folder import RunFolder
@@ -130,7 +131,7 @@ def test_what_is_not_affine_is_refused(tmp_path: Path) -> None:
         return {"w": at["w"] ** 3}
 
     with pytest.raises(UserError, match=r"analysis=fixed_point: this meta-gradient is not affine in theta"):
-        read_affine(cubic, {"w": torch.zeros(2)})
+        require_affine(cubic, {"w": torch.zeros(2)})
     where = context(tmp_path, "data=sinusoid")
     with pytest.raises(UserError, match=r"theta has 1761 numbers; at most 256, as with model=linear"):
         FixedPoint(tasks=20, test_tasks=2).cells(where)

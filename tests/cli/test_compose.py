@@ -16,10 +16,12 @@ import pytest
 import metarun
 from metarun.config import catalogue
 from metarun.config.components import component_class, locate
+from metarun.config.data_sets import EPISODE_SIZE
 from metarun.config.schema import Config, check
 from metarun.errors import UserError
 from metarun.regularizers.build import SHARED
-from metarun.training.experiment import EPISODE_SIZE, TRAINING_SIZE, assemble
+from metarun.training.episode_size import TRAINING_SIZE
+from metarun.training.experiment import assemble
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("algo", "data", "model", "reg", "optim", "device", "logger", "diagnostics", "experiment")

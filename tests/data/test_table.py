@@ -18,7 +18,8 @@ from metarun.data.row_groups import Grouping
 from metarun.data.rows import RowData
 from metarun.data.table import table
 from metarun.errors import SettingError, UserError
-from metarun.training.experiment import build_dataset, fill_ways
+from metarun.training.episode_size import fill_ways
+from metarun.training.experiment import build_dataset
 from metarun.types import EpisodeSpec
 
 SPEC = EpisodeSpec(1, 5, 4)

@@ -33,6 +33,8 @@ GRADIENTS = (
     Panel("Update-to-weight ratio", {"update_ratio": "outer update"}, "ratio"),
     Panel("Outer learning rate", {"lr": "outer rate"}, "rate"),
     Panel("Penalty", {"penalty": "regularizer"}, "value"),
+    Panel("Excess risk over the best theta", {"excess_risk": "expected query loss"}, "loss"),
+    Panel("Distance to the best theta", {"distance_to_optimum": "norm"}, "norm"),
 )
 INNER = (
     Panel("Query loss", {"loss_before": "before", "query_loss/0": "before adaptation", "loss": "after"}, "loss"),

@@ -27,11 +27,24 @@ METRICS = {
 }
 COSTS = {"steps": "outer steps", "tasks": "tasks", "inner_gradients": "inner gradients", "seconds": "time"}
 OWN_TABLES = ("thresholds", "area", "budget", "smooth", "hold")  # parts of the convergence summary
+OPTIMUM = {
+    "first": "at the first record",
+    "last": "at the last record",
+    "distance": "distance of theta at the last record",
+    "floor": "at the learner's own fixed point",
+    "plateau": "mean of the last half",
+    "noise": "predicted from the noise of the tasks",
+    "until_step": "last step of the fall",
+    "contraction": "distance left per step, measured",
+    "predicted_contraction": "distance left per step, predicted",
+    "slowest_contraction": "distance left per step in the end, predicted",
+}
 CONVERGENCE = {
     "evaluations": "validations with a finite metric",
     "missing": "validations without one",
     "trend": "trend of the last validations",
     "rate": "rate of the squared gradient norm",
+    "optimum": "excess risk",
 }
 
 COLUMNS = {
@@ -194,7 +207,9 @@ def _trend_table(found: Mapping[str, Any], metric: str) -> Table:
         elif key == "rate" and isinstance(value, Mapping):
             rows.append((name, _describe_rate(value)))
         elif isinstance(value, Mapping):
-            rows += [(f"{name}, {part}".replace("_", " "), number(v)) for part, v in value.items()]
+            words = OPTIMUM if key == "optimum" else {}
+            parts = [(words.get(part, str(part).replace("_", " ")), v) for part, v in value.items() if v is not None]
+            rows += [(f"{name.replace('_', ' ')}, {part}", number(v)) for part, v in parts]
         else:
             rows.append((name.replace("_", " "), number(value)))
     return Table("Validation and rate", ("", "value"), tuple(rows), left=(0, 1))

@@ -19,6 +19,7 @@ from metarun.storage.text import count, format_metric, higher_is_better, is_numb
 
 FEW = 0.01  # of the test tasks
 UNSTABLE = 2.0  # of inner rate x largest eigenvalue: gradient descent on a quadratic diverges above it
+MOST_OF = 0.5  # of an excess risk, explains it
 LOW_RATE = 0.1  # of the largest outer rate
 PER = ((20_000, 10_000, "ten thousand"), (2_000, 1_000, "thousand"), (0, 100, "hundred"))  # steps of a slope
 CHANGES_NOTHING = ("experiment", "device", "logger", "hydra", "report", "out", "val", "run", "resume")
@@ -26,7 +27,7 @@ CHANGES_NOTHING = ("experiment", "device", "logger", "hydra", "report", "out", "
 
 def judge_run(run: Run) -> list[Sentence]:
     """All sentences on one run, in the order of reading."""
-    return [*_result(run), *converged(run), *_stable(run), *_compared(run)]
+    return [*_result(run), *converged(run), *_optimum(run), *_stable(run), *_compared(run)]
 
 
 def _result(run: Run) -> Iterator[Sentence]:
@@ -74,6 +75,30 @@ def converged(run: Run) -> Iterator[Sentence]:
     if course and course.verdict == "flat" and len(rates) and rates[-1] < LOW_RATE * rates.max():
         share = f"{100 * rates[-1] / rates.max():.2g} %"
         yield Sentence(CONVERGED, f"The outer rate ended at {share} of its largest value, which flattens any curve.")
+
+
+def _optimum(run: Run) -> Iterator[Sentence]:
+    """How far the run is from the best theta, and what would bring it nearer: steps, a lower rate, another learner."""
+    found = as_mapping(as_mapping(run.summary.get("convergence")).get("optimum"))
+    first, plateau, floor, noise = (found.get(key) for key in ("first", "plateau", "floor", "noise"))
+    if not (is_number(first) and is_number(plateau) and first > 0):
+        return
+    share = f"{100 * plateau / first:.2g} % of the {number(first, 2)} at the first record"
+    words = f"Excess risk over the best theta: {number(plateau, 2)}, mean of the last half, {share}"
+    tone: Tone = "good" if plateau <= FEW * first else "plain"
+    if is_number(floor) and floor > MOST_OF * plateau:
+        yield Sentence(CONVERGED, f"{words}. The learner's own fixed point has {number(floor, 2)}: it is biased, and "
+                       "more steps do not lower it.", "plain")  # fmt: skip
+    elif is_number(noise) and noise > MOST_OF * plateau:
+        yield Sentence(CONVERGED, f"{words}. The noise of the tasks at this rate accounts for {number(noise, 2)}: a "
+                       "lower rate or more tasks a step lower it, more steps do not.", tone)  # fmt: skip
+    else:
+        yield Sentence(CONVERGED, f"{words}.", tone)
+    measured, predicted = found.get("contraction"), found.get("predicted_contraction")
+    if is_number(measured) and is_number(predicted):
+        numbers = f"measured {number(measured, 5)}, predicted {number(predicted, 5)} by gradient descent without noise"
+        until = f" (until step {count(found['until_step'])})" if is_number(found.get("until_step")) else ""
+        yield Sentence(CONVERGED, f"Distance to it that is left after each step: {numbers}{until}.")
 
 
 def _describe_course(course: Course, name: str, unit: str, higher: bool, over: str, run: Run) -> Sentence:
