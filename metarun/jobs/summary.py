@@ -19,8 +19,10 @@ from metarun.algorithms.objective import Regularization, Term
 from metarun.diagnostics.alarms import Alarms
 from metarun.diagnostics.penalties import label, targets
 from metarun.diagnostics.sparsity import sparsity
+from metarun.report.statistics.calibration import describe_calibration
 from metarun.report.statistics.heavy_tails import iqm_interval, measure_tail, median_interval
 from metarun.report.statistics.paired import compare
+from metarun.report.statistics.worst_tasks import measure_worst
 from metarun.storage.run_folder import RunFolder
 from metarun.training.episode_size import shots_range
 from metarun.training.evaluation import Evaluation, mean_and_interval
@@ -110,6 +112,8 @@ def describe_test(
         "headline": "median" if errors and errors["heavy"] else "mean",
         "errors": errors,
         "n_tasks": evaluation.scores.shape[1],
+        "worst_tasks": describe_worst(evaluation),
+        "calibration": describe_probabilities(evaluation),
         "headline_step": evaluation.steps[evaluation.headline],
         "curve": describe_curve(evaluation),
         **describe_sets(evaluation),
@@ -153,6 +157,20 @@ def describe_errors(evaluation: Evaluation, row: int) -> dict[str, Any]:
         "tail_error": tail.error,
         "heavy": tail.heavy,
     }
+
+
+def describe_worst(evaluation: Evaluation) -> dict[str, float] | None:
+    """The mean metric of the worst tenth of the tasks and of the worst task (report/statistics/worst_tasks.py)."""
+    found = measure_worst(evaluation.scores[evaluation.headline].numpy(), evaluation.higher_is_better)
+    return found._asdict() if found else None
+
+
+def describe_probabilities(evaluation: Evaluation) -> dict[str, Any] | None:
+    """The calibration of a classifier (report/statistics/calibration.py); None where probabilities are not finite."""
+    found = evaluation.probabilities
+    if not found or not found["confidence"].isfinite().all():
+        return None
+    return describe_calibration(**{name: values.double().numpy() for name, values in found.items()})
 
 
 def describe_unaveraged(evaluation: Evaluation) -> dict[str, float] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from metarun.storage.text import format_metric, number
+from metarun.storage.text import format_metric, is_number, number
 
 
 def headline(metric: str, summary: Mapping[str, Any], plus_minus: str = "±", missing: str = "not finite") -> str:
@@ -53,6 +53,28 @@ def describe_unaveraged(metric: str, summary: Mapping[str, Any], plus_minus: str
     difference = format_metric(metric, found.get("difference"), found.get("difference_ci95"), plus_minus=plus_minus)
     better = format_metric("accuracy", found.get("wins"))
     return f"mean {own}; the average changes it by {difference} (paired), and is better on {better} of the tasks"
+
+
+def describe_worst(metric: str, summary: Mapping[str, Any], plus_minus: str = "±") -> str:
+    """`worst tenth of the tasks: 78.20 ± 0.50 %, worst task: 60.00 %`; empty where the summary has none."""
+    found = summary.get("worst_tasks")
+    if not isinstance(found, Mapping) or is_heavy(summary):
+        return ""
+    mean = format_metric(metric, found.get("mean"), found.get("half"), plus_minus=plus_minus)
+    return f"worst tenth of the tasks: {mean}, worst task: {format_metric(metric, found.get('worst'))}"
+
+
+def describe_calibration(summary: Mapping[str, Any], plus_minus: str = "±") -> str:
+    """`overconfident by 2.10 ± 0.20 points, calibration error 2.30 %, Brier score 0.0810 ± 0.0020`; empty likewise."""
+    found = summary.get("calibration")
+    if not isinstance(found, Mapping) or not is_number(found.get("overconfidence")):
+        return ""
+    over, half = 100 * found["overconfidence"], 100 * found["overconfidence_ci95"]
+    side = "over" if over > 0 else "under"
+    words = f"{side}confident by {abs(over):.2f} {plus_minus} {half:.2f} points"
+    words = words if abs(over) > half else f"confident as it should be, to {half:.2f} points"
+    score = format_metric("brier", found.get("brier"), found.get("brier_ci95"), plus_minus=plus_minus)
+    return f"{words}; calibration error {format_metric('accuracy', found.get('error'))}, Brier score {score}"
 
 
 def _format_median(metric: str, errors: Mapping[str, Any]) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from metarun.compute.device import Placement
 from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from metarun.compute.task_axis import map_tasks
+from metarun.report.statistics.calibration import LEVEL
 from metarun.training.own_algorithm import explain_errors
 from metarun.types import (
     Adapted,
@@ -42,6 +43,7 @@ MetricFunction = Callable[[Tensor, Tensor], Any]
 """Predictions and targets of one task's queries -> a number that is reported beside the loss."""
 
 LOSS, SCORE, PREDICTION = "loss", "score", "prediction"
+CALIBRATION = ("confidence", "correct", "brier", "covered", "set_size")
 TASKS_PER_DRAW = 50
 REFERENCE_INPUTS = 512
 """Training inputs that population statistics are measured on."""
@@ -59,12 +61,13 @@ class Evaluator:
     placement: Placement
     metrics: Mapping[str, MetricFunction] = field(default_factory=dict)  # further ones, of predictions and targets
     factor: float = 1.96  # standard errors of half an interval
+    probabilities: bool = False  # keep what calibration is measured on, of a classifier
     on_tasks: Callable[[int], None] | None = None  # called with the number of tasks that have been scored
 
     def __call__(self, algorithm: Algorithm, params: Params) -> Evaluation:
         calibrated = calibrate(algorithm, params, self.dataset, self.placement)
         chunk = self.placement.evaluation_chunk(self.spec, self.dataset.input_shape())
-        digest, parts = hashlib.sha256(), []
+        digest, parts, probabilities = hashlib.sha256(), [], []
         source = optional(self.dataset, DatasetOptions, "original") or self.dataset  # of features, the images
         for start in range(0, self.tasks, TASKS_PER_DRAW):
             indices = range(start, min(start + TASKS_PER_DRAW, self.tasks))
@@ -77,16 +80,21 @@ class Evaluator:
                     digest.update(tensor.contiguous().numpy().tobytes())
             tasks = self.placement.move_task(drawn)
             found = score_tasks(
-                calibrated, params, tasks, self.steps, chunk, self.placement.processes, bool(self.metrics)
+                *(calibrated, params, tasks, self.steps, chunk, self.placement.processes),
+                with_predictions=bool(self.metrics) or self.probabilities,
             )
-            predictions = found.pop(PREDICTION, None)
-            parts.append(found if predictions is None else found | self._apply_metrics(predictions, drawn.query.y))
+            if self.probabilities:
+                headline = find_headline(self.steps[: len(found[LOSS].T)], algorithm)
+                probabilities.append(read_probabilities(found[PREDICTION][:, headline], drawn.query.y))
+            if self.metrics:
+                found |= self._apply_metrics(found[PREDICTION], drawn.query.y)
+            parts.append({name: values for name, values in found.items() if name != PREDICTION})
             if self.on_tasks:
                 self.on_tasks(indices.stop)
         metrics = {name: torch.cat([part[name] for part in parts]).T for name in parts[0]}  # each [R, T]
         losses, scores = metrics.pop(LOSS), metrics.pop(SCORE)
         steps = self.steps[: len(scores)]  # a learner without steps reports one state
-        headline = steps.index(min(algorithm.test_inner_steps, steps[-1]))
+        headline = find_headline(steps, algorithm)
         return Evaluation(
             steps=steps,
             losses=losses,
@@ -98,6 +106,9 @@ class Evaluator:
             beside={name: values[headline] for name, values in metrics.items()},
             factor=self.factor,
             sets=self._name_sets(),
+            probabilities={name: torch.cat([part[name] for part in probabilities]) for name in CALIBRATION}
+            if probabilities
+            else {},
         )
 
     def _name_sets(self) -> tuple[str, ...]:
@@ -133,6 +144,7 @@ class Evaluation(NamedTuple):
     factor: float = 1.96
     unaveraged: Tensor | None = None  # [T], that row for the meta-parameters themselves, where an average is scored
     sets: tuple[str, ...] = ()  # [T] the data set of each task, where there are several
+    probabilities: Mapping[str, Tensor] = {}  # of a classifier, at the row of the result (`read_probabilities`)
     optimum: Mapping[str, float] = {}  # how far the meta-parameters are from the best, where that is known
 
     @property
@@ -173,6 +185,25 @@ class Evaluation(NamedTuple):
         return rows
 
 
+def find_headline(steps: Sequence[int], algorithm: Algorithm) -> int:
+    """The row whose mean is the result."""
+    return steps.index(min(algorithm.test_inner_steps, steps[-1]))
+
+
+def read_probabilities(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """What calibration is measured on (report/statistics/calibration.py), of logits [T, M, N] and labels [T, M]:
+    `confidence` and `correct` [T, M]; `brier`, `covered` and `set_size` [T], means over the queries of a task."""
+    p = logits.double().softmax(-1)
+    confidence, chosen = p.max(-1)
+    ordered = p.sort(-1, descending=True).values
+    size = ((ordered.cumsum(-1) - ordered) < LEVEL).sum(-1)  # the smallest number of classes with enough probability
+    own = p.gather(-1, y[..., None])
+    inside = own >= ordered.gather(-1, size[..., None] - 1)
+    brier = p.square().sum(-1) - 2 * own[..., 0] + 1
+    means = {"brier": brier, "covered": inside[..., 0].double(), "set_size": size.double()}
+    return {"confidence": confidence, "correct": chosen == y, **{name: v.mean(-1) for name, v in means.items()}}
+
+
 def mean_and_interval(values: Tensor, factor: float = 1.96) -> tuple[float, float]:
     """Mean over tasks and 1.96 sd / sqrt(n), the half-width that the field prints (sd with n - 1)."""
     values = values.double()
@@ -211,10 +242,7 @@ def score_tasks(
         else:
             states = algorithm.adaptations(params, task.support, max(steps))
         kept = [adapted for step, adapted in enumerate(states) if step in steps]
-        rows = [score_queries(algorithm, adapted, task) for adapted in kept]
-        if with_predictions:
-            for row, adapted in zip(rows, kept, strict=True):
-                row[PREDICTION] = algorithm.predict(adapted, task.query.x)
+        rows = [score_queries(algorithm, adapted, task, with_predictions) for adapted in kept]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, {}
 
     with torch.no_grad(), explain_errors(algorithm):
@@ -222,15 +250,17 @@ def score_tasks(
     return {name: values.cpu() for name, values in found.items()}
 
 
-def score_queries(algorithm: Algorithm, adapted: Adapted, task: Task) -> Metrics:
+def score_queries(algorithm: Algorithm, adapted: Adapted, task: Task, with_prediction: bool = False) -> Metrics:
     """Loss and score on the queries of one task, and the further metrics of an AssessingLearner."""
     if isinstance(algorithm, AssessingLearner):
         found = dict(algorithm.assess(adapted, task))
-        return {LOSS: found.pop("loss"), SCORE: found.pop(algorithm.loss.metric), **found}
-    prediction = algorithm.predict(adapted, task.query.x)
+        prediction = {PREDICTION: algorithm.predict(adapted, task.query.x)} if with_prediction else {}
+        return {LOSS: found.pop("loss"), SCORE: found.pop(algorithm.loss.metric), **found, **prediction}
+    predicted = algorithm.predict(adapted, task.query.x)
     return {
-        LOSS: algorithm.loss(prediction, task.query.y),
-        SCORE: algorithm.loss.score(prediction, task.query.y),
+        LOSS: algorithm.loss(predicted, task.query.y),
+        SCORE: algorithm.loss.score(predicted, task.query.y),
+        **({PREDICTION: predicted} if with_prediction else {}),
     }
 
 

@@ -117,7 +117,10 @@ class Experiment:
         """An evaluator that reports every step up to `test.steps`, and the step whose metric is the result."""
         asked = self.config.test
         steps = tuple(sorted({*range(asked.steps + 1), self.tested.test_inner_steps}))
-        evaluator = replace(self.evaluator("test", asked.tasks, steps), metrics=self.metrics)
+        logits = self.dataset.kind == "classification" and self.tested.loss.metric == "accuracy"
+        evaluator = replace(
+            self.evaluator("test", asked.tasks, steps), metrics=self.metrics, probabilities=logits and asked.tasks > 1
+        )
         if asked.classes == "drawn":
             return evaluator
         dataset, most = take_disjoint(self.dataset, self.test_spec, option_name("data", self.config))

@@ -24,6 +24,7 @@ from metarun.report.tables.run import (
     adaptation_table,
     alarm_table,
     analysis_tables,
+    calibration_table,
     convergence_tables,
     further_metrics_table,
     set_table,
@@ -136,10 +137,10 @@ def learning_section(run: Run) -> Section:
 def _adaptation(run: Run) -> Section:
     if not test_curve(run):
         return Section(missing="The summary holds no test.")
-    drawing = draw_adaptation(run)
+    drawing, tables = draw_adaptation(run), [table for table in (calibration_table(run),) if table.rows]
     if drawing is None:
-        return Section(["The learner adapts in a single step or in none: there is no curve."])
-    return Section(drawings=[drawing], tables=[adaptation_table(run)])
+        return Section(["The learner adapts in a single step or in none: there is no curve."], tables=tables)
+    return Section(drawings=[drawing], tables=[adaptation_table(run), *tables])
 
 
 def _predictions(run: Run) -> Section:

@@ -24,6 +24,7 @@ values (null in the file) count as short of any threshold; areas and slopes are 
     area                   by unit, over the run's own budget
     trend                  slope, half, verdict, points
     rate, stationarity     of the probes' squared gradient norm (fields of `Rate`, `Stationarity`)
+    noise_scale            of the tasks' meta-gradients (fields of `NoiseScale`)
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from metarun.report.statistics.intervals import Array
+from metarun.report.statistics.noise_scale import fit_noise_scale
 from metarun.report.statistics.rate import epsilon_stationarity, fit_line, fit_rate
 from metarun.storage.json_values import replace_nonfinite
 from metarun.storage.text import is_number
@@ -178,6 +180,7 @@ def convergence_summary(
         crossings.append({"name": name, "value": value, "reached": reached, "at": at, "censored_at": censored_at})
     probes = _read_series(records, "probe", PROBE_NORM)
     steps, norms = list(probes), list(probes.values())
+    length, variance = (list(_read_series(records, "train", key).values()) for key in ("grad_norm", "grad_variance"))
     summary = {
         **_summarise_values(curve, higher_is_better),
         "budget": _as_dict(_cost(curve, -1) if len(curve.steps) else None),
@@ -188,6 +191,7 @@ def convergence_summary(
         "trend": _as_dict(fit_trend(curve, window)),
         "rate": _as_dict(fit_rate(steps, norms)),
         "stationarity": _as_dict(epsilon_stationarity(steps, norms)),
+        "noise_scale": _as_dict(fit_noise_scale(length, variance, tasks_per_step)),
     }
     return replace_nonfinite(summary)
 

@@ -45,6 +45,7 @@ CONVERGENCE = {
     "trend": "trend of the last validations",
     "rate": "rate of the squared gradient norm",
     "optimum": "excess risk",
+    "noise_scale": "noise scale",
 }
 
 COLUMNS = {
@@ -67,6 +68,22 @@ def adaptation_table(run: Run) -> Table:
     )
     note = f"± is half of a 95 % interval over {count(run.summary.get('n_tasks'))} tasks."
     return Table(f"By {unit}", (unit, text.axis_label(metric), "query loss"), rows[:MAX_ROWS], note)
+
+
+def calibration_table(run: Run) -> Table:
+    """Confidence and accuracy of the test queries in bins of equal size, and the measures of all."""
+    found = as_mapping(run.summary.get("calibration"))
+    rows = [
+        tuple(format_metric("accuracy", row.get(key), unit=False) for key in ("confidence", "accuracy"))
+        for row in as_mappings(found.get("bins"))
+    ]
+    if not rows:
+        return Table("Calibration", (), ())
+    inside, level = (format_metric("accuracy", found.get(key)) for key in ("coverage", "level"))
+    note = f"Test queries in {len(rows)} bins of equally many by the probability of the chosen class. "
+    note += f"The fewest classes with {level} probability are {number(found.get('set_size'), 3)} and hold {inside}."
+    columns = ("mean probability of the chosen class (%)", "accuracy (%)")
+    return Table("Calibration", columns, tuple(rows), note, left=(), folded=True)
 
 
 def set_table(run: Run) -> Table:

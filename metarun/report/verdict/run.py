@@ -12,14 +12,16 @@ from metarun.report.read import facts
 from metarun.report.read.files import as_mapping, as_mappings
 from metarun.report.read.runs import Run
 from metarun.report.statistics.trend import LEAST, Course, judge_course
-from metarun.report.verdict.sentence import CONVERGED, PUBLISHED, RESULT, STABLE, Sentence, Tone
+from metarun.report.verdict.sentence import BATCH, CALIBRATED, CONVERGED, PUBLISHED, RESULT, STABLE, Sentence, Tone
 from metarun.storage import published, text
-from metarun.storage.headline import headline, is_heavy
+from metarun.storage.headline import describe_calibration, describe_worst, headline, is_heavy
 from metarun.storage.text import count, format_metric, higher_is_better, is_number, number
 
 FEW = 0.01  # of the test tasks
 UNSTABLE = 2.0  # of inner rate x largest eigenvalue: gradient descent on a quadratic diverges above it
+CALIBRATED_TO = 0.02  # calibration error and overconfidence, as shares
 MOST_OF = 0.5  # of an excess risk, explains it
+FAR = 4  # times the noise scale or less of it
 LOW_RATE = 0.1  # of the largest outer rate
 PER = ((20_000, 10_000, "ten thousand"), (2_000, 1_000, "thousand"), (0, 100, "hundred"))  # steps of a slope
 CHANGES_NOTHING = ("experiment", "device", "logger", "hydra", "report", "out", "val", "run", "resume")
@@ -27,7 +29,15 @@ CHANGES_NOTHING = ("experiment", "device", "logger", "hydra", "report", "out", "
 
 def judge_run(run: Run) -> list[Sentence]:
     """All sentences on one run, in the order of reading."""
-    return [*_result(run), *converged(run), *_optimum(run), *_stable(run), *_compared(run)]
+    return [
+        *_result(run),
+        *converged(run),
+        *_optimum(run),
+        *_stable(run),
+        *_batch(run),
+        *_calibrated(run),
+        *_compared(run),
+    ]
 
 
 def _result(run: Run) -> Iterator[Sentence]:
@@ -134,6 +144,8 @@ def _stable(run: Run) -> Iterator[Sentence]:
             yield Sentence(STABLE, f"Alarm {name}, {_times(times)}{at}{message}", "warn")
     yield from _curvature(run)
     yield from _failures(run)
+    if worst := describe_worst(facts.metric_of(run), run.summary):
+        yield Sentence(STABLE, f"{_capital(worst)}.")
     rewinds = run.summary.get("rewinds")
     if is_number(rewinds) and rewinds:
         yield Sentence(STABLE, f"Training went back to an earlier checkpoint {_times(rewinds)}.", "warn")
@@ -176,6 +188,46 @@ def _failures(run: Run) -> Iterator[Sentence]:
         share = share if failed else f"None of {count(tasks)} test tasks"
         verb = words if failed > 1 else words.replace("have", "has", 1)
         yield Sentence(STABLE, f"{share} {verb}.", "good" if failed <= FEW * tasks else "warn")
+
+
+def _batch(run: Run) -> Iterator[Sentence]:
+    """Whether more or fewer tasks a step would pay, by the noise scale of the meta-gradient."""
+    found = as_mapping(as_mapping(run.summary.get("convergence")).get("noise_scale"))
+    low, high, used = (found.get(key) for key in ("low", "high", "used"))
+    if not (is_number(low) and is_number(used)):
+        return
+    bounds = f"{number(low, 2)} to {number(high, 2)}" if is_number(high) else f"at least {number(low, 2)}"
+    words = f"The noise scale of the meta-gradient is {bounds} tasks (95 %, last half of the training)"
+    if low > FAR * used:
+        share = f"at most {100 / (1 + low / used):.2g} % of what one without noise would"
+        sentence = (
+            f"{words}: a step of {count(used)} makes {share}. More (train.tasks) save steps, if time or memory allow."
+        )
+    elif is_number(high) and FAR * high < used:
+        sentence = f"{words}: a step of {count(used)} has more than it needs. Fewer (train.tasks) save time."
+    else:
+        sentence = f"{words}; a step of {count(used)} is in that order."
+    yield Sentence(BATCH, sentence)
+
+
+def _calibrated(run: Run) -> Iterator[Sentence]:
+    """Whether a classifier's probabilities may be taken as such."""
+    found = as_mapping(run.summary.get("calibration"))
+    over, half, error = (found.get(key) for key in ("overconfidence", "overconfidence_ci95", "error"))
+    if not (is_number(over) and is_number(half) and is_number(error)):
+        return
+    words = _capital(describe_calibration(run.summary))
+    if max(abs(over), error) < CALIBRATED_TO:
+        yield Sentence(CALIBRATED, f"{words}. A probability can be read as one.", "good")
+    elif abs(over) > half:
+        side = "high: a threshold on them lets too much pass" if over > 0 else "low"
+        yield Sentence(CALIBRATED, f"{words}. Probabilities are too {side}.", "warn" if over > 0 else "plain")
+    else:
+        yield Sentence(CALIBRATED, f"{words}. Right on average, not at each confidence.")
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _compared(run: Run) -> Iterator[Sentence]:

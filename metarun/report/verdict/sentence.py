@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 Tone = Literal["plain", "good", "warn"]
 
 RESULT, CONVERGED, STABLE, PUBLISHED = "Result", "Converged?", "Stable?", "Published"
+CALIBRATED, BATCH = "Calibrated?", "Tasks a step"
 SETTINGS, BETTER, SPREAD, APART = "Best settings", "Which is better?", "Seeds", "Not compared"
 
 

@@ -9,7 +9,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from metarun.storage.headline import describe_errors, describe_unaveraged, headline
+from metarun.storage.headline import (
+    describe_calibration,
+    describe_errors,
+    describe_unaveraged,
+    describe_worst,
+    headline,
+)
 from metarun.storage.loggers import Record
 from metarun.storage.published import compare, describe
 from metarun.storage.text import adaptation_unit, format_metric
@@ -56,6 +62,8 @@ def result_table(summary: dict[str, Any]) -> Group:
         result = f"test {summary['metric']}: {number} (95 % {kind}, {summary['n_tasks']} tasks){after}"
         beside = describe_errors(summary["metric"], summary, plus_minus="+-")
         parts += [Text(result, style="bold"), *([Text(beside)] if beside else []), Text(describe_conditions(summary))]
+        own = describe_worst(summary["metric"], summary, "+-"), describe_calibration(summary, "+-")
+        parts += [Text(line) for line in own if line]
         plain = describe_unaveraged(summary["metric"], summary, plus_minus="+-")
         parts += [Text(f"without the average: {plain}")] if plain else []
         parts += [Text(f"note: {summary['caveat']}")] if summary.get("caveat") else []
@@ -66,8 +74,8 @@ def result_table(summary: dict[str, Any]) -> Group:
         if published and (comparisons := compare(published, summary)):
             parts.append(Text(describe(comparisons, published["source"])))
     # A narrow terminal breaks lines between words; a path stays in one piece, to be copied.
-    own = str(summary["run_dir"])
-    parts += [Text(line, overflow="ignore" if own in line else None) for line in _closing_lines(summary)]
+    folder = str(summary["run_dir"])
+    parts += [Text(line, overflow="ignore" if folder in line else None) for line in _closing_lines(summary)]
     return Group(*parts)
 
 
