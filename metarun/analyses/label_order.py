@@ -4,6 +4,7 @@ A learner with a head of learned weights starts output k from the same weights w
 its accuracy depends on the order (Ye and Chao 2022, arXiv 2106.16245). Each task is learned in R orders pi, the first
 as drawn, the others different random ones (all N! where R is as large). With a_tr the accuracy of task t in order r:
 
+    apart         the largest change of a probability by the order
     best, worst   mean_t max_r a_tr, mean_t min_r a_tr     spread   root of mean_t var_r a_tr
     ranked        mean_t of the i-th largest a_tr, i = 1 .. R
     ensemble      mean accuracy of the orders' mean probabilities, (1/R) sum_r p_r(pi_r(class) | x)
@@ -33,8 +34,8 @@ from metarun.storage.text import axis_label, count_nouns, display_scale, format_
 from metarun.training.evaluation import EPISODE_SEED, PREDICTION, SCORE, score_tasks
 from metarun.types import Batch, Task
 
-SAME = 1e-9
-"""Accuracies that differ by less are equal."""
+SAME = 1e-4
+"""Probabilities that differ by less are equal but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class LabelOrder:
         ensemble = (back.mean(0).argmax(-1) == drawn.query.y[0]).double().mean()
         ends = {"lowest": float(scores.min()), "highest": float(scores.max())}
         mean = {"mean": float(scores.mean()), "sd": float(scores.std()), "ensemble": float(ensemble)}
-        return mean | ends | {"scores": scores.tolist()}
+        return mean | ends | {"apart": float((back - back[0]).abs().max()), "scores": scores.tolist()}
 
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
         scores = np.array([row["scores"] for row in rows])
@@ -75,6 +76,7 @@ class LabelOrder:
         summary = {
             "metric": "accuracy",
             "orders": scores.shape[1],
+            "apart": max(row["apart"] for row in rows),
             "as_drawn": float(scores[:, 0].mean()),
             "mean": float(scores.mean()),
             "best": float(scores.max(1).mean()),
@@ -122,9 +124,9 @@ def reorder(task: Task, orders: Tensor) -> Task:
 
 def _describe(summary: dict[str, Any], tasks: int) -> str:
     orders = f"{summary['orders']} orders of the labels of each of {count_nouns(tasks, 'task')}"
-    if summary["gap"] < SAME:
+    if summary["apart"] < SAME:
         mean = format_metric("accuracy", summary["mean"])
-        return f"{orders}: {mean} in every order, so this learner does not depend on the order"
+        return f"{orders}: {mean} in every order; no prediction depends on it"
     best, worst, mean, drawn = (format_metric("accuracy", summary[k]) for k in ("best", "worst", "mean", "as_drawn"))
     gap, gain = (f"{100 * summary[k]:.2f} +- {100 * summary[f'{k}_ci95']:.2f} points" for k in ("gap", "ensemble_gain"))
     spread = f"{100 * summary['spread']:.2f} points"

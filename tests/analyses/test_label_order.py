@@ -50,6 +50,7 @@ def test_another_order_of_the_labels_is_another_order_of_the_heads_rows(tmp_path
     summary = analysis.summarise(where, rows)
     assert summary["gap"] == pytest.approx(np.mean([max(r["scores"]) - min(r["scores"]) for r in rows]))
     assert summary["gap"] > 0.05
+    assert summary["apart"] > 0.05
     assert summary["as_drawn"] == pytest.approx(np.mean([r["scores"][0] for r in rows]))
     assert "in the best order of each task" in summary["message"]
     assert len(analysis.draw(rows, summary)) == 1
@@ -60,8 +61,8 @@ def test_a_learner_without_a_head_does_not_depend_on_the_order(tmp_path: Path) -
     analysis = LabelOrder(tasks=2, orders=3)
     rows = [cell | analysis.measure(where, cell) for cell in analysis.cells(where)]
     summary = analysis.summarise(where, rows)
-    assert summary["gap"] == 0
-    assert summary["message"].endswith("so this learner does not depend on the order")
+    assert (summary["gap"], summary["apart"]) == (0, pytest.approx(0, abs=1e-5))
+    assert summary["message"].endswith("no prediction depends on it")
 
 
 def test_orders_are_different_and_the_first_is_that_of_the_task() -> None:
