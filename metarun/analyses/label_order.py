@@ -128,12 +128,13 @@ def _describe(summary: dict[str, Any], tasks: int) -> str:
         mean = format_metric("accuracy", summary["mean"])
         return f"{orders}: {mean} in every order; no prediction depends on it"
     best, worst, mean, drawn = (format_metric("accuracy", summary[k]) for k in ("best", "worst", "mean", "as_drawn"))
-    gap, gain = (f"{100 * summary[k]:.2f} +- {100 * summary[f'{k}_ci95']:.2f} points" for k in ("gap", "ensemble_gain"))
-    spread = f"{100 * summary['spread']:.2f} points"
+    gap, spread = f"{100 * summary['gap']:.2f} +- {100 * summary['gap_ci95']:.2f} points", 100 * summary["spread"]
+    gain = f"{100 * summary['ensemble_gain']:+.2f} +- {100 * summary['ensemble_gain_ci95']:.2f} points"
+    ensemble = format_metric("accuracy", summary["ensemble"])
     lines = [
         f"{orders}: {mean} on average ({drawn} as drawn), {best} in the best order of each task, {worst} in the worst",
-        f"best minus worst {gap}, standard deviation between orders of a task {spread}",
-        f"the mean of the orders' probabilities has {format_metric('accuracy', summary['ensemble'])}: {gain} more",
+        f"best minus worst {gap}, standard deviation between orders of a task {spread:.2f} points",
+        f"the mean of the orders' probabilities has {ensemble}, {gain} against one order",
     ]
     if summary["ensemble_gain"] > summary["ensemble_gain_ci95"]:
         lines.append("training with algo.zero_head=true makes the order irrelevant (algo=unicorn is MAML so)")
