@@ -196,18 +196,23 @@ def _batch(run: Run) -> Iterator[Sentence]:
     low, high, used = (found.get(key) for key in ("low", "high", "used"))
     if not (is_number(low) and is_number(used)):
         return
-    bounds = f"{number(low, 2)} to {number(high, 2)}" if is_number(high) else f"at least {number(low, 2)}"
+    bounds = f"{_tasks(low)} to {_tasks(high)}" if is_number(high) else f"at least {_tasks(low)}"
     words = f"The noise scale of the meta-gradient is {bounds} tasks (95 %, last half of the training)"
     if low > FAR * used:
         share = f"at most {100 / (1 + low / used):.2g} % of what one without noise would"
-        sentence = (
-            f"{words}: a step of {count(used)} makes {share}. More (train.tasks) save steps, if time or memory allow."
-        )
+        sentence = f"{words}: a step of {count(used)} makes {share}. More (train.tasks) save steps."
+    elif used < low:
+        sentence = f"{words}: a step of {count(used)} is somewhat below it. More (train.tasks) save some steps."
     elif is_number(high) and FAR * high < used:
         sentence = f"{words}: a step of {count(used)} has more than it needs. Fewer (train.tasks) save time."
     else:
-        sentence = f"{words}; a step of {count(used)} is in that order."
+        place = "above" if is_number(high) and used > high else "within"
+        sentence = f"{words}: a step of {count(used)} is {place} it. More would save few steps."
     yield Sentence(BATCH, sentence)
+
+
+def _tasks(value: float) -> str:
+    return count(round(value)) if value >= 10 else number(value, 2)
 
 
 def _calibrated(run: Run) -> Iterator[Sentence]:

@@ -11,7 +11,7 @@ from helpers.report_folders import train_record, write_run
 
 from metarun.report.read.runs import read_run
 from metarun.report.verdict.judge import judge
-from metarun.report.verdict.sentence import CONVERGED, PUBLISHED, RESULT, STABLE
+from metarun.report.verdict.sentence import BATCH, CALIBRATED, CONVERGED, PUBLISHED, RESULT, STABLE
 from metarun.report.write import write_report
 
 
@@ -110,3 +110,54 @@ def test_the_verdict_stands_before_everything_else_and_is_escaped(tmp_path: Path
     text = write_report([tmp_path / "run"], tmp_path / "r.md", "md").read_text()
     assert text.startswith("**Result** maml on sinusoid, 10-shot: test MSE 0.5000")
     assert "<script" not in text
+
+
+def test_what_an_excess_risk_is_explained_by(tmp_path: Path) -> None:
+    def sentence(name: str, **optimum: float) -> str:
+        found = verdict(tmp_path / name, summary={"convergence": {"optimum": {"first": 1.0, **optimum}}}, lines=[])
+        return " ".join(text for _, text in found.get(CONVERGED, []))
+
+    noise = sentence("a", plateau=0.05, noise=0.048, floor=0.0, contraction=0.95, predicted_contraction=0.94)
+    assert noise.startswith(
+        "Excess risk over the best theta: 0.05, mean of the last half, 5 % of the 1 at the first record."
+    )
+    assert "The noise of the tasks at this rate accounts for 0.048: a lower rate or more tasks" in noise
+    assert noise.endswith("measured 0.95, predicted 0.94 by gradient descent without noise.")
+    assert "The learner's own fixed point has 0.04: it is biased" in sentence("b", plateau=0.05, floor=0.04)
+    assert sentence("c", plateau=0.001, floor=0.0).endswith("0.1 % of the 1 at the first record.")
+
+
+def test_whether_more_tasks_a_step_would_pay(tmp_path: Path) -> None:
+    def sentence(name: str, low: float, high: float | None) -> str:
+        scale = {"low": low, "high": high, "used": 25, "tasks": low}
+        ((_, text),) = verdict(tmp_path / name, summary={"convergence": {"noise_scale": scale}})[BATCH]
+        return text
+
+    assert sentence("a", 225, None).endswith(
+        "is at least 225 tasks (95 %, last half of the training): a step of 25 makes at most 10 % of what one without "
+        "noise would. More (train.tasks) save steps."
+    )
+    assert "75 to 2,600 tasks" in sentence("b", 75, 2600)
+    assert sentence("b", 75, 2600).endswith("is somewhat below it. More (train.tasks) save some steps.")
+    assert "a step of 25 is within it" in sentence("c", 10, 40)
+    assert "a step of 25 is above it" in sentence("d", 5, 12)
+    assert sentence("e", 1.5, 2.5).endswith("a step of 25 has more than it needs. Fewer (train.tasks) save time.")
+
+
+def test_whether_probabilities_may_be_taken_as_such_and_the_worst_tasks(tmp_path: Path) -> None:
+    def sentence(name: str, over: float, error: float) -> tuple[str, str]:
+        found = {"overconfidence": over, "overconfidence_ci95": 0.005, "error": error, "brier": 0.1, "brier_ci95": 0.01}
+        (only,) = verdict(tmp_path / name, summary={"metric": "accuracy", "calibration": found})[CALIBRATED]
+        return only
+
+    high = ("warn", "Overconfident by 10.00 ± 0.50 points; calibration error 11.00 %, Brier score 0.1000 ± 0.0100. ")
+    assert sentence("a", 0.1, 0.11) == (
+        high[0],
+        high[1] + "Probabilities are too high: a threshold on them lets too much pass.",
+    )
+    assert sentence("b", -0.1, 0.11)[1].endswith("Probabilities are too low.")
+    assert sentence("c", 0.001, 0.01)[0] == "good"
+    assert sentence("d", 0.001, 0.1)[1].endswith("Right on average, not at each confidence.")
+    worst = {"share": 0.1, "mean": 0.7, "half": 0.02, "worst": 0.4}
+    stable = verdict(tmp_path / "e", summary={"metric": "accuracy", "worst_tasks": worst})[STABLE]
+    assert ("plain", "Worst tenth of the tasks: 70.00 ± 2.00 %, worst task: 40.00 %.") in stable
