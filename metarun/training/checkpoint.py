@@ -274,7 +274,9 @@ def describe_mismatch(theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, 
     """The first tensor that differs, both shapes, and the settings that decide it."""
     name = next(name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name))
     there, here = (list(shapes[name]) if name in shapes else "absent" for shapes in (theirs, ours))
-    if name.startswith(HEAD):
+    if name.startswith(HEAD) and "absent" in (there, here):
+        cause = "of two algorithms, whose networks end in a head and in their features"
+    elif name.startswith(HEAD):
         cause = "the head has an output for each class or target: data.ways, or algo.train_ways where it is set"
     elif name.startswith(REG):
         cause = "of a penalty: reg"
