@@ -29,8 +29,9 @@ from metarun.cli.explain import explain
 from metarun.cli.overrides import read_arguments
 from metarun.cli.shell_completion import offer_values
 from metarun.cli.usage_errors import describe_usage_error
+from metarun.compute.portable import pin_arithmetic
 from metarun.config.from_run import SEARCH_PATH, reuse_settings
-from metarun.config.schema import Config
+from metarun.config.schema import PORTABLE, Config
 from metarun.errors import UserError
 from metarun.jobs.sweep.child import end_with_parent
 from metarun.storage import ranks
@@ -118,6 +119,8 @@ def choose_settings(config: Config, overrides: list[str]) -> Config:
     """The composed settings, or those of the run that they name. Of several processes, the first one reads files."""
     if ranks.size() == 1:
         return reuse_settings(config, overrides, compose_options)
+    if config.device.deterministic == PORTABLE:  # before torch is loaded
+        pin_arithmetic()
     from metarun.compute.distributed import connect_processes
 
     return connect_processes().on_first(lambda: reuse_settings(config, overrides, compose_options))

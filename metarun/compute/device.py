@@ -6,7 +6,7 @@ import ctypes
 import math
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup, connect_processes
 from metarun.compute.threads import set_threads
-from metarun.config.schema import DeviceConfig, compile_choice
+from metarun.config.schema import PORTABLE, DeviceConfig, compile_choice
 from metarun.errors import SettingError
 from metarun.storage import ranks
 from metarun.types import Batch, EpisodeSpec, Params, Task
@@ -88,6 +88,9 @@ class Placement:
 
 def make_placement(settings: DeviceConfig) -> Placement:
     """Apply the process-wide settings and choose the device; `SettingError` when it is not there."""
+    portable = settings.deterministic == PORTABLE
+    if portable:  # all that is auto is then the same on every machine
+        settings = replace(settings, name="cpu", compile="off", threads=1, chunk_size=1)
     name = _best_device() if settings.name == "auto" else settings.name
     missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
     if missing.get(name):
@@ -125,7 +128,12 @@ def _configure_process(settings: DeviceConfig) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
     # Never on: cuDNN would choose its kernels by a clock, and a resumed run could be given others.
     torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(settings.deterministic)
+    portable = settings.deterministic == PORTABLE
+    if portable and (found := torch.backends.cpu.get_cpu_capability()) != "AVX2":
+        raise SettingError("device.deterministic", PORTABLE, f"needs a processor with AVX2; torch uses {found} here")
+    if portable:  # oneDNN cuts convolutions up by the sizes of the caches
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    torch.use_deterministic_algorithms(bool(settings.deterministic))
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
 

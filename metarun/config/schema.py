@@ -97,6 +97,9 @@ class OptimConfig:
     clip: Optional[float] = None  # largest norm of the meta-gradient
 
 
+PORTABLE = "portable"  # of device.deterministic
+
+
 @dataclass
 class DeviceConfig:
     name: str = "auto"  # auto, cpu, cuda, mps
@@ -107,7 +110,7 @@ class DeviceConfig:
     chunk_size: Any = "auto"  # tasks that vmap handles at once: auto, a number, null for all
     memory_mb: Optional[float] = None  # 2^20 bytes that chunk_size=auto keeps to; null: half of the machine's or GPU's
     threads: Optional[int] = None  # of a CPU; null: one for a small network, else as many as torch takes
-    deterministic: bool = False  # on CUDA: kernels that add in a fixed order
+    deterministic: Any = False  # true: fixed order of sums on CUDA; portable: the same bits on any x86-64 CPU with AVX2
 
 
 @dataclass
@@ -356,6 +359,8 @@ def _check_device(device: DeviceConfig) -> None:
     if device.threads is not None and device.threads > MOST_THREADS:
         raise SettingError("device.threads", device.threads, f"must be at most {MOST_THREADS}")
     compile_choice(device)
+    if device.deterministic not in (True, False, PORTABLE):
+        raise SettingError("device.deterministic", device.deterministic, f"choices: true, false, {PORTABLE}")
     if device.name == "cuda" and _lacks_cuda():
         raise SettingError("device.name", "cuda", "this machine has none; choices: cpu, auto")
 

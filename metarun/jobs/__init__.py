@@ -11,7 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metarun.config.schema import JOBS_OF_A_RUN, Config, check
+from metarun.compute.portable import check_portable, pin_arithmetic
+from metarun.config.schema import JOBS_OF_A_RUN, PORTABLE, Config, check
 from metarun.errors import SettingError
 from metarun.storage import ranks
 from metarun.storage.locks import lock_run_folder
@@ -40,6 +41,9 @@ def load_job(job: str) -> Callable[..., Result]:
 def run(config: Config, folder: str | Path, own: OwnParts | None = None) -> Result:
     """Do `config.job`, with `folder` as its run folder; `own`: Python objects in place of what settings name."""
     check(config)
+    if config.device.deterministic == PORTABLE:
+        check_portable(config.device)
+        pin_arithmetic()
     if config.run and config.job not in JOBS_OF_A_RUN:
         raise SettingError("run", config.run, f"job={config.job} reads no run; choices: {', '.join(JOBS_OF_A_RUN)}")
     elsewhere = config.resume and Path(config.resume).absolute() != Path(folder).absolute()

@@ -280,6 +280,19 @@ def versions() -> dict[str, str]:
     return found
 
 
+def continue_history(earlier: Mapping[str, Any], step: int) -> list[dict[str, Any]]:
+    """What a run was computed with: an entry for each change, with the step from which it holds. `earlier` is the
+    summary of the run before it was resumed, {} of a new one."""
+    known = earlier.get("history")
+    history = [entry for entry in known if isinstance(entry, dict)] if isinstance(known, list) else []
+    if not history and isinstance(earlier.get("versions"), dict):  # of a metarun that kept the last versions alone
+        history = [{"from_step": 0, **earlier["versions"]}]
+    now = {**versions(), "processor": processor(), "instructions": torch.backends.cpu.get_cpu_capability()}
+    if not history or any(history[-1].get(name, value) != value for name, value in now.items()):
+        history.append({"from_step": step, **now})
+    return history
+
+
 def processor() -> str:
     """The name of the processor."""
     info = Path("/proc/cpuinfo")

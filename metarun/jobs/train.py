@@ -21,6 +21,7 @@ from metarun.errors import NonFinite, RankLost, UserError, WriteError
 from metarun.jobs.result import Result
 from metarun.jobs.resume import describe_last, has_checkpoint, has_ended, load_ended, refuse_used
 from metarun.jobs.summary import (
+    continue_history,
     describe_convergence,
     describe_end,
     describe_penalties,
@@ -33,6 +34,7 @@ from metarun.storage.loggers.console import console_sink
 from metarun.storage.loggers.jsonl import JsonLines
 from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder, link_latest
+from metarun.storage.text import shorten
 from metarun.training import checkpoint
 from metarun.training.average import evaluate_average
 from metarun.training.details import describe_queries
@@ -100,6 +102,18 @@ class ActiveRun:
     sinks: Sequence[Sink] = ()
 
 
+def _announce_change(record: RunFolder, history: Sequence[dict[str, Any]], step: int) -> None:
+    """Print what has changed where a run is resumed with other versions or on another processor."""
+    if len(history) < 2 or history[-1].get("from_step") != step:
+        return
+    before, now = history[-2:]
+    keys = [key for key in now if key != "from_step" and before.get(key, now[key]) != now[key]]
+    changed = ", ".join(f"{key} {shorten(now[key])} (was {shorten(before[key])})" for key in keys)
+    print_notice(
+        f"{record.path}: continues with {changed or 'other versions'}: from step {step} its bits may be others"
+    )
+
+
 @contextlib.contextmanager
 def open_run(
     experiment: Experiment, record: RunFolder, state: State, quiet: bool = False, trains: bool = False
@@ -124,6 +138,9 @@ def open_run(
         record.write_json("split.json", members)
     sinks = build_sinks(config, record.path, quiet)
     summary = describe_run(experiment, str(record.path))
+    if trains:
+        summary["history"] = continue_history(record.read_summary() if config.resume else {}, state.step)
+        _announce_change(record, summary["history"], state.step)
     record.write_json("summary.json", summary)
     recorder = Recorder(record, sinks, config.train, alarms, experiment.callbacks)
     run = ActiveRun(experiment, record, recorder, summary, sinks=sinks)

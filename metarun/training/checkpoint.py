@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from metarun.compute.distributed import connect_processes
 from metarun.compute.tensor_files import load_tensors
-from metarun.errors import UserError
+from metarun.errors import UserError, one_line
 from metarun.storage import atomic
 from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder, previous_checkpoint
@@ -31,6 +33,7 @@ def save(path: Path, state: State) -> None:
     """Write the state, whole or not at all; the one before stays as NAME.previous."""
     stored = {
         "format": FORMAT,
+        "metarun": _own_version(),
         "step": state.step,
         "params": state.params,
         "optimizer": state.optimizer.state_dict(),
@@ -48,6 +51,12 @@ def save(path: Path, state: State) -> None:
         point = vars(state.rewinding) | {"average": kept and vars(kept)}
         stored["rewinding"] = {k: v for k, v in point.items() if k not in ("carry", "average") or v}
     _write(path, stored)
+
+
+def _own_version() -> str:
+    with contextlib.suppress(PackageNotFoundError):
+        return version("metarun")
+    return "of a checkout"
 
 
 def save_without_optimizer(path: Path, source: Path) -> None:
@@ -178,7 +187,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise Damaged(f"is damaged ({what})") from error
     number = stored.pop("format", None) if isinstance(stored, dict) else None
     if isinstance(number, int) and number > FORMAT:
-        raise UserError(f"{path}: was written by a newer metarun (format {number}; this one reads up to {FORMAT})")
+        writer = stored.get("metarun")
+        needed = f"metarun {one_line(writer)[:40]} wrote it: that version or a later one reads it"
+        reads = f"this metarun ({_own_version()}) reads up to {FORMAT}"
+        raise UserError(f"{path}: has format {number}; {reads}; {needed if writer else 'install a later one'}")
     if number not in READABLE or not is_checkpoint(stored):
         raise Damaged("is no checkpoint of metarun")
     if number > 1 and stored.pop("sha256", None) != digest({"format": number} | stored):

@@ -217,6 +217,17 @@ def test_a_target_is_refused_before_its_module_is_imported(tmp_path: Path, monke
             components.locate(group, {"_target_": "evil.Thing"}, ["evi", "evil.other"])
 
 
+def test_what_a_trusted_module_imports_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_nets.py").write_text(
+        "from os import putenv\nfrom torch import load, nn\nclass Net(nn.Module): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert components.locate_trusted("model.target", "mine_nets.Net", ["mine_nets"]).__name__ == "Net"
+    for name, home in (("putenv", "posix"), ("load", "torch.serialization"), ("nn.Linear", "")):
+        with pytest.raises(SettingError, match=f"is defined in {home}; name it there|cannot be imported"):
+            components.locate_trusted("model.target", f"mine_nets.{name}", ["mine_nets"])
+
+
 @pytest.mark.parametrize(
     ("key", "group"),
     [

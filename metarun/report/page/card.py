@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from metarun.report.read import facts
-from metarun.report.read.files import as_mapping
+from metarun.report.read.files import as_mapping, as_mappings
 from metarun.report.read.runs import Run
 from metarun.report.tables.penalties import format_penalties, format_zeros
 from metarun.storage import text
@@ -119,6 +119,8 @@ def _cost(run: Run) -> list[Fact]:
 def _machine(run: Run) -> list[Fact]:
     summary, versions, machine = run.summary, run.summary.get("versions"), run.summary.get("machine")
     parts = [f"{name} {version}" for name, version in as_mapping(versions).items()]
+    entries = as_mappings(summary.get("history"))[1:]
+    resumed = [f"from step {count(entry.get('from_step'))} others (summary.json, history)" for entry in entries]
     processor = []
     if isinstance(machine, Mapping):
         cores = f"{number(machine.get('threads'))} of {number(machine.get('cores'))} cores"
@@ -126,6 +128,6 @@ def _machine(run: Run) -> list[Fact]:
         processor += [str(summary["precision"])] if "precision" in summary else []
     return [
         Fact("device", str(summary.get("device") or NOTHING), ", ".join(processor)),
-        Fact("versions", ", ".join(parts) or NOTHING),
+        Fact("versions", ", ".join(parts) or NOTHING, "; ".join(resumed)),
         Fact("folder", str(run.path)),
     ]
