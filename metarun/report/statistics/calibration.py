@@ -56,12 +56,13 @@ def describe_calibration(
 def squared_error(confidence: Array, correct: Array, bins: int = BINS) -> tuple[float, float, list[dict[str, float]]]:
     """E2 without bias, the plain one, and the mean confidence and accuracy of each bin; two tasks or more."""
     tasks, queries = confidence.shape
+    bins = min(bins, confidence.size)  # no empty ones
     order = np.argsort(confidence, axis=None, kind="stable")
     bin_of = np.empty(confidence.size, dtype=np.int64)
     bin_of[order] = np.arange(confidence.size) * bins // confidence.size
     gap, label = confidence - correct, bin_of.reshape(confidence.shape)
     unbiased, plain, rows = 0.0, 0.0, []
-    for b in range(min(bins, confidence.size)):
+    for b in range(bins):
         inside = label == b
         share, by_task = float(inside.mean()), (gap * inside).sum(1) / queries
         total, own = float(by_task.sum()) ** 2, float(by_task @ by_task)

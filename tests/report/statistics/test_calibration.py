@@ -47,6 +47,13 @@ def test_two_tasks_by_hand() -> None:
     assert rows == [{"confidence": pytest.approx(0.8), "accuracy": 0.75}]
 
 
+def test_fewer_predictions_than_bins_have_a_bin_each() -> None:
+    confidence = np.array([[0.8, 0.6], [0.9, 0.7]])
+    _, plain, rows = squared_error(confidence, np.ones((2, 2)))
+    assert [row["confidence"] for row in rows] == [0.6, 0.7, 0.8, 0.9]
+    assert plain == pytest.approx(np.mean((1 - confidence) ** 2))
+
+
 def test_what_is_read_off_logits() -> None:
     p = torch.tensor([[[0.5, 0.3, 0.2], [0.95, 0.03, 0.02], [0.6, 0.35, 0.05]]])
     found = read_probabilities(p.log(), torch.tensor([[1, 0, 2]]))
