@@ -27,6 +27,9 @@ OUTSIDE = {
 OUTPUTS: dict[str, list[str]] = {}
 """The outputs of the cells of each tutorial, as Markdown."""
 
+REPORTS: dict[str, list[str]] = {}
+"""The report pages that the runs of each tutorial leave, by the names of their folders."""
+
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(\))")  # of a file; an address has a colon
 FENCED = re.compile(r"^```.*?^```$|^ {4}[^\n]*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
@@ -65,13 +68,16 @@ def on_files(files: Any, config: Any) -> None:
 
 
 def run_tutorials() -> dict[str, bytes]:
-    """Fill in OUTPUTS. Return the notebooks and figures, by their names in tutorials/ of the site."""
+    """Fill in OUTPUTS and REPORTS. Return notebooks, figures and reports, by their names in tutorials/ of the site."""
     notebooks = import_notebooks()
     made: dict[str, bytes] = {}
     for page in notebooks.PAGES:
         logging.getLogger("mkdocs.hooks").info(f"Running tutorials/{page.name}")
         with tempfile.TemporaryDirectory() as folder:
             notebook = notebooks.run_notebook(notebooks.make_notebook(page), Path(folder))
+            reports = {path.parent.name: path.read_bytes() for path in sorted(Path(folder).glob("*/*/report.html"))}
+        REPORTS[f"tutorials/{page.name}"] = [*reports]
+        made |= {f"{page.stem}-{name}.html": content for name, content in reports.items()}
         made[f"{page.stem}.ipynb"] = json.dumps(notebook, indent=1).encode()
         OUTPUTS[f"tutorials/{page.name}"] = texts = []
         for i, cell in enumerate(c for c in notebook["cells"] if c["cell_type"] == "code"):
@@ -99,6 +105,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         download = f'<a href="{Path(source).stem}.ipynb" download>This page as a notebook</a>'
         linked = linked.replace("\n", f"\n\n{download}\n", 1)
         linked = import_notebooks().add_outputs(linked, cells)
+        named = [f'<a href="{Path(source).stem}-{name}.html">{name}</a>' for name in REPORTS[page.file.src_uri]]
+        linked += f"\n## Reports\n\nThe pages that the runs above left: {', '.join(named)}.\n" if named else ""
     return re.sub(r"(-->\n)(?=\S)", r"\1\n", linked)  # an empty line before a table
 
 
