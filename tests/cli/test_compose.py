@@ -70,7 +70,7 @@ def pairs() -> Iterable[Any]:
 
 
 PROVIDED = {"model", "loss", "ways", "input_shape", "outputs", "network", "regularization", "kind", "environment"}
-PROVIDED |= {"trusted_modules", "ratio", "classes", "started"}
+PROVIDED |= {"trusted_modules", "ratio", "classes", "started", "reference_inputs"}
 
 
 def settings_of(target: Any) -> set[str]:

@@ -288,7 +288,7 @@ WRONG: dict[str, tuple[Callable[[], Contents], Sequence[str]]] = {
     ),
     "objects": (
         lambda: with_array(features=np.array([None, 1]), targets=[0, 1]),
-        ["few-shot-train.npz: is not a readable npz file of images", "allow_pickle"],
+        ["few-shot-train.npz: is not a readable npz file of images", "it holds Python objects"],
     ),
     "no targets": (
         lambda: with_array(features=NOISE),

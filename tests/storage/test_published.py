@@ -53,7 +53,7 @@ TINY = (
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of small random pictures, as many classes and pictures as the largest episode needs."""
     root, draw = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for split, classes in (("train", 60), ("val", 20), ("test", 20)):
+    for split, classes in (("train", 64), ("val", 20), ("test", 20)):
         for name in range(classes):
             (root / split / f"{split}{name}").mkdir(parents=True)
             for i in range(30 if split == "train" else 20):
