@@ -79,5 +79,13 @@ def describe_calibration(summary: Mapping[str, Any], plus_minus: str = "±") -> 
 
 def _format_median(metric: str, errors: Mapping[str, Any]) -> tuple[str, str]:
     """The median and its interval."""
-    low, high = (format_metric(metric, errors.get(f"median_{end}"), missing="infinity") for end in ("low", "high"))
-    return format_metric(metric, errors.get("median"), missing="not finite"), f"{low} to {high}"
+    bounds = format_bounds(metric, errors.get("median_low"), errors.get("median_high"))
+    return format_metric(metric, errors.get("median"), missing="not finite"), bounds
+
+
+def format_bounds(metric: str, low: Any, high: Any) -> str:
+    """The interval of a median: `0.1802 to 0.2310`, up to infinity where failed tasks are the bound; too few tasks have
+    none."""
+    if not is_number(low):
+        return "no interval"
+    return f"{format_metric(metric, low)} to {format_metric(metric, high, missing='infinity')}"

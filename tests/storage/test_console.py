@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from math import nan
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from metarun.storage.headline import format_bounds
 from metarun.storage.loggers import Record
 from metarun.storage.loggers.console import LiveConsole, PlainConsole
 from metarun.storage.loggers.tables import format_clock, format_plain, metrics_line, result_table
@@ -79,6 +81,19 @@ def test_the_table_shows_each_step_and_what_the_figure_was_measured_on() -> None
     for part in ("5-way 1-shot, 15 queries a class", "split vinyals", "norm batch", "episodes 0123456789ab"):
         assert part in text.replace("\n", " ")
     assert [line.split()[0] for line in text.splitlines() if line.strip()[:1].isdigit()] == [str(k) for k in range(11)]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.25, 0.5, "0.2500 to 0.5000"),
+        (0.25, None, "0.2500 to infinity"),
+        (None, None, "no interval"),
+        (nan, nan, "no interval"),
+    ],
+)
+def test_the_interval_of_a_median_has_its_bounds(low: float | None, high: float | None, words: str) -> None:
+    assert format_bounds("mse", low, high) == words
 
 
 def test_a_long_curve_is_thinned_but_keeps_its_ends_and_its_headline() -> None:

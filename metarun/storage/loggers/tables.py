@@ -14,6 +14,7 @@ from metarun.storage.headline import (
     describe_errors,
     describe_unaveraged,
     describe_worst,
+    format_bounds,
     headline,
 )
 from metarun.storage.loggers import Record
@@ -112,8 +113,8 @@ def _curve_table(summary: dict[str, Any]) -> Table:
         cells = [str(row["step"]), format_plain(metric, row["mean"])]
         cells.append("heavy tail" if row.get("heavy") else f"+- {format_plain(metric, row['ci95'])}")
         if medians:
-            median, low, high = (format_plain(metric, row[key]) for key in ("median", "median_low", "median_high"))
-            cells += [median, f"{low} to {high}"]
+            cells.append(format_plain(metric, row["median"]))
+            cells.append(format_bounds(metric, row["median_low"], row["median_high"]))
         cells += [format_plain("loss", row["loss"]) for _ in losses]
         table.add_row(*cells, style="bold" if row["step"] == reported else "")
     return table
