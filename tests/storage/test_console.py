@@ -115,6 +115,11 @@ def test_figures_that_are_not_finite_are_said_to_be() -> None:
     assert "not finite" in printed({**SUMMARY, "curve": curve, "mean": None, "ci95": None, "headline_step": 0})
 
 
+def test_an_error_that_is_not_finite_adds_no_column_of_losses() -> None:
+    finite, failed = ({"step": k, "mean": v, "ci95": v, "loss": v} for k, v in enumerate((0.5, nan)))
+    assert "query loss" not in printed({**SUMMARY, "metric": "mse", "curve": [finite, failed], "headline_step": 0})
+
+
 ERRORS: dict[str, Any] = {
     "median": 0.2031, "median_low": 0.1802, "median_high": 0.231, "iqm": 0.21, "iqm_half": 0.01, "failed": 31,
     "not_finite": 0, "tail_index": 1.6, "tail_error": 0.3, "heavy": True,

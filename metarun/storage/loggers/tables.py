@@ -19,7 +19,7 @@ from metarun.storage.headline import (
 )
 from metarun.storage.loggers import Record
 from metarun.storage.published import compare, describe
-from metarun.storage.text import adaptation_unit, format_metric
+from metarun.storage.text import adaptation_unit, format_metric, is_number
 
 SHOWN = (
     *("return", "environment_steps", "loss", "adaptation_gain", "accuracy"),
@@ -103,7 +103,8 @@ def _curve_table(summary: dict[str, Any]) -> Table:
     metric, curve, reported = summary["metric"], summary["curve"], summary["headline_step"]
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     medians = ("median", "95 % interval") if "median" in curve[0] else ()
-    losses = () if all(row["loss"] == row["mean"] for row in curve) else ("query loss",)
+    same = all(row["loss"] == row["mean"] for row in curve if is_number(row["mean"]))
+    losses = () if same else ("query loss",)
     for column in (adaptation_unit(summary["kind"]), f"test {metric}", "95 % interval", *medians, *losses):
         table.add_column(column, justify="right")
     if len(curve) > MAX_ROWS:  # evenly spread rows with the first, the last and the headline
