@@ -34,7 +34,8 @@ LOOP = "while True: pass"
 
 def measure(work: str, policy: str | None) -> float:
     """Tasks a second of a run, or of what it did within `PATIENCE`; 0 if it logged less than two records."""
-    variables = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")}
+    own = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
+    variables = {k: v for k, v in os.environ.items() if k not in own}
     variables |= {} if policy is None else {"OMP_WAIT_POLICY": policy}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "metarun", *WORKS[work], *SHORT, f"hydra.run.dir={folder}/run"]

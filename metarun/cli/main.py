@@ -59,9 +59,12 @@ def set_up_process() -> None:
     else:
         os.environ.pop(TRACEBACK, None)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits itself
-    # Threads that wait would otherwise spin, and keep the core from the one they wait for if other programs run too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a page of traceback each time
+    if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is loaded
+        # Threads that wait would spin, and keep the core from the one they wait for if other programs run too. A short
+        # while of it costs nothing, and saves the sleep between two loops.
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     end_with_parent()
     offer_values()
     if ranks.rank() > 0:

@@ -124,12 +124,12 @@ def test_listing_groups_does_not_copy_the_schemas_and_what_is_loaded_is_a_copy_s
     assert second.train.steps == SCHEMA.train.steps == schema.Config().train.steps
 
 
-@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_waiting_threads_do_not_spin_unless_asked(
-    given: str | None, used: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("given", "used", "spins"), [(None, "PASSIVE", "10000"), ("ACTIVE", "ACTIVE", None)])
+def test_waiting_threads_soon_sleep_unless_asked(
+    given: str | None, used: str, spins: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("metarun.cli.main.end_with_parent", lambda: None)
     monkeypatch.setattr("metarun.cli.main.offer_values", lambda: None)
     monkeypatch.setattr("os.environ", {} if given is None else {"OMP_WAIT_POLICY": given})
     set_up_process()
-    assert os.environ["OMP_WAIT_POLICY"] == used
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ.get("GOMP_SPINCOUNT")) == (used, spins)
