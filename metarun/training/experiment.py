@@ -201,9 +201,10 @@ def assemble(config: Config, own: OwnParts = NO_PARTS, embed: bool = True) -> Ex
         gaussian = optional(type(algorithm), AlgorithmOptions, "predicts") == "gaussians"
         try_functions(dataset, test_spec, algorithm.loss, experiment.metrics, gaussian)
     check_stateful(experiment)
-    take_one_thread(config.device, experiment.initial_params())
+    params = experiment.initial_params()
+    take_one_thread(config.device, params)
     counted = placement.chunk_size == "auto" and not isinstance(algorithm, StatefulLearner)
-    return limit_chunk(experiment) if counted else experiment
+    return limit_chunk(experiment, params) if counted else experiment
 
 
 def build_tested(config: Config, dataset: Dataset, train_ways: int, ways: int, own: OwnParts) -> Algorithm:
@@ -256,9 +257,9 @@ def check_stateful(experiment: Experiment) -> None:
         raise UserError(f"algo={name}: collects in one process; start it without torchrun")
 
 
-def limit_chunk(experiment: Experiment) -> Experiment:
+def limit_chunk(experiment: Experiment, params: Params) -> Experiment:
     """The experiment with chunks of as many tasks as `device.memory_mb` has room for."""
-    config, spec, params = experiment.config, experiment.train_spec, experiment.initial_params()
+    config, spec = experiment.config, experiment.train_spec
     dataset = optional(experiment.dataset, DatasetOptions, "largest") or experiment.dataset
     split: Split = "train"
     if config.job == "evaluate":
