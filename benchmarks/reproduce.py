@@ -23,6 +23,7 @@ from benchmarks.results import RECORDS, record_of, save
 from metarun.config import catalogue
 from metarun.config.schema import Config
 from metarun.errors import nearest
+from metarun.report.read.runs import read_run
 
 ENDED = ("completed", "time is up")
 
@@ -40,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(folder, int):
             return folder
         trained = asked.outputs / (config.published.trained_as or asked.row) / f"seed{seed}"
-        summaries = [json.loads((place / "summary.json").read_text()) for place in (folder, trained)]
-        save(record_of(asked.row, seed, asked.overrides, *summaries), RECORDS)
+        save(record_of(asked.row, seed, asked.overrides, read_run(folder), read_run(trained)), RECORDS)
     return 0
 
 

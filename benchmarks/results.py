@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.side_by_side import measure
 from benchmarks.tables import TABLES
+from metarun.report.read.runs import Run
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RECORDS = DOCS / "results.json"
@@ -26,15 +28,15 @@ COSTS = ("steps_done", "tasks_seen", "best_step", "seconds", "collected", "alarm
 """And of that of the training, where the row is the test of another row's."""
 
 
-def record_of(
-    row: str, seed: int, overrides: Sequence[str], summary: Mapping[str, Any], trained: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The part of a summary that the tables and a reader need, with what the whole training cost."""
+def record_of(row: str, seed: int, overrides: Sequence[str], tested: Run, trained: Run) -> dict[str, Any]:
+    """What the tables and a reader need of a test, with what the whole training cost."""
+    summary, cost = tested.summary, trained.summary
     settings = " ".join([*([f"--seeds {seed}"] if seed else []), *overrides])
     typed = " ".join(["make reproduce", f"ROW={row}", *([f'ARGS="{settings}"'] if settings else [])])
-    kept = {k: summary[k] for k in KEPT if k in summary} | {k: trained[k] for k in COSTS if k in trained}
+    kept = {k: summary[k] for k in KEPT if k in summary} | {k: cost[k] for k in COSTS if k in cost}
     penalised = (summary.get("sparsity") or {}).get("penalised")
-    return {"row": row, "command": typed, "overrides": [*overrides], **kept, "sparsity": {"penalised": penalised}}
+    named = {"row": row, "command": typed, "overrides": [*overrides]}
+    return named | kept | {"sparsity": {"penalised": penalised}} | measure(tested, trained)
 
 
 def save(record: Mapping[str, Any], path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, variance
 from typing import Any, NamedTuple
 
+from benchmarks.side_by_side import SideBySide
 from metarun.report.statistics.intervals import NORMAL_95
 from metarun.report.statistics.student import t_quantile
 from metarun.storage.published import compare
@@ -226,6 +227,11 @@ def of(data: str, *metrics: str) -> Callable[[Record], bool]:
     return lambda r: r["data"] == data and (not metrics or r["metric"] in metrics)
 
 
+def on_alphabets(r: Record) -> bool:
+    """Whether the baselines were tested on the same protocol."""
+    return of("omniglot")(r) and r["split"] == "vinyals"
+
+
 def beside_maml(r: Record) -> bool:
     return of("sinusoid")(r) and (r["metric"] == "log_likelihood" or r["algo"] == "maml")
 
@@ -270,9 +276,11 @@ FUNCTIONS = (
     COST,
     MINUTES,
 )
-TABLES: Mapping[str, Table | Overview] = {
+TABLES: Mapping[str, Table | Overview | SideBySide] = {
     "Omniglot, in short": Overview("../README.md", of("omniglot"), learner, task, accuracy, sizes),
     "Learners": Overview("learners.md", compared, learner, problem, outcome, by_problem),
+    "CIFAR-FS, side by side": SideBySide("learners.md", of("cifar_fs"), task, learner),
+    "Omniglot, side by side": SideBySide("learners.md", on_alphabets, task, learner),
     "Omniglot": Table("results.md", of("omniglot"), IMAGES, combines=True),
     "CIFAR-FS": Table("results.md", of("cifar_fs"), IMAGES, combines=True),
     "Sinusoids": SINUSOIDS,
