@@ -37,6 +37,8 @@ class Centred:
 
     def __getattr__(self, name: str) -> Any:
         """All other members are those of the network."""
+        if name.startswith("__"):  # a copy is asked for these before it has its fields
+            raise AttributeError(name)
         return getattr(self.network, name)
 
     def apply(self, params: Params, x: Tensor, stats: Any = None) -> Tensor:

@@ -39,6 +39,8 @@ class OwnDataset:
 
     def __getattr__(self, name: str) -> Any:
         """Its optional members (`DatasetOptions`)."""
+        if name.startswith("__"):  # a copy is asked for these before it has its fields
+            raise AttributeError(name)
         return getattr(self.dataset, name)
 
     def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:

@@ -45,6 +45,8 @@ class VaryingShots:
 
     def __getattr__(self, name: str) -> Any:
         """The optional members of the data set (`DatasetOptions`)."""
+        if name.startswith("__"):  # a copy is asked for these before it has its fields
+            raise AttributeError(name)
         return getattr(self.largest, name)
 
     def check(self, split: Split, spec: EpisodeSpec) -> None:

@@ -47,4 +47,6 @@ def test_a_difference_is_that_of_pairs() -> None:
     best, middle, _ = table.markdown([*records, record("reptile", "1 2 3", episodes_sha256="b")]).splitlines()[2:5]
     assert best.startswith("| 5-way | maml | 70.00 +- 10.00 | +20.00 +- 0.00 |")
     assert middle.startswith("| 5-way | simpleshot | 50.00 +- 10.00 |  |")
-    assert "| reptile | 20.00 +- 10.00 |  |" in table.markdown([*records, record("reptile", "1 2 3", episodes_sha256="b")])
+    assert "| reptile | 20.00 +- 10.00 |  |" in table.markdown(
+        [*records, record("reptile", "1 2 3", episodes_sha256="b")]
+    )
