@@ -71,7 +71,7 @@ class Information:
         experiment = context.run.experiment
         if not (isinstance(context.run.learner, ContextLearner) or experiment.dataset.kind == "classification"):
             pair = f"algo={option_name('algo', experiment.config)} data={option_name('data', experiment.config)}"
-            reason = "this learner has no representation of a context; choose algo=cnp, np, anp, cvae"
+            reason = "this learner has no representation of a context; choose algo=cnp, tnpd, convcnp, np, anp, cvae"
             raise UserError(f"analysis=information: {pair}: {reason}, or labelled images")
         most = experiment.test_spec.shots
         shots = self.shots or tuple(sorted({*(k for k in SIZES if k < most), most}))

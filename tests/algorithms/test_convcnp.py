@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import metarun
-from metarun.algorithms.convcnp import EPS, SCALE_IN, SCALE_OUT, ConvCNP, convcnp
+from metarun.algorithms.conditional import ConditionalProcess
+from metarun.algorithms.convcnp import EPS, SCALE_IN, SCALE_OUT, GridReader, convcnp
 from metarun.algorithms.losses import GaussianLikelihood
 from metarun.errors import UserError
 from metarun.models.mlp import mlp
@@ -26,12 +27,14 @@ def network(inputs: tuple[int, ...], outputs: int | None) -> Any:
     return mlp(inputs, outputs, (5,), "none")
 
 
-def build(outputs: int = 1, density: float = 8.0, margin: float = 4.0, low: float = -1.0, high: float = 1.0) -> ConvCNP:
+def build(
+    outputs: int = 1, density: float = 8.0, margin: float = 4.0, low: float = -1.0, high: float = 1.0
+) -> ConditionalProcess:
     ends = torch.tensor([[low], [high]])
     return convcnp(network, (1,), outputs, ends, GaussianLikelihood(), density, margin, **SIZES)
 
 
-def weights(learner: ConvCNP) -> Params:
+def weights(learner: ConditionalProcess) -> Params:
     """Of a longer readout than the first one, so that it is told from that of the context."""
     theta = {name: value.double() for name, value in learner.init(0).items()}
     return theta | {SCALE_OUT: theta[SCALE_OUT] + 0.3}
@@ -46,7 +49,7 @@ def test_predictions_are_those_of_sums_written_out() -> None:
     learner = build(outputs=2, density=4.0, margin=1.0)
     theta, x, y, at = weights(learner), draw(5, 1, seed=1).tanh(), draw(5, 2, seed=2), draw(4, 1, seed=3).tanh()
     grid = np.array([-2 + g / 4 for g in range(17)])
-    assert (learner.low, learner.points) == (-2.0, 17)
+    assert learner.reader == GridReader(-2.0, 0.25, 17)
     scale_in, scale_out = (math.exp(float(theta[name])) for name in (SCALE_IN, SCALE_OUT))
     bumps = np.exp(-((grid[:, None] - x[:, 0].numpy()) ** 2) / (2 * scale_in**2))  # [G, S]
     density = bumps.sum(1)
@@ -64,7 +67,7 @@ def test_predictions_are_those_of_sums_written_out() -> None:
     torch.testing.assert_close(predicted, torch.cat([mu, sigma], 1), rtol=1e-12, atol=1e-12)
 
 
-def predict(learner: ConvCNP, shift: float) -> Tensor:
+def predict(learner: ConditionalProcess, shift: float) -> Tensor:
     x, y, at = draw(6, 1, seed=4).tanh(), draw(6, 1, seed=5), draw(7, 1, seed=6).tanh()
     return learner.predict(learner.adapt(weights(learner), Batch(x + shift, y)), at + shift)
 
@@ -73,11 +76,12 @@ def predict(learner: ConvCNP, shift: float) -> Tensor:
 def test_predictions_move_with_the_inputs(steps: int) -> None:
     """By multiples of the grid's spacing: with the grid, and on a grid that stays, whose ends are out of reach."""
     learner = build(margin=12.0)
-    shift = steps * learner.spacing
+    grid: Any = learner.reader
+    shift = steps * grid.spacing
     expected = predict(learner, 0.0)
-    for at in (replace(learner, low=learner.low + shift), learner):
+    for at in (replace(learner, reader=replace(grid, low=grid.low + shift)), learner):
         torch.testing.assert_close(predict(at, shift), expected, rtol=1e-12, atol=1e-12)
-    assert float((predict(learner, shift + learner.spacing / 2) - expected).abs().max()) > 1e-6
+    assert float((predict(learner, shift + grid.spacing / 2) - expected).abs().max()) > 1e-6
 
 
 def test_the_grid_is_that_of_the_data_and_the_weights_are_not() -> None:
@@ -87,7 +91,8 @@ def test_the_grid_is_that_of_the_data_and_the_weights_are_not() -> None:
     )
     for experiment, low, points in ((narrow, -2.5, 81), (wide, -4.5, 177)):
         learner: Any = experiment.algorithm
-        assert (learner.low, learner.points) == (pytest.approx(low), points)
+        grid = learner.reader
+        assert (grid.low, grid.points) == (pytest.approx(low), points)
     shapes = [{k: v.shape for k, v in experiment.initial_params().items()} for experiment in (narrow, wide)]
     assert shapes[0] == shapes[1]
 
