@@ -23,10 +23,13 @@ def analysed(folder: Path, settings: list[str], *more: str) -> dict[str, Any]:
     return json.loads((Path(found) / "results.json").read_text())
 
 
-@pytest.mark.parametrize("algo", ["cnp", *(pytest.param(a, marks=pytest.mark.long) for a in ("anp", "cvae")), "np"])
+@pytest.mark.parametrize(
+    "algo", ["cnp", "convcnp", *(pytest.param(a, marks=pytest.mark.long) for a in ("tnpd", "anp", "cvae")), "np"]
+)
 def test_bounds_of_each_learner(algo: str, tmp_path: Path) -> None:
-    latent = [] if algo == "cnp" else ["algo.latent=3"]
-    settings = [f"algo={algo}", "data=gp", "algo.representation=8", "model.hidden=[8,6]", "algo.min_shots=1", *latent]
+    latent = ["algo.latent=3"] if algo in ("np", "anp", "cvae") else []
+    size = "width" if algo in ("convcnp", "tnpd") else "representation"
+    settings = [f"algo={algo}", "data=gp", f"algo.{size}=8", "model.hidden=[8,6]", "algo.min_shots=1", *latent]
     found = analysed(tmp_path, settings, "analysis.shots=[2,5]")
     assert [row["shots"] for row in found["rows"]] == [2, 5]
     for row in found["rows"]:
