@@ -24,6 +24,7 @@ import metarun
 from metarun import jobs
 from metarun.cli import sweep, torchrun
 from metarun.cli.compose import CONFIG_PATH, compose_options, to_config
+from metarun.cli.compose_once import compose_once
 from metarun.cli.crash_report import TRACEBACK, report_crash, tracebacks_wanted
 from metarun.cli.explain import explain
 from metarun.cli.overrides import read_arguments
@@ -67,6 +68,7 @@ def set_up_process() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     end_with_parent()
     offer_values()
+    compose_once()
     if ranks.rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
         warnings.simplefilter("ignore")
