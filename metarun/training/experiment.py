@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from metarun.algorithms.inner_loop import fit_head
+from metarun.algorithms.inner_loop import fit_head, is_chosen
 from metarun.algorithms.objective import NoisyModel, Regularization
 from metarun.compute.device import Placement, make_placement
 from metarun.compute.threads import take_one_thread
@@ -44,6 +44,7 @@ from metarun.training.own_parts import (
 )
 from metarun.training.run import Trainer
 from metarun.types import (
+    HEAD,
     NOT_WEIGHTS,
     Algorithm,
     AlgorithmOptions,
@@ -183,7 +184,7 @@ def assemble(config: Config, own: OwnParts = NO_PARTS, embed: bool = True) -> Ex
     same = precision == config.device.precision
     recast = replace(config, device=replace(config.device, precision=precision))
     final = tested if same else build_tested(recast, dataset, train_spec.ways, test_spec.ways, own)
-    check_adapted(algorithm)
+    check_adapted(config, algorithm)
     config = note_weights(config, algorithm.model, dataset)
     if embed:
         dataset, (algorithm, tested, final) = embed_images(dataset, (algorithm, tested, final), placement)
@@ -227,14 +228,23 @@ def rescale(config: Config, tested: Algorithm, train_ways: int, ways: int) -> Al
         raise SettingError(f"algo.{error.key}", error.value, error.expected) from error
 
 
-def check_adapted(algorithm: Algorithm) -> None:
-    """Raise `SettingError` for a prefix in `algo.adapted` that no parameter of the network begins with."""
-    prefixes = optional(algorithm, AlgorithmOptions, "adapted") or ()
-    names = [name for name in algorithm.model.init(0) if not name.startswith(NOT_WEIGHTS)] if prefixes else []
-    unknown = [prefix for prefix in prefixes if not any(name.startswith(prefix.removeprefix("-")) for name in names)]
+def check_adapted(config: Config, algorithm: Algorithm) -> None:
+    """Raise `SettingError` for a prefix in `algo.adapted` that no parameter of the network begins with, and `UserError`
+    where nothing is left to adapt or to train."""
+    prefixes, anew = (optional(algorithm, AlgorithmOptions, name) for name in ("adapted", "zero_head"))
+    if not (prefixes or anew):
+        return
+    names = [name for name in algorithm.model.init(0) if not name.startswith(NOT_WEIGHTS)]
+    unknown = [p for p in prefixes or () if not any(name.startswith(p.removeprefix("-")) for name in names)]
     if unknown:
         choices = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
         raise SettingError("algo.adapted", unknown, f"no parameter of the network begins so; choices: {choices}")
+    chosen = f"algo={option_name('algo', config)} model={option_name('model', config)}"
+    if not any(is_chosen(name, prefixes or ("",)) for name in names):
+        raise UserError(f"{chosen}: algo.adapted={[*prefixes]} leaves the inner loop no parameter of this network")
+    if anew and all(name.startswith(HEAD) for name in names):
+        rest = "the network has nothing but a head, which starts each task anew; try model=mlp"
+        raise UserError(f"{chosen}: nothing is left to train: {rest}")
 
 
 def check_job(config: Config) -> None:

@@ -185,6 +185,9 @@ class NoBias(nn.Module):
         (["algo=boil", "algo.adapted=[-]"], r"algo\.adapted=.*: leaves out everything"),
         (["algo=boil", "algo.zero_head=true"], r"algo\.zero_head=True: needs the head among algo\.adapted"),
         (["algo=protomaml", "data=sinusoid"], r"needs classification"),
+        (["algo=protomaml", "data=logistic"], r"algo=protomaml model=linear: nothing is left to train"),
+        (["algo=reptile", "data=logistic", "algo.zero_head=true"], r"algo=reptile model=linear: nothing is left"),
+        (["algo=boil", "data=logistic"], r"algo=boil model=linear: algo\.adapted=\['-head'\] leaves .* no parameter"),
     ],
 )
 def test_mistakes_are_refused_in_one_line(overrides: list[str], message: str) -> None:
