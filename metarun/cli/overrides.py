@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from metarun.cli.advice import FILE_NAMES, advise_file, advise_flag, advise_word, write_whole_numbers
-from metarun.config.catalogue import GROUPS
+from metarun.config.catalogue import GROUPS, chosen_groups
 from metarun.config.from_run import read_settings
 from metarun.config.schema import JOBS_OF_A_RUN
 from metarun.errors import UserError, nearest
@@ -139,6 +139,7 @@ def add_run_choices(arguments: Sequence[str]) -> list[str]:
         typed[key] = value
     run = typed.get("resume") or (typed.get("run") if typed.get("job") in JOBS_OF_A_RUN else None)
     touched = {key.partition(".")[0] for key in typed if "." in key} & {*GROUPS} - typed.keys()
+    touched -= chosen_groups(typed.get("experiment", ""))  # of its options, not of the run's
     source = parse_value(run) if run and touched else None
     if not isinstance(source, str):  # a sweep names several
         return [*arguments]

@@ -48,6 +48,20 @@ def _experiments() -> dict[str, str]:
     return {flat_name(path): path for path in list_options("experiment") if "/" in path}
 
 
+def chosen_groups(experiment: str) -> set[str]:
+    """The groups whose option a shipped experiment chooses, itself or in a part that it shares; empty for another."""
+    file = conf_folder() / "experiment" / f"{experiment_path(experiment) or experiment}.yaml"
+    if not file.is_file():
+        return set()
+    chosen: set[str] = set()
+    for entry in yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", ()):
+        if isinstance(entry, str):
+            chosen |= chosen_groups(entry.removeprefix("/experiment/"))
+        else:
+            chosen |= {key.removeprefix("override /") for key in entry if key.startswith("override /")}
+    return chosen
+
+
 def list_algorithms(kind: str) -> list[str]:
     """The algorithms that learn from a kind of data."""
     return [name for name in list_options("algo") if kind in _locate_class("algo", name).kinds]

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config.catalogue import GROUPS, list_options, read_component
+from metarun.config.catalogue import GROUPS, chosen_groups, list_options, read_component
 from metarun.config.data_sets import INPUTS
 from metarun.config.schema import COMMAND_SETTINGS, JOBS_OF_A_RUN, Config, resolve_paths, to_dict
 from metarun.errors import SettingError, UserError, one_line
@@ -42,8 +42,8 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
 
     The changes are what the overrides alter against the same composition without them; the stored settings decide
     everything else, so that a newer metarun's defaults do not slip into an old run. A group whose option the command
-    replaces (`data=folder`) takes all its settings from the command, but for the size, channels and normalisation of
-    images that the command does not set.
+    replaces (`data=folder`, or an experiment that chooses one) takes all its settings from the command, but for the
+    size, channels and normalisation of images that the command does not set.
     """
     if config.run and config.job not in JOBS_OF_A_RUN:
         needed = f"job={config.job} reads no run; choices: {', '.join(f'job={job}' for job in JOBS_OF_A_RUN)}"
@@ -55,10 +55,13 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     folders = [o for o in overrides if o.startswith(SEARCH_PATH)]
     asked = [o for o in overrides if o.partition("=")[0] not in COMMAND_SETTINGS and o not in folders]
     # The settings of a pair, or of an experiment, are those of the options that it was made for.
-    other = {"algo", "data"} & {o.partition("=")[0] for o in asked}
+    named = dict(o.split("=", 1) for o in asked if "=" in o)
+    own = chosen_groups(named.get("experiment", "")) - named.keys()
+    other = {"algo", "data"} & (named.keys() | own)
     choices = {k: v for k, v in stored.get("choices", {}).items() if not (other and k in ("recipe", "experiment"))}
     base, known = _compose_choices(compose, choices, folders)
-    typed = to_dict(compose([*folders, *(f"{group}={option}" for group, option in known.items()), *asked]))
+    kept = [f"{group}={option}" for group, option in known.items() if group not in own]
+    typed = to_dict(compose([*folders, *kept, *asked]))
     flat, keys = diff_settings({}, typed), [o.partition("=")[0].lstrip("+~") for o in asked]
     differences = diff_settings(base, typed)
     for group in (choices.keys() - known.keys()) & {*keys}:  # in place of an option that is not at hand

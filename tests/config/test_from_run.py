@@ -65,6 +65,21 @@ def test_options_of_ones_own_folder_need_not_be_at_hand_again(tmp_path: Path) ->
     assert tested("algo=fomaml")["first_order"] is True
 
 
+def test_an_experiment_brings_the_algorithm_and_the_data_that_it_chooses(tmp_path: Path) -> None:
+    """As in training; one that chooses none leaves the run's."""
+    assert metarun(*TINY, "algo=fomaml", "hydra.run.dir=run", cwd=tmp_path).returncode == 0
+
+    def tested(*typed: str) -> dict[str, Any]:
+        done = metarun("job=evaluate", "run=run", "hydra.run.dir=other", "test.tasks=2", *typed, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return yaml.safe_load((tmp_path / "other/config.yaml").read_text())
+
+    other = tested("experiment=sinusoid_20s_reptile", "algo.inner_batch=4", "model.init_std=null")
+    assert (other["choices"]["algo"], other["data"]["shots"], other["algo"]["inner_batch"]) == ("reptile", 20, 4)
+    same = tested("experiment=debug")
+    assert (same["choices"]["algo"], same["algo"]["first_order"]) == ("fomaml", True)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     choices = {"algo": "imaml", "data": "omniglot", "reg": "[l1]"}
