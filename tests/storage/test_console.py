@@ -253,5 +253,6 @@ def test_the_end_says_which_alarms_were_raised_and_how_often() -> None:
     text = printed({**SUMMARY, "alarms": {"loss_spike": once, "unstable_inner_rate": often}})
     assert "alarm loss_spike: once, at step 400\n" in text
     assert "alarm unstable_inner_rate: 12 times, steps 10 to 90\n" in text
+    assert f"metarun job=analyze run={SUMMARY['run_dir']} analysis=remedy\n" in text
     assert "alarm" not in printed({**SUMMARY, "alarms": {}})
     assert "alarm" not in printed(SUMMARY)

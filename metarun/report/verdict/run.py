@@ -142,6 +142,8 @@ def _stable(run: Run) -> Iterator[Sentence]:
             at = f", first at step {count(found['first'])}" if is_number(found.get("first")) else ""
             message = f": {found['message']}" if found.get("message") else ""
             yield Sentence(STABLE, f"Alarm {name}, {_times(times)}{at}{message}", "warn")
+        if alarms:
+            yield _remedies(run)
     yield from _curvature(run)
     yield from _failures(run)
     if worst := describe_worst(facts.metric_of(run), run.summary):
@@ -149,6 +151,15 @@ def _stable(run: Run) -> Iterator[Sentence]:
     rewinds = run.summary.get("rewinds")
     if is_number(rewinds) and rewinds:
         yield Sentence(STABLE, f"Training went back to an earlier checkpoint {_times(rewinds)}.", "warn")
+
+
+def _remedies(run: Run) -> Sentence:
+    """What analysis=remedy found, or the command for it."""
+    tried = [a.summary["message"] for a in run.analyses if a.name.startswith("remedy") and a.summary.get("message")]
+    if not tried:
+        command = f"metarun job=analyze run={run.path} analysis=remedy"
+        return Sentence(STABLE, f"Short trainings show whether what the alarms recommend helps: {command}")
+    return Sentence(STABLE, f"Tried in short trainings: {'; '.join(str(tried[-1]).splitlines())}.")
 
 
 def _times(value: Any) -> str:

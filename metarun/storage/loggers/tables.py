@@ -159,6 +159,9 @@ def _closing_lines(summary: dict[str, Any]) -> list[str]:
         once = f"once, at step {alarm['first']}"
         often = f"{alarm['count']} times, steps {alarm['first']} to {alarm['last']}"
         lines.append(f"alarm {name}: {once if alarm['count'] == 1 else often}")
+    if summary.get("alarms"):
+        tries = f"metarun job=analyze run={summary['run_dir']} analysis=remedy"
+        lines.append(f"try what they recommend: {tries}")
     lines.append(f"run folder: {summary['run_dir']}")
     lines += [f"report: {summary['report']}"] if summary.get("report") else []
     if summary["status"] == "interrupted":

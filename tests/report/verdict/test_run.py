@@ -74,8 +74,21 @@ def test_alarms_curvature_and_tasks_that_got_worse(tmp_path: Path) -> None:
     probes = [{"kind": "probe", "step": s, "rate_curvature_max": v} for s, v in ((10, 2.5), (20, 0.5))]
     found = verdict(tmp_path, summary={"alarms": alarms}, lines=probes)[STABLE]
     assert found[0] == ("warn", "Alarm loss_spike, 3 times, first at step 10: the loss jumped")
-    assert "at most 2.5 on the probe tasks (step 10), 0.5 at the end; above 2" in found[1][1]
-    assert found[2] == ("good", "None of 4 test tasks has a worse MSE after adaptation than before it.")
+    command = f"metarun job=analyze run={tmp_path / 'run'} analysis=remedy"
+    assert found[1] == ("plain", f"Short trainings show whether what the alarms recommend helps: {command}")
+    assert "at most 2.5 on the probe tasks (step 10), 0.5 at the end; above 2" in found[2][1]
+    assert found[3] == ("good", "None of 4 test tasks has a worse MSE after adaptation than before it.")
+
+
+def test_what_was_tried_against_alarms_stands_beside_them(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", {"alarms": {"loss_spike": {"count": 1, "first": 10, "message": "a jump"}}})
+    results = folder / "analyses/remedy/results.json"
+    results.parent.mkdir(parents=True)
+    tried = "loss_spike: optim.lr=0.0003 helps\neach training: 20 steps, seed 0"
+    results.write_text(json.dumps({"summary": {"message": tried}, "rows": []}))
+    stable = [s.text for s in judge([read_run(folder)]) if s.question == STABLE]
+    words = "Tried in short trainings: loss_spike: optim.lr=0.0003 helps; each training: 20 steps, seed 0."
+    assert stable[1] == words
 
 
 def test_adaptation_that_made_tasks_worse_is_counted(tmp_path: Path) -> None:
