@@ -227,6 +227,10 @@ def of(data: str, *metrics: str) -> Callable[[Record], bool]:
     return lambda r: r["data"] == data and (not metrics or r["metric"] in metrics)
 
 
+def beside_paper(r: Record) -> bool:
+    return of("omniglot")(r) and (r.get("published") or {}).get("value") is not None
+
+
 def on_alphabets(r: Record) -> bool:
     """Whether the baselines were tested on the same protocol."""
     return of("omniglot")(r) and r["split"] == "vinyals"
@@ -277,7 +281,7 @@ FUNCTIONS = (
     MINUTES,
 )
 TABLES: Mapping[str, Table | Overview | SideBySide] = {
-    "Omniglot, in short": Overview("../README.md", of("omniglot"), learner, task, accuracy, sizes),
+    "Omniglot, in short": Overview("../README.md", beside_paper, learner, task, accuracy, sizes),
     "Learners": Overview("learners.md", compared, learner, problem, outcome, by_problem),
     "CIFAR-FS, side by side": SideBySide("learners.md", of("cifar_fs"), task, learner),
     "Omniglot, side by side": SideBySide("learners.md", on_alphabets, task, learner),
