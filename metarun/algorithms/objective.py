@@ -134,9 +134,10 @@ class Term:
         """
         if self.penalty.metric == "plain" and lr < math.inf:
             rates = lr
-        thresholds = scale(weight, rates) if isinstance(rates, dict) else weight * rates
-        limit = LONGEST_STEP * lr if isinstance(rates, dict) else math.inf
-        return self.penalty.shrink(weights, thresholds, limit)
+        if not isinstance(rates, dict):
+            return self.penalty.shrink(weights, weight * rates, math.inf)
+        moved = {name: weights[name] for name in rates}  # a head of 0 has no rate: the optimizer leaves it alone
+        return weights | self.penalty.shrink(moved, scale(weight, rates), LONGEST_STEP * lr)
 
 
 @runtime_checkable

@@ -342,6 +342,18 @@ def test_a_unit_without_gradients_is_not_gone_at_once_under_adam(penalty: Any) -
     assert float(moved.max()) < 0.03
 
 
+@pytest.mark.parametrize("penalty", [L1(), Elastic(), Group()])
+def test_a_weight_that_the_optimizer_leaves_alone_has_no_step(penalty: Any) -> None:
+    """As a head of 0 (`algo.zero_head`), which is no meta-parameter."""
+    moved = {"block0.weight": torch.ones(2, 3).double()}
+    params = moved | {"head.weight": torch.ones(2, 3).double()}
+    optimizer = build_optimizer(OptimConfig(name="adam"), moved)
+    apply_update(optimizer, moved, {"block0.weight": torch.ones(2, 3).double()}, 1e-3)
+    found = regularization_of(penalty, 0.1).shrink_outer(params, step_rates(optimizer, moved, 1e-3), 1e-3)
+    assert_same(found["head.weight"], params["head.weight"])
+    assert float((params["block0.weight"] - found["block0.weight"]).min()) > 0
+
+
 def test_inner_proximal_steps_follow_each_step_of_gradient_descent_and_of_adam() -> None:
     """phi <- S(phi - step) with the threshold weight lr, or weight lr / (sqrt(v_hat) + eps) under Adam."""
     data, mu, lr = general_design(), 0.5, 0.4
