@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup, connect_processes
+from metarun.compute.late_compiler import delay_compiler
 from metarun.compute.threads import set_threads
 from metarun.config.schema import PORTABLE, DeviceConfig, compile_choice
 from metarun.errors import SettingError
@@ -125,6 +126,7 @@ def _select_device(name: str) -> torch.device:
 def _configure_process(settings: DeviceConfig) -> None:
     """Set threads, TF32 and determinism, which belong to the process: an analysis may train several runs in one."""
     set_threads(settings)
+    delay_compiler()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
     # Never on: cuDNN would choose its kernels by a clock, and a resumed run could be given others.
     torch.backends.cudnn.benchmark = False
@@ -133,7 +135,8 @@ def _configure_process(settings: DeviceConfig) -> None:
         raise SettingError("device.deterministic", PORTABLE, f"needs a processor with AVX2; torch uses {found} here")
     if portable:  # oneDNN cuts convolutions up by the sizes of the caches
         torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-    torch.use_deterministic_algorithms(bool(settings.deterministic))
+    if torch.are_deterministic_algorithms_enabled() != bool(settings.deterministic):  # setting it imports a compiler
+        torch.use_deterministic_algorithms(bool(settings.deterministic))
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from typing import Any
 
@@ -37,10 +39,18 @@ def build_optimizer(settings: OptimConfig, params: Params) -> torch.optim.Optimi
     groups += [{"params": own, "weight_decay": 0.0}] if own else []
     decay = settings.weight_decay
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum, weight_decay=decay)
+        return _uncompiled(torch.optim.SGD)(groups, settings.lr, momentum=settings.momentum, weight_decay=decay)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     fused = groups[0]["params"][0].device.type != "mps"
-    return kind(groups, settings.lr, eps=settings.eps, weight_decay=decay, fused=fused)
+    return _uncompiled(kind)(groups, settings.lr, eps=settings.eps, weight_decay=decay, fused=fused)
+
+
+@functools.cache
+def _uncompiled(kind: type[torch.optim.Optimizer]) -> Any:
+    """The same class without the wrappers that matter to a compiled optimizer alone: they import torch's compiler
+    (compute/late_compiler.py)."""
+    wrapped = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
+    return type(kind.__name__, (kind,), {name: inspect.unwrap(getattr(kind, name)) for name in wrapped})
 
 
 def apply_update(optimizer: torch.optim.Optimizer, params: Params, gradient: Params, lr: float) -> None:
@@ -56,7 +66,8 @@ def apply_update(optimizer: torch.optim.Optimizer, params: Params, gradient: Par
             continue
         # The fused kernels walk both memories in order, and a gradient may come out of a convolution in another one.
         params[name].grad = g.contiguous()
-    optimizer.step()
+    with torch.no_grad():
+        optimizer.step()
     optimizer.zero_grad()
 
 

@@ -86,7 +86,7 @@ def ask(question: dict[str, Any]) -> Any:
 
 def serve() -> None:
     """Answers questions until nobody asks any more."""
-    import torch._inductor  # by every optimizer of torch, and two thirds of the time of a short run
+    import torch._inductor  # what compiles takes most of its time for this
 
     from metarun import jobs
     from metarun.cli import main
