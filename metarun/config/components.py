@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config.schema import to_plain
+from metarun.config.schema import Config, to_plain
 from metarun.errors import SettingError, UserError, nearest, one_line
 
 
@@ -46,7 +46,10 @@ def construct(group: str, target: Any, node: Mapping[str, Any], **provided: Any)
     valid = [*alone, *(key for keys in fields.values() for key in keys)]
     for key in settings:
         if key not in valid and not any_key:
-            raise UserError(f"{group}.{key}: no such setting, {nearest(key, valid)}")
+            hint, elsewhere = nearest(key, valid), _sections_with(key)
+            if elsewhere and not hint.startswith("did you mean"):
+                hint = f"did you mean {' or '.join(elsewhere)}?"
+            raise UserError(f"{group}.{key}: no such setting, {hint}")
     for name, bundle in bundles.items():
         own = {key: settings.pop(key) for key in fields[name] if key in settings}
         provided[name] = construct(group, bundle, own)
@@ -168,6 +171,12 @@ def describe_type(hint: Any) -> str:
 def component_class(target: Any) -> Any:
     """The class that a target constructs: a class itself, or the annotated return type of a function."""
     return target if isinstance(target, type) else _annotations(target).get("return")
+
+
+def _sections_with(key: str) -> list[str]:
+    """`train.pretrained` for `pretrained`: the settings of that name which belong to no component."""
+    parts = {field.name: getattr(Config(), field.name) for field in dataclasses.fields(Config)}
+    return [f"{name}.{key}" for name, part in parts.items() if dataclasses.is_dataclass(part) and hasattr(part, key)]
 
 
 def _annotations(target: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Optional
 import pytest
 
 from metarun.config import catalogue, components
-from metarun.config.components import build
+from metarun.config.components import build, construct
 from metarun.errors import SettingError, UserError
 
 
@@ -65,3 +65,12 @@ def test_a_yaml_without_its_package_line_is_told_the_line(group: str) -> None:
     """Hydra then puts what stands at `algo` in it at `algo.algo`."""
     with pytest.raises(UserError, match=f"^{group}.{group}: .* must begin with the line `# @package _global_`$"):
         components.locate(group, {group: {"_target_": "own.Ridge"}}, ["own"])
+
+
+def test_a_setting_of_another_part_is_pointed_to() -> None:
+    from metarun.models.mlp import mlp
+
+    with pytest.raises(UserError, match=r"^model\.pretrained: no such setting, did you mean train\.pretrained\?$"):
+        construct("model", mlp, {"pretrained": "RUN"}, input_shape=(1,), outputs=1)
+    with pytest.raises(UserError, match=r"^model\.hiden: no such setting, did you mean hidden\?$"):
+        construct("model", mlp, {"hiden": [3]}, input_shape=(1,), outputs=1)
