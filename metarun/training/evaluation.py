@@ -18,6 +18,7 @@ from torch import Tensor
 from metarun.compute.device import Placement
 from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from metarun.compute.task_axis import map_tasks
+from metarun.compute.threads import is_small
 from metarun.report.statistics.calibration import LEVEL
 from metarun.training.own_algorithm import explain_errors
 from metarun.types import (
@@ -45,6 +46,9 @@ MetricFunction = Callable[[Tensor, Tensor], Any]
 LOSS, SCORE, PREDICTION = "loss", "score", "prediction"
 CALIBRATION = ("confidence", "correct", "brier", "covered", "set_size")
 TASKS_PER_DRAW = 50
+NUMBERS_PER_DRAW, MOST_PER_DRAW = 1_000_000, 500
+"""With a small network tasks of few numbers are drawn and scored together, up to so many: the calls for 50 of them take
+longer than the arithmetic. Scores do not depend on it."""
 REFERENCE_INPUTS = 512
 """Training inputs that population statistics are measured on."""
 
@@ -69,8 +73,9 @@ class Evaluator:
         chunk = self.placement.evaluation_chunk(self.spec, self.dataset.input_shape())
         digest, parts, probabilities = hashlib.sha256(), [], []
         source = optional(self.dataset, DatasetOptions, "original") or self.dataset  # of features, the images
-        for start in range(0, self.tasks, TASKS_PER_DRAW):
-            indices = range(start, min(start + TASKS_PER_DRAW, self.tasks))
+        at_once = self._tasks_per_draw(params)
+        for start in range(0, self.tasks, at_once):
+            indices = range(start, min(start + at_once, self.tasks))
             which = self.split, EPISODE_SEED, 0, indices, self.spec
             drawn = self.dataset.episodes(*which)
             shown = drawn if source is self.dataset else source.episodes(*which)
@@ -110,6 +115,13 @@ class Evaluator:
             if probabilities
             else {},
         )
+
+    def _tasks_per_draw(self, params: Params) -> int:
+        if not is_small(params):
+            return TASKS_PER_DRAW
+        rows = self.spec.ways * (self.spec.shots + self.spec.queries)
+        fit = NUMBERS_PER_DRAW // (rows * math.prod(self.dataset.input_shape()))
+        return max(TASKS_PER_DRAW, min(fit, MOST_PER_DRAW))
 
     def _name_sets(self) -> tuple[str, ...]:
         """The data set of each task of a test, of a mixture of several."""

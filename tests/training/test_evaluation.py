@@ -124,12 +124,30 @@ def test_an_evaluation_does_not_depend_on_how_many_tasks_are_drawn_at_once(
     per_draw: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """12 tasks in draws of 1, of 5 (the last one short), and all together."""
+    monkeypatch.setattr(evaluation, "NUMBERS_PER_DRAW", 0)
     monkeypatch.setattr(evaluation, "TASKS_PER_DRAW", 12)
     whole = evaluator()(ALGORITHM, PARAMS)
     monkeypatch.setattr(evaluation, "TASKS_PER_DRAW", per_draw)
     parts = evaluator()(ALGORITHM, PARAMS)
     assert_same(parts.losses, whole.losses)
     assert_same(parts.scores, whole.scores)
+
+
+@dataclass(frozen=True)
+class Shaped(QuadraticTasks):
+    shape: tuple[int, ...] = ()
+
+    def input_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "width", "drawn"), [((1,), 40, 500), ((100,), 40, 83), ((3, 84, 84), 40, 50), ((1,), 400, 50)]
+)
+def test_tasks_of_few_numbers_are_drawn_in_larger_parts(shape: tuple[int, ...], width: int, drawn: int) -> None:
+    """A task has 120 inputs of the shape; at most a million numbers, or else 50 tasks, and with a large network 50."""
+    whole = replace(evaluator(spec=EpisodeSpec(ways=1, shots=20, queries=100)), dataset=Shaped(MODEL, shape=shape))
+    assert whole._tasks_per_draw({"weight": torch.zeros(width, width)}) == drawn
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 50])
@@ -184,6 +202,7 @@ def test_the_episode_hash_sees_every_number_of_the_episodes(part: str, tensor: s
 def test_the_episode_hash_does_not_depend_on_how_many_tasks_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """TASKS_PER_DRAW is a matter of memory: tuning it must not make the same episodes look like others."""
     whole = evaluator()(ALGORITHM, PARAMS).episodes_sha256
+    monkeypatch.setattr(evaluation, "NUMBERS_PER_DRAW", 0)
     monkeypatch.setattr(evaluation, "TASKS_PER_DRAW", 5)
     assert evaluator()(ALGORITHM, PARAMS).episodes_sha256 == whole
 
