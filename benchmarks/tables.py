@@ -181,12 +181,27 @@ def accuracy(seeds: Sequence[Record]) -> str:
     return f"{100 * fmean(r['mean'] for r in seeds):.1f}" + ("" if value is None else f" ({value:g})")
 
 
-PROBLEMS = {"omniglot": "Omniglot", "cifar_fs": "CIFAR-FS", "sinusoid": "sinusoid, MSE", "gp": "Gaussian process, MSE"}
+PROBLEMS = {
+    "omniglot": "Omniglot",
+    "cifar_fs": "CIFAR-FS",
+    "sinusoid": "sinusoid, MSE",
+    "gp": "Gaussian process, MSE",
+    "gp_lengths": "functions of random length scale, log-likelihood",
+}
 """What all learners are compared on."""
 
 
+def random_lengths(r: Record) -> bool:
+    return r["data"] == "gp" and r.get("row", "").startswith("gp_lengths_")
+
+
+def one_length(r: Record) -> bool:
+    return r["data"] == "gp" and not random_lengths(r)
+
+
 def problem(r: Record) -> str:
-    return f"{PROBLEMS[r['data']]}, {task(r)}" if r["metric"] == "accuracy" else PROBLEMS[r["data"]]
+    name = PROBLEMS["gp_lengths" if random_lengths(r) else r["data"]]
+    return f"{name}, {task(r)}" if r["metric"] == "accuracy" else name
 
 
 def by_problem(title: str) -> tuple[int, list[int]]:
@@ -208,6 +223,8 @@ def outcome(seeds: Sequence[Record]) -> str:
     minutes = f"{fmean(r['seconds'] for r in seeds) / 60:.0f} min"
     if seeds[0]["metric"] == "accuracy":
         return f"{100 * fmean(r['mean'] for r in seeds):.1f}, {minutes}"
+    if random_lengths(seeds[0]):
+        return f"{likelihood(seeds[0]).partition(' ')[0]}, {minutes}"
     errors = [r["mean"] if r["metric"] == "mse" else r["beside"]["mse"]["mean"] for r in seeds]
     return f"{fmean(errors):.3f}, {minutes}"
 
@@ -280,6 +297,10 @@ FUNCTIONS = (
     COST,
     MINUTES,
 )
+EXACT: Column = (
+    "log-likelihood of the exact posterior",
+    lambda r: interval((r.get("oracle") or {}).get("pointwise_log_likelihood")),
+)
 TABLES: Mapping[str, Table | Overview | SideBySide] = {
     "Omniglot, in short": Overview("../README.md", beside_paper, learner, task, accuracy, sizes),
     "Learners": Overview("learners.md", compared, learner, problem, outcome, by_problem),
@@ -288,7 +309,8 @@ TABLES: Mapping[str, Table | Overview | SideBySide] = {
     "Omniglot": Table("results.md", of("omniglot"), IMAGES, combines=True),
     "CIFAR-FS": Table("results.md", of("cifar_fs"), IMAGES, combines=True),
     "Sinusoids": SINUSOIDS,
-    "Gaussian process": Table("generative.md", of("gp"), FUNCTIONS),
+    "Gaussian process": Table("generative.md", one_length, FUNCTIONS),
+    "Functions of random length scale": Table("generative.md", random_lengths, (*FUNCTIONS, EXACT)),
     "Sinusoids, distributions": Table("generative.md", beside_maml, FUNCTIONS),
     "Completion": Table("generative.md", of("completion"), FUNCTIONS),
     "Point robot": Table(
