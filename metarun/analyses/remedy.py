@@ -125,7 +125,8 @@ class Remedy:
 
     def choose_steps(self, context: Context) -> int:
         """As many as the run took until the last of its alarms came, and as many again to see whether it stays away."""
-        latest = max(alarm["first"] for alarm in read_alarms(context).values())
+        raised = read_alarms(context).values()
+        latest = max((alarm["first"] for alarm in raised if isinstance(alarm, dict)), default=0)  # older runs: a number
         train = context.config.train
         return self.train_steps or min(train.steps, max(2 * latest, train.eval_every))
 

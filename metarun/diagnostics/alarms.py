@@ -9,7 +9,8 @@ loss_spike           log loss - median > max(`spike` * MAD, log 2), of the logar
                      MAD = median |log loss - median|, and a rise of more than chance / 10. Logarithms, because the
                      losses of random tasks are skewed; the doubling and the tenth, because a window may be calm by luck
 lost_progress        the mean error of training tasks over w records is above the least such mean over p records so far
-                     by more than `lost` * (error of chance - that least) and 6 standard errors: it learned, and forgot
+                     by more than `lost` * (error of chance - that least) and 6 standard errors: it learned, and forgot.
+                     Not judged while no validation was better than chance: the least of noisy records is below them
 stuck_at_chance      p validations in a row whose error >= chance - max(95 % interval, `chance` * chance), the last of
                      which is not better than the first by `chance` * chance
 no_adaptation        mean of L_0 - L_K over w records <= `no_gain` * mean of L_0
@@ -84,6 +85,7 @@ class History:
     probe: list[Metrics] = field(default_factory=list)
     first_loss: float = 0.0  # the first that was finite
     least_error: float = math.inf  # of training tasks, as a mean over `patience` records in a row
+    learned: bool | None = None  # whether a validation was better than chance; None: there was none
 
     def append(self, kind: str, record: Metrics) -> None:
         """Add a record; other kinds than train, val and probe are left out."""
@@ -93,6 +95,18 @@ class History:
         if kind == "train":
             self.first_loss = self.first_loss or finite_or(record.get("loss"), 0.0)
             self.least_error = min(self.least_error, self.training_error(self.limits.patience)[0])
+        if kind == "val" and "mean" in record:
+            self.learned = bool(self.learned) or self.run.error(record["mean"]) < self.bar(record)
+
+    def bar(self, val: Metrics) -> float:
+        """The error below which a validation is better than chance."""
+        return self.run.error(self.run.chance.score) - max(self.little, finite_or(val.get("ci95"), 0.0))
+
+    @property
+    def little(self) -> float:
+        """The share `chance` of the error of chance."""
+        error = self.run.error(self.run.chance.score)
+        return error - self.run.times(1 - self.limits.chance, error)
 
     def training_error(self, records: int) -> tuple[float, float]:
         """Mean and standard error over the last records; infinite unless all are there and finite."""
@@ -167,7 +181,7 @@ def lost_progress(history: History) -> str:
     mean, standard_error = history.training_error(limits.window)
     least, chance = history.least_error, run.error(run.chance.score)
     rise = max(limits.lost * (chance - least), SURE * standard_error)
-    if not math.isfinite(run.chance.loss) or not mean - least > rise:
+    if history.learned is False or not math.isfinite(run.chance.loss) or not mean - least > rise:
         return ""
     now, before = (run.error(error) if run.higher_is_better else error for error in (mean, least))
     records = count_nouns(limits.window, "record")
@@ -176,18 +190,15 @@ def lost_progress(history: History) -> str:
 
 def stuck_at_chance(history: History) -> str:
     run, limits = history.run, history.limits
-    error = run.error(run.chance.score)
-    little = error - run.times(1 - limits.chance, error)
 
     def no_better(record: Metrics) -> bool:
-        margin = max(little, finite_or(record.get("ci95"), 0.0))
-        return run.error(record["mean"]) >= error - margin
+        return run.error(record["mean"]) >= history.bar(record)
 
-    unbeatable = error == 0 and not run.signed  # a logarithm of 0 can be beaten
+    unbeatable = run.error(run.chance.score) == 0 and not run.signed  # a logarithm of 0 can be beaten
     if unbeatable or not all_last(history.val, limits.patience, "mean", no_better):
         return ""
     first, last = history.val[-limits.patience], history.val[-1]
-    if run.error(first["mean"]) - run.error(last["mean"]) > little:  # it improves
+    if run.error(first["mean"]) - run.error(last["mean"]) > history.little:  # it improves
         return ""
     return f"the validation {run.metric} is {format_validation(last)}; chance level is {run.chance.score:.3g}"
 

@@ -1,11 +1,12 @@
 """What a run would score without learning anything: the level that alarms compare with.
 
 Classification of N ways   accuracy 1/N, loss log N: a uniform guess; another loss and its metric of equal logits
-Regression                 a constant for each task, the mean ybar of its K support targets: (1/M) sum_m |ybar - y_m|^2
-                           over its M query rows, averaged over the validation tasks
+Regression                 a constant c: (1/M) sum_m |c - y_m|^2 over the M query rows of a task, averaged over the
+                           validation tasks; c is the mean of the task's K support targets, or that of all tasks' where
+                           its loss is lower: of targets without any pattern, the first has 1 + 1/K times their variance
 Control                    the return of a trajectory without a move. The loss is infinite: losses of actor and critics
                            move with their own targets, so there is no level to compare with
-Predicted Gaussians        N(ybar, v) for each task, v the mean of (ybar - y_k)^2 over the support targets of all tasks
+Predicted Gaussians        N(c, v) for each task, v the mean of (c - y_k)^2 over the support targets of all tasks
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
+from torch import Tensor
 
 from metarun.algorithms.losses import CrossEntropy, as_prediction
 from metarun.types import Dataset, EpisodeSpec, Loss
@@ -40,9 +42,15 @@ def chance_level(dataset: Dataset, loss: Loss, train: EpisodeSpec, val: EpisodeS
     if dataset.kind == "control":
         return Chance(cast("Environment", dataset).idle_return(), math.inf)
     episodes = dataset.episodes("val", seed, 0, range(tasks), val)
-    targets = episodes.query.y.flatten(0, 1).double()
     support = episodes.support.y.double()
-    means = support.mean(1, keepdim=True)
-    deviation = (support - means).square().mean((0, 1)).sqrt().clamp_min(LEAST).expand_as(targets)
-    guesses = as_prediction(loss, means.expand_as(episodes.query.y).flatten(0, 1), deviation)
+    constants = support.mean(1, keepdim=True), support.mean((0, 1), keepdim=True)
+    levels = [_score_constants(loss, support, episodes.query.y, constant) for constant in constants]
+    return min(levels, key=lambda level: level.loss)
+
+
+def _score_constants(loss: Loss, support: Tensor, query: Tensor, constants: Tensor) -> Chance:
+    """Of guesses [T, 1, D], or the same for all tasks [1, 1, D], with targets [T, S, D] and [T, M, D]."""
+    targets = query.flatten(0, 1).double()
+    deviation = (support - constants).square().mean((0, 1)).sqrt().clamp_min(LEAST).expand_as(targets)
+    guesses = as_prediction(loss, constants.expand_as(query).flatten(0, 1), deviation)
     return Chance(float(loss.score(guesses, targets)), float(loss(guesses, targets)))

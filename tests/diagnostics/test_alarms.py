@@ -125,6 +125,15 @@ def test_progress_is_lost_where_more_than_half_of_what_was_learned_is() -> None:
     assert train(*errors, run=REGRESSION) == {"lost_progress": 1}
 
 
+def test_progress_cannot_be_lost_where_no_validation_was_better_than_chance() -> None:
+    """Of noisy records the least five are below the rest: only validations tell whether anything was learned."""
+    lucky = [("train", HEALTHY | change) for change in accuracies(*(0.9,) * 5, *(0.2,) * 20)]
+    assert "lost_progress" in names(FIVE_WAYS, *lucky)
+    assert "lost_progress" not in names(FIVE_WAYS, val(0.205), *lucky)
+    assert "lost_progress" in names(FIVE_WAYS, val(0.205), val(0.3), val(0.2), *lucky)
+    assert "lost_progress" not in names(FIVE_WAYS, val(math.nan), *lucky)
+
+
 def test_progress_is_not_lost_by_chance() -> None:
     """Means of 0.5 after one of 1.0, half of it: deviations of 0.5 leave a standard error of 0.11, below 6 of which."""
     assert train(*accuracies(*(1.0,) * 5, *(0.0, 1.0) * 20)) == {}

@@ -32,3 +32,20 @@ def test_chance_is_the_mean_of_the_support_targets_or_a_uniform_guess() -> None:
         0.2,
         math.log(60),
     )
+
+
+class Noise:
+    """Targets that are +1 or -1 in turn: two support rows a task, whose mean is 1, 0 or -1."""
+
+    kind = "regression"
+
+    def episodes(self, split: str, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
+        support = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])[..., None]
+        query = torch.tensor([1.0, -1.0]).expand(4, 2)[..., None]
+        return Task(Batch(support, support), Batch(query, query))
+
+
+def test_where_the_targets_of_a_task_tell_nothing_one_constant_for_all_tasks_is_chance() -> None:
+    """Variance 1. The constant 0 has the error 1, the means of K = 2 support targets have 1 + 1/2."""
+    spec = EpisodeSpec(1, 2, 2)
+    assert chance_level(Noise(), MeanSquaredError(), spec, spec, 4, 0) == (1.0, 1.0)  # type: ignore[arg-type]
