@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup, connect_processes
+from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup, connect_processes, set_patience
 from metarun.compute.late_compiler import delay_compiler
 from metarun.compute.threads import set_threads
 from metarun.config.schema import PORTABLE, DeviceConfig, compile_choice
@@ -48,6 +48,7 @@ class Placement:
     matmul_only: bool = False  # the network's linear maps are all matrix products
     memory_rows: int | None = None  # of the tasks of a chunk, as many as fit into memory (memory.py)
     processes: ProcessGroup = SINGLE_PROCESS  # the processes that share the tasks
+    portable: bool = False  # several processes add as one does
 
     def move_params(self, params: Params) -> Params:
         return {k: self.move(v) for k, v in params.items()}
@@ -99,11 +100,13 @@ def make_placement(settings: DeviceConfig) -> Placement:
     if name == "mps" and settings.precision == "float64":
         raise SettingError("device.precision", "float64", "mps has no float64; choices: float32, bfloat16")
     _configure_process(settings)
+    set_patience(settings.rank_patience)
     if name == "cpu":
         keep_freed_memory()
     dtype = torch.float64 if settings.precision == "float64" else torch.float32  # bfloat16: see models/precision.py
     device, compiled, layout = _select_device(name), compile_choice(settings), settings.memory_format
-    return Placement(device, dtype, settings.chunk_size, compiled, layout, processes=connect_processes())
+    processes = connect_processes()
+    return Placement(device, dtype, settings.chunk_size, compiled, layout, processes=processes, portable=portable)
 
 
 def emulates_bfloat16(device: torch.device) -> bool:

@@ -5,7 +5,8 @@ ranks. Each puts its own rows among zeros before a sum, so that a sum gathers as
 is the identity and torch.distributed is not started.
 
 A rank that fails stores its reason where all can read it (torchrun's key-value store), and leaves. The ranks that wait
-for it in a sum are then disconnected; each looks up which rank left, and why.
+for it in a sum are then disconnected; each looks up which rank left, and why. A rank that hangs or is cut off leaves
+nothing: watch.py notices it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -30,13 +31,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from metarun.compute.watch import Watch, name_ranks
 from metarun.errors import RankLost, UserError, one_line
 from metarun.storage import ranks
 
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(minutes=10)
-"""A sum that not all ranks reach within this time is an error. A rank that ended is noticed at once."""
+"""A sum that not all ranks reach within this time is an error, although all are alive."""
 
 PREPARATION = timedelta(hours=24)
 """How long the others wait for rank 0, which may have a data set to download and to decode."""
@@ -76,20 +78,26 @@ class ProcessGroup:
         """Gather the tensors [t, ...] of each rank's share as [count, ...], the same on every rank."""
         if self.size == 1:
             return rows
-        return self.sum({name: self.pad(x, count) for name, x in rows.items()})
+        return self.join({name: self.pad(x, count) for name, x in rows.items()})
 
-    def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sum over ranks, bit for bit the same on all of them; one exchange for each dtype."""
+    def join(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Join tensors of which one rank has an element and the others a zero, bit for bit; in one exchange."""
         if self.size == 1:
             return tensors
-        summed: dict[str, Tensor] = {}
-        for dtype in dict.fromkeys(x.dtype for x in tensors.values()):
-            some = {name: x for name, x in tensors.items() if x.dtype == dtype}
-            flat = torch.cat([x.reshape(-1) for x in some.values()])
-            flat = _all_reduce(flat.byte()).bool() if dtype == torch.bool else _all_reduce(flat)
-            parts = flat.split([x.numel() for x in some.values()])
-            summed |= {name: part.view(x.shape) for (name, x), part in zip(some.items(), parts, strict=True)}
-        return {name: summed[name] for name in tensors}
+        # As bytes: of numbers, -0 + 0 is 0 and NaN + 0 may be another NaN.
+        flat = _all_reduce(torch.cat([x.reshape(-1).view(torch.uint8) for x in tensors.values()]))
+        parts = flat.split([x.numel() * x.element_size() for x in tensors.values()])
+        # A copy of each begins where a number may.
+        joined = (part.clone().view(x.dtype).view(x.shape) for x, part in zip(tensors.values(), parts, strict=True))
+        return dict(zip(tensors, joined, strict=True))
+
+    def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sum over ranks numbers of one dtype, bit for bit the same on all of them; in one exchange."""
+        if self.size == 1:
+            return tensors
+        flat = _all_reduce(torch.cat([x.reshape(-1) for x in tensors.values()]))
+        parts = flat.split([x.numel() for x in tensors.values()])
+        return {name: part.view(x.shape) for (name, x), part in zip(tensors.items(), parts, strict=True)}
 
     def on_first(self, function: Callable[[], Value]) -> Value:
         """Call the function on rank 0 and return its value on every rank. Its `UserError` is raised on every rank."""
@@ -100,7 +108,8 @@ class ProcessGroup:
             value = [_call_and_announce(function)]
         else:
             _wait_for_first()
-        dist.broadcast_object_list(value, src=0, device=torch.device("cpu"))
+        with _exchange():
+            dist.broadcast_object_list(value, src=0, device=torch.device("cpu"))
         return value[0]
 
     def in_turn(self, function: Callable[[], Value]) -> Value:
@@ -118,6 +127,8 @@ SINGLE_PROCESS = ProcessGroup()
 _ANNOUNCEMENTS = itertools.count()
 """Numbers the announcements of rank 0. All ranks reach the same ones in the same order."""
 
+LOST, FOLDER = "lost", "folder"  # keys of who is lost, and of the run folder
+
 _REASONS: list[str] = []  # one entry once this rank leaves
 _CONNECTIONS: list[int] = []  # file descriptors of the connections with other ranks
 
@@ -129,15 +140,19 @@ def connect_processes() -> ProcessGroup:
         return SINGLE_PROCESS
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    store, before = dist.PrefixStore("sums", _store()), _open_descriptors()
+    store = dist.PrefixStore("sums", _store())
+    _watch().wait_for_all(TIMEOUT)
+    before = _open_descriptors()
     dist.init_process_group(backend, store=store, rank=ranks.rank(), world_size=ranks.size(), timeout=TIMEOUT)
     _CONNECTIONS.extend(number for number in _open_descriptors() - before if not _is_store_connection(number))
     atexit.register(_close)
+    _watch().start()
     return ProcessGroup(ranks.rank(), ranks.size())
 
 
 def _close() -> None:
     """Stop the threads of torch.distributed before the interpreter shuts down."""
+    _watch().ended.set()
     if dist.is_initialized() and not _REASONS:
         dist.destroy_process_group()
 
@@ -151,11 +166,52 @@ def _store() -> Any:
     return dist.PrefixStore("metarun", store)
 
 
-def _all_reduce(flat: Tensor) -> Tensor:
+def _store_of_all_starts() -> Any:
+    """The same store, where torchrun separates each start of the ranks (--max-restarts), for what all starts share."""
+    of_this_start = _store().underlying_store
+    return dist.PrefixStore("metarun", getattr(of_this_start, "underlying_store", of_this_start))
+
+
+def remember_folder(folder: str) -> None:
+    """Store the run folder, for the ranks that torchrun starts in place of these if one fails."""
+    _store_of_all_starts().set(FOLDER, folder)
+
+
+def recall_folder() -> str:
+    """The run folder of the ranks that were here before; "" if they had none yet."""
+    store = _store_of_all_starts()
+    return store.get(FOLDER).decode() if store.check([FOLDER]) else ""
+
+
+@functools.cache
+def _watch() -> Watch:
+    return Watch(_store(), ranks.rank(), ranks.size(), _end_waiting)
+
+
+def set_patience(seconds: float) -> None:
+    """Set how long a rank may give no sign of life."""
+    if ranks.size() > 1:
+        _watch().patience = seconds
+
+
+@contextlib.contextmanager
+def _exchange() -> Iterator[None]:
+    """In the block, this rank waits for the others. Raise `RankLost` if one of them does not come."""
+    began = time.monotonic()
     try:
-        dist.all_reduce(flat)
+        if _watch().lost:
+            raise RuntimeError(_watch().lost)
+        with _watch().waiting():
+            yield
     except RuntimeError as error:
-        raise RankLost(_explain_loss(one_line(error))) from error
+        # The first one that gives up disconnects the others, which may have come a little later.
+        overdue = time.monotonic() - began > TIMEOUT.total_seconds() / 2
+        raise RankLost(_explain_loss(one_line(error), overdue)) from error
+
+
+def _all_reduce(flat: Tensor) -> Tensor:
+    with _exchange():
+        dist.all_reduce(flat)
     return flat
 
 
@@ -172,8 +228,12 @@ def _call_and_announce(function: Callable[[], Value]) -> Value:
 
 
 def _wait_for_first() -> None:
-    key = f"announced/{next(_ANNOUNCEMENTS)}"
-    _store().wait([key], PREPARATION)
+    key, end = f"announced/{next(_ANNOUNCEMENTS)}", time.monotonic() + PREPARATION.total_seconds()
+    with _exchange():
+        while not _store().check([key]):
+            if _watch().lost or time.monotonic() > end:
+                raise RuntimeError(_watch().lost or f"rank 0 was not ready after {PREPARATION}")
+            time.sleep(0.02)
     mistake = _store().get(key).decode()
     if mistake:
         raise UserError(mistake)
@@ -182,24 +242,46 @@ def _wait_for_first() -> None:
 def exchange_reasons(reason: str) -> dict[int, str]:
     """Store why this rank leaves ("": it lost the others). Return the reasons stored so far by rank, its own too."""
     keys = {rank: f"left/{rank}" for rank in range(ranks.size())}
-    end = time.monotonic() + (0 if _REASONS else GRACE)
+    first = not _REASONS
+    if first:
+        _REASONS.append(reason)
+        if threading.current_thread() is threading.main_thread():
+            # torchrun terminates all ranks once one has ended; this one has to store its reason and close files.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if _watch().store_lost:  # a call might never return
+        _disconnect()
+        return {ranks.rank(): _REASONS[0]}
+    end = time.monotonic() + (GRACE if first else 0)
     try:
-        if not _REASONS:
-            _REASONS.append(reason)
-            if threading.current_thread() is threading.main_thread():
-                # torchrun terminates all ranks once one has ended; this one has to store its reason and close files.
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if first:
             _store().set(keys[ranks.rank()], reason)
-            # Shut the connections down, which ends the sums in which others wait for this rank: destroy_process_group
-            # leaves them open as long as anything in torch refers to the group.
-            for number in _CONNECTIONS:
-                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
-                    connection.shutdown(socket.SHUT_RDWR)
+            if _watch().lost:
+                _store().set(LOST, _watch().lost)
+            _disconnect()
         while not _store().check(list(keys.values())) and time.monotonic() < end:
             time.sleep(0.02)
         return {rank: _store().get(key).decode() for rank, key in keys.items() if _store().check([key])}
-    except RuntimeError:  # the store has gone with torchrun
+    except RuntimeError:
+        _watch().store_lost = True
         return {ranks.rank(): _REASONS[0]}
+
+
+def _disconnect() -> None:
+    """Shut the connections down, which ends the sums in which others wait for this rank: destroy_process_group leaves
+    them open as long as anything in torch refers to the group."""
+    for number in _CONNECTIONS:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def _end_waiting() -> None:
+    """Once a rank is lost: end the sum in which this one waits, and this process if that does not help."""
+    _disconnect()
+    time.sleep(GRACE)
+    if not _REASONS:  # it waits for the store, or for a disk
+        if not _watch().store_lost or ranks.local_rank() == 0:
+            print(f"metarun: {_watch().lost}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _open_descriptors() -> set[int]:
@@ -215,27 +297,41 @@ def _is_store_connection(number: int) -> bool:
     return True  # no connection, or none yet
 
 
-def _explain_loss(error: str) -> str:
-    """Describe why the ranks lost one another."""
+def _explain_loss(error: str, overdue: bool) -> str:
+    """Describe why the ranks lost one another; `overdue`: this one had waited for long."""
     reasons = exchange_reasons("")
     given = [f"rank {rank}: {reason}" for rank, reason in reasons.items() if reason]
-    silent = [str(rank) for rank in range(ranks.size()) if rank not in reasons]
+    silent = [rank for rank in range(ranks.size()) if rank not in reasons]
+    if found := _watch().lost or _read_loss():
+        return found
     if given:
         return given[0]
-    if len(silent) == 1:
-        return f"rank {silent[0]} ended"
-    return f"ranks {', '.join(silent)} ended or do not answer" if silent else f"the ranks lost each other ({error})"
+    if _watch().store_lost:
+        return "torchrun has ended"
+    if not silent:
+        return f"the ranks lost each other ({error})"
+    who = name_ranks(silent)
+    if overdue:
+        return f"{who} gave signs of life but nothing else for {TIMEOUT.total_seconds() / 60:g} minutes"
+    return f"{who} ended" if len(silent) == 1 else f"{who} ended or do not answer"
+
+
+def _read_loss() -> str:
+    """Who is lost, by what another rank has noticed."""
+    with contextlib.suppress(RuntimeError):  # the store has gone
+        return _store().get(LOST).decode() if _store().check([LOST]) else ""
+    return ""
 
 
 def leave_together(error: BaseException, message: str | None) -> NoReturn:
     """End this rank, and with it the job, on an error; `message` if it is a user's mistake.
 
-    The lowest rank among those that got here prints the line for all.
+    The lowest rank among those that got here prints the line for all; without the store, one on each machine.
     """
     lost = isinstance(error, RankLost)
     text = message or (str(error) if lost else f"{type(error).__name__}: {one_line(error)}")
     reasons = exchange_reasons("" if lost else text)
-    if ranks.rank() == min(reasons):
+    if ranks.local_rank() == 0 if _watch().store_lost else ranks.rank() == min(reasons):
         whose = "" if lost or set(reasons.values()) == {text} else f"rank {ranks.rank()}: "
         print(f"metarun: {whose}{text}", file=sys.stderr, flush=True)
     logging.shutdown()

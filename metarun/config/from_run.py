@@ -18,7 +18,8 @@ from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder
 
 RESUMABLE = (
-    *("train.steps", "train.max_minutes", "train.checkpoint_every", "test", "logger", "device.threads", "report"),
+    *("train.steps", "train.max_minutes", "train.checkpoint_every", "test", "logger", "report"),
+    *("device.threads", "device.rank_patience"),
     *("trusted_modules", "data.urls"),  # which the stored settings do not decide
 )
 """Settings that a resumed run may change; any other would make it another run."""

@@ -110,6 +110,7 @@ class DeviceConfig:
     chunk_size: Any = "auto"  # tasks that vmap handles at once: auto, a number, null for all
     memory_mb: Optional[float] = None  # 2^20 bytes that chunk_size=auto keeps to; null: half of the machine's or GPU's
     threads: Optional[int] = None  # of a CPU; null: one for a small network, else as many as torch takes
+    rank_patience: float = 15.0  # seconds that a rank of torchrun may give no sign of life before the job ends
     deterministic: Any = False  # true: fixed order of sums on CUDA; portable: the same bits on any x86-64 CPU with AVX2
 
 
@@ -301,6 +302,7 @@ def check(config: Config) -> None:
     at_least_1 = (
         *("train.steps", "train.tasks", "train.log_every", "train.eval_every", "train.checkpoint_every"),
         *("train.pool", "val.tasks", "test.tasks", "optim.halve_every", "device.threads", "sweep.jobs"),
+        "device.rank_patience",
         *("export.tasks", "export.calls", "profile.steps", "profile.warmup"),
         *("diagnostics.tasks", "diagnostics.every", "diagnostics.probe_tasks", "diagnostics.lanczos_steps"),
         *("diagnostics.unroll_steps", "diagnostics.alarms.window", "diagnostics.alarms.patience"),

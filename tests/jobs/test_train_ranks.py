@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,18 +12,17 @@ import pytest
 import torch
 from helpers.bad_steps import bad
 from helpers.colours import class_folders
+from helpers.ranks import ENDLESS, FEW, ROOT, start_ranks
 
 import metarun
+from metarun.compute import distributed
 from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from metarun.training import checkpoint
 
 pytestmark = pytest.mark.xdist_group("parallel")  # what they compare with is made once
-ROOT = Path(__file__).resolve().parents[2]
 WORKER = ROOT / "tests/helpers/rank_worker.py"
-COMMON = ["val.tasks=5", "test.tasks=7", "test.steps=2", "device.compile=off", "device.threads=1", "report=false"]
-LONG = ["train.steps=20", "train.log_every=10", "train.eval_every=10", "train.checkpoint_every=10", *COMMON]
-ENDLESS = ["train.steps=100000", "train.checkpoint_every=20", "train.log_every=20", "train.eval_every=100000", *COMMON]
-SHORT = ["train.steps=6", "train.log_every=3", "train.eval_every=3", "train.checkpoint_every=3", *COMMON]
+LONG = ["train.steps=20", "train.log_every=10", "train.eval_every=10", "train.checkpoint_every=10", *FEW]
+SHORT = ["train.steps=6", "train.log_every=3", "train.eval_every=3", "train.checkpoint_every=3", *FEW]
 PROBES = ["diagnostics=full", "diagnostics.every=6", "diagnostics.probe_tasks=3", "diagnostics.lanczos_steps=3"]
 PROBES += ["diagnostics.tasks=3", "diagnostics.unroll_steps=5"]
 IMAGES = [
@@ -89,19 +82,11 @@ def settings_of(name: str, images: Path) -> list[str]:
     return [*CASES[name], f"data.root={images}"] if "data=folder" in CASES[name] else CASES[name]
 
 
-def start(processes: int, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """`torchrun --nproc-per-node=P ...`, at a port of its own; what lies in `cwd` can be imported."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(cwd)])
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*torchrun, *arguments], cwd=cwd, env={**os.environ, "PYTHONPATH": paths}, **pipes)
-
-
 def work(processes: int, cases: Sequence[dict], place: Path) -> None:
     """Run the cases in that many processes."""
     (place / "ranks").mkdir(parents=True)
     (place / "cases.json").write_text(json.dumps(cases))
-    process = start(processes, str(WORKER), "cases.json", cwd=place)
+    process = start_ranks(processes, str(WORKER), "cases.json", cwd=place)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
 
@@ -269,117 +254,16 @@ def test_one_process_exchanges_nothing() -> None:
     assert not torch.distributed.is_initialized()
 
 
-# ---------------------------------------------------------------- the command line, and its ends
-
-
-def typed(processes: int, *overrides: str, cwd: Path) -> subprocess.Popen[str]:
-    return start(processes, "-m", "metarun", *overrides, cwd=cwd)
-
-
-def under_way(process: subprocess.Popen[str], cwd: Path) -> tuple[Path, list[int]]:
-    """The run's folder once it has a checkpoint, and the processes of its ranks, the first one's first."""
-    end = time.monotonic() + 120
-    while not (found := list(cwd.glob("outputs/*/*/checkpoints/last.pt"))):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    return found[0].parents[1], sorted(map(int, children), key=rank_of)
-
-
-def rank_of(pid: int) -> int:
-    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return next((int(v[5:]) for v in variables if v.startswith(b"RANK=")), -1)
-
-
-def own_lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("metarun: ")]
-
-
-def gone(pids: Sequence[int]) -> bool:
-    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks up processes in /proc")
-@pytest.mark.long
-@pytest.mark.parametrize("victim", [1, 0])
-def test_a_killed_rank_ends_the_job_with_its_reason_and_an_intact_checkpoint(victim: int, tmp_path: Path) -> None:
-    process = typed(2, *ENDLESS, cwd=tmp_path)
-    folder, pids = under_way(process, tmp_path)
-    began = time.monotonic()
-    os.kill(pids[victim], signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
-    assert time.monotonic() - began < 15
-    assert process.returncode != 0
-    assert gone(pids)
-    (line,) = own_lines(err)
-    assert f"rank {victim} ended" in line
-    step = checkpoint.load(folder / "checkpoints/last.pt")["step"]
-    assert step % 20 == 0
-    if victim == 1:
-        kept = re.escape(str(folder / "checkpoints/last.pt"))
-        assert re.search(rf"the run stopped at step \d+, the last checkpoint is {kept}", line)
-        assert read(folder, "summary.json")["status"] == "failed"
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks up processes in /proc")
-@pytest.mark.parametrize("receiver", [pytest.param(r, marks=pytest.mark.long) for r in ("rank 1", "torchrun")])
-def test_a_signal_stops_all_ranks_after_the_same_step(receiver: str, tmp_path: Path) -> None:
-    process = typed(2, *ENDLESS, cwd=tmp_path)
-    folder, pids = under_way(process, tmp_path)
-    os.kill(process.pid if receiver == "torchrun" else pids[1], signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert own_lines(err) == [], err
-    assert out.count("metarun: maml") == 1
-    assert f"continue with: metarun resume={folder}" in out
-    summary = read(folder, "summary.json")
-    assert summary["status"] == "interrupted"
-    step = checkpoint.load(folder / "checkpoints/last.pt")["step"]
-    assert step == summary["steps_done"]
-
-
-FAILING = """
-from dataclasses import dataclass
-from metarun.storage import ranks
-from metarun.data.sinusoid import Sinusoid
-
-@dataclass(frozen=True)
-class Failing(Sinusoid):
-    def episodes(self, split, seed, step, tasks, spec):
-        if split == "train" and step == 30 and ranks.rank() == 1:
-            raise MemoryError("no room for 3 GB")
-        return super().episodes(split, seed, step, tasks, spec)
-"""
-
-
-@pytest.mark.long
-def test_a_rank_that_fails_has_the_first_one_say_why(tmp_path: Path) -> None:
-    (tmp_path / "failing.py").write_text(FAILING)
-    process = typed(2, *ENDLESS, "trusted_modules=[failing]", "data._target_=failing.Failing", cwd=tmp_path)
-    began = time.monotonic()
-    out, err = process.communicate(timeout=60)
-    assert time.monotonic() - began < 60
-    (line,) = own_lines(err)
-    (folder,) = tmp_path.glob("outputs/*/*")
-    said = f"rank 1: MemoryError: no room for 3 GB; the run stopped at step 30, the last checkpoint is {folder}"
-    assert line == f"metarun: {said}/checkpoints/last.pt"
-    assert said in out
-    assert process.returncode != 0
-
-
-@pytest.mark.long
-def test_a_mistake_is_told_once_and_no_folder_is_left(tmp_path: Path) -> None:
-    process = typed(2, "algo.inner_lrr=1", cwd=tmp_path)
-    out, err = process.communicate(timeout=60)
-    assert own_lines(err) == ["metarun: algo.inner_lrr: no such setting, did you mean inner_lr or inner_steps?"]
-    assert len(re.findall(r"exitcode *: 2 ", err)) == 2, err
-    assert out == ""
-
-
-@pytest.mark.long
-def test_a_sweep_is_refused(tmp_path: Path) -> None:
-    process = typed(2, "-m", "seed=0,1", cwd=tmp_path)
-    out, err = process.communicate(timeout=60)
-    assert own_lines(err) == ["metarun: -m: a sweep starts its runs itself; not under torchrun with 2 processes"]
-    assert list(tmp_path.iterdir()) == []
-    assert out == ""
+def test_what_ranks_join_keeps_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros with a sign, and NaNs with a content, of several dtypes."""
+    nan = torch.tensor(0x7FC00123, dtype=torch.int32).view(torch.float32)
+    numbers = torch.tensor([-0.0, float(nan), 1.5])
+    three = {"a": numbers, "b": torch.tensor([True, False, True]), "c": torch.tensor([-1, 2, 3])}
+    rows = [{name: x[:2] for name, x in three.items()}, three]
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr(distributed, "_all_reduce", lambda flat: sent.append(flat) or sum(sent))
+    for rank in (0, 1):
+        found = ProcessGroup(rank, 2).gather(rows[rank], 5)
+    for name, x in found.items():
+        assert x.dtype == rows[0][name].dtype
+        assert x.numpy().tobytes() == torch.cat([rows[0][name], rows[1][name]]).numpy().tobytes()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from metarun.errors import one_line
 from metarun.jobs.sweep.warm import WarmProcess, can_fork
+from metarun.storage import ranks
 
 METARUN = [sys.executable, "-m", "metarun"]
 OUTPUT = "output.txt"
@@ -104,8 +105,8 @@ def explain(ended: Ended) -> str:
 
 
 def end_with_parent() -> None:
-    """In a job's process: stop as on SIGTERM, with a checkpoint, when the sweep's process is gone."""
-    parent = int(os.environ.pop(PARENT, "0"))
+    """In a job's process, or a rank: stop as on SIGTERM, with a checkpoint, when the sweep's or torchrun's is gone."""
+    parent = int(os.environ.pop(PARENT, "0")) or (os.getppid() if ranks.size() > 1 else 0)
     if not parent:
         return
 
@@ -117,4 +118,4 @@ def end_with_parent() -> None:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, daemon=True, name="sweep").start()
+    threading.Thread(target=watch, daemon=True, name="parent").start()
