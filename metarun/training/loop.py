@@ -104,7 +104,7 @@ def differentiate(
         found = meta_gradient(*add_noise(learner, params, tasks, trainer.seed, state.step, first))
     if processes.size == 1:
         return found, None
-    return join_ranks(processes, found, trainer.settings.tasks, stop_reason(trainer, state, observer))
+    return join_ranks(trainer.placement, found, trainer.settings.tasks, stop_reason(trainer, state, observer))
 
 
 def update(trainer: Trainer, state: State, gradient: Params) -> float:

@@ -3,7 +3,8 @@
     total = (1/T) sum_i g_i + grad of the penalties that are added once
 
 Of several ranks each sums over its own tasks; rank 0 adds the penalties. One exchange a step carries these sums, all
-tasks' metrics, and each rank's reason to stop, so that all stop after the same step.
+tasks' metrics, and each rank's reason to stop, so that all stop after the same step. With device.deterministic=portable
+it carries the gradients of all tasks, which every rank then adds as a single process does.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from metarun.compute.compilation import compile_function, should_compile
-from metarun.compute.distributed import ProcessGroup
+from metarun.compute.device import Placement
 from metarun.compute.task_axis import map_tasks, select_tasks
 from metarun.training.own_algorithm import check_results
 from metarun.training.run import StopReason, Trainer
@@ -42,10 +43,10 @@ class MetaGradient(NamedTuple):
 class RankShare(NamedTuple):
     """The part of a meta-gradient that one of several ranks computes."""
 
-    total: Params  # its summand
     grads: Params  # each own task's, [t, ...]
     metrics: Metrics  # each [t]
-    penalty: Tensor  # of the penalties that are added once; 0 but on rank 0
+    extra: Params  # gradient of the penalties that are added once; 0 but on rank 0
+    penalty: Tensor  # their value; 0 but on rank 0
 
 
 class MetaGradients:
@@ -99,19 +100,19 @@ def build_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGradie
 def build_rank_share(trainer: Trainer) -> Callable[[Params, Task], RankShare]:
     """The function theta, tasks -> this rank's share; of the first of several ranks whose penalties need all tasks of a
     step, `tasks` are all of them."""
-    processes, count = trainer.placement.processes, trainer.settings.tasks
-    own, todo = len(processes.share(count)), processes.nonempty_share(count)
+    processes = trainer.placement.processes
+    todo = processes.nonempty_share(trainer.settings.tasks)
     per_task, shared_penalty = _build_parts(trainer, len(todo))
 
     def rank_share(params: Params, tasks: Task) -> RankShare:
         grads, metrics = per_task(params, select_tasks(tasks, range(len(todo))))
-        trained = trainer.trained_names(params)
-        total = {k: grads[k][:own].sum(0) / count for k in trained}
-        penalty = next(iter(total.values())).new_zeros(())
+        grads = {k: grads[k] for k in trainer.trained_names(params)}
+        extra = {k: torch.zeros_like(params[k]) for k in grads}
+        penalty = next(iter(extra.values())).new_zeros(())
         if processes.is_first:
-            extra, penalty = grad_and_value(shared_penalty)(params, tasks)
-            total = {k: total[k] + extra[k] for k in trained}
-        return RankShare(total, {k: grads[k] for k in trained}, metrics, penalty)
+            every, penalty = grad_and_value(shared_penalty)(params, tasks)
+            extra = {k: every[k] for k in grads}
+        return RankShare(grads, metrics, extra, penalty)
 
     return rank_share
 
@@ -129,18 +130,26 @@ def _build_parts(trainer: Trainer, count: int) -> tuple[Callable, Callable]:
 
 
 def join_ranks(
-    processes: ProcessGroup, share: RankShare, count: int, reason: StopReason | None
+    placement: Placement, share: RankShare, count: int, reason: StopReason | None
 ) -> tuple[MetaGradient, StopReason | None]:
-    """Sum the shares of all ranks, and agree on a reason to stop if any of them has one; the same on each rank."""
-    like = next(iter(share.total.values()))
-    sent = {f"total {k}": v for k, v in share.total.items()}
-    sent |= {f"metric {k}": processes.pad(v.to(like.dtype), count) for k, v in share.metrics.items()}
+    """Join the shares of all ranks, and agree on a reason to stop if any of them has one; the same on each rank."""
+    processes = placement.processes
+    like = next(iter(share.extra.values()))
+    sent = {f"metric {k}": processes.pad(v.to(like.dtype), count) for k, v in share.metrics.items()}
     sent["penalty"] = share.penalty.to(like.dtype)
-    sent["reasons"] = like.new_tensor([reason is r for r in StopReason])
-    found = processes.sum(sent)
-    total = {k: found[f"total {k}"] for k in share.total}
+    sent["votes"] = like.new_zeros(processes.size, len(StopReason))
+    sent["votes"][processes.rank] = like.new_tensor([reason is r for r in StopReason])
+    if placement.portable:
+        sent |= {f"grads {k}": processes.pad(v, count) for k, v in share.grads.items()}
+        found = processes.join(sent | {f"extra {k}": v for k, v in share.extra.items()})
+        total = {k: found[f"grads {k}"].mean(0) + found[f"extra {k}"] for k in share.extra}
+    else:
+        own = len(processes.share(count))
+        sent |= {f"total {k}": v[:own].sum(0) / count + share.extra[k] for k, v in share.grads.items()}
+        found = processes.sum(sent)
+        total = {k: found[f"total {k}"] for k in share.extra}
     metrics = {k: found[f"metric {k}"] for k in share.metrics}
-    reasons = [r for r, votes in zip(StopReason, found["reasons"].tolist(), strict=True) if votes]
+    reasons = [r for r, given in zip(StopReason, found["votes"].any(0).tolist(), strict=True) if given]
     return _assemble(total, share.grads, metrics, found["penalty"]), next(iter(reasons), None)
 
 

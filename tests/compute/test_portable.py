@@ -22,11 +22,12 @@ HERE = torch.__version__.partition("+")[0]
 LACKS_AVX2 = platform.machine().lower() not in ("x86_64", "amd64") or not torch.cpu._is_avx2_supported()
 
 
-def run_all(folder: Path, *overrides: str, **environment: str) -> dict[str, str]:
-    """The sha256 of the meta-parameters of each run, in a process of its own."""
+def run_all(folder: Path, *overrides: str, ranks: int = 1, **environment: str) -> dict[str, str]:
+    """The sha256 of the meta-parameters of each run, in processes of its own."""
     kept = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
     kept |= {"PYTHONPATH": str(TESTS.parent), "METARUN_CACHE": str(folder / "cache"), **environment}
-    command = [sys.executable, str(TESTS / "helpers/portable_runs.py"), str(folder), *overrides]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launcher, str(TESTS / "helpers/portable_runs.py"), str(folder), *overrides]
     done = subprocess.run(command, env=kept, capture_output=True, text=True, cwd=folder, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
@@ -57,6 +58,14 @@ def test_they_do_not_depend_on_the_sines_of_the_system(tmp_path: Path) -> None:
     """glibc has its own kernels for processors with FMA, which GLIBC_TUNABLES switches off."""
     without = run_all(tmp_path, "device.deterministic=portable", GLIBC_TUNABLES="glibc.cpu.hwcaps=-AVX512F,-AVX2,-FMA")
     assert without == BITS["runs"] or BITS["torch"] != HERE
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.skipif(LACKS_AVX2, reason="portable bits need an x86-64 processor with AVX2")
+def test_they_do_not_depend_on_the_number_of_ranks(ranks: int, tmp_path: Path) -> None:
+    """Four tasks a step: two and two, or one, one and two."""
+    assert run_all(tmp_path, "device.deterministic=portable", ranks=ranks) == BITS["runs"] or BITS["torch"] != HERE
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""python portable_runs.py FOLDER [OVERRIDE ...]: ten short runs; prints the sha256 of each one's meta-parameters."""
+"""python portable_runs.py FOLDER [OVERRIDE ...]: ten short runs; prints the sha256 of each one's meta-parameters.
+
+With torchrun, all ranks work on each; the first one prints.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +31,23 @@ def main(folder: Path, more: list[str]) -> None:
     if "device.deterministic=portable" in more:
         pin_arithmetic()  # before NumPy, with which the pictures are made
     from helpers.colours import class_folders
+    from metarun.cli.torchrun import end_process
+    from metarun.jobs.summary import params_sha256
+    from metarun.storage import ranks
 
+    if ranks.rank() > 0:
+        folder = folder / f"rank{ranks.rank()}"
     root = class_folders(folder / "pictures", [f"class{i}" for i in range(12)], 6)
     found = {}
     for name, overrides in RUNS.items():
         words = [word.format(root=root) for word in overrides]
         with contextlib.redirect_stdout(io.StringIO()):
             result = metarun.run(metarun.compose([*words, *SHORT, *more]), folder / name)
-        found[name] = result.summary["params_sha256"]
-    print(json.dumps(found))
+        found[name] = params_sha256(result.params)
+    if ranks.rank() == 0:
+        print(json.dumps(found), flush=True)
+    if ranks.size() > 1:
+        end_process(0)
 
 
 if __name__ == "__main__":
