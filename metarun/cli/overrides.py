@@ -139,7 +139,8 @@ def add_run_choices(arguments: Sequence[str]) -> list[str]:
         typed[key] = value
     run = typed.get("resume") or (typed.get("run") if typed.get("job") in JOBS_OF_A_RUN else None)
     touched = {key.partition(".")[0] for key in typed if "." in key} & {*GROUPS} - typed.keys()
-    touched -= chosen_groups(typed.get("experiment", ""))  # of its options, not of the run's
+    if run and touched:
+        touched -= chosen_groups(typed.get("experiment", ""))  # of its options, not of the run's
     source = parse_value(run) if run and touched else None
     if not isinstance(source, str):  # a sweep names several
         return [*arguments]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import glob
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ def list_options(group: str) -> list[str]:
 
     A file whose name begins with `_` is a part that others share, and no option.
     """
-    files = (path.relative_to(conf_folder() / group) for path in (conf_folder() / group).rglob("*.yaml"))
-    return sorted(file.with_suffix("").as_posix() for file in files if not file.name.startswith("_"))
+    files = glob.glob("**/*.yaml", root_dir=conf_folder() / group, recursive=True)
+    names = (file.removesuffix(".yaml").replace(os.sep, "/") for file in files)
+    return sorted(name for name in names if not name.rpartition("/")[2].startswith("_"))
 
 
 def flat_name(experiment: str) -> str:
