@@ -163,7 +163,8 @@ def _store() -> Any:
     from torch.distributed.rendezvous import rendezvous
 
     store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
-    return dist.PrefixStore("metarun", store)
+    # Of this start alone: after a restart the addresses of ranks that are gone may still be in the store.
+    return dist.PrefixStore(f"metarun/{ranks.restarts()}", store)
 
 
 def _store_of_all_starts() -> Any:
