@@ -86,8 +86,6 @@ def run_command() -> int:
         if "--version" in sys.argv[1:]:  # Hydra would print its own
             print(f"metarun {metarun.__version__}")
             return 0
-        if ranks.restarts():
-            sys.argv[1:] = torchrun.continue_run(sys.argv[1:])
         run_job()
     except KeyboardInterrupt as error:
         if sweep.SITTINGS:
@@ -110,8 +108,6 @@ def run_job(composed: DictConfig) -> float:
     try:
         overrides = [o for o in runtime.overrides.hydra if o.startswith(SEARCH_PATH)] + list(runtime.overrides.task)
         config = choose_settings(to_config(composed, runtime.runtime.choices), overrides)
-        if ranks.may_restart() and ranks.rank() == 0 and config.job == "train":
-            torchrun.remember_run(config, runtime.runtime.output_dir)
         result = jobs.run(config, runtime.runtime.output_dir)
     except BrokenPipeError:
         exit_with_closed_pipe()

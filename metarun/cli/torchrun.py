@@ -5,17 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, flag_override
 
-from metarun.cli.compose import compose_options
-from metarun.compute.portable import pin_arithmetic
-from metarun.config.schema import PORTABLE, Config
 from metarun.storage import ranks
-from metarun.storage.progress import print_notice
 
 SILENT = {
     "version": 1,
@@ -34,33 +29,6 @@ class OneFolder(Callback):
                 config.hydra.run.dir = "."
                 config.hydra.output_subdir = None
                 config.hydra.job_logging = SILENT
-
-
-def remember_run(config: Config, folder: str) -> None:
-    """Have the ranks that torchrun may start in place of these find the run folder."""
-    if config.device.deterministic == PORTABLE:  # before torch is loaded
-        pin_arithmetic()
-    from metarun.compute.distributed import remember_folder
-
-    remember_folder(folder)
-
-
-def continue_run(arguments: list[str]) -> list[str]:
-    """The arguments of ranks that torchrun has started again: rank 0 continues the run that those before had begun.
-
-    The other ranks take the settings of rank 0 in any case.
-    """
-    if ranks.rank() > 0 or any(argument.startswith(("resume=", "job=")) for argument in arguments):
-        return arguments
-    if compose_options(arguments).device.deterministic == PORTABLE:  # before torch is loaded
-        pin_arithmetic()
-    from metarun.compute.distributed import recall_folder
-
-    folder = recall_folder()
-    if not (folder and (Path(folder) / "config.yaml").is_file()):
-        return arguments
-    print_notice(f"torchrun has started the ranks again ({ranks.restarts()}): continues {folder}")
-    return [*arguments, f"resume={folder}"]
 
 
 def end_process(code: Any) -> NoReturn:

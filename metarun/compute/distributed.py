@@ -127,7 +127,7 @@ SINGLE_PROCESS = ProcessGroup()
 _ANNOUNCEMENTS = itertools.count()
 """Numbers the announcements of rank 0. All ranks reach the same ones in the same order."""
 
-LOST, FOLDER = "lost", "folder"  # keys of who is lost, and of the run folder
+LOST = "lost"  # key of who is lost
 
 _REASONS: list[str] = []  # one entry once this rank leaves
 _CONNECTIONS: list[int] = []  # file descriptors of the connections with other ranks
@@ -163,25 +163,7 @@ def _store() -> Any:
     from torch.distributed.rendezvous import rendezvous
 
     store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
-    # Of this start alone: after a restart the addresses of ranks that are gone may still be in the store.
-    return dist.PrefixStore(f"metarun/{ranks.restarts()}", store)
-
-
-def _store_of_all_starts() -> Any:
-    """The same store, where torchrun separates each start of the ranks (--max-restarts), for what all starts share."""
-    of_this_start = _store().underlying_store
-    return dist.PrefixStore("metarun", getattr(of_this_start, "underlying_store", of_this_start))
-
-
-def remember_folder(folder: str) -> None:
-    """Store the run folder, for the ranks that torchrun starts in place of these if one fails."""
-    _store_of_all_starts().set(FOLDER, folder)
-
-
-def recall_folder() -> str:
-    """The run folder of the ranks that were here before; "" if they had none yet."""
-    store = _store_of_all_starts()
-    return store.get(FOLDER).decode() if store.check([FOLDER]) else ""
+    return dist.PrefixStore("metarun", store)
 
 
 @functools.cache

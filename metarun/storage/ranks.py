@@ -25,16 +25,6 @@ def local_size() -> int:
     return _read_int("LOCAL_WORLD_SIZE", 1)
 
 
-def restarts() -> int:
-    """How often torchrun has started these processes again (--max-restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-def may_restart() -> bool:
-    """Whether torchrun would start these processes again if one of them fails."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-
-
 def cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

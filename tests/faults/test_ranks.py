@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -180,67 +179,6 @@ def test_a_slow_and_lossy_network_changes_no_bit(tmp_path: Path) -> None:
         (summary,) = (tmp_path / name).glob("0/outputs/*/*/summary.json")
         found.append(json.loads(summary.read_text())["params_sha256"])
     assert found[0] == found[1]
-
-
-BOUNDED = ["train.steps=200", "train.eval_every=200", "train.checkpoint_every=20", *FEW]
-BOUNDED += ["device.deterministic=portable"]
-
-
-def read_bits(cwd: Path) -> str:
-    """The hash of the meta-parameters of the only run below a folder, which has ended."""
-    (summary,) = (json.loads(path.read_text()) for path in cwd.glob("outputs/*/*/summary.json"))
-    assert summary["status"] == "completed"
-    return str(summary["params_sha256"])
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The bits of the bounded run in one process."""
-    place = tmp_path_factory.mktemp("undisturbed")
-    subprocess.run([sys.executable, "-m", "metarun", *BOUNDED], cwd=place, env=environment(place), check=True)
-    return read_bits(place)
-
-
-@LINUX
-@pytest.mark.long
-@pytest.mark.parametrize("victim", [1, 0])
-def test_torchrun_starts_the_ranks_again_and_they_continue_the_run(
-    victim: int, undisturbed: str, tmp_path: Path
-) -> None:
-    process = start_job(2, *BOUNDED, cwd=tmp_path, options=["--max-restarts=1"])
-    wait_for_checkpoint(process, tmp_path)
-    os.kill(find_ranks(process)[victim], signal.SIGKILL)
-    _, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err
-    (folder,) = tmp_path.glob("outputs/*/2*")
-    assert f"torchrun has started the ranks again (1): continues {folder}" in err
-    assert read_bits(tmp_path) == undisturbed
-
-
-@LINUX
-@pytest.mark.long
-def test_fewer_ranks_continue_the_run_to_the_same_bits(undisturbed: str, tmp_path: Path) -> None:
-    """Two torchruns of one rank each stand for two machines; one of them is lost."""
-    elastic = ["--nnodes=1:2", "--rdzv-backend=c10d", "--rdzv-id=here", "--max-restarts=2", "--nproc-per-node=1"]
-    elastic += [f"--rdzv-endpoint=localhost:{free_port()}", "-m", "metarun", *BOUNDED]
-    command = [sys.executable, "-m", "torch.distributed.run", *elastic]
-    first = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), **PIPES)
-    time.sleep(3)  # the first one keeps the meeting place
-    second = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), **PIPES)
-    wait_for_checkpoint(first, tmp_path)
-    (rank,) = find_ranks(second)
-    second.kill()
-    os.kill(rank, signal.SIGKILL)
-    _, err = first.communicate(timeout=400)
-    assert first.returncode == 0, err
-    (summary,) = (json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/*/summary.json"))
-    assert summary["processes"] == 1
-    assert read_bits(tmp_path) == undisturbed
-
-
-def free_port() -> int:
-    with socket.create_server(("localhost", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 FAILING = """
