@@ -23,7 +23,7 @@ SHORT += ["device.compile=false", "device.threads=1", "report=false"]
 SOON = ["diagnostics.alarms.patience=2", "diagnostics.alarms.window=4"]
 
 
-@pytest.mark.parametrize("name", {rule.name for rule in RULES})
+@pytest.mark.parametrize("name", sorted({rule.name for rule in RULES}))
 def test_the_changes_of_an_alarm_are_those_of_its_advice(name: str) -> None:
     advice = " ".join(rule.advice for rule in RULES if rule.name == name)
     advised = set(re.findall(r"\b(?:algo|optim|train|data)\.\w+", advice)) - TRIED_BY_NO_ONE
