@@ -27,19 +27,19 @@ BUDGETS = (5, 10, 20)
 def measure(tested: Run, trained: Run) -> dict[str, Any]:
     """What a record keeps of a run for this table."""
     scores, size = headline_scores(tested), tested.summary.get("ways", 0) * (tested.summary.get("test_queries") or 0)
-    if scores is None or metric_of(tested) != "accuracy" or not size:
-        return {}
-    kept: dict[str, Any] = {"correct": " ".join(f"{count:.0f}" for count in scores * size)}
+    accurate = metric_of(tested) == "accuracy" and scores is not None and size > 0
+    kept: dict[str, Any] = {"correct": " ".join(f"{count:.0f}" for count in scores * size)} if accurate else {}
     times = sorted((step, spent) for (kind, step), spent in trained.seconds.items() if kind == "train")
     paces = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(times)]
     if not paces:
         return kept
     minutes = float(np.quantile(paces, 0.1)) / 60
+    kept["free_minutes"] = round(trained.summary["steps_done"] * minutes, 1)
     curve, best = validation_curve(trained), {}
     for budget in BUDGETS:
         reached = curve["mean"][curve["step"] * minutes <= budget] if curve else np.zeros(0)
         best[str(budget)] = round(float(reached.max()), 2) if len(reached) else None
-    return kept | {"free_minutes": round(trained.summary["steps_done"] * minutes, 1), "within": best}
+    return kept | ({"within": best} if accurate else {})
 
 
 class SideBySide(NamedTuple):

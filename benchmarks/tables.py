@@ -220,7 +220,7 @@ def outcome(seeds: Sequence[Record]) -> str:
     """The seeds' mean and minutes: accuracy in per cent, or the MSE."""
     if not seeds:
         return ""
-    minutes = f"{fmean(r['seconds'] for r in seeds) / 60:.0f} min"
+    minutes = f"{fmean(r.get('free_minutes', r['seconds'] / 60) for r in seeds):.0f} min"
     if seeds[0]["metric"] == "accuracy":
         return f"{100 * fmean(r['mean'] for r in seeds):.1f}, {minutes}"
     if random_lengths(seeds[0]):
