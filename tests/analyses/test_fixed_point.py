@@ -62,7 +62,7 @@ def context(tmp_path: Path, *overrides: str) -> Context:
     return Context(config, folder, tmp_path / "analysis", train_job)
 
 
-@pytest.mark.parametrize("algo", FORMS)
+@pytest.mark.parametrize("algo", [pytest.param(a, marks=pytest.mark.long) if a == "imaml" else a for a in FORMS])
 def test_the_matrix_and_the_fixed_point_are_those_of_the_closed_form(algo: str, tmp_path: Path) -> None:
     more, form = FORMS[algo]
     inner = [] if algo == "imaml" else [f"algo.inner_steps={STEPS}"]

@@ -84,7 +84,7 @@ def test_ctrl_c_leaves_a_whole_terminal_and_the_command_to_continue(tmp_path: Pa
 
 def test_ctrl_c_in_a_sweep_leaves_a_whole_terminal(tmp_path: Path) -> None:
     overrides = ["-m", "seed=0,1", "train.steps=100000", f"hydra.sweep.dir={tmp_path}/sweep"]
-    ended = run_in_terminal(80, 24, *overrides, interrupt_at="step 10")
+    ended = run_in_terminal(80, 24, *overrides, interrupt_at="  step ")
     assert (ended.code, ended.cursor) == (130, True)
     assert "the same command goes on from here" in ended.text
 
