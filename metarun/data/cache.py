@@ -5,6 +5,7 @@ NAME-KEY.json  their shape, files and classes, notes of the decoder, the sha256 
 
 The JSON is written last, so an interrupted write leaves no valid cache. Bytes whose size and time stamp match the JSON
 are trusted; of others the checksum is verified, and they are rebuilt if it is wrong. One process builds, others wait.
+A mapping holds a shared lock on the bytes, and the time stamp of the JSON is that of the last use: `metarun cache`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ import torch
 from metarun.data.files import file_checksum
 from metarun.data.images import ImageTable
 from metarun.errors import UserError
-from metarun.storage.locks import file_lock
+from metarun.storage.cache_entries import mark_used
+from metarun.storage.json_values import json_checksum
+from metarun.storage.locks import file_lock, share_lock
 from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import cache_folder
 from metarun.storage.untrusted import read_text
@@ -56,14 +59,17 @@ class CachedImages(NamedTuple):
 Build = Callable[[BinaryIO], DecodedImages]
 
 
-def cache_images(name: str, fingerprint: str, build: Build, verify: bool = False) -> CachedImages:
+def cache_images(
+    name: str, fingerprint: str, build: Build, verify: bool = False, root: Path | None = None
+) -> CachedImages:
     """The images stored for this fingerprint of the sources. Build and store them if they are missing or damaged.
 
-    `verify` checks the checksum of the bytes even if their size and time stamp match.
+    `verify` checks the checksum of the bytes even if their size and time stamp match. `metarun cache` lists the images
+    as those of `root`.
     """
     key = hashlib.sha256(f"{FORMAT}\n{fingerprint}".encode()).hexdigest()[:16]
     path = cache_folder() / f"{name}-{key}.u8"
-    cached = _read(path, verify) or _build_locked(path, build, verify)
+    cached = _read(path, verify) or _build_locked(path, build, verify, root)
     if cached is None:
         raise UserError(f"METARUN_CACHE={path.parent}: {path.name} cannot be read back after writing it")
     return cached
@@ -73,7 +79,7 @@ def _read(path: Path, verify: bool) -> CachedImages | None:
     """The cached images, or None if they are missing or damaged."""
     try:
         stored = json.loads(read_text(path.with_suffix(".json")))
-        if stored.pop("sum") != _json_checksum(stored):
+        if stored.pop("sum") != json_checksum(stored):
             return None
         shape, stat = stored["shape"], path.stat()
         touched = stat.st_mtime_ns != stored["mtime_ns"]
@@ -84,6 +90,9 @@ def _read(path: Path, verify: bool) -> CachedImages | None:
         if touched:  # the bytes are unchanged: the next start need not verify them
             os.utime(path, ns=(stat.st_atime_ns, stored["mtime_ns"]))
         with open(path, "rb") as file:
+            share_lock(file)  # of the mapping as well, which keeps the file open
+            if os.fstat(file.fileno()).st_nlink == 0:  # it was being removed
+                return None
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # writes stay in this process
         images = torch.frombuffer(mapping, dtype=torch.uint8).view(shape)
         starts, counts = (np.array(stored[k], dtype=np.intp) for k in ("starts", "counts"))
@@ -95,6 +104,7 @@ def _read(path: Path, verify: bool) -> CachedImages | None:
             return None
     except BROKEN:  # it is rebuilt from the source
         return None
+    mark_used(path.with_suffix(".json"))
     table = ImageTable(images, names, starts, counts, files, _page_release(mapping))
     return CachedImages(table, stored["notes"], path)
 
@@ -116,7 +126,7 @@ def _page_release(mapping: mmap.mmap) -> Callable[[int], None]:
     return release
 
 
-def _build_locked(path: Path, build: Build, verify: bool) -> CachedImages | None:
+def _build_locked(path: Path, build: Build, verify: bool, root: Path | None) -> CachedImages | None:
     """Build missing or damaged images, unless another process did so meanwhile."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,13 +139,13 @@ def _build_locked(path: Path, build: Build, verify: bool) -> CachedImages | None
             if lock is not None:
                 for stale in path.parent.glob(f"{path.stem}*.tmp"):  # of a process that was killed
                     stale.unlink(missing_ok=True)
-            _write(path, build)
+            _write(path, build, root)
     except OSError as error:
         raise UserError(f"METARUN_CACHE={path.parent}: the decoded images cannot be stored there ({error})") from error
     return _read(path, verify=False)
 
 
-def _write(path: Path, build: Build) -> None:
+def _write(path: Path, build: Build, root: Path | None) -> None:
     """Write under temporary names, the description last: a reader sees both files or none."""
     with _replacement(path) as file:
         decoded = build(file)
@@ -144,18 +154,13 @@ def _write(path: Path, build: Build) -> None:
         file.flush()
         written = Path(file.name)
         stamp = {"sha256": file_checksum(written, "sha256"), "mtime_ns": written.stat().st_mtime_ns}
-        description = decoded._asdict() | stamp
+        description = decoded._asdict() | stamp | ({} if root is None else {"root": str(root.absolute())})
     try:
         with _replacement(path.with_suffix(".json")) as file:
-            file.write(json.dumps(description | {"sum": _json_checksum(description)}).encode())
+            file.write(json.dumps(description | {"sum": json_checksum(description)}).encode())
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-
-
-def _json_checksum(description: Any) -> str:
-    """The hash of the description as JSON, the same before and after storing it."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager

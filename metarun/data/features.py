@@ -1,13 +1,15 @@
 """The features of images by the fixed part of a network: computed once for each image, and kept on disk.
 
 A file `features-KEY.npy` in the cache folder holds [n, D] in float32, row i for image i of the decoded images. The key
-is that of the decoded images, of how they are normalised and of the function.
+is that of the decoded images, of how they are normalised and of the function. A `features-KEY.json` beside it names
+them for `metarun cache`; it is written first, so that it never describes older features.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ from metarun.data.images import Source
 from metarun.data.npy import read_npy
 from metarun.data.pixels import Pixels
 from metarun.storage import atomic
+from metarun.storage.cache_entries import mark_used
+from metarun.storage.json_values import json_checksum
 from metarun.storage.locks import file_lock
 from metarun.storage.progress import track
 from metarun.storage.run_folder import cache_folder
@@ -55,7 +59,15 @@ class FeatureSource:
                 features = self._compute(source.table.images)
                 buffer = io.BytesIO()
                 np.save(buffer, features)
+                description = {
+                    "network": self.fixed.key.partition(" ")[0],
+                    "images": source.cache.stem,
+                    "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
+                }
+                described = json.dumps(description | {"sum": json_checksum(description)})
+                atomic.replace(path.with_suffix(".json"), described.encode())
                 atomic.replace(path, buffer.getvalue())
+        mark_used(path)
         table = source.table._replace(images=torch.from_numpy(features), release=lambda count: None)
         return source._replace(table=table)
 

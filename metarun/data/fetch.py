@@ -1,7 +1,8 @@
 """Downloads: the addresses of a file are tried in turn, interrupted ones are resumed, and its checksum is verified.
 
 A file is written as NAME.part and renamed once its checksum is right. Existing files are never changed or deleted,
-except for .part files.
+except for .part files. A download below metarun's cache folder has a record .NAME.checksum: `metarun cache` may remove
+it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any, NamedTuple
 
 from metarun.data.files import file_checksum
 from metarun.errors import UserError, require
+from metarun.storage import atomic
 from metarun.storage.progress import print_notice, track_bytes
+from metarun.storage.run_folder import cache_folder
 
 TIMEOUT = 30  # seconds without an answer or a byte
 BLOCK = 1 << 16
@@ -58,6 +61,8 @@ def fetch(downloads: Sequence[Download], folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _download(download, target)
+            if target.is_relative_to(cache_folder()):
+                atomic.replace(target.with_name(f".{target.name}.checksum"), download.checksum.encode())
         except OSError as error:
             raise UserError(f"data.root={folder}: {download.file} cannot be stored there ({error})") from error
 

@@ -116,7 +116,7 @@ class ImageFiles:
         ]
         key = f"{fingerprint(path)} {decoding}"
         cached = cache_images(
-            self.benchmark or self.name or "folder", key, lambda file: self._decode(path, file), verify
+            self.benchmark or self.name or "folder", key, lambda file: self._decode(path, file), verify, path
         )
         names, given = cached.table.names, cached.notes["given"]
         if self.benchmark and self.split.split == "auto" and choose_split(names, given, self.benchmark) == "ratio":

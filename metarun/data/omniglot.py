@@ -88,7 +88,7 @@ def omniglot(
             except UnreadableImage as error:
                 raise UserError(f"data.root={parts[0].parent}: {error}") from error
 
-        cached = cache_images("omniglot", key, decode, verify)
+        cached = cache_images("omniglot", key, decode, verify, parts[0].parent)
         splits = split_characters(cached.table.names, split, split_seed)
         splits = limit_training_classes(splits, train_classes, split_seed)
         notes = {} if train_classes is None else {"train_classes": train_classes}

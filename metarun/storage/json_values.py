@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +16,11 @@ def flatten_keys(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         found |= flatten_keys(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return found
+
+
+def json_checksum(values: Any) -> str:
+    """The sha256 of values as JSON, the same before and after storing them."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def replace_nonfinite(values: Any) -> Any:

@@ -11,12 +11,14 @@ A lock file is never removed while somebody could hold it: another process would
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
+from typing import IO, Any
 
 from filelock import lock_descriptor
 
@@ -35,6 +37,31 @@ def try_lock(file: FileIO, wait: bool = False) -> bool | None:
         return None
 
 
+def share_lock(file: IO[Any]) -> None:
+    """Wait until nobody has the lock alone, and hold it beside others. Nothing happens where there are no such locks.
+
+    The lock lasts as long as this opening of the file: until the file and the mappings made from it are closed.
+    """
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl  # not on Windows
+
+        fcntl.flock(file.fileno(), fcntl.LOCK_SH)
+
+
+@functools.cache
+def share_until_exit(path: Path) -> IO[Any]:
+    """Share the lock of `path` with others until this process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = FileIO(lock_path(path), "a")
+    share_lock(file)
+    return file
+
+
+def lock_path(path: Path) -> Path:
+    """The lock file of `path`."""
+    return path.with_name(f".{path.name}.lock")
+
+
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[int | None]:
     """Wait until no other process is in this block for `path`.
@@ -42,7 +69,7 @@ def file_lock(path: Path) -> Iterator[int | None]:
     Yields the file descriptor that holds the lock, or None where the file system has no locks. A process that inherits
     the descriptor keeps the lock as long as it lives.
     """
-    with FileIO(path.with_name(f".{path.name}.lock"), "a") as file:
+    with FileIO(lock_path(path), "a") as file:
         yield file.fileno() if try_lock(file, wait=True) else None
 
 

@@ -105,6 +105,15 @@ def duration(seconds: Any) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def file_size(size: float) -> str:
+    """`1.5 MB`: bytes in units of 1024."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TB"
+
+
 def escape_formula(cell: Any) -> Any:
     """A cell of a csv that a spreadsheet does not compute: a text that begins with =, +, - or @ gets a quote before it,
     unless it is a number. Control characters are escaped."""

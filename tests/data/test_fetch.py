@@ -16,6 +16,7 @@ from helpers.download_site import CONTENT, OTHER, PAGE, Site, Source
 
 from metarun.data.fetch import Download, fetch, parse_downloads
 from metarun.errors import SettingError, UserError
+from metarun.storage.cache_entries import list_entries
 
 
 @pytest.fixture
@@ -61,6 +62,22 @@ def test_a_file_is_stored_once_its_sum_is_right(
     assert source.asked == [None]
     said = "downloading a.zip" + (": 300000 bytes" if source.length else "")
     assert capsys.readouterr() == ("", said + "\n")
+
+
+def test_what_is_downloaded_into_the_cache_is_recorded_and_a_copy_put_there_is_not(
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the record `metarun cache` knows what it may remove. Other folders get nothing but the file."""
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    url, _ = site.add()
+    get(tmp_path / "cache/data/x", url)
+    (tmp_path / "cache/data/x/b.zip").write_bytes(CONTENT)
+    get(tmp_path / "cache/data/x", url, name="b.zip")
+    get(tmp_path / "other", url)
+    assert files(tmp_path / "other") == {"a.zip": CONTENT}
+    (entry,), others = list_entries(tmp_path / "cache")
+    assert (entry.name, entry.checksum) == ("data/x/a.zip", checksum(CONTENT))
+    assert others == ["data/x/b.zip"]
 
 
 def test_an_empty_file_can_be_downloaded(tmp_path: Path, site: Site) -> None:

@@ -10,11 +10,14 @@ import torch
 from torch import nn
 
 import metarun
+from metarun.data.files import file_checksum
 from metarun.data.torchvision import load_torchvision
 from metarun.errors import SettingError, UserError
 from metarun.models.backbone import Backbone, backbone
 from metarun.models.module import ModuleNetwork
 from metarun.models.weights import last_part, load_body, read_state, remove_chance
+from metarun.storage.cache_entries import list_entries
+from metarun.storage.run_folder import cache_folder
 
 SIDE = 32
 SETTINGS = {"train": "frozen", "adapter": 4, "image_size": None, "norm": "running", "weights_sha256": None}
@@ -179,6 +182,11 @@ def test_features_are_computed_once_and_give_what_images_give(
     computed = sum(n for n in calls if n > 2)
     again = metarun.run(metarun.compose([*settings, "seed=0"]), tmp_path / "again")
     assert sum(n for n in calls if n > 2) == computed
+    (listed,) = (entry for entry in list_entries(cache_folder())[0] if entry.kind == "features")
+    (images,) = (entry for entry in list_entries(cache_folder())[0] if entry.kind == "images")
+    assert listed.source == f"resnet18 on {images.name}"
+    assert listed.checksum == f"sha256:{file_checksum(listed.paths[1], 'sha256')}"
+    assert images.source.startswith(f"{root}, ")
     assert first.summary["params_sha256"] == again.summary["params_sha256"]
     monkeypatch.setattr("metarun.training.experiment.embed_images", lambda data, learners, placement: (data, learners))
     whole = metarun.run(metarun.compose(settings), tmp_path / "whole")

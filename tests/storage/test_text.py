@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from metarun.storage.text import count_nouns, duration, format_metric, number, shorten
+from metarun.storage.text import count_nouns, duration, file_size, format_metric, number, shorten
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,10 @@ from metarun.storage.text import count_nouns, duration, format_metric, number, s
         (count_nouns(1, "query", "queries"), "1 query"),
         (count_nouns(2, "query", "queries"), "2 queries"),
         (count_nouns(0, "task"), "0 tasks"),
+        (file_size(1023), "1023 B"),
+        (file_size(1024), "1.0 KB"),
+        (file_size(1.5 * 2**30), "1.5 GB"),
+        (file_size(5000 * 2**40), "5000.0 TB"),
         (number(48000), "48,000"),
         (number(0.000123456), "0.0001235"),
         (number(math.inf), "\N{EN DASH}"),

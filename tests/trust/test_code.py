@@ -130,7 +130,7 @@ def test_a_cache_is_numbers_and_json(tmp_path: Path, elsewhere: None) -> None:
 def test_a_cache_with_rows_that_are_not_there_is_built_again(
     tmp_path: Path, elsewhere: None, changes: dict[str, Any]
 ) -> None:
-    from metarun.data.cache import _json_checksum
+    from metarun.storage.json_values import json_checksum
 
     def decoded(file: Any) -> DecodedImages:
         file.write(bytes(4))
@@ -139,7 +139,7 @@ def test_a_cache_with_rows_that_are_not_there_is_built_again(
     path = cache_images("x", "key", decoded).path.with_suffix(".json")
     stored = json.loads(path.read_text()) | changes
     stored.pop("sum")
-    path.write_text(json.dumps(stored | {"sum": _json_checksum(stored)}))
+    path.write_text(json.dumps(stored | {"sum": json_checksum(stored)}))
     table = cache_images("x", "key", decoded).table
     assert (table.names, list(table.starts), list(table.counts)) == (("a",), [0], [1])
 
