@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from metarun.cli import cache
 from metarun.config import catalogue
 from metarun.config.schema import Config
 from metarun.errors import UserError, nearest
@@ -49,7 +50,9 @@ class Setting(NamedTuple):
 
 def explain(word: str) -> str:
     """The lines for a group (`optim`, `algo`), an option (`algo.imaml`, `algo=imaml`) or a setting (`train.steps`,
-    `algo.imaml.prox`). Raise `UserError` for a word that is none of these."""
+    `algo.imaml.prox`), or for `cache`. Raise `UserError` for a word that is none of these."""
+    if word == "cache":
+        return cache.USAGE
     group, _, rest = word.replace("=", ".").partition(".")
     fields = {field.name: field for field in dataclasses.fields(Config)}
     if group in OPEN:
@@ -62,7 +65,7 @@ def explain(word: str) -> str:
         title = f"{group}={option}: {option_title(group, option)}"
         return f"{title}\n\n{lay_out(_select(option_settings(group, option), f'{group}.{key}', word))}"
     if group not in fields:
-        known = [*fields, *(f"{g}.{option}" for g in OPEN for option in catalogue.list_options(g))]
+        known = [*fields, "cache", *(f"{g}.{option}" for g in OPEN for option in catalogue.list_options(g))]
         raise UserError(f"help {word}: no such setting, {nearest(word, known)}")
     kind = type(getattr(Config(), group))
     found = declared(kind, f"{group}.") if dataclasses.is_dataclass(kind) else declared(Config, "")

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 import metarun
 from metarun import jobs
-from metarun.cli import sweep, torchrun
+from metarun.cli import cache, sweep, torchrun
 from metarun.cli.compose import CONFIG_PATH, compose_options, to_config
 from metarun.cli.compose_once import compose_once
 from metarun.cli.crash_report import TRACEBACK, report_crash, tracebacks_wanted
@@ -79,6 +79,9 @@ def run_command() -> int:
     try:
         if len(sys.argv) == 3 and sys.argv[1] in ("help", "--help", "-h"):
             print(explain(sys.argv[2]))
+            return 0
+        if sys.argv[1:2] == ["cache"]:
+            cache.run(sys.argv[2:])
             return 0
         if sys.argv[1:] == ["help"]:
             sys.argv[1:] = ["--help"]

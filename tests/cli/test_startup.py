@@ -44,9 +44,12 @@ def imported(code: str, *arguments: str, cwd: Path, **environment: str) -> tuple
     return set(json.loads((cwd / "left.json").read_text())), done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["--hydra-help"], ["-sc", "install=bash"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--cfg", "job"], ["--hydra-help"], ["-sc", "install=bash"], ["cache"]]
+)
 def test_help_and_settings_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
-    found, _ = imported(LEFT.format(module="metarun.cli.main", modules=HEAVY), *arguments, cwd=tmp_path)
+    code = LEFT.format(module="metarun.cli.main", modules=HEAVY)
+    found, _ = imported(code, *arguments, cwd=tmp_path, METARUN_CACHE=str(tmp_path / "none"))
     assert found == set()
     assert {path.name for path in tmp_path.iterdir()} == {"left.json"}
 
