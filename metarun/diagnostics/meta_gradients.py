@@ -79,15 +79,20 @@ def first_order_gradient(learner: GradientLearner, theta: Params, task: Task) ->
     return network_weights(pull_back(by_phi)[0])
 
 
+def true_gradient(algorithm: Algorithm, theta: Params, task: Task) -> tuple[Params, Tensor]:
+    """g_i of one task, and its L^Q."""
+    if isinstance(algorithm, GradientLearner):
+        return unrolled_gradient(algorithm, theta, task, algorithm.inner_steps)
+    g, metrics = algorithm.meta_grad(theta, task)
+    return network_weights(g), metrics["loss"]
+
+
 def true_gradients(algorithm: Algorithm, params: Params, sample: TaskSample) -> tuple[Params, Tensor]:
     """g_i [T, ...] and the losses [T] whose mean is F."""
 
     def measure_one(theta: Params, task: Task) -> tuple[Params, Metrics]:
-        if isinstance(algorithm, GradientLearner):
-            g, loss = unrolled_gradient(algorithm, theta, task, algorithm.inner_steps)
-            return g, {"loss": loss}
-        g, metrics = algorithm.meta_grad(theta, task)
-        return network_weights(g), {"loss": metrics["loss"]}
+        g, loss = true_gradient(algorithm, theta, task)
+        return g, {"loss": loss}
 
     grads, metrics = sample.each(measure_one, params)
     return grads, metrics["loss"].double()

@@ -2,9 +2,9 @@
 
 The tasks are those of step 2^40 of the training split with seed 0, sized and augmented as in training: tasks that no
 run trains on, of classes that it does train on, and the same for all seeds. So curves show progress and not which
-tasks were drawn; validation, not this, measures generalisation. A probe is a function of theta alone, hence the same
-after an interruption. Measures that do not exist for a learner, a network or a kind of data are left out; values that
-are not finite stay so.
+tasks were drawn; validation, not this, measures generalisation. A probe is a function of theta and of the rates of the
+outer step, hence the same after an interruption. Measures that do not exist for a learner, a network or a kind of data
+are left out; values that are not finite stay so.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from metarun.compute.device import Placement
 from metarun.config.schema import DiagnosticsConfig
 from metarun.diagnostics.curvature import curvature_measures
 from metarun.diagnostics.meta_gradients import bias_measures, implicit_measures, jacobian_measures, objective_measures
+from metarun.diagnostics.outer_curvature import outer_curvature_measures
 from metarun.diagnostics.representation import class_measures, head_only_measures, similarity_measures
 from metarun.diagnostics.task_sample import TaskSample, draw_sample
-from metarun.types import Algorithm, Dataset, EpisodeSpec, GradientLearner, Params, ProximalLearner
+from metarun.types import Algorithm, Dataset, EpisodeSpec, GradientLearner, Params, ProximalLearner, Rates
 
 SEED = 0
 STEP = 2**40
@@ -27,7 +28,7 @@ STEP = 2**40
 
 @dataclass(frozen=True)
 class Probe:
-    """theta -> the measures by name."""
+    """(theta, rates of the outer step) -> the measures by name."""
 
     algorithm: Algorithm  # sized for training episodes
     dataset: Dataset
@@ -35,9 +36,10 @@ class Probe:
     placement: Placement
     settings: DiagnosticsConfig
 
-    def __call__(self, params: Params) -> dict[str, float]:
+    def __call__(self, params: Params, rates: Rates) -> dict[str, float]:
         learner, settings, tasks = self.algorithm, self.settings, self.tasks
         values, gbar = objective_measures(learner, params, tasks, settings.radius)
+        values |= outer_curvature_measures(learner, params, tasks, rates, settings.lanczos_steps)
         if isinstance(learner, GradientLearner):
             values |= bias_measures(learner, params, tasks, gbar)
             if isinstance(learner, ProximalLearner):

@@ -158,7 +158,7 @@ def validate(trainer: Trainer, state: State, observer: Observer) -> None:
         observer.on_validation(state, evaluation, improved)
     if trainer.probe and is_due(state.step, trainer.probe_every, trainer.settings.steps):
         with track_seconds(state, "probes"):
-            values = trainer.probe(state.params)
+            values = trainer.probe(state.params, trainer.last_rates(state))
         observer.on_probe(state, values)
     if is_due(state.step, trainer.settings.checkpoint_every, trainer.settings.steps):
         observer.save_checkpoint(state)

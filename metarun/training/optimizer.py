@@ -90,6 +90,19 @@ def step_rates(optimizer: torch.optim.Optimizer, params: Params, lr: float) -> R
     return rates
 
 
+def stable_rates(optimizer: torch.optim.Optimizer, params: Params, lr: float) -> Rates:
+    """The rates R of the weights for which steps by exact gradients on a quadratic of Hessian H are stable while the
+    largest eigenvalue of R H is below 2.
+
+    The characteristic polynomial z^2 - (1 + b - r h) z + b, of momentum b with r = lr and of Adam with r = lr (1 - b) /
+    (sqrt(v_hat) + eps), has its roots inside the unit circle for 0 < r h < 2 (1 + b): so R = r / (1 + b).
+    """
+    group = optimizer.param_groups[0]
+    b = group["betas"][0] if "betas" in group else group["momentum"]
+    rates, factor = step_rates(optimizer, params, lr), (1 - b) / (1 + b)
+    return {name: factor * rate for name, rate in rates.items()} if isinstance(rates, dict) else factor * rates
+
+
 def clip_gradient(gradient: Params, limit: float | None) -> Params:
     """The gradient, scaled down to norm `limit` if it is longer; an inner optimizer's second moments stay whole."""
     if limit is None:

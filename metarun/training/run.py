@@ -15,7 +15,7 @@ from metarun.config.schema import OptimConfig, TrainConfig
 from metarun.diagnostics.step import StepMeasures, Values
 from metarun.training.average import Average, average_of
 from metarun.training.evaluation import Evaluation
-from metarun.training.optimizer import build_optimizer
+from metarun.training.optimizer import build_optimizer, learning_rate, stable_rates
 from metarun.types import (
     HEAD,
     MOMENTS,
@@ -25,6 +25,7 @@ from metarun.types import (
     EpisodeSpec,
     LearnerState,
     Params,
+    Rates,
     StatefulLearner,
     Task,
     optional,
@@ -123,7 +124,7 @@ class Trainer:
     validate: Callable[[Params], Evaluation]
     measures: StepMeasures | None = None
     optimum: Callable[[Params], Values] | None = None
-    probe: Callable[[Params], Values] | None = None
+    probe: Callable[[Params, Rates], Values] | None = None
     probe_every: int = 1
 
     def start(self, change: Callable[[Params], Params] | None = None) -> State:
@@ -136,6 +137,11 @@ class Trainer:
         if isinstance(self.algorithm, StatefulLearner):
             state.carry = self.placement.move_params(self.algorithm.init_state(params))
         return state
+
+    def last_rates(self, state: State) -> Rates:
+        """The rates of the step that was made last, on the scale of `stable_rates`."""
+        lr = learning_rate(self.optim, state.step - 1, self.settings.steps)
+        return stable_rates(state.optimizer, state.params, lr)
 
     def trained_names(self, params: Params) -> list[str]:
         """The names of what the outer loop moves."""

@@ -23,7 +23,10 @@ from metarun.types import EpisodeSpec, Params, Split, Task
 SMALL = ["diagnostics=full", "diagnostics.probe_tasks=3", "diagnostics.lanczos_steps=4", "diagnostics.unroll_steps=3"]
 SMALL += ["model.hidden=[6,5]", "data.shots=4", "data.queries=3", "device.threads=1"]
 
+RATE = 0.01
+"""Of the outer step."""
 OF_OBJECTIVE = {"probe_loss", "true_grad_norm2", "true_grad_norm2_raw", "sharpness", "smoothness"}
+OF_OBJECTIVE |= {"outer_rate_curvature", "outer_hessian_residual"}
 OF_BIAS = {"first_order_cosine", "first_order_ratio", "meta_grad_cosine", "meta_grad_ratio", "meta_grad_error"}
 OF_CURVATURE = {f"hessian_{end}_{at}" for end in ("max", "min") for at in ("theta", "phi")}
 OF_CURVATURE |= {f"hessian_residual_{end}_{at}" for end in ("max", "min") for at in ("theta", "phi")}
@@ -42,7 +45,7 @@ def probe_of(*overrides: str) -> tuple[Probe, Params]:
 @cache
 def on_sinusoids(*overrides: str) -> dict[str, float]:
     probe, params = probe_of(*overrides)
-    return probe(params)
+    return probe(params, RATE)
 
 
 def on_blobs(*overrides: str, chunk: Any = None) -> Probe:
@@ -89,7 +92,7 @@ def test_an_inner_loop_on_regression_has_everything_but_what_is_of_classes(algo:
 def test_meta_parameters_that_are_not_weights_are_constants_of_every_measure(overrides: tuple[str, ...]) -> None:
     probe, params = probe_of(*overrides)
     assert set(network_weights(params)) < set(params)
-    found = probe(params)
+    found = probe(params, RATE)
     prox = OF_PROX if "algo=imaml" in overrides else set()
     rate = OF_RATE if "reg=prox_l2" in overrides or "reg=l2" in overrides else set()  # else no plain gradient descent
     assert set(found) == OF_OBJECTIVE | (OF_INNER_LOOP - OF_RATE) | rate | prox | {"full_mse", "head_only_mse"}
@@ -100,7 +103,7 @@ def test_meta_parameters_that_are_not_weights_are_constants_of_every_measure(ove
 def test_a_meta_parameter_that_nothing_reads_changes_no_measure(algo: str) -> None:
     """As an entry of theta it would add an eigenvalue of 0 (or lambda) to spectra, and 1 to the Jacobian's."""
     probe, params = probe_of(f"algo={algo}")
-    assert probe({**params, "reg.l2.weight": torch.tensor(0.5)}) == on_sinusoids(f"algo={algo}")
+    assert probe({**params, "reg.l2.weight": torch.tensor(0.5)}, RATE) == on_sinusoids(f"algo={algo}")
 
 
 def test_learned_rates_that_are_all_inner_lr_measure_as_maml_does() -> None:
@@ -116,7 +119,7 @@ def test_on_images_learners_with_and_without_an_inner_loop_have_what_exists_for_
         "reptile": ["algo.inner_steps=2", "algo.inner_optimizer=adam"],
     }
     probe = on_blobs(f"algo={algo}", *inner.get(algo, []))
-    found = probe(start(probe))
+    found = probe(start(probe), RATE)
     expected = OF_OBJECTIVE | {"class_separation"}
     if algo not in ("protonet", "matchingnet"):
         layers = {f"cka/{layer}" for layer in ("block0", "block1", "block2", "block3", "features")}
@@ -149,7 +152,7 @@ def test_mamls_meta_gradient_is_that_of_the_true_objective_and_fomamls_is_the_fi
 def test_tasks_together_by_vmap_are_measured_as_one_by_one(algo: str, norm: str) -> None:
     steps = [] if algo == "protonet" else ["algo.inner_steps=2"]
     together, alone = (on_blobs(f"algo={algo}", f"model.norm={norm}", *steps, chunk=chunk) for chunk in (None, 1))
-    first, second = together(start(together)), alone(start(alone))
+    first, second = together(start(together), RATE), alone(start(alone), RATE)
     assert list(first) == list(second)
     for name, value in first.items():
         assert value == pytest.approx(second[name], rel=1e-6, abs=1e-9), name
@@ -158,13 +161,13 @@ def test_tasks_together_by_vmap_are_measured_as_one_by_one(algo: str, norm: str)
 def test_a_probe_is_a_function_of_theta_alone() -> None:
     probe, params = probe_of()
     before = {k: v.clone() for k, v in params.items()}
-    first = probe(params)
+    first = probe(params, RATE)
     torch.manual_seed(1)
-    assert probe(params) == first
+    assert probe(params, RATE) == first
     assert all(torch.equal(v, before[k]) for k, v in params.items())
     other, _ = probe_of("seed=5", "train.tasks=7", "val.tasks=3")
-    assert other(params) == first
-    assert probe({k: v + 0.01 for k, v in params.items()}) != first
+    assert other(params, RATE) == first
+    assert probe({k: v + 0.01 for k, v in params.items()}, RATE) != first
 
 
 def test_probe_tasks_are_drawn_once_from_the_training_split_apart_from_training() -> None:
@@ -179,7 +182,7 @@ def test_probe_tasks_are_drawn_once_from_the_training_split_apart_from_training(
     probe = Probe(plain.algorithm, Watched(), plain.spec, plain.placement, plain.settings)
     assert asked == []
     for _ in range(2):
-        probe(start(probe))
+        probe(start(probe), RATE)
     assert asked == [("train", 0, 2**40, range(3), EpisodeSpec(3, 2, 2))]
 
 
@@ -194,7 +197,7 @@ def test_images_on_a_cpu_are_probed_one_task_at_a_time_unless_told_otherwise() -
 @pytest.mark.parametrize("value", [math.nan, 1e30])
 def test_weights_that_are_not_finite_or_huge_are_measured_without_an_error(algo: str, value: float) -> None:
     probe, params = probe_of(f"algo={algo}")
-    found = probe({k: torch.full_like(v, value) for k, v in params.items()})
+    found = probe({k: torch.full_like(v, value) for k, v in params.items()}, RATE)
     assert set(found) == set(on_sinusoids(f"algo={algo}"))
     assert not math.isfinite(found["probe_loss"])
 

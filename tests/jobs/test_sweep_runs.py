@@ -92,13 +92,16 @@ def test_a_failing_and_a_diverging_job_leave_the_others_alone(tmp_path: Path) ->
     [
         ("n_jobs=0", ".n_jobs=0: must be how many jobs run at once, or negative: -1 all cores, -2 all but one"),
         ("n_job=2", ".n_job: no such setting, did you mean n_jobs?"),
-        ("pre_dispatch=many", ": cannot start jobs with these settings (ValueError: 'many' is not a valid"),
+        (
+            "pre_dispatch=many hydra.launcher.n_jobs=2",
+            ": cannot start jobs with these settings (ValueError: 'many' is not a valid",
+        ),
     ],
 )
 def test_a_launchers_setting_that_cannot_work_is_one_line(setting: str, message: str, tmp_path: Path) -> None:
     if missing("hydra_plugins.hydra_joblib_launcher"):
         pytest.skip("the plugin is not installed (extra joblib)")
-    done = sweep("seed=0,1", "hydra/launcher=joblib", f"hydra.launcher.{setting}", cwd=tmp_path)
+    done = sweep("seed=0,1", "hydra/launcher=joblib", *f"hydra.launcher.{setting}".split(), cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(f"metarun: hydra.launcher{message}")
     assert done.stderr.count("\n") == 1

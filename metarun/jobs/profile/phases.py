@@ -173,7 +173,8 @@ def time_phases(
         Phase(VALIDATION, watch.lap(validate)[REST], settings.eval_every),
     ]
     if probe := trainer.probe:
-        phases.append(Phase(PROBES, watch.lap(lambda: probe(state.params))[REST], trainer.probe_every))
+        rates = trainer.last_rates(state)
+        phases.append(Phase(PROBES, watch.lap(lambda: probe(state.params, rates))[REST], trainer.probe_every))
     return [phase for phase in phases if phase.seconds > 0]
 
 

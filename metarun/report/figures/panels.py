@@ -70,6 +70,8 @@ PROBES = (
     Panel("Stationarity after a long unroll", {"unroll_stationarity": "gradient left"}, "ratio"),
     Panel("Inner rate x largest eigenvalue", {"rate_curvature": "mean", "rate_curvature_max": "worst task"},
           "product", (2.0, "unstable above")),
+    Panel("Outer rate x largest eigenvalue", {"outer_rate_curvature": "last step's rates"}, "product",
+          (2.0, "unstable above")),
     Panel("Largest Hessian eigenvalue", {"hessian_max_theta": "before adaptation", "hessian_max_phi": "after"},
           "eigenvalue"),
     Panel("Smallest Hessian eigenvalue", {"hessian_min_theta": "before adaptation", "hessian_min_phi": "after"},

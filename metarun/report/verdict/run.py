@@ -167,21 +167,25 @@ def _times(value: Any) -> str:
 
 
 def _curvature(run: Run) -> Iterator[Sentence]:
-    """Inner rate x largest eigenvalue of the support loss's Hessian, on the probe tasks."""
-    steps, products = facts.series(run.of("probe"), "rate_curvature_max")
-    known = np.isfinite(products)
-    if not known.any():
-        return
-    worst, last = float(products[known].max()), float(products[known][-1])
-    at = count(steps[known][products[known].argmax()])
-    words = f"Inner rate x largest curvature: at most {worst:.2g} on the probe tasks (step {at}), {last:.2g} at the end"
-    above = worst > UNSTABLE
-    tone: Tone = "warn" if last > UNSTABLE else "plain" if above else "good"
-    yield Sentence(STABLE, f"{words}; {'above' if above else 'below'} 2, {_curvature_means(above)}.", tone)
+    """Rates x largest eigenvalues on the probe tasks: inner rate and support loss, outer rate and query loss."""
+    for which, name in (("Inner", "rate_curvature_max"), ("Outer", "outer_rate_curvature")):
+        steps, products = facts.series(run.of("probe"), name)
+        known = np.isfinite(products)
+        if not known.any():
+            continue
+        worst, last = float(products[known].max()), float(products[known][-1])
+        at = count(steps[known][products[known].argmax()])
+        words = f"{which} rate x largest curvature: at most {worst:.2g} on the probe tasks (step {at}), {last:.2g}"
+        above = worst > UNSTABLE
+        means = "where gradient descent on a quadratic diverges" if above else STEPS_ARE_SMALL[which]
+        tone: Tone = "warn" if last > UNSTABLE else "plain" if above else "good"
+        yield Sentence(STABLE, f"{words} at the end; {'above' if above else 'below'} 2, {means}.", tone)
 
 
-def _curvature_means(above: bool) -> str:
-    return "where gradient descent on a quadratic diverges" if above else "so that the inner steps contract"
+STEPS_ARE_SMALL = {
+    "Inner": "so that the inner steps contract",
+    "Outer": "so that curvature does not limit optim.lr; the noise of few tasks a step may",
+}
 
 
 def _failures(run: Run) -> Iterator[Sentence]:

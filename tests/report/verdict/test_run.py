@@ -71,13 +71,18 @@ def test_without_enough_validations_the_training_loss_answers(tmp_path: Path) ->
 
 def test_alarms_curvature_and_tasks_that_got_worse(tmp_path: Path) -> None:
     alarms = {"loss_spike": {"count": 3, "first": 10, "last": 30, "message": "the loss jumped"}}
-    probes = [{"kind": "probe", "step": s, "rate_curvature_max": v} for s, v in ((10, 2.5), (20, 0.5))]
+    curvatures = ((10, 2.5, 0.01), (20, 0.5, 0.02))
+    probes = [
+        {"kind": "probe", "step": s, "rate_curvature_max": v, "outer_rate_curvature": w} for s, v, w in curvatures
+    ]
     found = verdict(tmp_path, summary={"alarms": alarms}, lines=probes)[STABLE]
     assert found[0] == ("warn", "Alarm loss_spike, 3 times, first at step 10: the loss jumped")
     command = f"metarun job=analyze run={tmp_path / 'run'} analysis=remedy"
     assert found[1] == ("plain", f"Short trainings show whether what the alarms recommend helps: {command}")
     assert "at most 2.5 on the probe tasks (step 10), 0.5 at the end; above 2" in found[2][1]
-    assert found[3] == ("good", "None of 4 test tasks has a worse MSE after adaptation than before it.")
+    assert found[3][0] == "good"
+    assert found[3][1].startswith("Outer rate x largest curvature: at most 0.02 on the probe tasks (step 20), 0.02 at")
+    assert found[4] == ("good", "None of 4 test tasks has a worse MSE after adaptation than before it.")
 
 
 def test_what_was_tried_against_alarms_stands_beside_them(tmp_path: Path) -> None:
