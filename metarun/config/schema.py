@@ -87,6 +87,7 @@ class OptimConfig:
 
     name: str = "adam"  # adam, adamw, sgd, interpolate (of Reptile: theta + lr (phi - theta))
     lr: float = 1e-3  # of the first step
+    learned_lr: Optional[float] = None  # of learned inner rates and what else is no weight; null: lr
     schedule: str = "constant"  # constant, linear, cosine, halving
     final_lr: float = 0.0  # at the last step, for schedule=linear and cosine
     halve_every: int = 2000  # steps, for schedule=halving
@@ -318,7 +319,8 @@ def check(config: Config) -> None:
                 raise SettingError(key, value, f"must be at least {low}")
     alarms = [entry.name for entry in dataclasses.fields(AlarmConfig) if entry.name not in ("window", "patience")]
     for key in (
-        *("optim.lr", "optim.eps", "optim.clip", "train.max_minutes", "diagnostics.radius", "device.memory_mb"),
+        *("optim.lr", "optim.learned_lr", "optim.eps", "optim.clip"),
+        *("train.max_minutes", "diagnostics.radius", "device.memory_mb"),
         *(f"diagnostics.alarms.{name}" for name in alarms),
     ):
         value = get(config, key)

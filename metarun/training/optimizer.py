@@ -11,6 +11,7 @@ import torch
 
 from metarun.compute.linalg import norm, scale
 from metarun.config.schema import OptimConfig
+from metarun.errors import require
 from metarun.types import MOMENTS, NOT_WEIGHTS, Params, Rates
 
 
@@ -32,11 +33,18 @@ def learning_rate(settings: OptimConfig, step: int, steps: int) -> float:
 
 
 def build_optimizer(settings: OptimConfig, params: Params) -> torch.optim.Optimizer:
-    """A torch optimizer over the meta-parameters, which stay plain tensors without `requires_grad`."""
+    """A torch optimizer over the meta-parameters, which stay plain tensors without `requires_grad`.
+
+    With `learned_lr` those that are no weights take steps of learned_lr / lr times the rate of the weights. Raise
+    `SettingError` if there are none.
+    """
     groups: list[dict[str, Any]] = [{"params": [p for name, p in params.items() if not name.startswith(NOT_WEIGHTS)]}]
     # A decayed weight of a penalty would mean nothing.
     own = [p for name, p in params.items() if name.startswith(NOT_WEIGHTS) and not name.startswith(MOMENTS)]
     groups += [{"params": own, "weight_decay": 0.0}] if own else []
+    if settings.learned_lr is not None:
+        require(bool(own), "optim.learned_lr", settings.learned_lr, "must be null where nothing but weights is learned")
+        groups[-1]["ratio"] = settings.learned_lr / settings.lr
     decay = settings.weight_decay
     if settings.name == "sgd":
         return _uncompiled(torch.optim.SGD)(groups, settings.lr, momentum=settings.momentum, weight_decay=decay)
@@ -59,7 +67,7 @@ def apply_update(optimizer: torch.optim.Optimizer, params: Params, gradient: Par
     An inner optimizer's second moments are no matter of the outer one: theirs is the way back from their new values.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("ratio", 1.0)
     for name, g in gradient.items():
         if name.startswith(MOMENTS):
             params[name].sub_(g)

@@ -241,7 +241,7 @@ def test_the_target_network_follows_the_value_network() -> None:
         torch.testing.assert_close(state.carry[name], 0.99 * old + 0.01 * new, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_outer_step_is_the_uncompiled_one() -> None:
     """In float64, over a collection and three updates of critics, actor, encoder and targets."""
     states = []

@@ -30,7 +30,7 @@ from metarun.algorithms.reptile import Reptile
 from metarun.compute.linalg import norm
 from metarun.config.schema import OptimConfig, TrainConfig
 from metarun.diagnostics.step import StepMeasures
-from metarun.errors import NonFinite
+from metarun.errors import NonFinite, SettingError
 from metarun.regularizers.l2 import L2
 from metarun.training import meta_gradient
 from metarun.training.experiment import assemble
@@ -131,6 +131,29 @@ def test_adam_takes_its_textbook_steps_at_the_rate_of_each_step(name: str) -> No
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         x = x - lr * (m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + eps)
         assert_same(theta["w"], x)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_meta_parameters_that_are_no_weights_have_a_rate_of_their_own(name: str) -> None:
+    """Its share of the rate holds at every step of a schedule."""
+    theta = {"w": random(2, seed=4), "rates.w": random(2, seed=5)}
+    weights, others = {"w": theta["w"].clone()}, {"w": theta["rates.w"].clone()}
+    both = build_optimizer(OptimConfig(name=name, lr=0.4, learned_lr=0.1), theta)
+    alone, fast = (build_optimizer(OptimConfig(name=name), one) for one in (others, weights))
+    for k, lr in enumerate((0.4, 0.2)):
+        g, h = random(2, seed=10 + k), random(2, seed=20 + k)
+        apply_update(both, theta, {"w": g, "rates.w": h}, lr)
+        apply_update(fast, weights, {"w": g}, lr)
+        apply_update(alone, others, {"w": h}, lr / 4)
+    assert torch.equal(theta["w"], weights["w"])
+    assert_same(theta["rates.w"], others["w"])
+
+
+def test_a_rate_of_what_is_not_learned_is_refused() -> None:
+    with pytest.raises(
+        SettingError, match=r"optim\.learned_lr=0\.1: must be null where nothing but weights is learned"
+    ):
+        build_optimizer(OptimConfig(learned_lr=0.1), {"w": torch.ones(1)})
 
 
 def test_sgd_weight_decay_is_a_gradient() -> None:
