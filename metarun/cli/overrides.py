@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from metarun.cli.advice import FILE_NAMES, advise_file, advise_flag, advise_word, write_whole_numbers
-from metarun.config.catalogue import GROUPS, chosen_groups
+from metarun.config.catalogue import GROUPS, read_experiment
 from metarun.config.from_run import read_settings
 from metarun.config.schema import JOBS_OF_A_RUN
 from metarun.errors import UserError, nearest
@@ -140,7 +140,7 @@ def add_run_choices(arguments: Sequence[str]) -> list[str]:
     run = typed.get("resume") or (typed.get("run") if typed.get("job") in JOBS_OF_A_RUN else None)
     touched = {key.partition(".")[0] for key in typed if "." in key} & {*GROUPS} - typed.keys()
     if run and touched:
-        touched -= chosen_groups(typed.get("experiment", ""))  # of its options, not of the run's
+        touched -= read_experiment(typed.get("experiment", ""))[0]  # of its options, not of the run's
     source = parse_value(run) if run and touched else None
     if not isinstance(source, str):  # a sweep names several
         return [*arguments]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import glob
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,30 @@ def _experiments() -> dict[str, str]:
     return {flat_name(path): path for path in list_options("experiment") if "/" in path}
 
 
-def chosen_groups(experiment: str) -> set[str]:
-    """The groups whose option a shipped experiment chooses, itself or in a part that it shares; empty for another."""
+def read_experiment(experiment: str) -> tuple[set[str], set[str]]:
+    """The groups whose option a shipped experiment chooses and the settings that it has, as data.ways, itself or in a
+    part that it shares; empty for another."""
     file = conf_folder() / "experiment" / f"{experiment_path(experiment) or experiment}.yaml"
+    groups: set[str] = set()
+    keys: set[str] = set()
     if not file.is_file():
-        return set()
-    chosen: set[str] = set()
-    for entry in yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", ()):
+        return groups, keys
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for entry in content.pop("defaults", ()):
         if isinstance(entry, str):
-            chosen |= chosen_groups(entry.removeprefix("/experiment/"))
+            of_part = read_experiment(entry.removeprefix("/experiment/"))
+            groups, keys = groups | of_part[0], keys | of_part[1]
         else:
-            chosen |= {key.removeprefix("override /") for key in entry if key.startswith("override /")}
-    return chosen
+            groups |= {key.removeprefix("override /") for key in entry if key.startswith("override /")}
+    return groups, keys | _dotted(content)
+
+
+def _dotted(settings: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """The names of all values, as data.ways."""
+    keys: set[str] = set()
+    for key, value in settings.items():
+        keys |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+    return keys
 
 
 def list_algorithms(kind: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config.catalogue import GROUPS, chosen_groups, list_options, read_component
+from metarun.config.catalogue import GROUPS, list_options, read_component, read_experiment
 from metarun.config.data_sets import INPUTS
 from metarun.config.schema import COMMAND_SETTINGS, JOBS_OF_A_RUN, Config, resolve_paths, to_dict
 from metarun.errors import SettingError, UserError, one_line
@@ -57,18 +57,21 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     asked = [o for o in overrides if o.partition("=")[0] not in COMMAND_SETTINGS and o not in folders]
     # The settings of a pair, or of an experiment, are those of the options that it was made for.
     named = dict(o.split("=", 1) for o in asked if "=" in o)
-    own = chosen_groups(named.get("experiment", "")) - named.keys()
+    own, of_experiment = read_experiment(named.get("experiment", ""))
+    own -= named.keys()
     other = {"algo", "data"} & (named.keys() | own)
-    choices = {k: v for k, v in stored.get("choices", {}).items() if not (other and k in ("recipe", "experiment"))}
+    choices = stored.get("choices", {})
     base, known = _compose_choices(compose, choices, folders)
-    kept = [f"{group}={option}" for group, option in known.items() if group not in own]
+    left = own | ({"recipe", "experiment"} if other else set())
+    kept = [f"{group}={option}" for group, option in known.items() if group not in left]
     typed = to_dict(compose([*folders, *kept, *asked]))
     flat, keys = diff_settings({}, typed), [o.partition("=")[0].lstrip("+~") for o in asked]
     differences = diff_settings(base, typed)
     for group in (choices.keys() - known.keys()) & {*keys}:  # in place of an option that is not at hand
         differences[f"choices.{group}"] = flat[f"choices.{group}"]
-    # Also a value that equals the default: the stored run may have another one.
-    changes = _select_changes(differences, keys) | {key: flat[key] for key in keys if key in flat}
+    # Also values that equal the default: the stored run may have others. One that goes on has its experiment's already.
+    chosen = keys if config.resume else [*of_experiment, *keys]
+    changes = _select_changes(differences, keys) | {key: flat[key] for key in chosen if key in flat}
     if "choices.data" in changes:
         changes |= _keep_inputs(stored, typed, keys)
     if config.job == "evaluate" and typed["device"]["precision"] == "bfloat16" and "device.precision" in keys:

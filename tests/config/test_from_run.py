@@ -14,6 +14,7 @@ from helpers.image_files import as_folder, png
 
 from metarun.cli.compose import compose
 from metarun.cli.overrides import add_run_choices, read_arguments
+from metarun.config.schema import to_dict
 from metarun.errors import UserError
 
 TINY = ["train.steps=4", "train.tasks=2", "val.tasks=2", "test.tasks=5", "test.steps=3", "report=false"]
@@ -78,6 +79,25 @@ def test_an_experiment_brings_the_algorithm_and_the_data_that_it_chooses(tmp_pat
     assert (other["choices"]["algo"], other["data"]["shots"], other["algo"]["inner_batch"]) == ("reptile", 20, 4)
     same = tested("experiment=debug")
     assert (same["choices"]["algo"], same["algo"]["first_order"]) == ("fomaml", True)
+
+
+@pytest.mark.parametrize(
+    "trained", [["experiment=omniglot_20w1s_maml"], ["algo=maml", "data=omniglot", "data.ways=20"]]
+)
+@pytest.mark.parametrize("tested", ["omniglot_5w1s_unicorn", "omniglot_5w1s_maml"])
+def test_an_experiment_sets_all_that_it_has_also_what_equals_a_default(
+    trained: list[str], tested: str, tmp_path: Path
+) -> None:
+    """It has 5 ways, as the default; the run has 20, by an experiment or by its command."""
+    assert compose(["algo=maml", "data=omniglot"]).data["ways"] == 5
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(compose(trained))))
+    found, alone = (
+        compose(["job=evaluate", f"run={tmp_path}", f"experiment={tested}"]),
+        compose([f"experiment={tested}"]),
+    )
+    assert (found.data, found.algo) == (alone.data, alone.algo)
+    kept = compose(["job=evaluate", f"run={tmp_path}", "algo=unicorn"])
+    assert kept.data["ways"] == 20
 
 
 @pytest.fixture
