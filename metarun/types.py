@@ -320,20 +320,20 @@ class AlgorithmOptions:
     zero_head: bool = False  # the outer loop leaves the head where it starts, at 0
     rescale: Callable[[float], Algorithm] | None = None  # the learner for tasks of so many times as many classes
     before_step: Any = None  # of a StatefulLearner
+    predict_states: Any = None  # (states of one adaptation, x) -> predict of each, where all share what is costly
     transductive: bool = False  # `predict` looks at all queries of a task together (at inputs; it has no labels)
     numbered_classes: bool = False  # trained on batches whose labels are numbers of classes, not those of a task
 
 
 class DatasetOptions:
-    """What a data set may also have, and what is assumed without it."""
+    """What a data set may also have, and what is assumed without it. The first five are members of `Dataset` that one
+    of your own may leave out (data/own.py); None: derived from a drawn episode."""
 
-    # Members of `Dataset` that one of your own may leave out (data/own.py); None: derived from a drawn episode.
     input_shape: Callable[[], tuple[int, ...]] | None = None
     outputs: Callable[[int], int] | None = None
     check: Callable[[Split, EpisodeSpec], None] | None = None  # None: every size can be drawn
     reference_inputs: Callable[[int], Tensor] | None = None
     facts: Callable[[], dict[str, Any]] | None = None  # None: the split is unknown
-
     kinds: tuple[Kind, ...] | None = None  # of a class whose objects differ in `kind`
     most_ways: int | None = None  # the largest number of ways that every split has classes for
     metrics: dict[str, Any] | None = None  # further ones of a test task, name -> (prediction, y) -> number

@@ -13,7 +13,7 @@ support set, where the paper draws mini-batches of 4, from random weights and wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -78,8 +78,12 @@ class Baseline:
             yield FittedHead(params, stats, head)
 
     def predict(self, adapted: FittedHead, x: Tensor) -> Tensor:
-        z_MD = self.model.apply(adapted.params, x, adapted.stats)
-        return score_classes(z_MD, adapted.head["weight"], adapted.head.get("bias"), self.scale)
+        return self.predict_states([adapted], x)[0]
+
+    def predict_states(self, states: Sequence[FittedHead], x: Tensor) -> list[Tensor]:
+        """The predictions of each of the heads on the same features."""
+        z_MD = self.model.apply(states[0].params, x, states[0].stats)
+        return [score_classes(z_MD, s.head["weight"], s.head.get("bias"), self.scale) for s in states]
 
     def meta_grad(self, params: Params, task: Task) -> tuple[Params, Metrics]:
         return differentiate_batch(self, params, task, self.scale)

@@ -24,11 +24,13 @@ from metarun.training.own_algorithm import explain_errors
 from metarun.types import (
     Adapted,
     Algorithm,
+    AlgorithmOptions,
     AssessingLearner,
     Dataset,
     DatasetOptions,
     EpisodeSpec,
     ExploringLearner,
+    Loss,
     Metrics,
     Model,
     Params,
@@ -248,13 +250,19 @@ def score_tasks(
     """The same by name, with the further metrics of an AssessingLearner; each [T, R]. `with_predictions` adds those of
     the queries [T, R, M, ...]."""
 
+    predict_states = optional(algorithm, AlgorithmOptions, "predict_states")
+
     def one(params: Params, task: Task) -> tuple[Metrics, Metrics]:
         if isinstance(algorithm, ExploringLearner):  # it explores its own support set
             states = algorithm.explore_steps(params, task.support, max(steps))
         else:
             states = algorithm.adaptations(params, task.support, max(steps))
         kept = [adapted for step, adapted in enumerate(states) if step in steps]
-        rows = [score_queries(algorithm, adapted, task, with_predictions) for adapted in kept]
+        if predict_states:
+            predicted = predict_states(kept, task.query.x)
+            rows = [score_predictions(algorithm.loss, p, task.query.y, with_predictions) for p in predicted]
+        else:
+            rows = [score_queries(algorithm, adapted, task, with_predictions) for adapted in kept]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, {}
 
     with torch.no_grad(), explain_errors(algorithm):
@@ -268,12 +276,12 @@ def score_queries(algorithm: Algorithm, adapted: Adapted, task: Task, with_predi
         found = dict(algorithm.assess(adapted, task))
         prediction = {PREDICTION: algorithm.predict(adapted, task.query.x)} if with_prediction else {}
         return {LOSS: found.pop("loss"), SCORE: found.pop(algorithm.loss.metric), **found, **prediction}
-    predicted = algorithm.predict(adapted, task.query.x)
-    return {
-        LOSS: algorithm.loss(predicted, task.query.y),
-        SCORE: algorithm.loss.score(predicted, task.query.y),
-        **({PREDICTION: predicted} if with_prediction else {}),
-    }
+    return score_predictions(algorithm.loss, algorithm.predict(adapted, task.query.x), task.query.y, with_prediction)
+
+
+def score_predictions(loss: Loss, predicted: Tensor, y: Tensor, with_prediction: bool) -> Metrics:
+    found = {LOSS: loss(predicted, y), SCORE: loss.score(predicted, y)}
+    return found | ({PREDICTION: predicted} if with_prediction else {})
 
 
 def calibrate(algorithm: Algorithm, params: Params, dataset: Dataset, placement: Placement) -> Algorithm:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from metarun.algorithms.simpleshot import Centred, SimpleShot, simpleshot
 from metarun.errors import UserError
 from metarun.jobs.train import build_alarms
 from metarun.storage.run_folder import RunFolder
+from metarun.training.evaluation import LOSS, score_tasks
 from metarun.training.experiment import assemble
 from metarun.types import Batch, EpisodeSpec, Params, Task
 
@@ -104,6 +107,24 @@ def test_a_new_head_descends_the_penalised_support_loss(classifier: str) -> None
         head = [w - 0.1 * g for w, g in zip(head, torch.autograd.grad(loss, leaves), strict=True)]
     assert len(states) == 4
     assert_same(learner.predict(learner.adapt(theta, SUPPORT), QUERIES), learner.predict(states[3], QUERIES))
+
+
+@pytest.mark.parametrize("classifier", ["linear", "cosine"])
+def test_the_heads_of_all_steps_are_scored_on_features_that_are_computed_once(classifier: str) -> None:
+    sizes = []
+
+    class Counted(LinearModel):
+        def apply(self, params: Params, x: Tensor, stats: Any = None) -> Tensor:
+            sizes.append(len(x))
+            return super().apply(params, x, stats)
+
+    learner = replace(baseline(classifier), model=Counted(INPUTS, FEATURES, bias=True))
+    theta, y = doubles(learner), torch.tensor([0, 1, 2, 0, 1])
+    tasks = Task(*(Batch(x[None], labels[None]) for x, labels in (SUPPORT, (QUERIES, y))))
+    found = score_tasks(learner, theta, tasks, range(4), 1)[LOSS]
+    assert sizes.count(len(QUERIES)) == 1
+    each = [F.cross_entropy(learner.predict(state, QUERIES), y) for state in learner.adaptations(theta, SUPPORT, 3)]
+    assert_same(found[0], torch.stack(each))
 
 
 TINY = [
