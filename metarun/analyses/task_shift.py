@@ -40,8 +40,10 @@ from metarun.config.components import construct
 from metarun.config.data_sets import EPISODE_SIZE
 from metarun.data import shifts
 from metarun.data.images import ImageData, Index
+from metarun.data.mixed import MixedData
 from metarun.data.pool import TaskPool
 from metarun.data.shifts import ImageChange
+from metarun.data.varying import VaryingShots
 from metarun.errors import SettingError, UserError, nearest, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, needs_log_scale, plain
 from metarun.report.statistics.paired import compare
@@ -209,9 +211,10 @@ def apply_shift(experiment: Experiment, changes: Mapping[str, Any], name: str) -
 
 def _shift_episodes(experiment: Experiment, changes: Mapping[str, Any], name: str) -> shifts.Episodes:
     """Apply settings first, then classes, then changes of images."""
-    # A pool of training tasks leaves test tasks as they are.
-    data = experiment.dataset.dataset if isinstance(experiment.dataset, TaskPool) else experiment.dataset
-    of_images = (*CHANGES, "classes") if isinstance(data, ImageData) else ()
+    data, pooled = experiment.dataset, isinstance(experiment.dataset, TaskPool)
+    if isinstance(data, (TaskPool, VaryingShots)):  # which leave test tasks as they are
+        data = data.dataset if isinstance(data, TaskPool) else data.largest
+    of_images = (*CHANGES, "classes") if isinstance(data, (ImageData, MixedData)) else ()
     settings = {k: v for k, v in changes.items() if k not in of_images}
     tested: Any = data
     if settings:
@@ -225,14 +228,22 @@ def _shift_episodes(experiment: Experiment, changes: Mapping[str, Any], name: st
     classes = changes.get("classes")
     if classes is not None and "classes" not in settings:
         require(classes in CLASSES, f"{name}.classes", classes, "choices: " + ", ".join(CLASSES))
-        tested = _change_classes(tested, classes, pooled=data is not experiment.dataset)
+        tested = _change_classes(tested, classes, pooled)
     images = {k: v for k, v in changes.items() if k in CHANGES and k in of_images}
-    if isinstance(data, ImageData) and images:
+    if isinstance(data, (ImageData, MixedData)) and images:
         tested = shifts.ChangedImages(tested, data.pixels, construct(name, ImageChange, images))
     return tested
 
 
 def _change_classes(data: Any, classes: str, pooled: bool) -> shifts.Episodes:
+    if isinstance(data, MixedData):  # of each set
+        changed = {}
+        for name, part in data.sets.items():
+            try:
+                changed[name] = _change_classes(part, classes, pooled)
+            except Impossible as error:
+                raise Impossible(f"{name}: {error}") from error
+        return dataclasses.replace(data, sets=changed)
     splits = data.source.splits
     if classes == "within_groups":
         _require_groups(shifts.group_classes(data, splits["test"]))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers.alphabets import ALPHABETS, alphabets
 from helpers.analyses import IMAGES, Run, analyse, refusal, train
 from helpers.colours import class_folders
 
 import metarun
-from metarun.analyses.task_shift import apply_shift, select_groups
+from metarun.analyses.task_shift import Impossible, _change_classes, apply_shift, select_groups
+from metarun.data.mixed import MixedData
 from metarun.training.experiment import assemble
 
 
@@ -75,6 +78,37 @@ def test_classes_without_groups_and_pools_of_tasks_leave_rows_out_with_the_reaso
     assert "tell no groups" in by_name["within_groups"]["left_out"]
     assert "training saw the tasks of its pool" in by_name["training_classes"]["left_out"]
     assert by_name["validation_classes"]["mean"] is not None
+
+
+@pytest.mark.parametrize(
+    "change", [{"classes": "within_groups"}, {"classes": "val"}, {"rotate": 30, "classes": "train"}]
+)
+def test_a_mixture_is_shifted_set_by_set_and_a_range_of_shots_as_its_images(
+    photographs: list[str], change: dict[str, Any]
+) -> None:
+    """The tasks of each set are those of the set alone under the shift."""
+    own = dict(s.split("=", 1) for s in photographs)
+    entry = f"{{data: folder, root: {own['data.root']}, csv: data.csv, ratios: {own['data.ratios']}}}"
+    shared = [f"{k}={v}" for k, v in own.items() if k not in ("data", "data.root", "data.csv", "data.ratios")]
+    mixed = ["data=mixed", f"data.sets={{one: {entry}, two: {entry}}}", *shared]
+
+    def draw(settings: list[str], tasks: int) -> Any:
+        experiment = assemble(metarun.compose(["algo=protonet", *settings]))
+        shift = apply_shift(experiment, change, "mine").experiment
+        return shift.dataset.episodes("test", 0, 0, range(tasks), experiment.test_spec).query.x
+
+    alone, together = draw(photographs, 3), draw(mixed, 6)
+    assert torch.equal(together[0::2], alone)
+    assert torch.equal(together[1::2], alone)
+    assert torch.equal(draw([*photographs, "data.shots=[1,2]"], 3), draw([*photographs, "data.shots=2"], 3))
+
+
+def test_the_set_whose_classes_have_no_groups_is_named() -> None:
+    data = alphabets()
+    bare = data.source._replace(table=data.source.table._replace(names=tuple(map(str, range(20)))))
+    sets = {"a": data, "b": dataclasses.replace(data, load=lambda verify: bare)}
+    with pytest.raises(Impossible, match="b: the names of the classes tell no groups"):
+        _change_classes(MixedData(sets, (0.5, 0.5), data.pixels), "within_groups", pooled=False)
 
 
 @pytest.mark.parametrize(("classes", "groups"), [("new_groups", {"new/D", "new/E"}), ("seen_groups", {"old/B"})])
