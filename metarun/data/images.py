@@ -317,7 +317,8 @@ class ImageData:
     def disjoint(self, ways: int) -> tuple[ImageData, int]:
         """The same data with test tasks that share no class, and how many of so many ways there are."""
         require(self.within is None, "within", self.within, "must be null with test.classes=disjoint")
-        return replace(self, disjoint_tests=True), len(self.source.splits["test"]) // ways
+        original = self.original and self.original.disjoint(ways)[0]  # the episodes that a test shows
+        return replace(self, disjoint_tests=True, original=original), len(self.source.splits["test"]) // ways
 
     def numbered(self) -> tuple[ImageData, int]:
         """The same data with the numbers of the classes as labels of training episodes, and how many there are: a class

@@ -5,7 +5,8 @@ r"""A mixture of image sets: each training task is drawn from one of several set
 Symbols: w the probabilities of the sets, equal or in the ratio of `weights`; m_i a function of (seed, step, i) in a
 stream of random words of its own. So a task depends on its index alone, whichever others are drawn beside it, and each
 set is asked for consecutive tasks. In validation and test m_i = i mod M, whatever the weights: all M sets have as many
-tasks, but for one, and they are the first tasks of the set's own validation or test.
+tasks, but for one, and they are the first tasks of the set's own validation or test. Of test tasks that share no class
+(`disjoint`) a set has as many as its classes allow; when these are used up, the other sets take turns without it.
 
 All images have one size, one number of channels and one normalisation; all tasks the same ways, shots and queries. What
 else a set has is its own: split, filter, rotations, augmentation. Triantafillou et al. 2020, Meta-Dataset, arXiv
@@ -80,6 +81,8 @@ class MixedData:
     shares: tuple[float, ...]  # the probability of each in training
     pixels: Pixels
     original: MixedData | None = None  # the images, where the sets have their features in place of pixels
+    test_tasks: tuple[int, ...] | None = None  # of each set, where no two of them share a class
+    first_labels: tuple[int, ...] | None = None  # of each set, where training labels are numbers of classes
 
     kind: ClassVar[Kind] = "classification"
     row: ClassVar[str] = "picture"
@@ -103,7 +106,12 @@ class MixedData:
     def episodes(self, split: Split, seed: int, step: int, tasks: range, spec: EpisodeSpec) -> Task:
         drawn, order = self._gather("episodes", split, seed, step, tasks, spec)
         batches = zip(*drawn, strict=True)
-        return Task(*(Batch(*(torch.cat(part)[order] for part in zip(*of_sets, strict=True))) for of_sets in batches))
+        task = Task(*(Batch(*(torch.cat(part)[order] for part in zip(*of_sets, strict=True))) for of_sets in batches))
+        if split != "train" or self.first_labels is None:
+            return task
+        chosen = self._choose(split, seed, step, tasks.stop)[tasks.start :]
+        first_T = torch.tensor(self.first_labels)[torch.from_numpy(chosen)]
+        return Task(*(Batch(batch.x, batch.y + first_T[:, None]) for batch in task))
 
     def task_sets(self, split: Split, seed: int, step: int, tasks: range) -> list[str]:
         """The set of each task."""
@@ -131,6 +139,30 @@ class MixedData:
         embedded = {name: data.embed(read) for name, data in self.sets.items()}
         changing = any(embedded[name] is data for name, data in self.sets.items())
         return self if changing else replace(self, sets=embedded, original=self)
+
+    def disjoint(self, ways: int) -> tuple[MixedData, int]:
+        """The same sets with test tasks that share no class of their set, and how many of so many ways there are."""
+        found, counts = {}, []
+        for name, data in self.sets.items():
+            try:
+                found[name], count = data.disjoint(ways)
+            except SettingError as error:
+                raise error.under(f"sets.{name}") from error
+            if count < 2:
+                left = f"leaves {count} test tasks of {ways} ways of set {name}"
+                raise UserError(f"test.classes=disjoint: {left}; choices: drawn")
+            counts.append(count)
+        original = self.original and self.original.disjoint(ways)[0]
+        return replace(self, sets=found, original=original, test_tasks=tuple(counts)), sum(counts)
+
+    def numbered(self) -> tuple[MixedData, int]:
+        """The same sets with the numbers of the classes as labels of training episodes, and how many there are: those
+        of a set follow those of the sets before it."""
+        found = {name: data.numbered() for name, data in self.sets.items()}
+        counts = [count for _, count in found.values()]
+        first = tuple(sum(counts[:m]) for m in range(len(counts)))
+        sets = {name: data for name, (data, _) in found.items()}
+        return replace(self, sets=sets, first_labels=first), sum(counts)
 
     @property
     def members(self) -> dict[str, list[str]]:
@@ -172,6 +204,9 @@ class MixedData:
 
     def _choose(self, split: Split, seed: int, step: int, count: int) -> Index:
         """The set of each of the first `count` tasks [count]."""
+        if split == "test" and self.test_tasks is not None:
+            left = [[m for m, most in enumerate(self.test_tasks) if k < most] for k in range(max(self.test_tasks))]
+            return np.concatenate(left)[:count]
         if split != "train":
             return np.arange(count) % len(self.sets)
         draws = uniform(set_bits(seed, step, range(count), 1)[:, 0], 0, 1)

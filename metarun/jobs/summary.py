@@ -191,7 +191,7 @@ def describe_sets(evaluation: Evaluation) -> dict[str, Any]:
     parts = evaluation.by_set(evaluation.scores[evaluation.headline])
     found = {}
     for name, scores in parts.items():
-        mean, ci95 = mean_and_interval(scores, evaluation.factor)
+        mean, ci95 = mean_and_interval(scores, evaluation.student)
         found[name] = {"mean": mean, "ci95": ci95, "n_tasks": len(scores)}
     return {"by_set": found} if found else {}
 

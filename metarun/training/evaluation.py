@@ -20,6 +20,8 @@ from metarun.compute.distributed import SINGLE_PROCESS, ProcessGroup
 from metarun.compute.task_axis import map_tasks
 from metarun.compute.threads import is_small
 from metarun.report.statistics.calibration import LEVEL
+from metarun.report.statistics.intervals import NORMAL_95, welch_df
+from metarun.report.statistics.student import t_quantile
 from metarun.training.own_algorithm import explain_errors
 from metarun.types import (
     Adapted,
@@ -66,7 +68,7 @@ class Evaluator:
     steps: tuple[int, ...]  # adaptation steps to report, ascending
     placement: Placement
     metrics: Mapping[str, MetricFunction] = field(default_factory=dict)  # further ones, of predictions and targets
-    factor: float = 1.96  # standard errors of half an interval
+    student: bool = False  # intervals by Student's t in place of 1.96: few tasks, which share no class
     probabilities: bool = False  # keep what calibration is measured on, of a classifier
     on_tasks: Callable[[int], None] | None = None  # called with the number of tasks that have been scored
 
@@ -111,7 +113,7 @@ class Evaluator:
             episodes_sha256=digest.hexdigest(),
             best=algorithm.loss.best,
             beside={name: values[headline] for name, values in metrics.items()},
-            factor=self.factor,
+            student=self.student,
             sets=self._name_sets(),
             probabilities={name: torch.cat([part[name] for part in probabilities]) for name in CALIBRATION}
             if probabilities
@@ -155,7 +157,7 @@ class Evaluation(NamedTuple):
     episodes_sha256: str
     best: float = 1.0  # error = best - mean, of a metric of which more is better
     beside: Mapping[str, Tensor] = {}  # further metrics of each task, at the row of the result
-    factor: float = 1.96
+    student: bool = False
     unaveraged: Tensor | None = None  # [T], that row for the meta-parameters themselves, where an average is scored
     sets: tuple[str, ...] = ()  # [T] the data set of each task, where there are several
     probabilities: Mapping[str, Tensor] = {}  # of a classifier, at the row of the result (`read_probabilities`)
@@ -172,14 +174,18 @@ class Evaluation(NamedTuple):
     def average(self, values: Tensor) -> tuple[float, float]:
         """The mean over tasks [T] and half of its interval; of several data sets, the mean over these.
 
-            mean = mean_m a_m,   half = sqrt(sum_m half_m^2) / M
+            mean = mean_m a_m,   half = 1.96 sqrt(sum_m v_m) / M,   v_m = s_m^2 / n_m
 
-        a_m, half_m of the tasks of set m, M sets. The interval is for new tasks of these sets, and not for other sets.
+        a_m, s_m mean and standard deviation of the n_m tasks of set m, M sets. `student`: with the quantile of t for
+        1.96, at the degrees of freedom of `welch_df`. The interval is for new tasks of these sets, not for other sets.
         """
-        parts = [mean_and_interval(part, self.factor) for part in self.by_set(values).values()]
+        parts = list(self.by_set(values).values())
         if not parts:
-            return mean_and_interval(values, self.factor)
-        return sum(mean for mean, _ in parts) / len(parts), math.hypot(*(half for _, half in parts)) / len(parts)
+            return mean_and_interval(values, self.student)
+        found = [mean_and_interval(part) for part in parts]
+        mean, half = sum(mean for mean, _ in found) / len(found), math.hypot(*(half for _, half in found)) / len(found)
+        df = welch_df([part.numpy() for part in parts]) if self.student else math.nan
+        return mean, half * t_quantile(0.975, df) / NORMAL_95 if df > 0 else half
 
     def by_set(self, values: Tensor) -> dict[str, Tensor]:
         """The values [T] of each data set's tasks; empty without several sets."""
@@ -218,11 +224,13 @@ def read_probabilities(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
     return {"confidence": confidence, "correct": chosen == y, **{name: v.mean(-1) for name, v in means.items()}}
 
 
-def mean_and_interval(values: Tensor, factor: float = 1.96) -> tuple[float, float]:
-    """Mean over tasks and 1.96 sd / sqrt(n), the half-width that the field prints (sd with n - 1)."""
-    values = values.double()
-    spread = float(values.std()) if len(values) > 1 else math.nan
-    return float(values.mean()), factor * spread / math.sqrt(len(values))
+def mean_and_interval(values: Tensor, student: bool = False) -> tuple[float, float]:
+    """Mean over tasks and 1.96 sd / sqrt(n), the half-width that the field prints (sd with n - 1); `student`: with the
+    quantile of t_{n-1} for 1.96."""
+    values, count = values.double(), len(values)
+    spread = float(values.std()) if count > 1 else math.nan
+    factor = t_quantile(0.975, count - 1) if student and count > 1 else NORMAL_95
+    return float(values.mean()), factor * spread / math.sqrt(count)
 
 
 def adaptation_curves(

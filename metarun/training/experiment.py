@@ -24,11 +24,10 @@ from metarun.diagnostics.step import StepMeasures
 from metarun.errors import SettingError, UserError, require
 from metarun.models.precision import cast_model
 from metarun.regularizers.build import build_regularization, refuse_senseless_terms
-from metarun.report.statistics.student import t_quantile
 from metarun.storage.progress import print_notice
 from metarun.training.episode_size import TRAINING_SIZE, episode_sizes, fill_ways, shots_range
 from metarun.training.evaluation import REFERENCE_INPUTS, Evaluator, MetricFunction
-from metarun.training.final_test import choose_test_precision, take_disjoint
+from metarun.training.final_test import check_disjoint, choose_test_precision, take_disjoint
 from metarun.training.fixed_part import embed_images, note_weights
 from metarun.training.memory import budget, fit_chunk
 from metarun.training.numbered import number_classes
@@ -125,8 +124,7 @@ class Experiment:
         if asked.classes == "drawn":
             return evaluator
         dataset, most = take_disjoint(self.dataset, self.test_spec, option_name("data", self.config))
-        tasks = min(asked.tasks, most)
-        return replace(evaluator, dataset=dataset, tasks=tasks, factor=t_quantile(0.975, tasks - 1))
+        return replace(evaluator, dataset=dataset, tasks=min(asked.tasks, most), student=True)
 
     @property
     def interval(self) -> str | None:
@@ -176,8 +174,7 @@ def assemble(config: Config, own: OwnParts = NO_PARTS, embed: bool = True) -> Ex
             require(spec.ways == 1, key, spec.ways, needed)
     check_episodes(config, dataset, train_spec, test_spec)
     if config.test.classes == "disjoint":
-        require(config.test.tasks > 1, "test.tasks", config.test.tasks, "must be at least 2 with test.classes=disjoint")
-        take_disjoint(dataset, test_spec, option_name("data", config))
+        check_disjoint(config.test.tasks, *take_disjoint(dataset, test_spec, option_name("data", config)))
     check_own(made, {"train": train_spec, "val": test_spec, "test": test_spec})
     algorithm = build_learner(config, dataset, train_spec.ways, own)
     tested = build_tested(config, dataset, train_spec.ways, test_spec.ways, own)
@@ -357,8 +354,9 @@ def check_episodes(config: Config, dataset: Dataset, train: EpisodeSpec, test: E
         checks = checks[1:2]
         members = optional(dataset, DatasetOptions, "members")
         if members and not members["train"] and config.model.get("norm") == "population":
+            root, option = config.data.get("root"), f"data={option_name('data', config)}"
             print_notice(
-                f"norm=population: data.root={config.data.get('root')} has no training classes; the statistics "
+                f"norm=population: {f'data.root={root}' if root else option} has no training classes; the statistics "
                 "are those of its other images, without their labels"
             )
     for split, spec, keys in checks:

@@ -6,7 +6,7 @@ import logging
 
 from metarun.compute.device import Placement, emulates_bfloat16
 from metarun.config.schema import Config
-from metarun.errors import SettingError
+from metarun.errors import SettingError, require
 from metarun.types import Dataset, DatasetOptions, EpisodeSpec, optional
 
 log = logging.getLogger(__name__)
@@ -38,3 +38,13 @@ def take_disjoint(dataset: Dataset, spec: EpisodeSpec, name: str) -> tuple[Datas
     if most < 2:
         raise SettingError("test.classes", "disjoint", f"leaves {most} test tasks of {spec.ways} ways; choices: drawn")
     return found, most
+
+
+def check_disjoint(tasks: int, dataset: Dataset, most: int) -> None:
+    """Raise `SettingError` if so many test tasks that share no class give no interval, for which each data set needs
+    two; `most` is their largest number."""
+    names = optional(dataset, DatasetOptions, "task_sets")
+    sets = len(set(names("test", 0, 0, range(most)))) if names else 1
+    require(tasks > 1, "test.tasks", tasks, "must be at least 2 with test.classes=disjoint")
+    needed = f"must be at least {2 * sets} with test.classes=disjoint, 2 for each data set"
+    require(tasks >= 2 * sets, "test.tasks", tasks, needed)

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers.alphabets import alphabets
+from helpers.alphabets import alphabets, drawn_classes
 from helpers.analyses import QUICK, refusal
 from helpers.colours import class_folders
+from PIL import Image
 
 import metarun
+from metarun.algorithms.classifier import WEIGHT
 from metarun.cli.compose import compose_options
 from metarun.config.data_sets import complete_sets
+from metarun.data.images import ImageData
 from metarun.data.mixed import MixedData, _share
 from metarun.data.pixels import Pixels
+from metarun.data.shifts import with_test_classes
 from metarun.jobs.train import train_job
+from metarun.report.statistics.intervals import t_interval
+from metarun.report.statistics.student import t_quantile
 from metarun.storage.run_folder import RunFolder
 from metarun.testing import check_dataset
 from metarun.training.evaluation import Evaluation, mean_and_interval
+from metarun.training.final_test import check_disjoint
 from metarun.types import EpisodeSpec
 
 SPEC = EpisodeSpec(ways=3, shots=1, queries=2)
@@ -158,6 +166,108 @@ def test_the_set_that_is_too_small_is_named(settings: list[str], tmp_path: Path)
     wrong = refusal(lambda: metarun.run(metarun.compose([*settings, "data.ways=5"]), tmp_path / "x"))
     assert wrong.startswith("data.ways=5: must be 2 to 2, the classes of the val split: the 9 classes are divided into")
     assert wrong.endswith("(set one)")
+
+
+def with_classes(classes: int) -> ImageData:
+    """Letters with so many test classes."""
+    data = alphabets()
+    return with_test_classes(data, data.source.splits["test"][:classes])
+
+
+def test_disjoint_tasks_use_up_the_classes_of_each_set_and_then_the_others_go_on() -> None:
+    """Ten and five classes make five and two tasks of two; those of a set are the disjoint tasks that it has alone."""
+    sets = {"a": with_classes(10), "b": with_classes(5)}
+    data, most = MixedData(sets, (0.5, 0.5), sets["a"].pixels).disjoint(2)
+    spec, tasks = EpisodeSpec(ways=2, shots=1, queries=2), range(7)
+    assert (most, data.task_sets("test", 0, 0, tasks)) == (7, [*"ababaaa"])
+    classes = [label for labels in data.class_names("test", 0, 0, tasks, spec) for label in labels]
+    assert len({*classes}) == len(classes) == 14
+    assert data.task_sets("val", 0, 0, range(6)) == [*"ababab"]
+    drawn = data.episodes("test", 0, 0, tasks, spec)
+    own = sets["b"].disjoint(2)[0].episodes("test", 0, 0, range(2), spec)
+    assert torch.equal(drawn.query.x[[1, 3]], own.query.x)
+    for index in tasks:
+        alone = data.episodes("test", 0, 0, range(index, index + 1), spec)
+        assert torch.equal(alone.support.x[0], drawn.support.x[index])
+
+
+def test_features_are_tested_on_the_disjoint_tasks_of_their_images() -> None:
+    images = with_classes(10)
+    features = replace(images, original=images)
+    for data in (
+        features,
+        MixedData({"a": features}, (1.0,), images.pixels, MixedData({"a": images}, (1.0,), images.pixels)),
+    ):
+        found = data.disjoint(2)[0]
+        which = "test", 0, 0, range(5), EpisodeSpec(ways=2, shots=1, queries=2)
+        assert found.class_names(*which) == found.original.class_names(*which)
+
+
+def test_an_interval_over_few_tasks_of_each_set_has_the_quantile_of_welch() -> None:
+    """Three and twenty tasks with deviations 3 and 1, 3000 times: the interval holds the mean of the two sets in 95 %,
+    with 1.96 in far fewer."""
+    draw, held = np.random.default_rng(0), {True: 0, False: 0}
+    sets = ("a",) * 3 + ("b",) * 20
+    for values in draw.normal(size=(3000, 23)) * np.repeat([3.0, 1.0], [3, 20]):
+        scores = torch.from_numpy(values)
+        for student in held:
+            found = Evaluation((0,), scores[None], scores[None], 0, True, "", sets=sets, student=student)
+            held[student] += abs(found.mean) <= found.ci95
+    assert held[True] / 3000 == pytest.approx(0.95, abs=0.015)
+    assert held[False] / 3000 < 0.88
+
+
+def test_a_disjoint_test_of_a_mixture_has_the_open_interval_of_each_set(settings: list[str], tmp_path: Path) -> None:
+    """Seven and ten test classes make three and five tasks of two. The pictures are noise, so that scores differ."""
+    roots = [class_folders(tmp_path / name, [f"{name}{i}" for i in range(n)], 5) for name, n in (("x", 15), ("y", 20))]
+    draw = np.random.default_rng(0)
+    for path in sorted(path for root in roots for path in root.glob("*/*.png")):
+        Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    sets = ", ".join(f"{r.name}: {{data: folder, root: {r}, ratios: [0.3, 0.2, 0.5]}}" for r in roots)
+    more = [f"data.sets={{{sets}}}", "test.classes=disjoint", "test.tasks=100"]
+    others = [setting for setting in settings if not setting.startswith("data.sets=")]
+    summary = metarun.run(metarun.compose([*others, *more]), tmp_path / "run").summary
+    found = {name: part["n_tasks"] for name, part in summary["by_set"].items()}
+    scores = np.array(json.loads((tmp_path / "run" / "test.json").read_text())["scores"][0])
+    assert (found, summary["interval"]) == ({"x": 3, "y": 5}, "open")
+    parts = [scores[[0, 2, 4]], scores[[1, 3, 5, 6, 7]]]
+    expected = [t_interval(part) for part in parts]
+    assert [part["ci95"] for part in summary["by_set"].values()] == pytest.approx([half for _, half in expected])
+    v = [part.var(ddof=1) / len(part) for part in parts]
+    df = sum(v) ** 2 / (v[0] ** 2 / 2 + v[1] ** 2 / 4)
+    assert summary["ci95"] == pytest.approx(t_quantile(0.975, df) * sum(v) ** 0.5 / 2)
+
+
+def test_a_set_with_too_few_classes_for_disjoint_tasks_is_named(settings: list[str], tmp_path: Path) -> None:
+    config = metarun.compose([*settings, "test.classes=disjoint"])
+    message = "test.classes=disjoint: leaves 1 test tasks of 2 ways of set one; choices: drawn"
+    assert refusal(lambda: metarun.run(config, tmp_path / "run")) == message
+
+
+def test_disjoint_tasks_are_two_of_each_set_or_more() -> None:
+    data = MixedData({"a": with_classes(10), "b": with_classes(5)}, (0.5, 0.5), with_classes(5).pixels)
+    check_disjoint(4, *data.disjoint(2))
+    wrong = refusal(lambda: check_disjoint(3, *data.disjoint(2)))
+    assert wrong == "test.tasks=3: must be at least 4 with test.classes=disjoint, 2 for each data set"
+
+
+def test_numbered_classes_of_a_set_follow_those_of_the_sets_before_it() -> None:
+    """Seven training classes each, of the same images: a class of the second set has the number of the first plus 7."""
+    data, classes = mixture().numbered()
+    drawn, sets = data.episodes("train", 0, 0, range(20), SPEC), data.task_sets("train", 0, 0, range(20))
+    assert classes == 14
+    pictured = drawn_classes(drawn)  # the number of each class, which the images show
+    first = torch.tensor([7 * (name == "b") for name in sets])[:, None]
+    assert torch.equal(torch.cat([batch.y for batch in drawn], 1), pictured + first)
+    assert {*sets} == {"a", "b"}
+    assert torch.equal(data.episodes("train", 0, 0, range(3, 5), SPEC).query.y, drawn.query.y[3:5])
+    assert data.episodes("test", 0, 0, range(4), SPEC).query.y.max() == 2
+
+
+def test_a_classifier_of_all_classes_trains_on_a_mixture(settings: list[str], tmp_path: Path) -> None:
+    result = metarun.run(metarun.compose(["algo=simpleshot", *settings[1:]]), tmp_path / "run")
+    assert result.summary["by_set"].keys() == {"one", "two"}
+    assert result.params[WEIGHT].shape[0] == 2 * 4  # two sets with 40 % of nine classes
 
 
 def test_a_mixture_has_one_size_of_images(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ IQM and stratified bootstrap as proposed by Agarwal et al. 2021, arXiv 2108.1326
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,21 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
     """Return the mean and the half-width of Student's interval."""
     mean, error, count = mean_and_error(values)
     return Estimate(mean, t_quantile(0.5 + level / 2, count - 1) * error if count > 1 else math.nan)
+
+
+def welch_df(strata: Sequence[ArrayLike]) -> float:
+    r"""Return the degrees of freedom of the standard error of a mean of M means, by Welch and Satterthwaite.
+
+        error = sqrt(sum_m v_m) / M,   v_m = s_m^2 / n_m,   nu = (sum_m v_m)^2 / sum_m v_m^2 / (n_m - 1)
+
+    Symbols: s_m, n_m standard deviation and number of the values of stratum m. NaN for fewer than two values in one,
+    and where all values of each are equal. Satterthwaite 1946, An approximate distribution of estimates of variance
+    components, Biometrics Bulletin 2.
+    """
+    found = [mean_and_error(values) for values in strata]
+    v, n = (np.array(part) for part in ([error**2 for _, error, _ in found], [count for _, _, count in found]))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(v.sum() ** 2 / (v**2 / (n - 1)).sum())
 
 
 def mean_and_error(values: ArrayLike) -> tuple[float, float, int]:
