@@ -233,6 +233,16 @@ def test_a_failed_job_is_recorded_with_its_reason_and_tried_again(tmp_path: Path
     assert read_job(tmp_path / "job").attempts == 2
 
 
+def test_a_job_that_neither_trains_nor_tests_succeeds_by_its_exit_code(tmp_path: Path, processes: Ending) -> None:
+    """As job=analyze, which leaves its results in the run that it analyses."""
+    processes.summary, processes.code = "{}", 2
+    run_job(job_in(tmp_path))
+    assert read_job(tmp_path / "job").status == "failed"
+    processes.code = 0
+    assert run_job(job_in(tmp_path)) == WORST  # it has no validation error to minimise
+    assert (read_job(tmp_path / "job").status, read_job(tmp_path / "job").reason) == ("completed", "")
+
+
 def test_a_diverged_job_is_final(tmp_path: Path, processes: Ending) -> None:
     processes.summary, processes.code = '{"status": "diverged", "reason": "NaN at step 3", "val_error": 0.1}', 2
     assert run_job(job_in(tmp_path)) == run_job(job_in(tmp_path)) == WORST

@@ -79,7 +79,8 @@ def run_process(job: Job, record: JobRecord, begun: bool, threads: int, keep: Se
     arguments = child.build_command(job.overrides, job.flags, job.folder, resumes)
     ended = child.run_child(arguments, job.folder, child.build_environment(threads, job.sweep.name), keep)
     summary = RunFolder(job.folder).read_summary()
-    status = str(summary.get("status", "failed"))
+    # A job that neither trains nor tests writes no status.
+    status = str(summary.get("status", "failed" if ended.code else "completed"))
     if ended.code == 0 and status in SUCCEEDED:
         return replace(record, status=status, objective=objective(status, summary.get("val_error")))
     if status == "diverged":
