@@ -22,7 +22,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metarun.config.schema import Config, check
+from metarun.config.from_run import read_other_run
+from metarun.config.schema import Config, Options, check
 from metarun.errors import SettingError, UserError, require
 from metarun.report.figures.drawing import Drawing, style
 from metarun.storage.json_values import replace_nonfinite
@@ -32,7 +33,7 @@ from metarun.storage.text import NOTHING, count_nouns, escape_formula
 from metarun.training import checkpoint
 from metarun.training.evaluation import calibrate
 from metarun.training.experiment import Experiment, assemble
-from metarun.types import Algorithm, Params
+from metarun.types import Algorithm, EpisodeSpec, Params
 
 Cell = dict[str, Any]
 """Where a measurement is taken: axis -> value, plain and hashable as JSON."""
@@ -97,6 +98,7 @@ class Context:
     source: RunFolder | None  # of the run to analyse; None if there are settings only
     folder: Path  # of the analysis
     train_run: TrainRun
+    opened: dict[Path, SourceRun] = dataclasses.field(default_factory=dict)  # by `open_for_test`
 
     def change_settings(self, changes: Mapping[str, Any]) -> Config:
         """The settings of a training with `changes`, dotted key -> value."""
@@ -118,12 +120,32 @@ class Context:
     @functools.cached_property
     def run(self) -> SourceRun:
         """The run to analyse, assembled once for all cells. Raise `SettingError` if there is none."""
-        if self.source is None:
-            raise SettingError("run", None, "this analysis needs a trained run, as run=outputs/DATE/TIME-maml-sinusoid")
+        source = self.require_source()
         experiment = self.assemble()
         params = experiment.initial_params()
-        checkpoint.restore_params(checkpoint.best_of(self.source), params)
+        checkpoint.restore_params(checkpoint.best_of(source), params)
         return SourceRun(experiment, params)
+
+    def require_source(self) -> RunFolder:
+        """The folder of the run to analyse. Raise `SettingError` if there is none."""
+        if self.source is None:
+            raise SettingError("run", None, "this analysis needs a trained run, as run=outputs/DATE/TIME-maml-sinusoid")
+        return self.source
+
+    def open_for_test(self, folder: Path, size: EpisodeSpec | None = None) -> SourceRun:
+        """The run to analyse or another one, opened once: its learner and weights for test episodes, also where these
+        have other ways than those of training. `size`: of the test episodes, in place of the run's own."""
+        if folder not in self.opened:
+            config = (
+                self.change_settings({})
+                if size is None
+                else resize_test(read_other_run(str(folder), self.config), size)
+            )
+            experiment = assemble(config, embed=False)
+            params = experiment.initial_params()
+            checkpoint.restore_params(checkpoint.best_of(RunFolder(folder)), params)
+            self.opened[folder] = SourceRun(experiment, experiment.fit_head(params))
+        return self.opened[folder]
 
     def train(self, name: str, changes: Mapping[str, Any]) -> TrainedRun:
         """Train a run with changed settings in runs/NAME, or continue it, or read it if it is finished. It starts from
@@ -157,6 +179,14 @@ class Context:
             with contextlib.suppress(ValueError):
                 rows.append(json.loads(line))
         return [row for row in rows if isinstance(row, dict)]
+
+
+def resize_test(config: Config, size: EpisodeSpec) -> Config:
+    """The settings with test episodes of another size; training ones keep theirs."""
+    data, algo, sizes = config.data, config.algo, ("ways", "shots")
+    trained = {f"train_{k}": algo.get(f"train_{k}") or data[k] for k in sizes if f"train_{k}" in algo and k in data}
+    asked = {"ways": size.ways, "shots": size.shots, "test_queries": size.queries}
+    return dataclasses.replace(config, algo=Options({**algo, **trained}), data=Options({**data, **asked}))
 
 
 def require_at_least(analysis: Any, **least: int) -> None:

@@ -1,11 +1,15 @@
-r"""Cross-domain test: the run's weights on test tasks of other data sets, a row each, beside those of its own.
+r"""Cross-domain test: the weights of a run, or of several, on test tasks of other data sets, beside those of its own.
 
-    difference = mean_i a_i - mean_j b_j,   half = 1.96 sqrt(var(a)/n + var(b)/n)
+    difference = mean_i a_i - mean_j b_j,   half          = 1.96 sqrt(var(a)/n + var(b)/n)
+    to_first   = mean_i (a_i - c_i),        half_to_first = 1.96 sd(a - c) / sqrt(n)
 
-Symbols: a_i the score of test task i of a set, b_j of test task j of the run's own data, n tasks of each. The episodes
-of two sets are independent samples (report/statistics/paired.py); the interval is for new tasks of both, and not for
-other seeds of the training. Ways, shots and queries are those of the run's test in all sets. So are the size, the
-channels and the normalisation of images, which the network needs; all other settings are those of the set.
+Symbols: a_i the score of test task i of a set, b_j of test task j of the run's own data, c_i of task i of the set under
+the first run; n tasks of each. The episodes of two sets are independent samples (report/statistics/paired.py). Those of
+two runs are the same: task i of a set has the same pictures for all runs, whatever their size. Intervals are for new
+tasks, and not for other seeds of the training.
+
+Ways, shots and queries are those of the first run's test for all sets and runs. The size, the channels and the
+normalisation of images are those of each run, whose network needs them; all other settings are those of the set.
 
 A set that cannot supply such episodes is left out, with the reason. If adaptation to a task diverged there is no mean.
 Chen et al. 2019, arXiv 1904.04232, test from miniImageNet to CUB in this way.
@@ -15,21 +19,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from metarun.analyses.analysis import Cell, Context, Row, find_row, mask_diverged, require_at_least
+from metarun.analyses.analysis import Cell, Context, Row, SourceRun, find_row, mask_diverged, require_at_least
 from metarun.config.components import construct, locate
 from metarun.config.data_sets import FORM, INPUTS
+from metarun.config.schema import Options
 from metarun.data.shifts import ShiftedDataset
 from metarun.errors import SettingError, UserError, require
-from metarun.report.figures.drawing import COLOURS, GREY, Drawing, plain
-from metarun.report.statistics.paired import compare
-from metarun.storage.text import axis_label, display_scale, format_metric
+from metarun.report.figures.drawing import COLOURS, GREY, Drawing, look, plain
+from metarun.report.read.runs import find_runs
+from metarun.report.statistics.paired import Comparison, compare
+from metarun.report.tables.table import Table
+from metarun.storage.text import NOTHING, axis_label, display_scale, format_metric
 from metarun.training.evaluation import mean_and_interval
-from metarun.training.experiment import Experiment, option_name
+from metarun.training.experiment import build_dataset, option_name
 from metarun.types import Dataset, DatasetOptions, optional
 
 STATISTICS = ("set", "run")
@@ -41,6 +49,7 @@ ROW = 0.28
 @dataclass(frozen=True)
 class CrossDomain:
     sets: dict[str, Any] | None  # name -> settings (config/data_sets.py)
+    others: tuple[str, ...]  # folders of further runs, or that hold some
     tasks: int  # test episodes of each set
     statistics: str
 
@@ -50,50 +59,91 @@ class CrossDomain:
         require(self.statistics in STATISTICS, "statistics", self.statistics, "choices: " + ", ".join(STATISTICS))
 
     def cells(self, context: Context) -> Sequence[Cell]:
-        """The run's own data first, as the differences are to it. Wrong settings and files that are missing are
-        refused before anything is measured."""
-        experiment, named = context.run.experiment, self.sets or {}
-        for name in named:
-            self._open(experiment, name)
-        return [
-            {"data": option_name("data", experiment.config), "own": True},
-            *({"data": n, "own": False} for n in named),
-        ]
+        """Run by run, and of each the first run's own data first: what others are compared with comes before them.
+        Wrong settings and files that are missing are refused before anything is measured."""
+        runs = self._open_runs(context)
+        first = next(iter(runs.values()))
+        own = {"data": option_name("data", first.experiment.config), "own": True}
+        columns: list[Cell] = [own, *({"data": name, "own": False} for name in self.sets or {})]
+        checked = []
+        for name, run in runs.items():
+            metric, ours = (found.experiment.tested.loss.metric for found in (run, first))
+            require(metric == ours, "analysis.others", name, f"reports {metric}, and the first run {ours}")
+            dataset = run.experiment.dataset
+            inputs = dataset.kind, dataset.input_shape(), optional(dataset, DatasetOptions, "pixels")
+            for column in columns if inputs not in checked else ():
+                self._open_data(name, run, first, column)
+            checked.append(inputs)
+        return [{"run": name, **c} for name in runs for c in columns] if len(runs) > 1 else columns
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
-        experiment, changed = context.run.experiment, ""
-        spec, learner = experiment.test_spec, experiment.tested
-        dataset: Dataset = experiment.dataset
-        if not cell["own"]:
-            dataset, changed = self._open(experiment, cell["data"])
-        row: Row = {"classes": _count_classes(dataset), "ways": spec.ways, "shots": spec.shots}
+        runs = self._open_runs(context)
+        (first_name, first), *_ = runs.items()
+        name = cell.get("run", first_name)
+        run, spec = runs[name], first.experiment.test_spec
+        experiment, learner = run.experiment, run.experiment.tested
+        dataset, changed = self._open_data(name, run, first, cell)
+        who = {"algo": option_name("algo", experiment.config), "seed": experiment.config.seed}
+        row: Row = who if "run" in cell else {}
+        row |= {"classes": _count_classes(dataset), "ways": spec.ways, "shots": spec.shots}
         try:
             dataset.check("test", spec)
         except SettingError as error:
             return row | {"left_out": str(error)}
-        if self.statistics == "run" and not cell["own"]:
+        if self.statistics == "run" and dataset is not experiment.dataset:
             dataset = ShiftedDataset(experiment.dataset, dataset)
         evaluator = replace(experiment, dataset=dataset).evaluator("test", self.tasks, (learner.test_inner_steps,))
-        found = evaluator(learner, context.run.params)
+        found = evaluator(learner, run.params)
         scores = mask_diverged(found.losses, found.scores)[found.headline].double()
         mean, half = mean_and_interval(scores)
         row |= {"mean": mean, "half": half, "not_finite": int((~scores.isfinite()).sum())}
+        measured = context.read_rows()
         if not cell["own"]:
-            own = find_row(context.read_rows(), {"own": True}) or {}  # measured first
-            pairs = compare(scores, [np.nan if s is None else s for s in own["scores"]], found.higher_is_better)
+            own = find_row(measured, {k: cell[k] for k in cell if k == "run"} | {"own": True}) or {}
+            pairs = _compare(scores.tolist(), own, found.higher_is_better)
             row |= {"difference": pairs.difference, "half_difference": pairs.unpaired_half}
+        if name != first_name:
+            other = find_row(measured, cell | {"run": first_name}) or {}
+            pairs = _compare(scores.tolist(), other, found.higher_is_better)
+            row |= {"to_first": pairs.difference, "half_to_first": pairs.half}
         return row | {"changed": changed, "episodes": found.episodes_sha256[:12], "scores": scores.tolist()}
 
-    def _open(self, experiment: Experiment, name: str) -> tuple[Dataset, str]:
-        """A data set with the inputs of the run, and what that changes of its own settings."""
-        key, settings = f"analysis.sets.{name}", {**(self.sets or {})[name]}
-        option = settings.pop("data", name)
+    def _open_runs(self, context: Context) -> dict[str, SourceRun]:
+        """The run to analyse, then the others, by name."""
+        source = context.require_source().path
+        first = context.open_for_test(source)
+        runs = {source: first}
+        for other in self.others:
+            try:
+                folders = find_runs(Path(other))
+            except UserError as error:
+                raise UserError(f"analysis.others: {error}") from error
+            for folder in (f for f in folders if f.resolve() not in [path.resolve() for path in runs]):
+                try:
+                    runs[folder] = context.open_for_test(folder, first.experiment.test_spec)
+                except UserError as error:
+                    raise UserError(f"analysis.others={folder}: {error}") from error
+        names = [path.name for path in runs]
+        return {path.name if names.count(path.name) == 1 else str(path): run for path, run in runs.items()}
+
+    def _open_data(self, name: str, run: SourceRun, first: SourceRun, cell: Cell) -> tuple[Dataset, str]:
+        """The data set of a cell with the inputs of a run, and what that changes of its own settings."""
+        if cell["own"] and run is first:
+            return first.experiment.dataset, ""
+        key = "analysis.others" if cell["own"] else f"analysis.sets.{cell['data']}"
+        config, experiment = first.experiment.config, run.experiment
+        settings = {**config.data} if cell["own"] else {**(self.sets or {})[cell["data"]]}
+        option = settings.pop("data", cell["data"])
         pixels = optional(experiment.dataset, DatasetOptions, "pixels")
         needed = dict(zip(INPUTS, (pixels.size, pixels.channels, pixels.normalize), strict=True)) if pixels else {}
         changes = {k: v for k, v in needed.items() if settings.get(k, v) != v}
-        target = locate("data", settings, experiment.config.trusted_modules)
         try:
-            dataset: Dataset = construct(key, target, settings | changes)
+            dataset: Dataset = first.experiment.dataset
+            if not cell["own"]:
+                target = locate("data", settings, experiment.config.trusted_modules)
+                dataset = construct(key, target, settings | changes)
+            elif changes:
+                dataset = build_dataset(replace(config, data=Options(settings | changes)))
             shape, kind = dataset.input_shape(), dataset.kind
             dataset.facts()  # reads its files
         except SettingError as error:
@@ -102,49 +152,118 @@ class CrossDomain:
             raise error if str(error).startswith("analysis.") else UserError(f"{key}: {error}") from error
         wanted = experiment.dataset.input_shape()
         if kind != experiment.dataset.kind or shape != wanted:
-            gives = f"{kind} of inputs {list(shape)}; the run learned {experiment.dataset.kind} of {list(wanted)}"
-            raise SettingError(key, option, f"is {gives}")
+            theirs, ours = f"{kind} of inputs {list(shape)}", f"{experiment.dataset.kind} of inputs {list(wanted)}"
+            if cell["own"]:
+                raise SettingError(key, name, f"learned {ours}; the test tasks of the first run are {theirs}")
+            raise SettingError(key, option, f"is {theirs}; {'the run' if run is first else name} learned {ours}")
         return dataset, ", ".join(f"{k} {settings[k]} to {v}" for k, v in changes.items())
 
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
-        metric = context.run.experiment.tested.loss.metric
-        table = [_format_row(metric, row) for row in rows]
-        return {
-            "metric": metric,
-            "tasks": self.tasks,
-            "sets": {r["data"]: {k: v for k, v in r.items() if k not in ("data", "scores")} for r in rows},
-            "message": "\n".join(align([(*HEADINGS[:4], f"test {metric}", *HEADINGS[5:]), *table])),
-        }
+        metric = context.open_for_test(context.require_source().path).experiment.tested.loss.metric
+        names = list(dict.fromkeys(row["run"] for row in rows if "run" in row))
+        summary: dict[str, Any] = {"metric": metric, "tasks": self.tasks, "sets": _by_set(rows, names[:1])}
+        summary |= {"runs": {name: _by_set(rows, [name]) for name in names}} if names else {}
+        tables = compare_runs(metric, rows, self.tasks) if names else [describe_sets(metric, rows)]
+        lines = [line for table in tables for line in ("", table.title, *align([table.columns, *table.rows]))]
+        notes = [line for table in tables for line in table.note.splitlines()]
+        kept = [{"title": t.title, "columns": t.columns, "rows": t.rows, "note": t.note} for t in tables]
+        return summary | {"tables": kept, "message": "\n".join([*lines[1 if names else 2 :], *notes])}
 
     def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
-        """A line for each set, the run's own first: the metric, and the difference to the own data."""
-        metric, scale = summary["metric"], display_scale(summary["metric"])
-        height = 0.95 + ROW * len(rows)
+        """A line for each set, and in it for each run: the metric, and the difference to the own data or the first run.
+        Filled are the own data of a single run."""
+        metric, scale, names = summary["metric"], display_scale(summary["metric"]), list(summary.get("runs", ()))
+        titles = list(dict.fromkeys(map(_title, rows)))
+        ordered = sorted(rows, key=lambda row: titles.index(_title(row)))  # stable: run by run
+        places = [y + bool(names) * (1 + titles.index(_title(row))) for y, row in enumerate(ordered)]
+        height, start = 0.95 + ROW * (1 + places[-1]), 0.27 if names else 0.19
         drawn = Figure(figsize=(9.2, height))
         foot, top = 0.5 / height, 1 - 0.3 / height
-        left, right = (drawn.add_axes((x, foot, w, top - foot)) for x, w in ((0.19, 0.42), (0.64, 0.345)))
+        left, right = (drawn.add_axes((x, foot, w, top - foot)) for x, w in ((start, 0.61 - start), (0.64, 0.345)))
         right.axvline(0, color=GREY, linewidth=0.9)
-        for y, row in enumerate(rows):
-            for axes, mean, half in ((left, "mean", "half"), (right, "difference", "half_difference")):
+        change = ("to_first", "half_to_first") if names else ("difference", "half_difference")
+        for y, row in zip(places, ordered, strict=True):
+            colour, marker = (look(names.index(row["run"]))[::2]) if names else (COLOURS[0], "o")
+            for axes, (mean, half) in ((left, ("mean", "half")), (right, change)):
+                face = colour if names or row["own"] else "white"
                 if row.get(mean) is not None:
                     value, error = scale * row[mean], scale * (row[half] or 0)
-                    face = COLOURS[0] if row["own"] else "white"
-                    axes.errorbar([value], [y], xerr=[error], fmt="o", color=COLOURS[0], mfc=face, capsize=3)
+                    axes.errorbar([value], [y], xerr=[error], fmt=marker, color=colour, mfc=face, capsize=3)
             if "left_out" in row:
-                text = plain(f"left out: {row['left_out']}", 76)
+                text = plain(f"left out: {row['left_out']}", 60 if names else 76)
                 left.text(0.01, y, text, transform=left.get_yaxis_transform(), va="center", fontsize=6.5, color=GREY)
             if "mean" in row and metric == "accuracy":
                 left.plot([100 / row["ways"]], [y], "|", color=GREY, markersize=8)
         for axes in (left, right):
-            axes.set_ylim(len(rows) - 0.4, -0.6)
-            axes.set_yticks(range(len(rows)))
-        left.set_yticklabels([plain(f"{row['data']}, the run's" if row["own"] else row["data"], 26) for row in rows])
+            axes.set_ylim(places[-1] + 0.6, -0.6)
+            axes.set_yticks(places)
+        left.set_yticklabels([_label(row) for row in ordered])
+        for y, title in zip(places[:: len(names)], titles, strict=True) if names else ():
+            at: dict[str, Any] = {"transform": left.get_yaxis_transform(), "ha": "right", "va": "center"}
+            left.text(-0.025, y - 1, plain(title, 32), **at, weight="bold")
         right.set_yticklabels([])
         chance = "; grey: chance" if metric == "accuracy" else ""
         left.set(title=f"test {plain(metric)}, 95 % intervals{chance}", xlabel=axis_label(metric))
-        right.set(title="difference to the run's own data", xlabel=f"difference in {axis_label(metric)}")
-        values = (f"{r['data']}: {format_metric(metric, r['mean'], r['half'])}." for r in rows if "mean" in r)
+        base = f"difference to {plain(names[0], 30)}" if names else "difference to the run's own data"
+        right.set(title=base, xlabel=f"difference in {axis_label(metric)}")
+        values = (
+            f"{_title(r)}, {_label(r)}: {format_metric(metric, r['mean'], r['half'])}." for r in ordered if "mean" in r
+        )
         return [Drawing("cross_domain", f"Test {metric} by data set. {' '.join(values)}", drawn)]
+
+
+def describe_sets(metric: str, rows: Sequence[Row]) -> Table:
+    """A row for each data set, of a single run."""
+    columns = (*HEADINGS[:4], f"test {metric}", *HEADINGS[5:])
+    return Table("The run on other data sets", columns, tuple(_format_row(metric, row) for row in rows))
+
+
+def compare_runs(metric: str, rows: Sequence[Row], tasks: int) -> list[Table]:
+    """Runs by data sets, with what was left out or changed, and the differences to the first run."""
+    titles = list(dict.fromkeys(map(_title, rows)))
+    runs: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        runs.setdefault(row["run"], {})[_title(row)] = row
+    means, differences = [], []
+    for name, by_set in runs.items():
+        found = [by_set[title] for title in titles]
+        means.append((name, found[0]["algo"], str(found[0]["seed"]), *(_format_mean(metric, row) for row in found)))
+        changes = (format_metric(metric, row.get("to_first"), row.get("half_to_first")) for row in found)
+        differences.append((name, *changes))
+    kinds, notes = {"left out": "left_out", "changed": "changed"}, []
+    of_rows = [(f"{kind}, {_title(r)}: {r[key]}", r["run"]) for kind, key in kinds.items() for r in rows if r.get(key)]
+    for note in dict.fromkeys(note for note, _ in of_rows):
+        named = [name for text, name in of_rows if text == note]
+        notes.append(note if len(named) == len(runs) else f"{note} ({', '.join(named)})")
+    size = f"{rows[0]['ways']}-way " if rows[0]["ways"] > 1 else ""
+    title = f"test {metric}, {size}{rows[0]['shots']}-shot, {tasks} tasks of each data set"
+    return [
+        Table(title, ("run", "algo", "seed", *titles), tuple(means), "\n".join(notes)),
+        Table(f"difference to {next(iter(runs))}, task by task", ("run", *titles), tuple(differences[1:])),
+    ]
+
+
+def _title(row: Row) -> str:
+    """The name of a column: a set may have the name of the run's own data."""
+    return f"{row['data']} ({'the first run' if 'run' in row else 'the run'}'s)" if row["own"] else row["data"]
+
+
+def _label(row: Row) -> str:
+    """The name of a line of the figure."""
+    return plain(
+        row.get("run") or (f"{row['data']}, the run's" if row["own"] else row["data"]), 32 if "run" in row else 26
+    )
+
+
+def _by_set(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
+    """The rows of these runs, or all without any, by the titles of their columns."""
+    kept = [row for row in rows if not names or row["run"] in names]
+    return {_title(row): {k: v for k, v in row.items() if k not in ("run", "data", "scores")} for row in kept}
+
+
+def _compare(scores: Sequence[float], other: Row, higher_is_better: bool) -> Comparison:
+    """Scores with those of a row that was measured before."""
+    return compare(scores, [np.nan if score is None else score for score in other["scores"]], higher_is_better)
 
 
 def _count_classes(dataset: Dataset) -> int | None:
@@ -153,17 +272,24 @@ def _count_classes(dataset: Dataset) -> int | None:
     return classes.get("test") if isinstance(classes, Mapping) else None
 
 
+def _format_mean(metric: str, row: Row) -> str:
+    if "left_out" in row:
+        return NOTHING
+    return (
+        f"no mean, {row['not_finite']} tasks diverged"
+        if row["not_finite"]
+        else format_metric(metric, row["mean"], row["half"])
+    )
+
+
 def _format_row(metric: str, row: Row) -> tuple[str, ...]:
     """The texts of a row below `HEADINGS`."""
-    name = f"{row['data']} (the run's)" if row["own"] else row["data"]
     size = [str(row["classes"] or ""), str(row["ways"]), str(row["shots"])]
     if "left_out" in row:
-        return name, *size, f"left out: {row['left_out']}", "", ""
-    diverged = f"no mean, {row['not_finite']} tasks diverged"
-    mean = diverged if row["not_finite"] else format_metric(metric, row["mean"], row["half"])
+        return _title(row), *size, f"left out: {row['left_out']}", "", ""
     difference = row.get("difference")
     change = "" if difference is None else format_metric(metric, difference, row["half_difference"])
-    return name, *size, mean, change, row["changed"]
+    return _title(row), *size, _format_mean(metric, row), change, row["changed"]
 
 
 def align(table: Sequence[Sequence[str]]) -> list[str]:

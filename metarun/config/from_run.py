@@ -94,6 +94,25 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
             f"algo={tested}: adapts the weights that algo={trained} trained; what else it learns has its first values"
         )
     _print_paths_read(source, stored, changes)
+    return _to_config(source, merged)
+
+
+def read_other_run(source: str, command: Config) -> Config:
+    """Return the settings of a run to test beside the one of the command: its own, but for the device and for what a
+    run folder does not decide, which are those of the command."""
+    stored, typed = read_settings(source), to_dict(command)
+    merged, option = _merge(stored, {}, typed), stored.get("choices", {}).get("data")
+    if option != command.choices.get("data"):  # its downloads are those of its own option
+        typed["data"] = {"urls": _shipped_urls(option)}
+    _set_trust(merged, typed)
+    merged["device"] = typed["device"]
+    for key in COMMAND_SETTINGS[:-1]:
+        merged[key] = getattr(Config(job="evaluate"), key)
+    _print_paths_read(source, stored, {})
+    return _to_config(source, merged)
+
+
+def _to_config(source: str, merged: Any) -> Config:
     try:
         settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), merged))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
@@ -208,8 +227,12 @@ def _set_trust(merged: Any, typed: dict[str, Any]) -> None:
         data["urls"] = typed["data"].get("urls", [])
     for _, member in _members(data):
         if "urls" in member:
-            known = member.get("data") in list_options("data")
-            member["urls"] = read_component("data", member["data"]).get("urls", []) if known else []
+            member["urls"] = _shipped_urls(member.get("data"))
+
+
+def _shipped_urls(option: Any) -> list[Any]:
+    """What the shipped option of a data set downloads."""
+    return read_component("data", option).get("urls", []) if option in list_options("data") else []
 
 
 def _print_paths_read(source: str, stored: dict[str, Any], changes: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from helpers.report_folders import write_run
 import metarun
 from metarun.cli.compose import compose
 from metarun.config import components
+from metarun.config.from_run import read_other_run
 from metarun.config.schema import to_dict
 from metarun.data.array_files import read_arrays
 from metarun.data.cache import DecodedImages, cache_images
@@ -313,6 +314,23 @@ def test_the_sets_of_a_mixture_download_and_run_no_more_than_one_set(
         sets["cub"] = wrong
         with pytest.raises(UserError, match=r"sets\.cub|_target_"):
             build_dataset(config)
+
+
+def test_a_run_beside_the_one_of_the_command_decides_no_more_than_that_one(tmp_path: Path) -> None:
+    """Downloads are those that metarun ships for its data set, or the command's for the same one."""
+    evil = [{"file": ".profile", "checksum": "md5:" + 32 * "0", "urls": ["https://evil.example/x"]}]
+    for option in ("omniglot", "cub"):
+        data = to_dict(compose([f"data={option}"]))["data"] | {"urls": evil}
+        device = {"name": "cuda", "threads": 64}
+        changes = {"data": data, "choices": {"data": option}, "trusted_modules": ["evil"], "device": device}
+        folder = run_folder(tmp_path / option, **changes)
+        command = compose(["data=cub", "trusted_modules=[mine]", "device.threads=2"])
+        command.data["urls"] = mine = [evil[0] | {"urls": ["https://mine.example/x"]}]
+        config = read_other_run(str(folder), command)
+        shipped = compose(["data=omniglot"]).data["urls"]
+        assert config.data["urls"] == {"omniglot": shipped, "cub": mine}[option]
+        assert (config.trusted_modules, config.job, config.run) == (["mine"], "evaluate", None)
+        assert (config.device.name, config.device.threads) == (command.device.name, 2)
 
 
 def test_what_a_run_folder_has_read_elsewhere_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -224,7 +224,9 @@ def _analysis(analysis: Analysis) -> Section:
     """Message, figures and tables that `job=analyze` left."""
     small = [(name, data) for name, data in analysis.figures if len(data) <= MAX_EMBEDDED][:MAX_PICTURES]
     left_out = [str(analysis.path / name) for name, data in analysis.figures if (name, data) not in small]
-    texts = str(analysis.summary.get("message") or "").splitlines()
+    # Of one with tables of its own, the message has these again, for a terminal.
+    message = "" if analysis.summary.get("tables") else analysis.summary.get("message")
+    texts = str(message or "").splitlines()
     texts += [f"More figures are in {', '.join(left_out)}."] if left_out else []
     tables = analysis_tables(analysis)
     pictures = [(f"Figure of the analysis {analysis.name}: {name}", data) for name, data in small]

@@ -249,7 +249,8 @@ def analysis_tables(analysis: Analysis) -> list[Table]:
     """The numbers of an analysis's summary, and its rows."""
     plain = {k: v for k, v in analysis.summary.items() if is_number(v) or (isinstance(v, str) and len(v) < 200)}
     facts = tuple((name_column(str(k)), number(v)) for k, v in plain.items() if k != "message")
-    tables = [Table("Summary", ("", "value"), facts, left=(0, 1))] if facts else []
+    tables = [t for t in map(_read_table, as_mappings(analysis.summary.get("tables"))) if t.columns and t.rows]
+    tables += [Table("Summary", ("", "value"), facts, left=(0, 1))] if facts else []
     if analysis.rows:
         left = tuple(k for k in range(len(analysis.columns)) if not all(_is_numeric(row[k]) for row in analysis.rows))
         more = analysis.more + max(0, len(analysis.rows) - MAX_ROWS)
@@ -259,6 +260,17 @@ def analysis_tables(analysis: Analysis) -> list[Table]:
         columns = tuple(map(name_column, analysis.columns))
         tables.append(Table("Rows (results.csv)", columns, rows, note, left, folded=folded))
     return tables
+
+
+def _read_table(stored: Mapping[str, Any]) -> Table:
+    """A table that an analysis made itself: lines of as many cells as it has columns."""
+    columns, *rows = (
+        tuple(map(str, line)) if isinstance(line, list) else ()
+        for line in (stored.get("columns"), *(stored["rows"] if isinstance(stored.get("rows"), list) else ()))
+    )
+    whole = tuple(row for row in rows if len(row) == len(columns))
+    note = "; ".join(str(stored.get("note", "")).splitlines())
+    return Table(str(stored.get("title", "")), columns, whole, note)
 
 
 def name_column(name: str) -> str:

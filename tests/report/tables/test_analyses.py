@@ -17,3 +17,12 @@ def test_names_and_values_that_a_program_wrote_are_words() -> None:
     assert facts.rows == (("± after 1 step (95 %)", "0.5"),)
     assert table.columns == ("prox (lambda)", "after 5 steps", "note")
     assert table.rows == (("\N{EN DASH}", "2.51e+13", "yes"), ("\N{EN DASH}", "0.12346", "maml"))
+
+
+def test_tables_that_an_analysis_made_come_first_and_damaged_ones_not_at_all() -> None:
+    made = {"title": "Runs", "columns": ["run", "cub"], "rows": [["a", "1 ± 2"], ["b"], 3], "note": "changed"}
+    damaged = ({"columns": ["run"]}, {"columns": 3, "rows": [["a"]]}, {"columns": [], "rows": [[]]}, {}, "x")
+    results = {"summary": {"tables": [made, *damaged], "tasks": 3}}
+    found, facts = analysis_tables(Analysis("a", Path("a"), (), (), 0, results, ()))
+    assert (found.title, found.columns, found.rows) == ("Runs", ("run", "cub"), (("a", "1 ± 2"),))
+    assert facts.title == "Summary"
