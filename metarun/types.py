@@ -338,6 +338,7 @@ class DatasetOptions:
     most_ways: int | None = None  # the largest number of ways that every split has classes for
     metrics: dict[str, Any] | None = None  # further ones of a test task, name -> (prediction, y) -> number
     oracle: Callable[..., Metrics] | None = None  # (split, seed, step, tasks, spec) -> scores [T] of the best predictor
+    posterior_mean: Callable[[Split, Task], Tensor] | None = None  # E[y | support set] at the queries, by split
     population: Callable[..., Task] | None = None  # (spec, count) -> tasks whose mean loss is the expected one
     oracle_band: Callable[..., Any] | None = None  # its mean and deviation at given inputs
     picture: tuple[int, int] | None = None  # rows and columns of an image that is completed
