@@ -35,7 +35,7 @@ def name_type(annotation: str) -> str:
         annotation = f"{optional[1]} | None"
     if literal := re.fullmatch(r"Literal\[(.*?)\]( \| None)?", annotation):
         annotation = ", ".join(part.strip(" \"'") for part in literal[1].split(",")) + (literal[2] or "")
-    annotation = re.sub(r"(?:tuple|Sequence|list)\[(\w+)(?:, (?:\.\.\.|\w+))*\]", r"list of \1", annotation)
+    annotation = re.sub(r"(?:tuple|Sequence|list)\[([\w |]+)(?:, (?:\.\.\.|\w+))*\]", r"list of \1", annotation)
     annotation = re.sub(r"(?:dict|Mapping)\[.*\]|\bdict\b", "dictionary", annotation)
     return (
         annotation.replace("list of Any", "list").replace("None", "null").replace(" | ", " or ").replace("Any", "any")

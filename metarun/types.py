@@ -28,7 +28,6 @@ Adapted = Any
 """What adaptation leaves behind: fast weights, prototypes, a posterior. Any tree of tensors."""
 
 Objective = Callable[[Params, int], Tensor]  # phi, step number (as of a mini-batch) -> a scalar
-
 Kind = Literal["classification", "regression", "control"]
 Split = Literal["train", "val", "test"]
 PredictionKind = Literal["values", "gaussians"]

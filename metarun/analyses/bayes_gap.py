@@ -8,10 +8,11 @@ distributions have a best predictor, the posterior mean of the targets given the
     distance of f to g = mean over the queries of (f(x) - g(x))^2                   in units of y^2, as the MSE
 
 A learner of few vectors comes near f_pool, one of many near f_prior: on new tasks its excess MSE over the best
-predictor is its expected distance to f_prior. The *threshold* is the N where both distances on new tasks are equal,
-interpolated between the log N where the nearer one changes. `between` is the distance of f_pool to f_prior, which goes
-to 0 as N grows: where it is small, the distances cannot tell the two apart. `difference` is the distance to f_pool less
-that to f_prior, task by task, so that its interval says whether the nearer one is certain.
+predictor is its expected distance to f_prior. `between` is the distance of f_pool to f_prior, which goes to 0 as N
+grows. The *threshold* is the N where both distances on new tasks are equal, interpolated between the log N where the
+nearer one changes. It is taken over the N where f is nearer to one of the two than they are to each other: elsewhere
+the learner's own error hides which one it follows. `difference` is the distance to f_pool less that to f_prior, task by
+task, so that its interval says whether the nearer one is certain.
 
 Raventos, Paul, Chen, Ganguli 2023, Pretraining task diversity and the emergence of non-Bayesian in-context learning
 for regression, arXiv 2306.15063, for transformers. Predictions are those of the last weights: choosing a checkpoint by
@@ -69,6 +70,8 @@ class BayesGap:
             raise UserError("analysis=bayes_gap: the posterior mean of these data is not known; choices: data=linear")
         pool = context.config.train.pool
         require(pool is None, "train.pool", pool, "must be null: it repeats rows too; set data.train_vectors")
+        given = self.vectors is not None or context.source is not None
+        require(given, "analysis.vectors", None, "must be numbers to train with, as [1, 4, 16, null], or give run=")
         if self.vectors is None:
             return [{"vectors": context.run.experiment.config.data.get("train_vectors")}]
         return [{"vectors": n} for n in self.vectors]
@@ -97,7 +100,7 @@ class BayesGap:
                 f"threshold: nearer to that of all tasks from {middle:.3g} vectors on, between {low} and {high}"
             )
         elif self.vectors is not None:
-            lines.append("no threshold within these numbers of vectors")
+            lines.append("no threshold: the nearer of the two does not change where the learner is near enough to tell")
         return {"threshold": found and found[2], "tasks": self.tasks, "message": "\n".join(lines)}
 
     def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
@@ -163,8 +166,11 @@ def _distances_of_tasks(run: SourceRun, split: Split, tasks: int) -> dict[str, T
 def find_threshold(rows: Sequence[Row]) -> tuple[int, int, float] | None:
     """The numbers of vectors between which the learner's predictions on new tasks first become nearer to the posterior
     mean of all tasks, and N between them, where log N is linear in the log ratio of the distances; None if nowhere."""
-    known = [r for r in rows if r["vectors"] and r.get("new_to_pool") and r.get("new_to_prior")]
-    points = sorted((r["vectors"], math.log(r["new_to_pool"] / r["new_to_prior"])) for r in known)
+    points = []
+    for row in sorted(rows, key=lambda row: row["vectors"] or math.inf):
+        pool, prior, between = (row.get(f"new_{name}") for name in DISTANCES)
+        if pool and prior and between and min(pool, prior) < between:  # 0 or None: unlimited, equal or not known
+            points.append((row["vectors"], math.log(pool / prior)))
     for (low, before), (high, after) in itertools.pairwise(points):
         if before < 0 <= after:
             share = before / (before - after)

@@ -83,7 +83,7 @@ def test_a_training_for_each_number_of_vectors(tmp_path: Path) -> None:
     assert few["new_between"] > some["new_between"] > 0
     assert few["new_mse_prior"] == unlimited["new_mse_prior"] < few["new_mse_pool"]
     assert "1 vector: predictions on new tasks are" in summary["message"]
-    assert "no threshold within these numbers of vectors" in summary["message"]
+    assert "no threshold: the nearer of the two does not change" in summary["message"]
 
 
 def settings_of(folder: Path, *settings: str) -> Context:
@@ -91,8 +91,8 @@ def settings_of(folder: Path, *settings: str) -> Context:
     return Context(metarun.compose([*TINY[:-2], *settings]), None, folder, train_job)
 
 
-def row_of(vectors: int | None, pool: float | None, prior: float | None) -> dict[str, Any]:
-    return {"vectors": vectors, "new_to_pool": pool, "new_to_prior": prior}
+def row_of(vectors: int | None, pool: float | None, prior: float | None, between: float | None = 9) -> dict[str, Any]:
+    return {"vectors": vectors, "new_to_pool": pool, "new_to_prior": prior, "new_between": between}
 
 
 def test_the_threshold_is_where_the_distances_are_equal() -> None:
@@ -101,7 +101,8 @@ def test_the_threshold_is_where_the_distances_are_equal() -> None:
     low, high, middle = find_threshold(rows) or (0, 0, 0.0)
     assert (low, high) == (16, 64)
     assert middle == pytest.approx(30)
-    assert find_threshold([*rows, row_of(None, 0.1, 0.1), row_of(8, None, None)]) == (low, high, middle)
+    more = [row_of(None, 0.1, 0.1, 0), row_of(8, None, None, None), row_of(24, 0.5, 0.2, 0.1)]  # of no account
+    assert find_threshold([*rows, *more]) == (low, high, middle)
     assert find_threshold(rows[1:3]) is None
     assert find_threshold([rows[0], rows[3]]) is None  # nearer to all tasks from the first on: below what was measured
 
@@ -121,7 +122,8 @@ def test_what_has_no_posterior_means_is_refused_before_anything_is_trained(tmp_p
     assert run(BayesGap((2,), 4), "data=sinusoid") == unknown
     pool = "train.pool=3: must be null: it repeats rows too; set data.train_vectors"
     assert run(BayesGap((2,), 4), *DATA, *LEARNERS["maml"], "train.pool=3") == pool
-    assert "this analysis needs a trained run" in run(BayesGap(None, 4), *DATA, *LEARNERS["maml"])
+    missing = "analysis.vectors=None: must be numbers to train with, as [1, 4, 16, null], or give run="
+    assert run(BayesGap(None, 4), *DATA, *LEARNERS["maml"]) == missing
     assert not (tmp_path / "runs").exists()
     for vectors in ((), (1, 1), (0, None)):
         with pytest.raises(SettingError, match=r"vectors=.*: must be different whole numbers of at least 1, or null"):
