@@ -94,7 +94,7 @@ def test_a_sweep_takes_both_names_and_a_file_of_ones_own_inherits_from_either(tm
             "gp",
             "choices: gp/anp, gp/cnp, gp/convcnp, gp/cvae, gp/imaml, gp/lengths_anp, ",
         ),
-        ("xyz", "choices: cifar_fs/..., completion/..., debug, few_classes, "),
+        ("xyz", "choices: bayes_gap, cifar_fs/..., completion/..., debug, few_classes, "),
         ("mime", "did you mean mine?"),
     ],
 )
