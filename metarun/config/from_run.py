@@ -60,10 +60,9 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     own, of_experiment = read_experiment(named.get("experiment", ""))
     own -= named.keys()
     other = {"algo", "data"} & (named.keys() | own)
-    choices = stored.get("choices", {})
+    choices = {k: v for k, v in stored.get("choices", {}).items() if not (other and k in ("recipe", "experiment"))}
     base, known = _compose_choices(compose, choices, folders)
-    left = own | ({"recipe", "experiment"} if other else set())
-    kept = [f"{group}={option}" for group, option in known.items() if group not in left]
+    kept = [f"{group}={option}" for group, option in known.items() if group not in own]
     typed = to_dict(compose([*folders, *kept, *asked]))
     flat, keys = diff_settings({}, typed), [o.partition("=")[0].lstrip("+~") for o in asked]
     differences = diff_settings(base, typed)
