@@ -18,7 +18,7 @@ from torch import Tensor
 from metarun.algorithms.losses import score_prediction
 from metarun.algorithms.objective import Entry, Regularization
 from metarun.algorithms.penalty_protocols import Adaptation
-from metarun.compute.linalg import flatten, gradient, gradients, norm, scale, sub, sum_scalars, unflatten
+from metarun.compute.linalg import flatten, gradient, gradients, norm, scale, sqrt, sub, sum_scalars, unflatten
 from metarun.errors import require
 from metarun.types import (
     HEAD,
@@ -138,7 +138,7 @@ def adaptive(lr: float, convexity: float, momentum: bool) -> UpdateRule:
         ahead = state.carried - rate * slope  # x_{k+1} - x_k
         carried = torch.zeros_like(ahead)
         if momentum:
-            root = (convexity * rate).sqrt()
+            root = sqrt(convexity * rate)
             weight = torch.where((ahead * slope).sum() > 0, 0.0, (1 - root) / (1 + root))
             carried = weight * ahead
         moved = carried - rate * slope
@@ -149,7 +149,7 @@ def adaptive(lr: float, convexity: float, momentum: bool) -> UpdateRule:
         step, turn = torch.linalg.vector_norm(state.moved), torch.linalg.vector_norm(slope - state.gradient)
         measured = (step > 0) & (turn > 0)
         bound = torch.where(measured, factor * step / torch.where(measured, turn, 1.0), state.rate)
-        rate = torch.minimum((1 + state.growth).sqrt() * state.rate, bound)
+        rate = torch.minimum(sqrt(1 + state.growth) * state.rate, bound)
         rate = rate.clamp_max(1 / convexity if convexity else math.inf).detach()
         return rate, torch.where(measured, rate / state.rate, state.growth)
 
@@ -189,7 +189,7 @@ def differentiable_sqrt(v: Tensor) -> Tensor:
     """sqrt(v) with the derivative 0 at 0: a weight without a gradient, as of a dead unit, must not turn the derivative
     of the whole inner loop into 0 * inf."""
     positive = v > 0
-    return torch.where(positive, torch.where(positive, v, 1.0).sqrt(), 0.0)
+    return torch.where(positive, sqrt(torch.where(positive, v, 1.0)), 0.0)
 
 
 def descend(objective: Objective, start: Params, rule: UpdateRule, steps: int, first: int = 0) -> Iterator[Params]:

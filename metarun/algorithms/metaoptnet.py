@@ -95,7 +95,8 @@ class MetaOptNet:
 def solve_dual(gram_SS: Tensor, labels_SN: Tensor, cost: float, ridge: float, steps: int) -> Tensor:
     """A [S, N] after so many steps; no eigenvalue of G is below `ridge`."""
     bound = gram_SS.diagonal().sum()
-    momentum = (bound.sqrt() - math.sqrt(ridge)) / (bound.sqrt() + math.sqrt(ridge))
+    root = linalg.sqrt(bound)
+    momentum = (root - math.sqrt(ridge)) / (root + math.sqrt(ridge))
     before = a_SN = torch.zeros_like(labels_SN)
     for _ in range(steps):
         ahead = a_SN + momentum * (a_SN - before)

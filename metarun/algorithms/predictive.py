@@ -22,6 +22,7 @@ from torch import Tensor
 
 from metarun.algorithms.losses import log_density
 from metarun.compute import random
+from metarun.compute.linalg import sqrt
 from metarun.data.gp import LEVELS
 from metarun.types import Metrics, Task
 
@@ -59,7 +60,7 @@ def product(mu: Tensor, variance: Tensor) -> Gaussian:
     that of the means weighed by them."""
     precision = 1 / variance
     whole = 1 / precision.sum(-2)
-    return Gaussian(whole * (mu * precision).sum(-2), whole.sqrt())
+    return Gaussian(whole * (mu * precision).sum(-2), sqrt(whole))
 
 
 def decoder_std(s: Tensor, floor: float) -> Tensor:
@@ -86,7 +87,7 @@ def summarize_mixture(components: Gaussian) -> Gaussian:
     """Mean and standard deviation of mixtures, from components [L, ...]."""
     mean = components.mu.mean(0)
     variance = (components.sigma.square() + (components.mu - mean).square()).mean(0)
-    return Gaussian(mean, variance.sqrt())
+    return Gaussian(mean, sqrt(variance))
 
 
 def score_mixture(components: Gaussian, y: Tensor) -> Metrics:

@@ -40,7 +40,13 @@ def sum_scalars(values: Iterable[Tensor]) -> Tensor:
 
 def norm(x: Params) -> Tensor:
     """|x|, a scalar."""
-    return dot(x, x).sqrt()
+    return sqrt(dot(x, x))
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """The square root by operations that round alike on every processor (device.deterministic=portable): torch's own is
+    MKL's, whose last bit depends on the maker's name."""
+    return 1 / x.rsqrt()
 
 
 def flatten(x: Params) -> Tensor:

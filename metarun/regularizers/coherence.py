@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.func import grad
 
 from metarun.algorithms.inner_loop import descend, last, start
-from metarun.compute.linalg import sub
+from metarun.compute.linalg import sqrt, sub
 from metarun.regularizers.selection import select_tensors
 from metarun.regularizers.tasks import attach_gradient, check_count, first_tasks, map_each_task
 from metarun.types import Algorithm, Batch, GradientLearner, Metrics, Params, Task
@@ -79,4 +79,4 @@ def unit_vector(d: Tensor) -> Tensor:
     square = d.square().sum()
     nonzero = square > 0
     # Both branches must be finite, since the derivative of the one not taken is multiplied by 0.
-    return torch.where(nonzero, d / torch.where(nonzero, square, 1.0).sqrt(), 0.0)
+    return torch.where(nonzero, d / sqrt(torch.where(nonzero, square, 1.0)), 0.0)

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.compute.linalg import sum_scalars
+from metarun.compute.linalg import sqrt, sum_scalars
 from metarun.regularizers.l1 import check_method
 from metarun.regularizers.selection import select_tensors
 from metarun.types import Params, Rates
@@ -115,7 +115,7 @@ def limit_thresholds(tau: Tensor, limit: float) -> Tensor:
     """
     if limit == math.inf:
         return tau
-    return tau * (limit / positive_part(tau)).square().mean(1, keepdim=True).sqrt().clamp_max(1.0)
+    return tau * sqrt((limit / positive_part(tau)).square().mean(1, keepdim=True)).clamp_max(1.0)
 
 
 def row_norms(rows: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def row_norms(rows: Tensor) -> Tensor:
     some = largest > 0
     unit = torch.where(some, largest, 1.0)
     square = (rows / unit[:, None]).square().sum(1)
-    return torch.where(some, unit * torch.where(some, square, 1.0).sqrt(), 0.0)
+    return torch.where(some, unit * sqrt(torch.where(some, square, 1.0)), 0.0)
 
 
 def factors_of_one_threshold(rows: Tensor, tau: Tensor | float) -> Tensor:
@@ -158,7 +158,7 @@ def newton_step(nu: Tensor, rows: Tensor, tau: Tensor) -> Tensor:
     denominator = positive_part(nu + tau)
     terms = (rows / denominator).square()
     square = terms.sum(1, keepdim=True)
-    return (nu + (square.sqrt() - 1) * square / (terms / denominator).sum(1, keepdim=True)).clamp_min(0)
+    return (nu + (sqrt(square) - 1) * square / (terms / denominator).sum(1, keepdim=True)).clamp_min(0)
 
 
 def positive_part(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from metarun.compute.linalg import norm, scale
+from metarun.compute.linalg import norm, scale, sqrt
 from metarun.config.schema import OptimConfig
 from metarun.errors import require
 from metarun.types import MOMENTS, NOT_WEIGHTS, Params, Rates
@@ -94,7 +94,7 @@ def step_rates(optimizer: torch.optim.Optimizer, params: Params, lr: float) -> R
             state = optimizer.state[p]
             # 1 - beta^step without the cancellation that single precision would have in the first steps.
             correction = -torch.expm1(state["step"].to(p) * math.log(group["betas"][1]))
-            rates[name] = lr * (1 / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"]))
+            rates[name] = lr * (1 / (sqrt(state["exp_avg_sq"] / correction) + group["eps"]))
     return rates
 
 

@@ -31,7 +31,7 @@ MISTAKES = [
     (["steps=100"], "steps: no such setting, did you mean train.steps or test.steps or algo.inner_steps?"),
     (["lr=0.1"], "lr: no such setting, did you mean optim.lr or algo.inner_lr or optim.learned_lr?"),
     (["train.lr=0.1"], "train.lr: no such setting, did you mean optim.lr or algo.inner_lr or optim.learned_lr?"),
-    (["algo=imaml", "algo.lr=0.1"], "algo.lr: no such setting, did you mean algo.inner_lr or optim.lr or optim.learned"),
+    (["algo=imaml", "algo.lr=0.1"], "algo.lr: no such setting, did you mean algo.inner_lr or optim.lr or optim"),
     (["train.epochs=3"], "train.epochs: no such setting, did you mean train.steps?"),
     (["train.stps=3"], "train.stps: no such setting, did you mean steps?"),
     (["seed=1,2"], "seed=1,2: several values are a sweep: metarun -m seed=1,2; a list is seed=[1,2]"),

@@ -25,6 +25,7 @@ from metarun.compute.linalg import (
     norm,
     scale,
     select,
+    sqrt,
     sub,
     sum_scalars,
 )
@@ -295,3 +296,11 @@ def test_a_neumann_series_is_gradient_descent_from_zero(steps: int) -> None:
     torch.testing.assert_close(found.residual, relative_residual(a, x, b), rtol=EXACT, atol=1e-12)
     if steps == 400:
         assert_same(found.x["w"], torch.linalg.solve(a, b))
+
+
+def test_a_square_root_is_one_up_to_rounding_with_its_derivative() -> None:
+    x = torch.tensor([0.0, 1e-30, 0.3, 2.0, 1e12, math.inf], dtype=torch.float64)
+    known = torch.tensor([math.sqrt(v) for v in x.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(sqrt(x), known, rtol=4e-16, atol=0.0)
+    slope = vmap(torch.func.grad(sqrt))(x[1:5])
+    torch.testing.assert_close(slope, 0.5 / known[1:5], rtol=1e-14, atol=0.0)
