@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -45,8 +46,9 @@ def norm(x: Params) -> Tensor:
 
 def sqrt(x: Tensor) -> Tensor:
     """The square root by operations that round alike on every processor (device.deterministic=portable): torch's own is
-    MKL's, whose last bit depends on the maker's name."""
-    return 1 / x.rsqrt()
+    MKL's, whose last bit depends on the maker's name. A step of Heron's corrects the last bit of 1 / rsqrt(x)."""
+    root = 1 / x.rsqrt()
+    return torch.where((x > 0) & (x < math.inf), (root + x / root) / 2, root)
 
 
 def flatten(x: Params) -> Tensor:
