@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,10 +18,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config.catalogue import PACKAGED, conf_folder
-from metarun.errors import UserError, require
+from metarun.errors import Interrupted, UserError, require
 from metarun.jobs.sweep.identity import folder_name, run_key, yaml_digests
 from metarun.storage import ranks
 from metarun.storage.sweep_records import SweepRecord, read_sweep
+from metarun.training.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from metarun.jobs.sweep.sitting import Sitting
@@ -79,6 +83,11 @@ class SweepReport(Callback):
         except OmegaConfBaseException:  # Hydra asks again, where it ends the sweep; an error in here would be a warning
             return
         SITTINGS.append(Sitting(folder, _describe_sweep(config)))
+        if "submitit" in config.hydra.launcher._target_:
+            from metarun.cli.lost_jobs import outlive_lost_jobs
+
+            outlive_lost_jobs(SITTINGS[-1])
+        stop_on_signals()
         SITTINGS[-1].begin()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -96,6 +105,20 @@ class SweepReport(Callback):
             print(f"report of the sweep: {write_report([folder], interactive=True)}")
         except UserError as error:  # no job came as far as having a folder
             print(f"metarun: no report of the sweep: {error}", file=sys.stderr)
+
+
+def stop_on_signals() -> None:
+    """In the sweep's own process: a stop signal ends it as Ctrl-C does, once its jobs have written their checkpoints.
+    Further ones mean nothing, for batch systems repeat them."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)):
+            if signal.getsignal(number) == signal.SIG_DFL:  # not Ctrl-C, which Python handles
+                signal.signal(number, stop)
 
 
 def _describe_sweep(config: DictConfig) -> SweepRecord:

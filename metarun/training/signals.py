@@ -13,8 +13,9 @@ from types import FrameType
 from metarun.errors import Interrupted
 from metarun.storage import ranks
 
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
-"""SIGUSR1: what Slurm can send ahead of the time limit (--signal=USR1@60). Windows has none."""
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+"""The last two: what Slurm can send ahead of the time limit (--signal=USR1@60; submitit has it send SIGUSR2), to every
+process of a job step. Windows has neither."""
 
 
 class StopRequests:

@@ -7,13 +7,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
-from helpers.runs import ENDLESS, TINY, here, started, wait_for_lines
+from helpers.runs import ENDLESS, TINY, batch_script, here, started, wait_for_lines
 
 from metarun.errors import Interrupted
 from metarun.jobs import train
@@ -74,22 +72,14 @@ def test_a_signal_during_the_test_ends_it_and_the_run_goes_on_there(
         assert (tmp_path / "run" / name).read_bytes() == (ended / name).read_bytes()
 
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/sweeps.md"
 MANY = [*TINY, "train.steps=300"]
-
-
-def batch_script(place: Path) -> str:
-    """The one that docs/sweeps.md has for a job that may be pre-empted, without Slurm and with a small run."""
-    page = PAGE.read_text()
-    block = textwrap.dedent(page[page.index("    #!/bin/bash") :].split("\n\n")[0])
-    script = block.replace("srun metarun", f"exec {sys.executable} -m metarun").replace("runs/", f"{place}/")
-    return script.replace("algo=maml", " ".join(["algo=maml", *MANY]))
 
 
 @pytest.mark.long
 def test_a_requeued_batch_job_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
     """SIGTERM and five seconds later SIGKILL, as pre-emption does; then both at once; then nothing."""
-    (tmp_path / "job.sh").write_text(batch_script(tmp_path))
+    script = batch_script(tmp_path, MANY)
+    (tmp_path / "job.sh").write_text(script.replace("srun ", "exec "))  # here without Slurm
     run = tmp_path / "maml-seed0"
     lines = 10
     for grace in (5.0, 0.0):

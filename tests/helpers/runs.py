@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import metarun
@@ -16,6 +18,17 @@ TINY = ["train.steps=20", "train.tasks=2", "train.log_every=2", "train.eval_ever
 TINY += ["val.tasks=2", "test.tasks=3", "test.steps=2", "device.compile=false", "device.threads=1", "report=false"]
 ENDLESS = "train.steps=100000"
 MODULE = [sys.executable, "-m", "metarun"]
+
+
+SWEEPS_PAGE = Path(__file__).resolve().parents[2] / "docs/sweeps.md"
+
+
+def batch_script(place: Path, settings: Sequence[str]) -> str:
+    """The one that docs/sweeps.md has for a job of Slurm, with a small run and its folders below `place`."""
+    page = SWEEPS_PAGE.read_text()
+    script = textwrap.dedent(page[page.index("    #!/bin/bash") :].split("\n\n")[0]) + "\n"
+    script = script.replace("srun metarun", f"srun {shlex.join(MODULE)}").replace("runs/", f"{place}/")
+    return script.replace("algo=maml", shlex.join(["algo=maml", *settings]))
 
 
 def started(

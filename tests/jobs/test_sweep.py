@@ -171,6 +171,19 @@ def test_a_killed_warm_job_has_its_signal(tmp_path: Path) -> None:
     assert child.explain(child.Ended(process.wait(60), "")) == "its process was ended by SIGKILL (out of memory?)"
 
 
+def test_a_signal_to_all_processes_leaves_the_one_that_waits_for_jobs(tmp_path: Path) -> None:
+    """As a batch system sends it; the server that forked the job knows how the job ended."""
+    words = ["train.steps=1000000", "train.eval_every=5", "val.tasks=2", "report=false"]
+    words += ["device.compile=off", f"hydra.run.dir={tmp_path / 'run'}"]
+    process = WarmProcess(words, tmp_path / "output.txt", child.build_environment(1, "x"), [])
+    wait_for(tmp_path / "run/checkpoints/best.pt")
+    server = int(Path(f"/proc/{process.process.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        os.kill(server, number)
+    os.kill(process.process.pid or 0, signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+
+
 def wait_for(path: Path) -> None:
     for _ in range(300):
         if path.exists():

@@ -131,6 +131,43 @@ def test_a_killed_sweep_goes_on_where_it_stopped_and_ends_as_an_undisturbed_one(
     assert read_job(checkpoint.parents[1]).attempts == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.long)])
+def test_a_signal_to_all_processes_of_a_sweep_leaves_checkpoints(number: signal.Signals, tmp_path: Path) -> None:
+    """As a batch system sends it, to a sweep that is a job of its own."""
+    command = [*COMMAND, "seed=0,1", "train.steps=100000", "train.checkpoint_every=50000"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    best = first(tmp_path, "checkpoints/best.pt")  # of the first validation
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (128 + number, "stopped; the same command goes on from here\n")
+    assert best.with_name("last.pt").exists()
+    assert read_job(best.parents[1]).status == "interrupted"
+
+
+@pytest.mark.long
+def test_a_sweep_outlives_a_worker_of_its_launcher(undisturbed: Path, tmp_path: Path) -> None:
+    if missing("hydra_plugins.hydra_submitit_launcher"):
+        pytest.skip("the plugin is not installed (extra submitit)")
+    command = [*COMMAND, "seed=0,1", "hydra/launcher=submitit_local"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    lock = first(tmp_path, ".run.lock")
+    job = int(lock.read_text().split()[1])
+    os.kill(parent_of(parent_of(job)), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert "1 of 2 jobs succeeded" in output
+    assert "ended without a result (state" in output
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert results(tmp_path) == results(undisturbed)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def first(cwd: Path, name: str) -> Path:
     for _ in range(600):
         found = list((cwd / "multirun").rglob(name)) if (cwd / "multirun").exists() else []

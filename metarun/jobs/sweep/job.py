@@ -6,12 +6,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from metarun.jobs.sweep import child
+from metarun.errors import one_line
+from metarun.jobs.sweep import child, slurm
 from metarun.jobs.sweep.identity import changed_files, yaml_digests
 from metarun.storage.locks import file_lock, lock_slot
 from metarun.storage.run_folder import RunFolder
@@ -20,6 +22,8 @@ from metarun.storage.sweep_records import JobRecord, read_job, read_sweep, write
 
 SLOTS = ".slots"
 STOPPED_BY = 128  # and the signal's number, is how a run ends that was asked to stop
+TIME_OUT = "UncompletedJobError"
+"""What submitit raises in a worker ahead of its time limit, unless it puts the job back into the queue."""
 SITTING = "METARUN_SITTING"
 """The sitting that a launcher's worker belongs to; where the variable does not reach it, the one that began last."""
 
@@ -64,6 +68,15 @@ def run_job(job: Job) -> float:
             ended = replace(record, status="interrupted", reason="the sweep was stopped")
             try:
                 ended = run_process(job, record, begun, sweep.threads, keep)
+                if ended.status == "interrupted" and slurm.in_worker():
+                    slurm.leave_worker()
+            except SystemExit:  # of a worker whose job is queued again, or was cancelled: Slurm knows
+                ended = replace(record, status="waiting")
+                raise
+            except Exception as error:
+                if type(error).__name__ != TIME_OUT:
+                    raise
+                ended = replace(ended, objective=WORST, reason=one_line(error))
             finally:
                 write_job(job.folder, replace(ended, seconds=time.monotonic() - start))
         return ended.objective if ended.objective is not None else WORST
@@ -85,6 +98,6 @@ def run_process(job: Job, record: JobRecord, begun: bool, threads: int, keep: Se
         return replace(record, status=status, objective=objective(status, summary.get("val_error")))
     if status == "diverged":
         return replace(record, status=status, objective=WORST, reason=str(summary.get("reason", "")))
-    if status == "interrupted" and ended.code > STOPPED_BY:
-        return replace(record, status=status, objective=WORST, reason="stopped by a signal")
+    if (status == "interrupted" and ended.code > STOPPED_BY) or ended.code == -signal.SIGTERM:
+        return replace(record, status="interrupted", objective=WORST, reason="stopped by a signal")
     return replace(record, status="failed", objective=WORST, reason=child.explain(ended))

@@ -13,7 +13,8 @@ from metarun.jobs.sweep.identity import changed_files, digest_json
 from metarun.jobs.sweep.job import SITTING
 from metarun.jobs.sweep.overview import Counts, JobState, Overview, count_jobs, read_jobs
 from metarun.storage.run_folder import new_folder
-from metarun.storage.sweep_records import SweepRecord, read_sweep, write_sweep
+from metarun.storage.status import WORST
+from metarun.storage.sweep_records import SweepRecord, read_sweep, write_job, write_sweep
 from metarun.storage.text import count_nouns
 
 PARENT = Path("multirun")
@@ -59,13 +60,22 @@ class Sitting:
             show(f"settings edited since the sweep began: {', '.join(edited)}; jobs that they change run again")
         self.overview.thread.start()
 
+    def lose(self, number: int, reason: str) -> None:
+        """Record that a job has ended without a word; the same command takes it up again."""
+        found = [job for job in read_jobs(self.folder, self.record.visit) if job.record.number == number]
+        if not found:  # the job came as far as no folder
+            self.overview.console.print(f"job {number + 1} of the sweep: {reason}", markup=False)
+        elif not found[0].ended:
+            lost = replace(found[0].record, status="interrupted", objective=WORST, reason=reason)
+            write_job(found[0].folder, lost)
+
     def end(self) -> None:
         """Print the last lines, set the exit code: 0, or 1 where jobs did not succeed, 2 where none did."""
         jobs = read_jobs(self.folder, self.record.visit)
         counts = count_jobs(jobs, self.record)
         for line in last_lines(jobs, counts):
             self.overview.console.print(line, markup=False)
-        if counts.lost or counts.waiting:
+        if counts.lost or counts.waiting or counts.running:
             self.exit_code = 1 if counts.succeeded else 2
 
 

@@ -11,13 +11,17 @@ import atexit
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
+
+from metarun.training.signals import STOP_SIGNALS
 
 IMPORTED = ["metarun.cli.main", "metarun.jobs.train", "metarun.report.write", "torch._inductor.compile_fx"]
 
@@ -36,6 +40,7 @@ class WarmProcess:
             target=_run, args=(list(words), str(output), dict(variables), Descriptors(keep))
         )
         try:
+            _start_server()
             self.process.start()
         finally:
             multiprocessing.set_start_method(method, force=True)
@@ -66,6 +71,23 @@ class Descriptors:
         self.numbers = [each.detach() for each in sent]
 
 
+def _start_server() -> None:
+    """Start the server, unless it runs, with the signals blocked that ask a job to stop.
+
+    A batch system sends them to all processes. The server is the jobs' parent: without it, nothing would wait for them.
+    """
+    resource_tracker.ensure_running()  # first, for its start unblocks SIGTERM
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _stop_signals())
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stop_signals() -> set[int]:
+    return {getattr(signal, name) for name in STOP_SIGNALS}
+
+
 def can_fork() -> bool:
     """Whether jobs can be forks: elsewhere than on Linux a fork may fail, and a daemon has no children."""
     return sys.platform == "linux" and not multiprocessing.current_process().daemon
@@ -73,6 +95,7 @@ def can_fork() -> bool:
 
 def _run(words: list[str], output: str, variables: dict[str, str], keep: Descriptors) -> None:
     """In the job's process: become the command."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _stop_signals())
     with open(output, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
