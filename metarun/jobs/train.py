@@ -196,6 +196,7 @@ def close_run(run: ActiveRun, record: RunFolder, state: State, alarms: Alarms | 
         for sink in run.sinks:
             sink.finish(summary)
         run.observer.on_end(summary)
+        run.observer.requests.release()
 
 
 @contextlib.contextmanager
@@ -206,6 +207,8 @@ def follow_run(experiment: Experiment) -> Iterator[ActiveRun]:
         yield run
     except NonFinite as error:
         run.status, run.summary["reason"] = "diverged", str(error)
+    finally:
+        run.observer.requests.release()
 
 
 def test(run: ActiveRun, state: State) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from metarun.errors import Interrupted
 from metarun.storage import ranks
@@ -24,6 +25,7 @@ class StopRequests:
     def __init__(self) -> None:
         self.number: int | None = None
         self.at_once = False
+        self.before: dict[int, Any] = {}  # the handlers of the process
 
     @property
     def received(self) -> bool:
@@ -31,19 +33,30 @@ class StopRequests:
 
     @contextlib.contextmanager
     def listen(self, at_once: bool = False) -> Iterator[None]:
-        """Within the block, signals are requests; with `at_once` they raise `Interrupted`."""
+        """Within the block, signals are requests; with `at_once` they raise `Interrupted`.
+
+        Once one came they stay requests until `release`: batch systems repeat them, and a run that was stopped has its
+        summary to write.
+        """
         if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
             yield
             return
         numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
-        before = {number: signal.signal(number, self._handle) for number in numbers}
+        self.before = {number: signal.signal(number, self._handle) for number in numbers}
         self.at_once = at_once
         try:
             yield
         finally:
-            for number, handler in before.items():
-                if signal.getsignal(number) == self._handle:  # not where a rank that exits has set another
-                    signal.signal(number, handler)
+            self.at_once = False
+            if not self.received:
+                self.release()
+
+    def release(self) -> None:
+        """Give the signals back to the handlers of the process."""
+        for number, handler in self.before.items():
+            if signal.getsignal(number) == self._handle:  # not where a rank that exits has set another
+                signal.signal(number, handler)
+        self.before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # torchrun passes on signals that a terminal or a batch system sends to all processes anyway, so a second one

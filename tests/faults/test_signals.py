@@ -39,6 +39,19 @@ def test_a_signal_ends_a_run_soon_with_a_checkpoint_and_its_code(number: signal.
 
 
 @pytest.mark.slow
+def test_a_signal_that_a_batch_system_repeats_does_not_end_a_run_that_is_closing(tmp_path: Path) -> None:
+    """slurmd and srun both send it, some tenths of a second apart."""
+    process = started(ENDLESS, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
+    wait_for_lines(tmp_path / "run/metrics.jsonl", 20, process)
+    while json.loads((tmp_path / "run/summary.json").read_text())["status"] == "running" and process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.002)
+    process.communicate(timeout=60)
+    assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM)  # the latter while the process ends
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.slow
 def test_a_second_interrupt_ends_a_run_in_the_middle_of_a_step(tmp_path: Path) -> None:
     """A step that takes minutes; the first interrupt waits for it."""
     process = started(
