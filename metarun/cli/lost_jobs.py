@@ -26,4 +26,4 @@ def outlive_lost_jobs(sitting: Sitting) -> None:
             sitting.lose(number, f"job {job.job_id} ended without a result (state {job.state})")
             return [JobReturn(_return_value=WORST, status=JobStatus.COMPLETED)]
 
-    Job.results = find_results  # type: ignore[method-assign]
+    Job.results = find_results  # type: ignore[method-assign, assignment]

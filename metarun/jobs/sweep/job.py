@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from metarun.errors import one_line
 from metarun.jobs.sweep import child, slurm
 from metarun.jobs.sweep.identity import changed_files, yaml_digests
 from metarun.storage.locks import file_lock, lock_slot
@@ -22,8 +21,6 @@ from metarun.storage.sweep_records import JobRecord, read_job, read_sweep, write
 
 SLOTS = ".slots"
 STOPPED_BY = 128  # and the signal's number, is how a run ends that was asked to stop
-TIME_OUT = "UncompletedJobError"
-"""What submitit raises in a worker ahead of its time limit, unless it puts the job back into the queue."""
 SITTING = "METARUN_SITTING"
 """The sitting that a launcher's worker belongs to; where the variable does not reach it, the one that began last."""
 
@@ -74,9 +71,9 @@ def run_job(job: Job) -> float:
                 ended = replace(record, status="waiting")
                 raise
             except Exception as error:
-                if type(error).__name__ != TIME_OUT:
+                if type(error).__name__ != slurm.TIME_OUT:
                     raise
-                ended = replace(ended, objective=WORST, reason=one_line(error))
+                ended = replace(ended, objective=WORST, reason=slurm.OUT_OF_TIME)
             finally:
                 write_job(job.folder, replace(ended, seconds=time.monotonic() - start))
         return ended.objective if ended.objective is not None else WORST

@@ -14,6 +14,10 @@ import signal
 import subprocess
 from typing import NoReturn
 
+TIME_OUT = "UncompletedJobError"
+"""What submitit raises in a worker ahead of its time limit, unless it puts the job back into the queue."""
+OUT_OF_TIME = "the time limit of its job is near; hydra.launcher.max_num_timeout=10 queues such a job again"
+
 PATIENCE = 60.0  # seconds, of Slurm's commands
 
 
