@@ -80,7 +80,8 @@ PROBES = (
           (0.0, "convex above")),
     Panel("Residual of the eigenvalues", {
         "hessian_residual_max_theta": "largest, before", "hessian_residual_max_phi": "largest, after",
-        "hessian_residual_min_theta": "smallest, before", "hessian_residual_min_phi": "smallest, after"}, "relative"),
+        "hessian_residual_min_theta": "smallest, before", "hessian_residual_min_phi": "smallest, after",
+        "outer_hessian_residual": "of the outer loss"}, "relative"),
     Panel("Growth through the inner loop", {"jacobian_growth": "mean over directions"}, "log of the factor",
           (0.0, "lengths are kept")),
     Panel("Norm of the inner loop's Jacobian", {"jacobian_norm": "largest factor"}, "factor", (1.0, "no growth")),
