@@ -26,8 +26,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from metarun.analyses.analysis import Cell, Context, Row, SourceRun, find_row, mask_diverged, require_at_least
-from metarun.config.components import construct, locate
-from metarun.config.data_sets import FORM, INPUTS
+from metarun.analyses.other_data import describe_changes, fit_inputs, open_set
+from metarun.config.data_sets import FORM
 from metarun.config.schema import Options
 from metarun.data.shifts import ShiftedDataset
 from metarun.errors import SettingError, UserError, require
@@ -128,35 +128,27 @@ class CrossDomain:
 
     def _open_data(self, name: str, run: SourceRun, first: SourceRun, cell: Cell) -> tuple[Dataset, str]:
         """The data set of a cell with the inputs of a run, and what that changes of its own settings."""
-        if cell["own"] and run is first:
-            return first.experiment.dataset, ""
-        key = "analysis.others" if cell["own"] else f"analysis.sets.{cell['data']}"
         config, experiment = first.experiment.config, run.experiment
-        settings = {**config.data} if cell["own"] else {**(self.sets or {})[cell["data"]]}
-        option = settings.pop("data", cell["data"])
-        pixels = optional(experiment.dataset, DatasetOptions, "pixels")
-        needed = dict(zip(INPUTS, (pixels.size, pixels.channels, pixels.normalize), strict=True)) if pixels else {}
-        changes = {k: v for k, v in needed.items() if settings.get(k, v) != v}
+        if not cell["own"]:
+            whose = "the run" if run is first else name
+            return open_set(cell["data"], (self.sets or {})[cell["data"]], experiment, whose)
+        if run is first:
+            return first.experiment.dataset, ""
+        changes = fit_inputs(config.data, experiment)
         try:
-            dataset: Dataset = first.experiment.dataset
-            if not cell["own"]:
-                target = locate("data", settings, experiment.config.trusted_modules)
-                dataset = construct(key, target, settings | changes)
-            elif changes:
-                dataset = build_dataset(replace(config, data=Options(settings | changes)))
-            shape, kind = dataset.input_shape(), dataset.kind
+            dataset = first.experiment.dataset
+            if changes:
+                dataset = build_dataset(replace(config, data=Options({**config.data} | changes)))
             dataset.facts()  # reads its files
         except SettingError as error:
-            raise error if error.key.startswith("analysis.") else error.under(key) from error
+            raise error if error.key.startswith("analysis.") else error.under("analysis.others") from error
         except UserError as error:
-            raise error if str(error).startswith("analysis.") else UserError(f"{key}: {error}") from error
-        wanted = experiment.dataset.input_shape()
-        if kind != experiment.dataset.kind or shape != wanted:
-            theirs, ours = f"{kind} of inputs {list(shape)}", f"{experiment.dataset.kind} of inputs {list(wanted)}"
-            if cell["own"]:
-                raise SettingError(key, name, f"learned {ours}; the test tasks of the first run are {theirs}")
-            raise SettingError(key, option, f"is {theirs}; {'the run' if run is first else name} learned {ours}")
-        return dataset, ", ".join(f"{k} {settings[k]} to {v}" for k, v in changes.items())
+            raise UserError(f"analysis.others: {error}") from error
+        theirs, ours = (f"{d.kind} of inputs {list(d.input_shape())}" for d in (dataset, experiment.dataset))
+        require(
+            theirs == ours, "analysis.others", name, f"learned {ours}; the test tasks of the first run are {theirs}"
+        )
+        return dataset, describe_changes(changes, config.data)
 
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
         metric = context.open_for_test(context.require_source().path).experiment.tested.loss.metric

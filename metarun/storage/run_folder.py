@@ -7,7 +7,7 @@ test.json       each test task's metric after each adaptation step
 tasks.json      a few test tasks as the pictures of the report need them; functions.json of learners of distributions
 details.csv     with test.details=true, the prediction for every query of the test
 summary.json    the result and its conditions; written at the start too, and when a run stops
-checkpoints/    last.pt, best.pt, and their predecessors
+checkpoints/    last.pt, best.pt, and their predecessors; with train.keep_weights=true step-N.pt of each validation
 """
 
 from __future__ import annotations
@@ -43,6 +43,15 @@ class RunFolder:
         self.path = path
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
+
+    def weights_of(self, step: int) -> Path:
+        """The checkpoint of a validation, where weights are kept."""
+        return self.path / "checkpoints" / f"step-{step}.pt"
+
+    def kept_steps(self) -> list[int]:
+        """The outer steps whose weights are kept, ascending."""
+        names = (re.fullmatch(r"step-(\d{1,18})\.pt", path.name) for path in self.last.parent.glob("step-*.pt"))
+        return sorted(int(found[1]) for found in names if found)
 
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint; after a kill this may be the predecessor alone."""

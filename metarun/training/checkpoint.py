@@ -31,26 +31,35 @@ READABLE = (1, 2)
 
 def save(path: Path, state: State) -> None:
     """Write the state, whole or not at all; the one before stays as NAME.previous."""
-    stored = {
-        "format": FORMAT,
-        "metarun": _own_version(),
-        "step": state.step,
-        "params": state.params,
-        "optimizer": state.optimizer.state_dict(),
-        "best_error": state.best_error,
-        "best_step": state.best_step,
-        "seconds": state.seconds,
-        "spent": state.spent,
-    }
+    stored = _describe(state) | {"optimizer": state.optimizer.state_dict()}
     if state.carry:
         stored["carry"] = state.carry
-    if state.average:
-        stored["average"] = vars(state.average)
     if state.rewinding:
         kept = state.rewinding.average
         point = vars(state.rewinding) | {"average": kept and vars(kept)}
         stored["rewinding"] = {k: v for k, v in point.items() if k not in ("carry", "average") or v}
     _write(path, stored)
+
+
+def save_weights(path: Path, state: State) -> None:
+    """Write a checkpoint of a third of the size, to test but not to resume from."""
+    _write(path, _describe(state))
+
+
+def _describe(state: State) -> dict[str, Any]:
+    """What every checkpoint has."""
+    stored = {
+        "format": FORMAT,
+        "metarun": _own_version(),
+        "step": state.step,
+        "params": state.params,
+        "optimizer": {},
+        "best_error": state.best_error,
+        "best_step": state.best_step,
+        "seconds": state.seconds,
+        "spent": state.spent,
+    }
+    return stored | ({"average": vars(state.average)} if state.average else {})
 
 
 def _own_version() -> str:

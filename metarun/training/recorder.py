@@ -59,9 +59,11 @@ class Recorder:
         if evaluation.unaveraged is not None:
             values["unaveraged"] = evaluation.average(evaluation.unaveraged)[0]
         self._log(Record("val", state.step, values, {"seconds": state.seconds}))
+        # Training never resumes from these checkpoints, so they lack what only resuming needs.
         if improved:
-            # Training never resumes from the best checkpoint, so it lacks what only resuming needs.
             checkpoint.save(self.folder.best, dataclasses.replace(state, rewinding=None, carry={}))
+        if self.settings.keep_weights:
+            checkpoint.save_weights(self.folder.weights_of(state.step), state)
         self._call_back("on_validation", state, evaluation)
         self.marked = None  # validation is no part of the training speed
 
