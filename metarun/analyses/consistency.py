@@ -1,4 +1,4 @@
-r"""Whether predictions belong to one process: what a sample tells about the order in which its targets were drawn.
+r"""Whether predictions belong to one process: the information of a sample on the order of its targets.
 
 Targets that are predicted one after another, each in the context of the next, have a joint density for each order o:
 
@@ -92,8 +92,10 @@ class Consistency:
         lines = []
         for row in rows:
             information = f"{row['order_information']:.3g} +- {row['half_order_information']:.2g}"
-            line = f"{count_nouns(row['shots'], 'shot')}: a sample of {self.targets} targets tells {information} nats "
-            line += f"about its order (0: consistent, at most {row['most']:.3g}); log-likelihood per target "
+            line = f"{count_nouns(row['shots'], 'shot')}: a sample of {self.targets} targets has {information} nats "
+            line += (
+                f"of information on its order (0: consistent, at most {row['most']:.3g}); log-likelihood per target "
+            )
             line += f"{row['sequential']:.3f} one after another, {row['independent']:.3f} each by itself"
             line += f" (gain {row['gain']:.3f} +- {row['half_gain']:.2g})"
             lines.append(line + (f", exact posterior {row['exact']:.3f}" if "exact" in row else ""))

@@ -62,6 +62,7 @@ class TrainConfig:
     pool: Optional[int] = None  # train on so many fixed tasks only; null: new tasks at every step
     pool_seed: int = 0  # of the tasks in it
     pool_replaced: Optional[int] = None  # exchange this task of the pool for another
+    pool_choice: Optional[int] = None  # exchange about half of its tasks: this number decides which
 
 
 @dataclass
@@ -310,7 +311,15 @@ def check(config: Config) -> None:
         *("diagnostics.unroll_steps", "diagnostics.alarms.window", "diagnostics.alarms.patience"),
     )
     at_least_0 = (
-        *("seed", "train.pool_seed", "train.pool_replaced", "test.steps", "optim.weight_decay", "optim.momentum"),
+        *(
+            "seed",
+            "train.pool_seed",
+            "train.pool_replaced",
+            "train.pool_choice",
+            "test.steps",
+            "optim.weight_decay",
+            "optim.momentum",
+        ),
         "export.threshold",
     )
     for low, keys in ((1, at_least_1), (0, at_least_0)):

@@ -2,8 +2,9 @@
 
 The pool S has `size` tasks with their support and query rows, drawn once. Each training task is one of them, chosen
 uniformly with replacement as a function of (seed, step, task index). `replaced` = i replaces task i by one from outside
-of S and changes nothing else, nor the order of the draws: S and S^(i) of uniform stability (Maurer 2005). Validation
-and test are those of the data set.
+of S and changes nothing else, nor the order of the draws: S and S^(i) of uniform stability (Maurer 2005). `choice` = c
+takes each task of S or its substitute, of `size` further tasks, by bits that c decides: the subset of a supersample
+(Steinke and Zakynthinou 2020). Validation and test are those of the data set.
 """
 
 from __future__ import annotations
@@ -29,11 +30,16 @@ class TaskPool:
     dataset: Dataset
     size: int
     seed: int  # of the pool, not of the run
-    replaced: int | None
+    replaced: int | None = None
+    choice: int | None = None
 
     def __post_init__(self) -> None:
         inside = self.replaced is None or 0 <= self.replaced < self.size
         require(inside, "train.pool_replaced", self.replaced, f"must be 0 to {self.size - 1}, a task of the pool")
+        alone = self.choice is None or self.replaced is None
+        require(
+            alone, "train.pool_choice", self.choice, "cannot be set with train.pool_replaced: it replaces tasks itself"
+        )
 
     @property
     def kind(self) -> Kind:
@@ -66,7 +72,7 @@ class TaskPool:
 
     def facts(self) -> dict[str, Any]:
         pool = {"pool": self.size, "pool_seed": self.seed, "pool_replaced": self.replaced}
-        return self.dataset.facts() | pool
+        return self.dataset.facts() | pool | ({} if self.choice is None else {"pool_choice": self.choice})
 
     @functools.cached_property
     def tasks(self) -> Callable[[EpisodeSpec], Task]:
@@ -74,8 +80,19 @@ class TaskPool:
         return functools.cache(self._draw_tasks)
 
     def _draw_tasks(self, spec: EpisodeSpec) -> Task:
-        drawn = self.dataset.episodes("train", self.seed, POOL_STEP, range(self.size + 1), spec)
-        order = torch.arange(self.size)
+        drawn = self.candidates(spec, self.size + 1 if self.choice is None else 2 * self.size)
+        order = torch.arange(self.size) + self.size * self.substituted().long()
         if self.replaced is not None:
             order[self.replaced] = self.size  # the task after the last
         return Task(*(Batch(b.x[order], b.y[order]) for b in drawn))
+
+    def candidates(self, spec: EpisodeSpec, count: int) -> Task:
+        """The first of the tasks that pools are made of: task i, and from number `size` on the substitutes in order."""
+        return self.dataset.episodes("train", self.seed, POOL_STEP, range(count), spec)
+
+    def substituted(self) -> Tensor:
+        """Whether each task of the pool is its substitute, [size]."""
+        if self.choice is None:
+            return torch.zeros(self.size, dtype=torch.bool)
+        bits = random_bits("train", self.choice, POOL_STEP, range(self.size), 1)[:, 0]
+        return torch.from_numpy(uniform(bits, 0, 2).astype("int64")) == 1

@@ -160,7 +160,9 @@ def assemble(config: Config, own: OwnParts = NO_PARTS, embed: bool = True) -> Ex
     names = option_name("algo", config), option_name("data", config)
     dataset = number_classes(config, locate_algorithm(config)[1], complete(made, train_spec), *names)
     if train.pool is not None:
-        dataset = TaskPool(dataset, train.pool, train.pool_seed, train.pool_replaced)
+        dataset = TaskPool(dataset, train.pool, train.pool_seed, train.pool_replaced, train.pool_choice)
+    for name in ("pool_replaced", "pool_choice") if train.pool is None else ():
+        require(getattr(train, name) is None, f"train.{name}", getattr(train, name), "needs a pool; set train.pool")
     shots = shots_range(config)
     if shots is not None:
         require(train.pool is None, "train.pool", train.pool, "must be null where data.shots is a range")

@@ -1,4 +1,4 @@
-"""What a sample tells about the order in which its targets were drawn."""
+"""The information of a sample on the order of its targets."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def draw(count: int, shots: int, targets: int) -> Task:
     return Task(Batch(*rows[:2]), Batch(*rows[2:]))
 
 
-def test_samples_of_a_gaussian_process_tell_nothing_about_their_order(source: SourceRun) -> None:
+def test_samples_of_a_gaussian_process_have_no_information_on_their_order(source: SourceRun) -> None:
     tasks = draw(6, 3, 4)
     found = measure(source, Posterior(), tasks, draw_orders(4, 24))
     for name in ("order_information", "order_spread"):
@@ -150,7 +150,7 @@ def test_a_trained_learner(results: dict[str, Any]) -> None:
         assert row["gain"] == pytest.approx(row["sequential"] - row["independent"])
         assert row["sequential"] < row["exact"]
     message = results["summary"]["message"].splitlines()
-    assert message[0].startswith("1 shot: a sample of 3 targets tells ")
+    assert message[0].startswith("1 shot: a sample of 3 targets has ")
     assert "exact posterior" in message[1]
     assert (results["folder"] / "figure.png").stat().st_size > 1000
 

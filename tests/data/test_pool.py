@@ -44,6 +44,18 @@ def test_replacing_a_task_changes_that_task_and_nothing_else() -> None:
         assert same(at(drawn_a, i), at(drawn_b, i)) != same(at(drawn_a, i), at(a, 2))
 
 
+def test_a_choice_takes_each_task_or_its_substitute() -> None:
+    pools = [TaskPool(SINUSOID, 40, 0, choice=c) for c in range(5)]
+    both = pools[0].candidates(SPEC, 80)
+    assert same(TaskPool(SINUSOID, 40, 0).tasks(SPEC), Task(*(b._replace(x=b.x[:40], y=b.y[:40]) for b in both)))
+    for pool in pools:
+        tasks, bits = pool.tasks(SPEC), pool.substituted().tolist()
+        assert all(same(at(tasks, i), at(both, i + 40 * bit)) for i, bit in enumerate(bits))
+    chosen = [sum(pool.substituted().tolist()) for pool in pools]
+    assert abs(sum(chosen) - 100) < 4 * 50**0.5
+    assert len({tuple(pool.substituted().tolist()) for pool in pools}) == 5
+
+
 def test_the_pool_is_a_function_of_its_own_seed_and_not_of_the_runs() -> None:
     assert same(TaskPool(SINUSOID, 3, 0, None).tasks(SPEC), TaskPool(SINUSOID, 3, 0, None).tasks(SPEC))
     assert not same(TaskPool(SINUSOID, 3, 0, None).tasks(SPEC), TaskPool(SINUSOID, 3, 1, None).tasks(SPEC))
@@ -67,3 +79,8 @@ def test_settings_make_the_pool_and_wrong_ones_are_refused() -> None:
     assert experiment.dataset.facts()["pool"] == 5
     with pytest.raises(SettingError, match=r"train.pool_replaced=5: must be 0 to 4"):
         assemble(compose(["train.pool=5", "train.pool_replaced=5"]))
+    with pytest.raises(SettingError, match=r"train.pool_choice=2: cannot be set with train.pool_replaced"):
+        assemble(compose(["train.pool=5", "train.pool_replaced=1", "train.pool_choice=2"]))
+    for name in ("pool_replaced", "pool_choice"):
+        with pytest.raises(SettingError, match=rf"train.{name}=1: needs a pool; set train.pool"):
+            assemble(compose([f"train.{name}=1"]))
