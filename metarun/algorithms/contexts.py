@@ -21,7 +21,7 @@ from torch import Tensor
 from metarun.compute import random
 from metarun.errors import UserError, require
 from metarun.models.multi_network import MultiNetwork
-from metarun.types import Batch, ModelOptions, Params, Task, optional
+from metarun.types import HEAD, Batch, ModelOptions, Params, Task, optional
 
 MARKS = 2  # columns of the marks: here, weight
 ROW_NORMS = ("none", "layer")
@@ -34,6 +34,8 @@ def check_network(network: Any, reason: str = "this algorithm's sets are padded,
     norm = optional(network, ModelOptions, "norm") or "none"
     if norm not in ROW_NORMS:
         raise UserError(f"model.norm={norm}: must be one of {', '.join(ROW_NORMS)}: {reason}")
+    if all(name.startswith(HEAD) for name in network.init(0)):
+        raise UserError("model=linear: has no hidden units, so encodes a row by a linear map; choose model=mlp")
     return network
 
 

@@ -35,7 +35,7 @@ from metarun.report.figures.drawing import COLOURS, GREY, Drawing, look, plain
 from metarun.report.read.runs import find_runs
 from metarun.report.statistics.paired import Comparison, compare
 from metarun.report.tables.table import Table
-from metarun.storage.text import NOTHING, axis_label, display_scale, format_metric
+from metarun.storage.text import NOTHING, axis_label, difference_label, display_scale, format_metric
 from metarun.training.evaluation import mean_and_interval
 from metarun.training.experiment import build_dataset, option_name
 from metarun.types import Dataset, DatasetOptions, optional
@@ -197,7 +197,7 @@ class CrossDomain:
         chance = "; grey: chance" if metric == "accuracy" else ""
         left.set(title=f"test {plain(metric)}, 95 % intervals{chance}", xlabel=axis_label(metric))
         base = f"difference to {plain(names[0], 30)}" if names else "difference to the run's own data"
-        right.set(title=base, xlabel=f"difference in {axis_label(metric)}")
+        right.set(title=base, xlabel=difference_label(metric))
         values = (
             f"{_title(r)}, {_label(r)}: {format_metric(metric, r['mean'], r['half'])}." for r in ordered if "mean" in r
         )

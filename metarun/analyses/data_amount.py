@@ -26,7 +26,7 @@ from metarun.errors import SettingError, UserError, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, panels
 from metarun.report.statistics.intervals import t_interval
 from metarun.report.statistics.rate import fit_line
-from metarun.storage.text import axis_label, display_scale, format_metric
+from metarun.storage.text import axis_label, difference_label, display_scale, format_metric
 from metarun.training.evaluation import mean_and_interval
 
 KEYS = {"tasks": "train.pool", "classes": "data.train_classes"}
@@ -110,7 +110,7 @@ class DataAmount:
             right.plot(n, line, color="black", linestyle=(0, (5, 1.5)), linewidth=1, label=label)
         for axes, keys, title, y in (
             (left, ("train", "test"), "After adaptation", axis_label(metric)),
-            (right, ("gap",), "How much better on the tasks of training", f"gap in {axis_label(metric)}"),
+            (right, ("gap",), "How much better on the tasks of training", difference_label(metric, "gap")),
         ):
             axes.legend()
             shown = np.array([scale * a[k] for a in amounts for k in keys if a[k] is not None], dtype=float)

@@ -47,7 +47,7 @@ from metarun.data.varying import VaryingShots
 from metarun.errors import SettingError, UserError, nearest, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, needs_log_scale, plain
 from metarun.report.statistics.paired import compare
-from metarun.storage.text import axis_label, display_scale, format_metric
+from metarun.storage.text import axis_label, difference_label, display_scale, format_metric
 from metarun.training.evaluation import mean_and_interval
 from metarun.training.experiment import Experiment, build_dataset, build_learner, option_name
 
@@ -176,7 +176,7 @@ class TaskShift:
         right.set_yticklabels([])
         left.set(title=f"test {plain(metric)}, 95 % intervals", xlabel=axis_label(metric))
         right.set(title="difference to the tasks without a shift")
-        right.set(xlabel=f"difference in {axis_label(metric)}; hollow: other episodes")
+        right.set(xlabel=f"{difference_label(metric)}; hollow: other episodes")
         drawn.legend(*left.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.18, 0.0), ncols=4)
         measured = [(name, r) for name, r in zip(names, rows, strict=True) if "mean" in r]
         values = " ".join(f"{name}: {format_metric(metric, r['mean'], r['half'])}." for name, r in measured)

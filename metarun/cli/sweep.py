@@ -99,8 +99,8 @@ class SweepReport(Callback):
         for line in sweep_text(folder):
             print(line)
         SITTINGS[-1].end()
-        if not config.get("report", True):
-            return
+        if not config.get("report", True) or config.get("job", "train") not in ("train", "evaluate"):
+            return  # the others leave no runs
         try:
             print(f"report of the sweep: {write_report([folder], interactive=True)}")
         except UserError as error:  # no job came as far as having a folder

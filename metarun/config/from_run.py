@@ -60,7 +60,8 @@ def reuse_settings(config: Config, overrides: Sequence[str], compose: Callable[[
     own, of_experiment = read_experiment(named.get("experiment", ""))
     own -= named.keys()
     other = {"algo", "data"} & (named.keys() | own)
-    choices = {k: v for k, v in stored.get("choices", {}).items() if not (other and k in ("recipe", "experiment"))}
+    left_out = ("analysis", *(("recipe", "experiment") if other else ()))  # a run of an analysis is not one of its jobs
+    choices = {k: v for k, v in stored.get("choices", {}).items() if k not in left_out}
     base, known = _compose_choices(compose, choices, folders)
     kept = [f"{group}={option}" for group, option in known.items() if group not in own]
     typed = to_dict(compose([*folders, *kept, *asked]))

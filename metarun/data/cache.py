@@ -88,7 +88,8 @@ def _read(path: Path, verify: bool) -> CachedImages | None:
         if (touched or verify) and file_checksum(path, "sha256") != stored["sha256"]:
             return None
         if touched:  # the bytes are unchanged: the next start need not verify them
-            os.utime(path, ns=(stat.st_atime_ns, stored["mtime_ns"]))
+            with contextlib.suppress(OSError):  # a folder of others, or read-only
+                os.utime(path, ns=(stat.st_atime_ns, stored["mtime_ns"]))
         with open(path, "rb") as file:
             share_lock(file)  # of the mapping as well, which keeps the file open
             if os.fstat(file.fileno()).st_nlink == 0:  # it was being removed

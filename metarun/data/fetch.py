@@ -7,10 +7,11 @@ it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPException
 from io import FileIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 from metarun.data.files import file_checksum
 from metarun.errors import UserError, require
 from metarun.storage import atomic
+from metarun.storage.locks import try_lock
 from metarun.storage.progress import print_notice, track_bytes
 from metarun.storage.run_folder import cache_folder
 
@@ -60,18 +62,35 @@ def fetch(downloads: Sequence[Download], folder: Path) -> None:
             continue
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _download(download, target)
+            with _alone(target.with_name(target.name + ".part")) as part:
+                if not target.exists():  # another run may have downloaded it meanwhile
+                    _download(download, target, part)
             if target.is_relative_to(cache_folder()):
                 atomic.replace(target.with_name(f".{target.name}.checksum"), download.checksum.encode())
         except OSError as error:
             raise UserError(f"data.root={folder}: {download.file} cannot be stored there ({error})") from error
 
 
-def _download(download: Download, target: Path) -> None:
-    part = target.with_name(target.name + ".part")
+@contextlib.contextmanager
+def _alone(part: Path) -> Iterator[Path]:
+    """Wait until no other process writes this part. An empty one is removed."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # it is reported where the part is written
+            file = stack.enter_context(FileIO(part, "a"))
+            if try_lock(file) is False:
+                print_notice(f"waiting for another process, which downloads {part.stem}")
+                try_lock(file, wait=True)
+        try:
+            yield part
+        finally:
+            if part.is_file() and not _size(part):
+                part.unlink()
+
+
+def _download(download: Download, target: Path, part: Path) -> None:
     reasons = []
     for url in download.urls:
-        resumed = part.exists()
+        resumed = _size(part) > 0
         reason = _try_address(url, download, part)
         if reason and resumed and not part.exists():  # the part may have been the beginning of another file
             reason = _try_address(url, download, part)

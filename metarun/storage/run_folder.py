@@ -147,7 +147,8 @@ def previous_checkpoint(path: Path) -> Path:
 def cache_folder() -> Path:
     """The folder of what outlives a run: METARUN_CACHE, or metarun's folder in the user's cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metarun"
-    return Path(os.environ.get("METARUN_CACHE") or default)
+    named = os.environ.get("METARUN_CACHE")
+    return Path(os.path.expanduser(named)) if named else default
 
 
 def find_latest(outputs: Path = Path("outputs")) -> Path | None:

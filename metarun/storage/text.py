@@ -65,6 +65,12 @@ def axis_label(metric: str) -> str:
     return f"{name}, %" if metric in PERCENT else name
 
 
+def difference_label(metric: str, what: str = "difference") -> str:
+    """The label of an axis of differences: `difference in accuracy, points`, or `difference in MSE`."""
+    name = metric_name(metric)
+    return f"{what} in {name}, points" if metric in PERCENT else f"{what} in {name}"
+
+
 def metric_name(metric: str) -> str:
     """The name for a title: `accuracy`, or `MSE`."""
     return axis_label(metric).removesuffix(", %")

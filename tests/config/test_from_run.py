@@ -81,6 +81,15 @@ def test_an_experiment_brings_the_algorithm_and_the_data_that_it_chooses(tmp_pat
     assert (same["choices"]["algo"], same["algo"]["first_order"]) == ("fomaml", True)
 
 
+def test_a_run_that_an_analysis_trained_can_be_analysed(tmp_path: Path) -> None:
+    """By the same analysis as well, whose settings its own record does not have."""
+    asked = ["analysis=seeds", "analysis.seeds=2", *TINY]
+    assert metarun("job=analyze", *asked, "hydra.run.dir=first", cwd=tmp_path).returncode == 0
+    (inner, *_) = sorted((tmp_path / "first").glob("**/runs/*/config.yaml"))
+    done = metarun("job=analyze", f"run={inner.parent}", "analysis=seeds", "analysis.seeds=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "trained", [["experiment=omniglot_20w1s_maml"], ["algo=maml", "data=omniglot", "data.ways=20"]]
 )

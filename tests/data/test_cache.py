@@ -209,6 +209,18 @@ def test_a_touched_file_is_not_rebuilt(folder: Path) -> None:
     assert_table(cache_images("toy", "print", Builder(9)), table())
 
 
+def test_a_touched_file_of_another_user_is_not_rebuilt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may read a file need not be allowed to set its time stamp."""
+    cache_images("toy", "print", Builder())
+    os.utime(stored(folder), ns=(0, 1))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert_not_rebuilt()
+
+
 @pytest.mark.parametrize("suffix", [".u8", ".json"])
 def test_half_a_cache_is_none(folder: Path, suffix: str) -> None:
     cache_images("toy", "print", Builder())

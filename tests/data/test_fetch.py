@@ -7,7 +7,9 @@ import io
 import resource
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from helpers.download_site import CONTENT, OTHER, PAGE, Site, Source
 from metarun.data.fetch import Download, fetch, parse_downloads
 from metarun.errors import SettingError, UserError
 from metarun.storage.cache_entries import list_entries
+from metarun.storage.locks import try_lock
 
 
 @pytest.fixture
@@ -194,6 +197,26 @@ def test_what_came_in_an_earlier_run_is_kept_while_no_address_answers(tmp_path: 
     get(tmp_path, good)
     assert files(tmp_path) == {"a.zip": CONTENT}
     assert source.asked == ["bytes=200000-"]
+
+
+def test_a_second_process_waits_for_the_first_and_takes_its_file(
+    tmp_path: Path, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, source = site.add()
+    part, waited = tmp_path / "a.zip.part", threading.Event()
+    with FileIO(part, "a") as first:
+        assert try_lock(first)
+        second = threading.Thread(target=get, args=(tmp_path, url))
+        second.start()
+        assert not waited.wait(0.5)
+        assert second.is_alive()
+        first.write(CONTENT)
+        part.rename(tmp_path / "a.zip")
+    second.join(20)
+    assert not second.is_alive()
+    assert files(tmp_path) == {"a.zip": CONTENT}
+    assert "waiting for another process, which downloads a.zip" in capsys.readouterr().err
+    assert source.asked == []
 
 
 def test_a_part_that_is_complete_is_only_summed(tmp_path: Path, site: Site) -> None:

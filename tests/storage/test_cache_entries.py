@@ -23,6 +23,7 @@ from metarun.storage import cache_entries
 from metarun.storage.cache_entries import IN_USE, NO_LOCKS, Entry, list_entries, remove, shrink
 from metarun.storage.json_values import json_checksum
 from metarun.storage.locks import file_lock, share_until_exit
+from metarun.storage.run_folder import cache_folder
 
 FORK = multiprocessing.get_context("fork")
 KEY = "0123456789abcdef"
@@ -431,3 +432,9 @@ def test_two_that_shrink_at_once_remove_no_more_than_one_would(folder: Path, tmp
     process.join(timeout=60)
     assert process.exitcode == 0
     assert names(folder) == stored[2:]
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("METARUN_CACHE", "~/kept")
+    assert cache_folder() == tmp_path / "kept"

@@ -25,7 +25,7 @@ from metarun.report.figures.panels import COMPARED, GRADIENTS, INNER, Panel, ref
 from metarun.report.figures.run import finish_panel, never_changes
 from metarun.report.read import facts
 from metarun.report.read.runs import Run
-from metarun.storage.text import axis_label, display_unit, is_number, number
+from metarun.storage.text import axis_label, difference_label, is_number, number
 
 Looks = Mapping[str, Look]
 SHARES = {"zeros_share": "exact zeros", "small_share": "at most {}"}  # of the penalised weights
@@ -202,8 +202,7 @@ def draw_differences(pairs: Sequence[Pair]) -> Drawing | None:
         axes.errorbar(*where, xerr=[found.half], color=drawing.COLOURS[0], capsize=4, marker="o", linewidth=2)
     axes.axvline(0, color=drawing.GREY, linewidth=0.9)
     benchmark, metric = shown[0][0].a.benchmark, shown[0][0].a.metric
-    unit = f"difference in {metric}, points" if display_unit(metric) else f"difference in {axis_label(metric)}"
-    finish(axes, plain(benchmark, 60), plain(unit, 60), "")
+    finish(axes, plain(benchmark, 60), plain(difference_label(metric), 60), "")
     labels = [f"{plain(p.a.label, 26)} \N{MINUS SIGN} {plain(p.b.label, 26)}" for p, _ in reversed(shown)]
     axes.set_yticks(range(len(shown)), labels)
     axes.set_ylim(-0.6, len(shown) - 0.4)
