@@ -37,7 +37,8 @@ from metarun.analyses.stability import choose_replaced, compare_outcomes, evalua
 from metarun.errors import UserError, nearest, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, look, needs_log_scale, plain
 from metarun.report.statistics.intervals import t_interval
-from metarun.storage.text import axis_label, display_scale
+from metarun.report.statistics.multiple import holm, paired_test
+from metarun.storage.text import axis_label, count_nouns, display_scale
 from metarun.types import AlgorithmOptions, optional
 
 FLOOR_SEED = 1000
@@ -125,16 +126,20 @@ class InnerLoops:
         names = [v["name"] for v in self.variants]
         variants = [_summarise_variant(name, [r for r in rows if r["variant"] == name]) for name in names]
         finished = [v for v in variants if v["test"]["mean"] is not None and v["change_median"]["mean"] is not None]
-        message = "every variant diverged"
+        message, tests = "every variant diverged", {}
         if finished:
-            best = (max if loss.higher_is_better else min)(finished, key=lambda v: v["test"]["mean"])
+            score = "test" if loss.higher_is_better else "test_median"  # a few tasks decide the mean of an error
+            best = (max if loss.higher_is_better else min)(finished, key=lambda v: v[score]["mean"])
             stable = min(finished, key=lambda v: v["change_median"]["mean"])
+            what = f"{'mean' if score == 'test' else 'median task'} {best[score]['mean']:.3g}"
             message = (
-                f"best test {loss.metric}: {best['name']} ({best['test']['mean']:.3g}); least changed by another "
+                f"best test {loss.metric}: {best['name']} ({what}); least changed by another "
                 f"training task: {stable['name']} (median change of loss {stable['change_median']['mean']:.3g})"
             )
+            tests = compare_variants(rows, names, best["name"], score)
+            message = "\n".join([message, *(_describe_test(name, found) for name, found in tests.items())])
         summary = {"metric": loss.metric, "higher_is_better": loss.higher_is_better, "pool": self.pool}
-        return summary | {"variants": variants, "message": message}
+        return summary | {"variants": variants, "tests": tests, "message": message}
 
     def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
         return [draw_variants(rows, summary), draw_scatter(rows, summary)]
@@ -157,6 +162,28 @@ def _summarise_variant(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     summary["diverged"] = sum(r["diverged"] for r in rows) / sum(r["runs"] for r in rows)
     summary["cpu_seconds"] = float(np.median(seconds)) if seconds else None
     return summary | {k: rows[0][k] for k in ("inner_gradients", "hessian_products")}
+
+
+def compare_variants(rows: Sequence[Row], names: Sequence[str], best: str, score: str) -> dict[str, dict[str, float]]:
+    """Each other variant less the best one, by seed: difference, its half-width, p and p corrected by Holm's method.
+    Seeds that one of the two lost count for neither."""
+    by_seed = {
+        name: {r["seed"]: r[score] for r in rows if r["variant"] == name and r.get(score) is not None} for name in names
+    }
+    tests = {}
+    for name in names:
+        seeds = [seed for seed in by_seed[name] if seed in by_seed[best]]
+        if name != best and seeds:
+            tests[name] = paired_test(*([by_seed[which][seed] for seed in seeds] for which in (name, best)))
+    corrected = holm([test.p for test in tests.values()])
+    return {name: test._asdict() | {"holm": p} for (name, test), p in zip(tests.items(), corrected, strict=True)}
+
+
+def _describe_test(name: str, found: Mapping[str, float]) -> str:
+    if math.isnan(found["p"]):
+        return f"{name}: {found['difference']:+.3g} with one seed, no test"
+    seeds = count_nouns(int(found["count"]), "seed")
+    return f"{name}: {found['difference']:+.3g} +- {found['half']:.2g} ({seeds}), p = {found['holm']:.2g} corrected"
 
 
 def draw_variants(rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:

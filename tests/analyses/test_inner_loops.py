@@ -62,6 +62,13 @@ def test_inner_loops_are_measured_on_the_same_tasks_with_their_cost(tmp_path: Pa
     assert [v["name"] for v in summary["variants"]] == [v["name"] for v in TWO]
     assert summary["variants"][0]["test"]["mean"] == pytest.approx(np.mean([r["test"] for r in rows[:2]]))
     assert (tmp_path / "gap.png").exists()
+    medians = np.reshape([r["test_median"] for r in rows], (2, 2))
+    best, other = (names := [v["name"] for v in TWO])[:: 1 if medians[0].mean() < medians[1].mean() else -1]
+    difference = medians[names.index(other)] - medians[names.index(best)]
+    (name, found), *more = summary["tests"].items()
+    assert (name, more) == (other, [])
+    assert found["difference"] == pytest.approx(difference.mean())
+    assert found["holm"] == found["p"]
 
 
 def test_a_change_is_the_mean_over_replaced_tasks_and_its_supremum_the_largest(tmp_path: Path) -> None:
