@@ -311,16 +311,8 @@ def check(config: Config) -> None:
         *("diagnostics.unroll_steps", "diagnostics.alarms.window", "diagnostics.alarms.patience"),
     )
     at_least_0 = (
-        *(
-            "seed",
-            "train.pool_seed",
-            "train.pool_replaced",
-            "train.pool_choice",
-            "test.steps",
-            "optim.weight_decay",
-            "optim.momentum",
-        ),
-        "export.threshold",
+        *("seed", "train.pool_seed", "train.pool_replaced", "train.pool_choice"),
+        *("test.steps", "optim.weight_decay", "optim.momentum", "export.threshold"),
     )
     for low, keys in ((1, at_least_1), (0, at_least_0)):
         for key in keys:
