@@ -53,7 +53,7 @@ class TrainConfig:
     log_every: int = 10  # outer steps between two training records
     eval_every: int = 100  # between two validations
     checkpoint_every: int = 100  # between two checkpoints
-    keep_weights: bool = False  # of every validation, in checkpoints/step-N.pt, for analysis=early_stopping
+    keep_weights: bool = False  # those of every validation stay as checkpoints/step-N.pt, for analysis=early_stopping
     max_minutes: Optional[float] = None  # of training; then the run stops cleanly and tests
     on_nonfinite: str = "stop"  # skip: leave out the step; rewind: go back to the last multiple of checkpoint_every
     average: str = "none"  # ema: test an exponential moving average of the meta-parameters
