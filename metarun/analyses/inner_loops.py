@@ -182,7 +182,7 @@ def compare_variants(rows: Sequence[Row], names: Sequence[str], best: str, score
 def _describe_test(name: str, found: Mapping[str, float]) -> str:
     if math.isnan(found["p"]):
         return f"{name}: {found['difference']:+.3g} with one seed, no test"
-    seeds = count_nouns(int(found["count"]), "seed")
+    seeds = count_nouns(int(found["pairs"]), "seed")
     return f"{name}: {found['difference']:+.3g} +- {found['half']:.2g} ({seeds}), p = {found['holm']:.2g} corrected"
 
 
