@@ -62,7 +62,7 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
     "no_adaptation": ("no_gain",),
     "inner_overfitting": ("overfit",),
     "memorisation": ("memorised", "unsolved"),
-    "unstable_inner_rate": ("rises",),
+    "unstable_inner_rate": ("rises", "grows"),
     "cg_not_converged": ("cg_residual",),
 }
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)

@@ -52,8 +52,7 @@ NOT_WEIGHTS = (REG, RATES, MOMENTS, CARRIED, LEARNED)
 """Name prefixes of meta-parameters that are no weights: a regularizer's, learned step sizes, an inner Adam's moments,
 constants from a learner's state, an algorithm's own (`learned.NAME`). Inner loops, decay and penalties skip them."""
 
-Rates = float | Tensor | Params
-"""The step size of a rule, one for all weights or one for each."""
+Rates = float | Tensor | Params  # the step size of a rule, one for all weights or one for each
 
 
 class UpdateRule(NamedTuple):
@@ -66,6 +65,7 @@ class UpdateRule(NamedTuple):
     proximal_step: Callable[[Params, Rates, float], Params] | None = None  # follows each step
     follow: Callable[[Any, Params], Any] | None = None  # state, the whole change of phi -> the state that counts it in
     adapted: tuple[str, ...] | None = None  # name prefixes of the adapted parameters; None: all of them
+    fixed: bool = True  # all steps have the same rates, so that moves shrink if and only if the steps contract
 
 
 class EpisodeSpec(NamedTuple):

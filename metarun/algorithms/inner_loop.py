@@ -72,7 +72,7 @@ def adam(lr: float, beta2: float = 0.999, eps: float = 1e-8) -> UpdateRule:
     def rates(state: Any, like: Params) -> Params:
         return unflatten(flat_rates(state), like)
 
-    return UpdateRule(init, step, lr, rates)
+    return UpdateRule(init, step, lr, rates, fixed=False)
 
 
 def learned_rates_rule(by_step: bool, factor: float) -> UpdateRule:
@@ -98,7 +98,7 @@ def learned_rates_rule(by_step: bool, factor: float) -> UpdateRule:
         # A step uphill, by a rate below 0, has no proximal step after it.
         return {name: rate.clamp_min(0) for name, rate in rates_at(state, state[1] - 1).items()}
 
-    return UpdateRule(init, step, lr=math.inf, rates=rates)
+    return UpdateRule(init, step, lr=math.inf, rates=rates, fixed=not by_step)
 
 
 class AdaptiveState(NamedTuple):
@@ -156,7 +156,7 @@ def adaptive(lr: float, convexity: float, momentum: bool) -> UpdateRule:
     def follow(state: Any, change: Params) -> AdaptiveState:
         return state._replace(moved=flatten(change))
 
-    return UpdateRule(init, step, lr, rates=lambda state, _: state.rate, follow=follow)
+    return UpdateRule(init, step, lr, rates=lambda state, _: state.rate, follow=follow, fixed=False)
 
 
 def init_rates(weights: Params, rate: float, steps: int | None, zero_head: bool) -> Params:

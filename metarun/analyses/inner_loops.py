@@ -32,7 +32,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from metarun.analyses import stability
 from metarun.analyses.analysis import Cell, Context, Row, known_values, require_at_least
-from metarun.analyses.figures import format_number, plot_known
+from metarun.analyses.figures import FAR, format_number, plot_known
 from metarun.analyses.stability import choose_replaced, compare_outcomes, evaluate_last_weights
 from metarun.errors import UserError, nearest, require
 from metarun.report.figures.drawing import COLOURS, GREY, Drawing, look, needs_log_scale, plain
@@ -187,13 +187,16 @@ def _describe_test(name: str, found: Mapping[str, float]) -> str:
 
 
 def draw_variants(rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
-    """A line a variant, the first one on top; dots are seeds, bars Student's 95 % intervals over them."""
+    """A line a variant, the first one on top; dots are seeds, bars Student's 95 % intervals over them. An arrow at the
+    end of an axis is a value beyond it."""
     variants, metric = summary["variants"], summary["metric"]
     scale, name, lines = display_scale(metric), axis_label(metric), range(len(variants))
     figure = Figure(figsize=(10.4, 2.0 + 0.76 * len(variants)), layout="constrained")
     score, gap, change, distance, curvature, cost = figure.subplots(2, 3, sharey=True).ravel()
+    shown, other = ("test", "test_median") if summary["higher_is_better"] else ("test_median", "test")
+    of_shown, of_other = ("mean", "median task") if shown == "test" else ("median task", "mean of tasks")
     for axes, key, title, label in (
-        (score, "test", f"Test {name}", f"{name} of new tasks, last weights"),
+        (score, shown, f"Test {name}, {of_shown}", f"{name} of new tasks, last weights"),
         (gap, "gap", "Generalisation gap", "loss on new tasks - on training tasks"),
         (change, "change_median", "Change of test losses", "change of the median task's query loss"),
         (distance, "relative", "Distance of the weights", "distance / norm of weights"),
@@ -201,11 +204,11 @@ def draw_variants(rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
     ):
         _draw_intervals(axes, rows, variants, key, scale if axes is score else 1.0)
         axes.set(title=title, xlabel=label)
-    medians = [None if v["test_median"]["mean"] is None else scale * v["test_median"]["mean"] for v in variants]
+    beside = [None if v[other]["mean"] is None else scale * v[other]["mean"] for v in variants]
     diamond = {"markersize": 4.5, "color": COLOURS[3], "markerfacecolor": "white"}
-    plot_known(score, medians, lines, marker="D", **diamond, label="median task")
+    plot_known(score, beside, lines, marker="D", **diamond, label=of_other)
     sups = [v["change_sup"] for v in variants]
-    label = "supremum over test tasks (>: beyond the axis)"
+    label = "supremum over test tasks"
     plot_known(change, sups, lines, marker="^", markersize=4.5, color=COLOURS[1], label=label)
     floor: dict[str, Any] = {"markersize": 9, "color": GREY}
     medians = [v["floor_median"]["mean"] for v in variants]
@@ -222,12 +225,12 @@ def draw_variants(rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
     for axes in (score, change, distance, curvature):
         _set_log_scale(axes)
     _limit_to_seeds(gap, known_values(rows, "gap"))
-    _limit_to_seeds(score, known_values(rows, "test", scale) + known_values(rows, "test_median", scale))
+    _limit_to_seeds(score, known_values(rows, shown, scale))
     low, high = change.get_xlim()
     change.set_xlim(max(low, CAP * 1e-7), min(high, CAP))
-    for y, value in enumerate(sups):
-        if value is not None and value > CAP:  # an arrow at the end of the axis
-            change.plot(0.97, y, ">", color=COLOURS[1], transform=change.get_yaxis_transform())
+    _mark_beyond(change, sups, COLOURS[1])
+    _mark_beyond(score, beside, COLOURS[3])
+    _mark_beyond(gap, [v["gap"]["mean"] for v in variants], COLOURS[0])
     handles: dict[str, Any] = {}
     for axes in (score, change, curvature, cost):
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -296,9 +299,18 @@ def _set_log_scale(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
+def _mark_beyond(axes: Axes, values: Sequence[float | None], colour: str) -> None:
+    """An arrow at the end of the axis for each value that lies beyond it."""
+    for y, value in enumerate(values):
+        if value is not None and value > axes.get_xlim()[1]:
+            axes.plot(0.97, y, ">", color=colour, transform=axes.get_yaxis_transform())
+
+
 def _limit_to_seeds(axes: Axes, seeds: Sequence[float]) -> None:
-    """Limits that the seeds need; an interval over few seeds may be many times as wide, and goes on outside."""
+    """Limits that all seeds but the far ones need; an interval may be many times as wide, and goes on outside."""
     values = np.array(seeds)
+    if len(values):
+        values = values[abs(values) <= FAR * np.median(abs(values))]
     if axes.get_xscale() == "log":
         values = np.log(values[values > 0])
     if len(values):

@@ -137,6 +137,7 @@ class AlarmConfig:
     overfit: float = 0.1  # of the lowest query loss along the inner loop
     memorised: float = 0.1  # of the loss of chance: a training loss below it means solved tasks
     unsolved: float = 0.3  # of the error of chance: a validation error above it means that new tasks are not
+    grows: float = 1.1  # mean ratio of successive inner steps of one rate; noise of mini-batches is within a tenth
     rises: float = 0.5  # share of the inner steps after which the support loss is higher
     cg_residual: float = 1.0  # of the right-hand side
 

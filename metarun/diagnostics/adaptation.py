@@ -6,7 +6,8 @@ support_query_gap   L^Q(phi_K) - L^S(phi_K): inner over-fitting
 contraction         (|phi_last - phi_(last-1)| / |phi_1 - phi_0|)^(1/(last-1)), the geometric mean of the ratios of
                     successive moves; at most max_j |1 - alpha h_j| on a quadratic with eigenvalues h_j, and towards it
                     as steps go on. Below 1 the inner map contracts, which unrolled and implicit rates need
-                    (arXiv 2006.16218)
+                    (arXiv 2006.16218). Only of rules whose steps all have the same rates: others take longer steps
+                    where the curvature is less
 inner_rises         share of inner steps after which L^S was higher than before
 distance_body, distance_head, distance_relative   |phi_K - theta| without the head, of the head, and over |theta|
 path_ratio          path length sum_k |phi_k - phi_(k-1)| over |phi_K - theta|: 1 for a straight path
@@ -24,8 +25,6 @@ from metarun.algorithms.inner_loop import start
 from metarun.compute.linalg import norm, sub
 from metarun.diagnostics.task_sample import TaskSample, mean_metrics
 from metarun.types import HEAD, GradientLearner, Metrics, Params, Task
-
-"""Name prefix of the head's tensors."""
 
 
 def adaptation_measures(learner: GradientLearner, params: Params, sample: TaskSample) -> dict[str, float]:
@@ -62,8 +61,9 @@ def follow(learner: GradientLearner, theta: Params, task: Task) -> tuple[Metrics
     tiny = torch.finfo(moves_K.dtype).tiny
     total = norm(away)
     measures = {f"distance_{name}": norm(part) for name, part in (("body", body), ("head", head)) if part}
+    if learner.inner_rule.fixed:
+        measures["contraction"] = (moves_K[-1] / moves_K[0].clamp_min(tiny)) ** (1 / (len(moves) - 1))
     return losses, measures | {
         "distance_relative": total / norm(theta).clamp_min(tiny),
         "path_ratio": moves_K[: learner.inner_steps].sum() / total.clamp_min(tiny),
-        "contraction": (moves_K[-1] / moves_K[0].clamp_min(tiny)) ** (1 / (len(moves) - 1)),
     }

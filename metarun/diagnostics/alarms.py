@@ -21,8 +21,9 @@ memorisation         mean loss over p records <= `memorised` * chance, and valid
                      as low, they are solved without their support sets (Yin et al. 2020, arXiv 1912.03820); if it is
                      not, the learner adapts to tasks that it knows and to no others (Rajendran et al. 2020, arXiv
                      2007.05549). Not judged where training tasks are easier by their size: more shots, fewer ways
-unstable_inner_rate  contraction > 1 or inner_rises > `rises` in p records in a row; a validation that is not finite; a
-                     probe with rate_curvature > 2, its mean over tasks: MAML trains healthily with single tasks above
+unstable_inner_rate  contraction > `grows` or inner_rises > `rises` in p records in a row; a validation that is not
+                     finite; a probe with rate_curvature > 2, its mean over tasks: MAML trains healthily with single
+                     tasks above
 cg_not_converged     a record with cg_residual > `cg_residual`
 negative_curvature   a record with cg_negative > 0
 
@@ -241,11 +242,11 @@ def memorisation(history: History) -> str:
 
 
 def unstable_inner_rate(history: History) -> str:
-    patience, limit = history.limits.patience, history.limits.rises
-    if all_last(history.train, patience, "inner_rises", lambda record: record["inner_rises"] > limit):
+    patience, rises, grows = history.limits.patience, history.limits.rises, history.limits.grows
+    if all_last(history.train, patience, "inner_rises", lambda record: record["inner_rises"] > rises):
         return f"the support loss rises in {history.train[-1]['inner_rises']:.0%} of the inner steps"
-    # Not <= 1, since a contraction that overflowed is NaN.
-    if all_last(history.train, patience, "contraction", lambda record: not record["contraction"] <= 1):
+    # Not <=, since a contraction that overflowed is NaN.
+    if all_last(history.train, patience, "contraction", lambda record: not record["contraction"] <= grows):
         return f"inner steps grow instead of shrinking (contraction {history.train[-1]['contraction']:.3g})"
     return ""
 

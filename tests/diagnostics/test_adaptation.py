@@ -23,8 +23,10 @@ from metarun.algorithms.losses import MeanSquaredError
 from metarun.algorithms.maml import MAML
 from metarun.algorithms.protonet import ProtoNet
 from metarun.algorithms.reptile import Reptile
+from metarun.cli.compose import compose
 from metarun.diagnostics.adaptation import adaptation_measures
 from metarun.diagnostics.task_sample import TaskSample
+from metarun.training.experiment import assemble
 from metarun.types import EpisodeSpec, GradientLearner, ProximalLearner, Task
 
 MODEL = LinearModel(3, 2)
@@ -82,6 +84,27 @@ def test_contraction_is_the_mean_ratio_of_successive_moves(steps: int) -> None:
     moves = [(b - a).norm() for a, b in pairwise(p)]
     ratios = torch.stack([b / a for a, b in pairwise(moves)])
     assert found["contraction"] == pytest.approx(float(ratios.log().mean().exp()), rel=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fixed"),
+    [
+        (["algo=maml"], True),
+        (["algo=metasgd"], True),
+        (["algo=mamlpp"], False),
+        (["algo=imaml"], False),
+        (["algo=imaml", "algo.inner_solver=gradient"], True),
+        (["algo=reptile", "algo.inner_optimizer=adam"], False),
+    ],
+    ids=str,
+)
+def test_contraction_is_measured_where_all_steps_have_the_same_rates(settings: list[str], fixed: bool) -> None:
+    """Others take longer steps where the curvature is less, which is no sign of an unstable rate."""
+    experiment = assemble(compose([*settings, "data=sinusoid", "model.hidden=[4]", "train.tasks=2"]))
+    tasks = experiment.dataset.episodes("train", 0, 0, range(2), experiment.train_spec)
+    found = adaptation_measures(experiment.algorithm, experiment.initial_params(), TaskSample(tasks, None))
+    assert ("contraction" in found) is fixed
+    assert "path_ratio" in found
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.9, 2.1])

@@ -216,7 +216,7 @@ def test_memorisation_says_whether_support_sets_are_needed(before: float, words:
 @pytest.mark.parametrize(
     ("unstable", "stable"),
     [
-        ({"contraction": 1.01}, {"contraction": 1.0}),
+        ({"contraction": 1.11}, {"contraction": 1.1}),
         ({"contraction": None}, {"contraction": 0.99}),
         ({"inner_rises": 0.51}, {"inner_rises": 0.5}),
     ],
