@@ -98,10 +98,10 @@ class InformationBound:
         summary |= {"information": bound.information, "bias": bound.bias}
         diverged = sum(row["diverged"] for row in rows)
         difference = f"{100 * gap.mean:.1f} +- {100 * gap.half:.1f} points more of the queries fail"
-        bounds = f"{100 * bound.corrected:.1f} points (without correction of its bias {100 * bound.plugin:.1f}"
+        bounds = f"{100 * bound.corrected:.1f} (mean of roots, with its bias, {100 * bound.plugin:.1f}; at most 117.7)"
         message = (
             f"{count_nouns(self.pool, 'training task')}: {difference} in new tasks than in those trained on; bound by "
-            f"information {bounds}, at most 117.7)"
+            f"information {bounds}"
         )
         if diverged:
             message += f"; {count_nouns(diverged, 'run')} diverged, which counts as failed throughout"
@@ -116,9 +116,10 @@ class InformationBound:
         left.plot(own, other, "o", color=COLOURS[0], label="a run")
         left.legend()
         finish(left, "Failed queries, %", "tasks trained on", "their substitutes")
-        names = ("gap", "bound", "bound, bias left in")
-        values = [100 * summary[key] for key in ("gap", "bound", "plugin_bound")]
-        right.barh(names, values, xerr=[100 * summary["half_gap"], 0, 0], color=COLOURS[:3], capsize=3)
+        gap, *bounds = (100 * summary[key] for key in ("gap", "bound", "plugin_bound"))
+        right.barh([0], [gap], xerr=[100 * summary["half_gap"]], color=COLOURS[0], capsize=3)
+        right.barh([1, 2], bounds, color=COLOURS[1:3])
         right.invert_yaxis()
-        finish(right, "Generalisation gap and its bound", "points", "")
+        finish(right, "Generalisation gap and estimates of its bound", "points", "")
+        right.set_yticks(range(3), ["gap", "root of the\nmean", "mean of\nroots"])
         return [Drawing("information_bound", f"{summary['message']}.", drawn)]

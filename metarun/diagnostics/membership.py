@@ -9,7 +9,8 @@ pair i. With D = l_1 - l_0 in {-1, 0, 1} and R independent draws of S and of the
     gap       = mean loss of the tasks that were not trained on - mean loss of those that were
 
 |E gap| <= mean_ij sqrt(2 I(D; S)) for the true I, at most sqrt(2 log 2) = 1.18. Both bounds are estimates of it: the
-first corrects the bias (Miller 1955) and has the root outside of the mean, the second is above it by about sqrt(2 / R).
+first has its bias taken out (Miller 1955) and the root of the mean, the largest of all with this mean; the second, the
+mean of roots, is smaller for the same I, and about sqrt(2 / R) where the true I is 0.
 
 Hellström and Durisi 2022, Evaluated CMI bounds for meta learning, arXiv 2210.06511, for whole tasks, the level of a
 meta-learner; with the difference of losses for the pair of them: Wang and Mao 2023, arXiv 2302.02432, theorem 3.1.
