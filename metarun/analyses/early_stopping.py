@@ -108,7 +108,7 @@ class EarlyStopping:
         for i, name in enumerate(names):
             own, found = _by_set(rows)[name], summary["sets"][name]
             _draw_trajectories(axes[2 * i], own, found, name)
-            _draw_values(axes[2 * i + 1], own, found, summary["metric"])
+            _draw_values(axes[2 * i + 1], own, found, name, summary["metric"])
         values = " ".join(line + "." for line in summary["message"].splitlines())
         return [Drawing("early_stopping", f"Early stopping by activations. {values}", drawn)]
 
@@ -165,7 +165,7 @@ def _describe(name: str, found: dict[str, Any], metric: str) -> str:
     where = f"{found['layer']}, {found['moment']}, correlation {found['correlation']:.2f}"
     parted = f"part from those of training at step {found['by_activations']['step']} ({where} over "
     parted += f"{count_nouns(found['validations'], 'validation')}): {value['by_activations']} there"
-    difference = format_metric(metric, found["difference"], found["half_difference"])
+    difference = format_metric(metric, found["difference"], found["half_difference"]).replace(" %", " points")
     kept = f"{value['by_validation']} at the best validation (step {validated['step']}), difference {difference}"
     return f"{name}: activations {parted}, {kept}; {best}"
 
@@ -199,7 +199,7 @@ def _draw_trajectories(axes: Axes, rows: Sequence[Row], found: dict[str, Any], n
     axes.legend()
 
 
-def _draw_values(axes: Axes, rows: Sequence[Row], found: dict[str, Any], metric: str) -> None:
+def _draw_values(axes: Axes, rows: Sequence[Row], found: dict[str, Any], name: str, metric: str) -> None:
     scale, steps = display_scale(metric), [row["step"] for row in rows]
     for i, (key, label) in enumerate({"mean": "its test tasks", "validation": "validation of the run"}.items()):
         values = [np.nan if row[key] is None else scale * row[key] for row in rows]
@@ -207,7 +207,7 @@ def _draw_values(axes: Axes, rows: Sequence[Row], found: dict[str, Any], metric:
         look: dict[str, Any] = {"color": COLOURS[i], "linestyle": DASHES[i], "marker": MARKERS[i]}
         axes.errorbar(steps, values, yerr=half, capsize=2, label=label, **look)
     _mark(axes, found)
-    finish(axes, "What the weights are worth", "outer step", axis_label(metric))
+    finish(axes, f"What the weights are worth: {plain(name, 30)}", "outer step", axis_label(metric))
     axes.legend()
 
 
