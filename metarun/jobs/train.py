@@ -29,6 +29,7 @@ from metarun.jobs.summary import (
     describe_test,
     title,
 )
+from metarun.storage import launches
 from metarun.storage.loggers import Sink
 from metarun.storage.loggers.console import console_sink
 from metarun.storage.loggers.jsonl import JsonLines
@@ -132,6 +133,8 @@ def open_run(
         print_notice(f"{record.path}/metrics.jsonl: {damaged} damaged lines were dropped; their records are lost")
     alarms = build_alarms(experiment, record) if trains else None
     record.create(to_dict(config))
+    if trains:
+        launches.mark(record.path)
     link_latest(record.path)
     members = optional(experiment.dataset, DatasetOptions, "members")
     if members:

@@ -180,7 +180,7 @@ def new_folder(parent: Path, name: str) -> Path:
     raise UserError(f"{parent}: cannot make a new folder {name}")
 
 
-REFUSED = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "metarun.log", ".run.lock"}
+REFUSED = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "metarun.log", ".run.lock", ".torchrun"}
 """The files in the folder of a command that is refused before its job begins."""
 
 
