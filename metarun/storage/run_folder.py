@@ -160,9 +160,11 @@ def link_latest(folder: Path) -> None:
     """Let outputs/latest lead to a run in outputs/DATE. Runs elsewhere have no link, nor do systems without links."""
     outputs = Path("outputs").absolute()
     link, made = outputs / "latest", outputs / f".latest-{os.getpid()}"
-    if folder.absolute().parent.parent != outputs or (link.exists() and not link.is_symlink()):
+    if folder.absolute().parent.parent != outputs:
         return
     with contextlib.suppress(OSError):
+        if link.exists() and not link.is_symlink():
+            return
         made.symlink_to(folder.absolute().relative_to(outputs), target_is_directory=True)
         made.replace(link)  # at once, for others who read it
 
