@@ -38,6 +38,10 @@ class WriteError(UserError):
         return cls(f"{path}: cannot be written ({error.strerror or error})")
 
 
+class TakenOver(WriteError):
+    """Another process writes to the run folder of this one, where locks do not hold."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A stop signal came while there was no step to finish."""
 

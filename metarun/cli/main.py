@@ -13,7 +13,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -31,7 +31,7 @@ from metarun.cli.overrides import read_arguments
 from metarun.cli.shell_completion import offer_values
 from metarun.cli.usage_errors import describe_usage_error
 from metarun.compute.portable import pin_arithmetic
-from metarun.config.from_run import SEARCH_PATH, reuse_settings
+from metarun.config.from_run import SEARCH_PATH, read_settings, reuse_settings
 from metarun.config.schema import PORTABLE, Config
 from metarun.errors import UserError
 from metarun.jobs.sweep.child import end_with_parent
@@ -109,7 +109,8 @@ def run_job(composed: DictConfig) -> float:
     if runtime.mode == RunMode.MULTIRUN:
         return sweep.run_job(composed)
     try:
-        overrides = [o for o in runtime.overrides.hydra if o.startswith(SEARCH_PATH)] + list(runtime.overrides.task)
+        overrides = [o for o in runtime.overrides.hydra if o.startswith(SEARCH_PATH)]
+        overrides += torchrun.select_overrides(runtime.overrides.task, composed.resume)
         config = choose_settings(to_config(composed, runtime.runtime.choices), overrides)
         result = jobs.run(config, runtime.runtime.output_dir)
     except BrokenPipeError:
@@ -127,11 +128,22 @@ def choose_settings(config: Config, overrides: list[str]) -> Config:
     """The composed settings, or those of the run that they name. Of several processes, the first one reads files."""
     if ranks.size() == 1:
         return reuse_settings(config, overrides, compose_options)
-    if config.device.deterministic == PORTABLE:  # before torch is loaded
+    if PORTABLE in (config.device.deterministic, read_determinism(config, overrides)):  # before torch is loaded
         pin_arithmetic()
     from metarun.compute.distributed import connect_processes
 
     return connect_processes().on_first(lambda: reuse_settings(config, overrides, compose_options))
+
+
+def read_determinism(config: Config, overrides: list[str]) -> Any:
+    """device.deterministic of the run that the settings name, where its folder can be read and the command does not
+    set it."""
+    source = config.resume or config.run
+    if source and not any(o.startswith("device.deterministic=") for o in overrides):
+        with contextlib.suppress(UserError):  # which the first process reports
+            device = read_settings(source).get("device")
+            return device.get("deterministic") if isinstance(device, dict) else None
+    return None
 
 
 def exit_with_closed_pipe() -> NoReturn:

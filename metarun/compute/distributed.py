@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from metarun.compute.attempts import name_attempt
 from metarun.compute.watch import Watch, name_ranks
 from metarun.errors import RankLost, UserError, one_line
 from metarun.storage import ranks
@@ -159,11 +160,12 @@ def _close() -> None:
 
 @functools.cache
 def _store() -> Any:
-    """The key-value store that all ranks share."""
+    """The key-value store that all ranks of this attempt share."""
     from torch.distributed.rendezvous import rendezvous
 
-    store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
-    return dist.PrefixStore("metarun", store)
+    found, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    store = dist.PrefixStore("metarun", found)
+    return dist.PrefixStore(name_attempt(store, ranks.rank(), ranks.size(), TIMEOUT), store)
 
 
 @functools.cache
@@ -225,6 +227,7 @@ def _wait_for_first() -> None:
 def exchange_reasons(reason: str) -> dict[int, str]:
     """Store why this rank leaves ("": it lost the others). Return the reasons stored so far by rank, its own too."""
     keys = {rank: f"left/{rank}" for rank in range(ranks.size())}
+    _watch()  # may wait for rank 0, for as long as torchrun lets it
     first = not _REASONS
     if first:
         _REASONS.append(reason)

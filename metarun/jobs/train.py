@@ -17,7 +17,7 @@ from metarun.config.from_run import open_source_run
 from metarun.config.schema import Config, to_dict
 from metarun.diagnostics.alarms import Alarms, Baseline
 from metarun.diagnostics.chance import chance_level
-from metarun.errors import NonFinite, RankLost, UserError, WriteError
+from metarun.errors import NonFinite, RankLost, TakenOver, UserError, WriteError
 from metarun.jobs.result import Result
 from metarun.jobs.resume import describe_last, has_checkpoint, has_ended, load_ended, refuse_used
 from metarun.jobs.summary import (
@@ -29,6 +29,7 @@ from metarun.jobs.summary import (
     describe_test,
     title,
 )
+from metarun.storage import launches
 from metarun.storage.loggers import Sink
 from metarun.storage.loggers.console import console_sink
 from metarun.storage.loggers.jsonl import JsonLines
@@ -99,6 +100,7 @@ class ActiveRun:
     summary: dict[str, Any]
     status: str = "failed"
     reason: str = ""
+    taken_over: bool = False  # the folder is that of another process now
     sinks: Sequence[Sink] = ()
 
 
@@ -139,6 +141,7 @@ def open_run(
     sinks = build_sinks(config, record.path, quiet)
     summary = describe_run(experiment, str(record.path))
     if trains:
+        launches.mark(record.path)
         summary["history"] = continue_history(record.read_summary() if config.resume else {}, state.step)
         _announce_change(record, summary["history"], state.step)
     record.write_json("summary.json", summary)
@@ -161,6 +164,7 @@ def open_run(
         run.status, run.reason = "diverged", f"{error}{kept}"
         recorder.on_divergence(state.step, str(error))
     except (RankLost, WriteError) as error:
+        run.status, run.taken_over = "failed", isinstance(error, TakenOver)
         run.reason = f"{error}; the run stopped at step {state.step}, {describe_last(record)}"
         raise type(error)(run.reason) from error
     except KeyboardInterrupt:
@@ -179,24 +183,31 @@ def close_run(run: ActiveRun, record: RunFolder, state: State, alarms: Alarms | 
     """Complete summary and sinks, the sinks also if the summary cannot be written."""
     config, summary = run.experiment.config, run.summary
     summary |= describe_end(state, config.train.tasks, run.status, run.reason, alarms)
-    try:
-        if config.job == "train":
-            summary["convergence"] = describe_convergence(run.experiment, record)
-            summary["regularization"] = describe_penalties(run.experiment.regularization, record.read_records())
-            if state.carry:  # of a StatefulLearner: its metrics at the end, such as its environment steps
-                learner: Any = run.experiment.algorithm
-                summary["collected"] = learner.metrics(state.carry)
-        record.write_json("summary.json", summary)
-        if config.report and not quiet and run.status != "interrupted":  # an interrupted run ends at once
-            summary["report"] = leave_report(record)
-    except WriteError:
-        if not run.reason:  # else the user has read already what cannot be written
-            raise
-    finally:
-        for sink in run.sinks:
-            sink.finish(summary)
-        run.observer.on_end(summary)
-        run.observer.requests.release()
+    with contextlib.ExitStack() as ending:  # in reverse, each of them whatever the others raise
+        ending.callback(run.observer.requests.release)
+        ending.callback(run.observer.on_end, summary)
+        for sink in reversed(run.sinks):
+            ending.callback(sink.finish, summary)
+        if run.taken_over:
+            return
+        try:
+            write_summary(run, record, state)
+            if config.report and not quiet and run.status != "interrupted":  # an interrupted run ends at once
+                summary["report"] = leave_report(record)
+        except WriteError:
+            if not run.reason:  # else the user has read already what cannot be written
+                raise
+
+
+def write_summary(run: ActiveRun, record: RunFolder, state: State) -> None:
+    """Complete the summary by what the records show, and write it."""
+    if run.experiment.config.job == "train":
+        run.summary["convergence"] = describe_convergence(run.experiment, record)
+        run.summary["regularization"] = describe_penalties(run.experiment.regularization, record.read_records())
+        if state.carry:  # of a StatefulLearner: its metrics at the end, such as its environment steps
+            learner: Any = run.experiment.algorithm
+            run.summary["collected"] = learner.metrics(state.carry)
+    record.write_json("summary.json", run.summary)
 
 
 @contextlib.contextmanager

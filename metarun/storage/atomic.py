@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
-from metarun.errors import WriteError
+from metarun.errors import TakenOver, WriteError
 
 
 @contextlib.contextmanager
@@ -39,16 +39,34 @@ def replace(path: Path, content: bytes, predecessor: Path | None = None) -> None
             raise
 
 
-def append(file: FileIO, path: Path, line: bytes) -> None:
-    """Append the whole line; on an error, remove the part that was written."""
+def append(file: FileIO, path: Path, line: bytes, end: int) -> int:
+    """Append the whole line to a file that ends at `end`, and return its new end; on an error, remove the part that was
+    written. Raise `TakenOver` if another process has written there."""
+    check_sole_writer(file, path, end)
     with name_file_in_errors(path):
-        if os.fstat(file.fileno()).st_nlink == 0:  # the line would go to a file that nobody can open
-            raise FileNotFoundError(errno.ENOENT, "it was deleted while the run was going on")
-        start = os.fstat(file.fileno()).st_size
         try:
-            while line:
-                line = line[file.write(line) :]
+            rest = line
+            while rest:
+                rest = rest[file.write(rest) :]
         except OSError:
             with contextlib.suppress(OSError):
-                file.truncate(start)
+                file.truncate(end)
             raise
+    return end + len(line)
+
+
+def check_sole_writer(file: FileIO, path: Path, end: int) -> None:
+    """Raise `TakenOver` unless the file still lies at `path` and ends at `end`, where this process left it. A file that
+    was deleted is a `WriteError`."""
+    with name_file_in_errors(path):
+        status = os.fstat(file.fileno())
+        if status.st_nlink == 0 and not path.exists():  # what is written would go to a file that nobody can open
+            raise FileNotFoundError(errno.ENOENT, "it was deleted while the run was going on")
+    if status.st_nlink == 0 or status.st_size != end:
+        raise TakenOver(f"{path}: another process writes there too")
+
+
+def force_to_disk(file: FileIO, path: Path) -> None:
+    """Wait until what was written is on the disk. An error that was held back until then names the file."""
+    with name_file_in_errors(path):
+        os.fsync(file.fileno())

@@ -97,7 +97,8 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
     with name_file_in_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = FileIO(folder / OWNER_FILE, "a+")
-    with file:
+    with contextlib.ExitStack() as closing:
+        closing.callback(_close, file)
         if try_lock(file) is False:
             raise UserError(f"{folder}: another process writes there ({_owner(file)}); wait for it or stop it first")
         with name_file_in_errors(folder / OWNER_FILE):
@@ -121,6 +122,12 @@ def find_owner(folder: Path) -> str | None:
             return _owner(file) if try_lock(file) is False else None
     except OSError:
         return None
+
+
+def _close(file: FileIO) -> None:
+    """Close a lock file. An error that some file systems report only now is of its text, which nobody needs now."""
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 def _owner(file: FileIO) -> str:

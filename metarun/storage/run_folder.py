@@ -161,9 +161,11 @@ def link_latest(folder: Path) -> None:
     """Let outputs/latest lead to a run in outputs/DATE. Runs elsewhere have no link, nor do systems without links."""
     outputs = Path("outputs").absolute()
     link, made = outputs / "latest", outputs / f".latest-{os.getpid()}"
-    if folder.absolute().parent.parent != outputs or (link.exists() and not link.is_symlink()):
+    if folder.absolute().parent.parent != outputs:
         return
     with contextlib.suppress(OSError):
+        if link.exists() and not link.is_symlink():
+            return
         made.symlink_to(folder.absolute().relative_to(outputs), target_is_directory=True)
         made.replace(link)  # at once, for others who read it
 
@@ -181,7 +183,7 @@ def new_folder(parent: Path, name: str) -> Path:
     raise UserError(f"{parent}: cannot make a new folder {name}")
 
 
-REFUSED = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "metarun.log", ".run.lock"}
+REFUSED = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "metarun.log", ".run.lock", ".torchrun"}
 """The files in the folder of a command that is refused before its job begins."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from metarun.errors import one_line
 from metarun.storage import untrusted
+from metarun.storage.atomic import name_file_in_errors
 from metarun.storage.status import FINAL
 
 MOST_BYTES = 1 << 24
@@ -116,5 +117,11 @@ def _check_type(value: Any, hint: str) -> Any:
 
 def _write(path: Path, record: Any) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with name_file_in_errors(path):
+        try:
+            temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise

@@ -6,10 +6,12 @@ JSON, tensors alone). The functions here keep it from leading to other files, an
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -20,24 +22,43 @@ MOST_NODES = 20_000  # values in it, once its aliases are followed
 DOCUMENT = 1 << 28  # bytes of a file of numbers
 MOST_ENTRIES = 200_000  # files in a run folder
 DEEPEST = 60  # levels of nested values
+STALE_READS = 3  # of a file that others replace
+
+Content = TypeVar("Content")
 
 
 class Refused(OSError):
     """A file of a kind or size that is not read; `strerror` says why."""
 
 
+def read_again_if_stale(read: Callable[[Path], Content], path: Path) -> Content:
+    """Read a file. On a network file system another machine may replace it meanwhile, which ends in ESTALE; to open it
+    again finds the new one."""
+    for _ in range(STALE_READS - 1):
+        try:
+            return read(path)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return read(path)
+
+
 def read_bytes(path: Path, most: int = DOCUMENT) -> bytes:
     """Read a regular file. Raise `Refused` for a link, a pipe or a device, and for more than `most` bytes."""
+    content = read_again_if_stale(lambda file: _read_regular(file, most), path)
+    if len(content) > most:
+        raise Refused(0, f"has more than {most} bytes", str(path))
+    return content
+
+
+def _read_regular(path: Path, most: int) -> bytes:
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe would wait for a writer
     if path.is_symlink():
         raise Refused(0, "is a link, which is not followed in a run folder", str(path))
     with open(os.open(path, flags | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise Refused(0, "is not a regular file", str(path))
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise Refused(0, f"has more than {most} bytes", str(path))
-    return content
+        return file.read(most + 1)
 
 
 def read_text(path: Path, most: int = DOCUMENT, errors: str = "strict") -> str:

@@ -20,6 +20,7 @@ from metarun.errors import UserError, one_line
 from metarun.storage import atomic
 from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder, previous_checkpoint
+from metarun.storage.untrusted import read_again_if_stale
 from metarun.training.average import Average, average_of
 from metarun.training.nonfinite import make_rewind_point
 from metarun.training.run import State
@@ -188,7 +189,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.is_symlink():
             raise ValueError("it is a link")
-        stored = load_tensors(path)
+        stored = read_again_if_stale(load_tensors, path)
     except FileNotFoundError:
         raise Damaged("is missing") from None
     except Exception as error:  # torch raises many kinds for a damaged file

@@ -69,8 +69,10 @@ class Recorder:
 
     def on_test(self, evaluation: Evaluation, step: int) -> None:
         self._log(Record("test", step, _average(evaluation), {}))
+        self._sync()
 
     def save_checkpoint(self, state: State) -> None:
+        self._sync()  # first: a resumed run repeats no record before its checkpoint
         checkpoint.save(self.folder.last, state)
         self.marked = None
 
@@ -92,6 +94,7 @@ class Recorder:
     def on_divergence(self, step: int, reason: str) -> None:
         if self.alarms:
             self._notify_all(self.alarms.raise_diverged(step, reason))
+        self._sync()
 
     def notify(self, message: str) -> None:
         log.warning(message)
@@ -113,6 +116,10 @@ class Recorder:
             sink.log(record)
         if self.alarms:
             self._notify_all(self.alarms.observe(record.kind, record.step, record.values))
+
+    def _sync(self) -> None:
+        for sink in self.sinks:
+            sink.sync()
 
     def _notify_all(self, messages: list[str]) -> None:
         for message in messages:

@@ -126,6 +126,7 @@ def become(question: dict[str, Any]) -> NoReturn:
         os.chdir(question["cwd"])
         sys.path[0] = question["cwd"]
         sys.argv = [str(ROOT / "metarun/__main__.py"), *question["arguments"]]
+        sys.orig_argv = [sys.executable, *sys.argv]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         code = run()
     except BaseException:

@@ -28,5 +28,5 @@ def test_half_a_record_is_taken_back(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"whole\n")
     with Filling(path, "a") as file, pytest.raises(metarun.UserError, match="No space left on device"):
-        atomic.append(file, path, b"more than fits\n")
+        atomic.append(file, path, b"more than fits\n", 6)
     assert path.read_bytes() == b"whole\n"

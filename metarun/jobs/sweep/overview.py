@@ -143,7 +143,9 @@ def estimate_seconds_left(jobs: Sequence[JobState], counts: Counts, width: int, 
     if not seconds:
         return None
     mean = sum(seconds) / len(seconds)
-    begun = [now - job.record.started for job in jobs if job.record.status == "running" and job.record.started]
+    begun = [
+        max(0.0, now - job.record.started) for job in jobs if job.record.status == "running" and job.record.started
+    ]
     work = counts.waiting * mean + sum(max(0.0, mean - elapsed) for elapsed in begun)
     return work / max(1, min(width, counts.waiting + counts.running))
 

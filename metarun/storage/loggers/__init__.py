@@ -15,7 +15,8 @@ class Record(NamedTuple):
 
 
 class Sink(Protocol):
-    """Where a run's metrics are logged to. `progress`, `work` and `note` do nothing unless a sink overrides them."""
+    """Where a run's metrics are logged to. `progress`, `work`, `sync` and `note` do nothing unless a sink
+    overrides them."""
 
     def start(self, run: dict[str, Any]) -> None:
         """The run begins; `run` has its name, title, folder, steps, max_minutes, step (where it starts), metric and
@@ -31,6 +32,10 @@ class Sink(Protocol):
 
     def log(self, record: Record) -> None:
         """A record was measured."""
+
+    def sync(self) -> None:
+        """What was logged has to outlive a crash of the machine: a checkpoint or the result is written next."""
+        return
 
     def note(self, message: str) -> None:
         """A message for the user."""
