@@ -181,4 +181,4 @@ if __name__ == "__main__":
     given = [int(argument) for argument in sys.argv[1:]] + [60, 0][len(sys.argv) - 1 :]
     with tempfile.TemporaryDirectory() as temporary:
         found = soak(given[0], given[1], Path(temporary))
-    sys.exit("\n".join(found))
+    sys.exit("\n".join(found) or 0)
