@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import signal
 import select
 import struct
 import sys
@@ -39,6 +40,7 @@ def run_in_terminal(columns: int, rows: int, *overrides: str, interrupt_at: str 
     child, terminal = pty.fork()
     if child == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that a shell runs in the background ignore it
         kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
         os.execve(sys.executable, [*COMMAND, *overrides], kept | {"TERM": "xterm-256color"})
     while True:
