@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import signal
 import select
+import signal
 import struct
 import sys
 import termios
