@@ -24,6 +24,7 @@ from helpers.ranks import (
     are_gone,
     environment,
     find_ranks,
+    kill_all_in,
     read_lines,
     start_job,
     wait_for_checkpoint,
@@ -42,10 +43,7 @@ KILLS = 12
 def _end_all(tmp_path: Path) -> Iterator[None]:
     """End what a test that fails has left: all that works in its folder."""
     yield
-    for found in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (found / "cwd").resolve().is_relative_to(tmp_path) and (found / "cwd").exists():
-                os.kill(int(found.name), signal.SIGKILL)
+    kill_all_in(tmp_path)
 
 
 def facts(folder: Path) -> tuple[bytes, bytes, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from helpers.ranks import (
     are_gone,
     environment,
     find_ranks,
+    kill_all_in,
     read_lines,
     start_job,
     wait_for_checkpoint,
@@ -37,10 +37,7 @@ LINUX = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks up processe
 def _end_all(tmp_path: Path) -> Iterator[None]:
     """End what a test that fails has left: all that works in its folder."""
     yield
-    for found in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (found / "cwd").resolve().is_relative_to(tmp_path) and (found / "cwd").exists():
-                os.kill(int(found.name), signal.SIGKILL)
+    kill_all_in(tmp_path)
 
 
 @LINUX

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,14 @@ def wait_for_checkpoint(process: subprocess.Popen[str], cwd: Path) -> Path:
         assert time.monotonic() < end
         time.sleep(0.05)
     return found[0].parents[1]
+
+
+def kill_all_in(folder: Path) -> None:
+    """Kill every process that works in a folder or below it."""
+    for found in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (found / "cwd").resolve().is_relative_to(folder) and (found / "cwd").exists():
+                os.kill(int(found.name), signal.SIGKILL)
 
 
 def find_ranks(process: subprocess.Popen[str]) -> list[int]:
