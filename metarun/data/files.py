@@ -133,7 +133,7 @@ def _walk(path: Path) -> Iterator[tuple[str, os.stat_result]]:
 def _open_zip(path: Path) -> Files:
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
-        files = (i for i in infos if not (i.is_dir() or stat.S_ISLNK(i.external_attr >> 16)))
+        files = (i for i in infos if i.filename and not (i.is_dir() or stat.S_ISLNK(i.external_attr >> 16)))
         members = [(info.filename, info.file_size) for info in files]
     check_expansion(path, sum(size for _, size in members))
 

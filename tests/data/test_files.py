@@ -503,3 +503,11 @@ def test_the_bytes_of_an_image_come_as_they_are(tmp_path: Path) -> None:
     content = io.BytesIO(b"\r\n\0\x1a\n" * 50).getvalue()
     for kind, make in KINDS.items():
         assert contents(make(tmp_path / kind, {"a/1.png": content})) == {"a/1.png": content}
+
+
+def test_a_member_without_a_name_is_passed_over(tmp_path: Path) -> None:
+    """zipfile takes the last letter of each name."""
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo(""), b"nameless")
+        archive.writestr("a/b.png", b"image")
+    assert open_files(tmp_path / "images.zip").names == ("a/b.png",)
