@@ -35,7 +35,9 @@ def check_network(network: Any, reason: str = "this algorithm's sets are padded,
     if norm not in ROW_NORMS:
         raise UserError(f"model.norm={norm}: must be one of {', '.join(ROW_NORMS)}: {reason}")
     if all(name.startswith(HEAD) for name in network.init(0)):
-        raise UserError("model=linear: has no hidden units, so encodes a row by a linear map; choose model=mlp")
+        raise UserError(
+            "the network (model=linear?) has no hidden units, and encodes a row by a linear map; try model=mlp"
+        )
     return network
 
 

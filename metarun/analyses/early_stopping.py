@@ -7,8 +7,9 @@ validation, over which a moment of the one goes up while that of the other goes 
 those of the largest score. Where nothing parts, the best validation decides, as in training.
 
 The task is none of those that the weights are tested on. Its labels, and its queries, are not used. Activations are
-those of theta, before adaptation. Intervals are over test tasks, 95 %; `difference` is paired, task by task, and is for
-these weights: how often the choice helps is a question over runs and data sets.
+those of theta, before adaptation, with the run's own statistics in a network of norm=population. Intervals are over
+test tasks, 95 %; `difference` is paired, task by task, and is for these weights: how often the choice helps is a
+question over runs and data sets.
 
 Guiroy, Pal, Mordido, Chandar 2022, Improving meta-learning generalization with activation-based early-stopping, arXiv
 2208.02377.
@@ -74,13 +75,10 @@ class EarlyStopping:
         found = experiment.evaluator("test", self.tasks, (learner.test_inner_steps,))(learner, params)
         scores = mask_diverged(found.losses, found.scores)[found.headline].double()
         mean, half = mean_and_interval(scores)
-        calibrated = calibrate(learner, params, dataset, experiment.placement)
-        moments = {
-            "source": measure_moments(
-                calibrated, params, run, run.experiment.dataset.reference_inputs(INPUTS_OF_TRAINING)
-            ),
-            "target": measure_moments(calibrated, params, run, self._support_inputs(run, dataset)),
-        }
+        own = run.experiment.dataset  # whose statistics the network has for both
+        calibrated = calibrate(learner, params, own, experiment.placement)
+        inputs = {"source": own.reference_inputs(INPUTS_OF_TRAINING), "target": self._support_inputs(run, dataset)}
+        moments = {which: measure_moments(calibrated, params, run, x) for which, x in inputs.items()}
         validation = {r["step"]: r["mean"] for r in _validations(context)}.get(cell["step"])
         return {"mean": mean, "half": half, "validation": validation, "moments": moments, "scores": scores.tolist()}
 

@@ -253,6 +253,14 @@ def draw_scatter(rows: Sequence[Row], summary: dict[str, Any]) -> Drawing:
     if needs_log_scale([np.array(changes)]) or (len(changes) > 1 and max(changes) > 5 * min(changes) > 0):
         _set_log_scale(axes)
     axes.axhline(0, color=GREY, linewidth=0.8)
+    gaps = np.array([r["gap"] for r in known])
+    far = abs(gaps) > FAR * np.median(abs(gaps)) if len(gaps) else gaps > 0
+    if far.any():  # at the edge of the axis, which they would take for themselves
+        room = 0.1 * float(np.ptp(gaps[~far]))
+        axes.set_ylim(gaps[~far].min() - room, gaps[~far].max() + 2 * room)
+        above = [r["change_median"] for r, out in zip(known, far, strict=True) if out and r["gap"] > 0]
+        edge = axes.get_xaxis_transform()
+        axes.plot(above, [0.97] * len(above), "^", color="black", transform=edge, label="beyond the axis")
     axes.set(xlabel="change of the median test task's query loss, one training task replaced")
     axes.set_ylabel("loss on new tasks - on training tasks")
     axes.set_title("Stability and generalisation gap, a point a seed")
