@@ -52,7 +52,7 @@ smoke: $(READY)  ## every algorithm on sinusoids, a few steps
 omniglot: $(READY)  ## ProtoNet on Omniglot, about a quarter of an hour; another algorithm with ARGS="algo=maml"
 	$(BIN)/metarun algo=protonet data=omniglot $(ARGS)
 
-study: $(READY)  ## MAML against iMAML: figure, stability, gap, cost; about eleven minutes of a core; stopped, it continues
+study: $(READY)  ## MAML against iMAML: figure, stability, gap, cost; nine minutes of a core; stopped, it continues
 	$(BIN)/metarun experiment=stability_study hydra.run.dir=outputs/study $(ARGS)
 
 reproduce: $(READY)  ## a published row, as ROW=omniglot_5w1s_protonet_cpu; stopped, it continues; ARGS="--seeds 0,1"
