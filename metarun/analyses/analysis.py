@@ -81,7 +81,7 @@ class SourceRun:
     """The run that is analysed: its experiment, under its own settings, and its best checkpoint."""
 
     experiment: Experiment
-    params: Params
+    params: Params  # for test episodes
 
     @functools.cached_property
     def learner(self) -> Algorithm:
@@ -111,20 +111,12 @@ class Context:
 
     def assemble(self, changes: Mapping[str, Any] | None = None) -> Experiment:
         """The experiment under changed settings."""
-        experiment = assemble(self.change_settings(changes or {}), embed=False)  # analyses change images
-        trained, tested = experiment.train_spec.ways, experiment.test_spec.ways
-        fits = not experiment.tested.head or trained == tested
-        require(fits, "algo.train_ways", trained, f"must equal data.ways={tested} for job=analyze")
-        return experiment
+        return assemble(self.change_settings(changes or {}), embed=False)  # analyses change images
 
-    @functools.cached_property
+    @property
     def run(self) -> SourceRun:
         """The run to analyse, assembled once for all cells. Raise `SettingError` if there is none."""
-        source = self.require_source()
-        experiment = self.assemble()
-        params = experiment.initial_params()
-        checkpoint.restore_params(checkpoint.best_of(source), params)
-        return SourceRun(experiment, params)
+        return self.open_for_test(self.require_source().path)
 
     def require_source(self) -> RunFolder:
         """The folder of the run to analyse. Raise `SettingError` if there is none."""

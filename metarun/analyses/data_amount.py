@@ -65,7 +65,7 @@ class DataAmount:
         own = outcome.own_scores
         if self.of == "classes" or own is None:
             evaluator = experiment.evaluator("train", self.tasks, (experiment.tested.test_inner_steps,))
-            own = evaluator(experiment.tested, outcome.params).scores[-1].double()
+            own = evaluator(experiment.tested, experiment.fit_head(outcome.params)).scores[-1].double()
         new, half = mean_and_interval(outcome.new_scores)
         train = float(own.mean())
         gap = train - new if experiment.algorithm.loss.higher_is_better else new - train

@@ -78,7 +78,7 @@ class Sensitivity:
 
     def cells(self, context: Context) -> Sequence[Cell]:
         """A cell a setting; one evaluation yields all of its steps. The run's own settings are always among them."""
-        learner = context.run.experiment.tested
+        learner = context.run.experiment.algorithm
         if not isinstance(learner, GradientLearner):
             raise UserError("analysis=sensitivity: this run's algorithm has no inner loop with a rate to change")
         cells: list[Cell] = [{"inner_lr": learner.inner_lr * f} for f in sorted({1.0, *self.rates})]
@@ -94,7 +94,7 @@ class Sensitivity:
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
         experiment = context.assemble({f"algo.{k}": v for k, v in cell.items()})
-        own: Any = context.run.experiment.tested
+        own: Any = context.run.experiment.algorithm
         learner: Any = experiment.tested
         params = context.run.params
         if "inner_lr" in cell:
@@ -116,7 +116,7 @@ class Sensitivity:
         return tuple(sorted({0, learner.test_inner_steps, *self.steps}))
 
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
-        learner: Any = context.run.experiment.tested
+        learner: Any = context.run.experiment.algorithm
         steps, better = self._reported_steps(learner), learner.loss.higher_is_better
         own = {"inner_lr": learner.inner_lr, "prox": optional(learner, AlgorithmOptions, "prox")}
         at = (*own.values(), learner.test_inner_steps)

@@ -51,7 +51,7 @@ def evaluate_last_weights(experiment: Experiment, run: TrainedRun, tasks: int) -
     params = experiment.initial_params()
     checkpoint.restore_params(run.folder.last, params)
     steps = (experiment.tested.test_inner_steps,)
-    found = experiment.evaluator("test", tasks, steps)(experiment.tested, params)
+    found = experiment.evaluator("test", tasks, steps)(experiment.tested, experiment.fit_head(params))
     new = found.losses[-1].double(), found.scores[-1].double()
     pool, placement, spec = experiment.dataset, experiment.placement, experiment.train_spec
     if not isinstance(pool, TaskPool):

@@ -34,6 +34,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from metarun.algorithms.inner_loop import fit_head
 from metarun.analyses.analysis import Cell, Context, Row, find_row, mask_diverged, require_at_least
 from metarun.analyses.figures import plot_known
 from metarun.config.components import construct
@@ -49,7 +50,7 @@ from metarun.report.figures.drawing import COLOURS, GREY, Drawing, needs_log_sca
 from metarun.report.statistics.paired import compare
 from metarun.storage.text import axis_label, difference_label, display_scale, format_metric
 from metarun.training.evaluation import mean_and_interval
-from metarun.training.experiment import Experiment, build_dataset, build_learner, option_name
+from metarun.training.experiment import Experiment, build_dataset, build_tested, option_name
 
 UNSHIFTED = "none"
 """The name of the row without a shift."""
@@ -59,6 +60,8 @@ CHANGES = tuple(f.name for f in dataclasses.fields(ImageChange))
 CLASSES = ("train", "val", "within_groups", "new_groups", "seen_groups")
 ROW, LEGEND = 0.24, 0.3
 """Heights in the figure, in inches."""
+
+NO_IMAGES = "these data are no images"
 
 
 class Impossible(Exception):
@@ -101,7 +104,10 @@ class TaskShift:
             return {"left_out": str(error)}
         experiment = shift.experiment
         steps = tuple(sorted({0, experiment.tested.test_inner_steps}))
-        found = experiment.evaluator("test", self.tasks, steps)(experiment.tested, context.run.params)
+        params, ways = context.run.params, experiment.test_spec.ways
+        if experiment.tested.head and ways != context.run.experiment.test_spec.ways:  # a head of 0
+            params = fit_head(params, experiment.dataset.outputs(ways))
+        found = experiment.evaluator("test", self.tasks, steps)(experiment.tested, params)
         scores = mask_diverged(found.losses, found.scores)[found.headline].double()
         mean, half = mean_and_interval(scores)
         # A diverged task is as bad as can be, so that half of the tasks must diverge to make the median infinite.
@@ -142,7 +148,11 @@ class TaskShift:
             lines.append(f"largest change for the worse, {worst['shift']}: {change}")
         diverged = [r for r in rows if r.get("not_finite")]
         lines += [f"no mean: {r['shift']} (diverged: {r['not_finite']} of {self.tasks} tasks)" for r in diverged]
-        lines += [f"left out: {r['shift']} ({r['left_out']})" for r in rows if "left_out" in r]
+        by_reason: dict[str, list[str]] = {}
+        for row in rows:
+            if "left_out" in row:
+                by_reason.setdefault(row["left_out"], []).append(row["shift"])
+        lines += [f"left out: {', '.join(names)} ({reason})" for reason, names in by_reason.items()]
         return {
             "metric": loss.metric,
             "tasks": self.tasks,
@@ -152,7 +162,9 @@ class TaskShift:
         }
 
     def draw(self, rows: Sequence[Row], summary: dict[str, Any]) -> Sequence[Drawing]:
-        """One line a shift, the unshifted one first; a row that was left out has its reason in its line."""
+        """One line a shift, the unshifted one first; a row that was left out has its reason in its line, but shifts of
+        images have none where there are no images."""
+        rows = [row for row in rows if row.get("left_out") != NO_IMAGES]
         metric, height = summary["metric"], 0.95 + LEGEND + ROW * len(rows)
         drawn = Figure(figsize=(9.2, height))
         foot, top = (0.5 + LEGEND) / height, 1 - 0.3 / height
@@ -197,10 +209,12 @@ def apply_shift(experiment: Experiment, changes: Mapping[str, Any], name: str) -
         dataset = shifts.ShiftedDataset(dataset, _shift_episodes(experiment, others, name))
     spec, learner = experiment.test_spec._replace(**sizes), experiment.tested
     if spec.ways != experiment.test_spec.ways:
-        ways = experiment.test_spec.ways
-        if learner.head and dataset.outputs(spec.ways) != dataset.outputs(ways):
-            raise Impossible(f"the network has one output per class, so it keeps to {ways} ways")
-        learner = build_learner(experiment.config, dataset, spec.ways)
+        try:
+            learner = build_tested(experiment.config, dataset, experiment.train_spec.ways, spec.ways)
+        except SettingError as error:
+            raise Impossible(
+                f"the network has one output per class, so it keeps to {experiment.test_spec.ways} ways"
+            ) from error
     try:
         dataset.check("test", spec)
     except SettingError as error:
@@ -221,6 +235,8 @@ def _shift_episodes(experiment: Experiment, changes: Mapping[str, Any], name: st
         config = experiment.config
         valid = [k for k in config.data if k not in (*EPISODE_SIZE, "_target_")]
         for key in settings:
+            if key not in valid and key in (*CHANGES, "classes") and data.kind == "classification":
+                raise Impossible(NO_IMAGES)
             if key not in valid:
                 choices = nearest(key, (*valid, *SIZES, *of_images))
                 raise UserError(f"{name}.{key}: no such shift of these data, {choices}")

@@ -207,7 +207,7 @@ def assemble(config: Config, own: OwnParts = NO_PARTS, embed: bool = True) -> Ex
     return limit_chunk(experiment, params) if counted else experiment
 
 
-def build_tested(config: Config, dataset: Dataset, train_ways: int, ways: int, own: OwnParts) -> Algorithm:
+def build_tested(config: Config, dataset: Dataset, train_ways: int, ways: int, own: OwnParts = NO_PARTS) -> Algorithm:
     """The learner of tasks with `ways` classes, trained with `train_ways`."""
     learner = build_learner(config, dataset, ways, own)
     fits = not learner.head or dataset.outputs(train_ways) == dataset.outputs(ways)

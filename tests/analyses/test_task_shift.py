@@ -66,7 +66,7 @@ def test_a_network_with_a_head_keeps_its_ways_and_the_row_has_the_reason(
         "shift": "ways_20",
         "left_out": "the network has one output per class, so it keeps to 2 ways",
     }
-    assert "left out: ways_20 (the network" in capsys.readouterr().out
+    assert "ways_20 (the network" in capsys.readouterr().out
     assert by_name["blurred"]["mean"] is not None
 
 
@@ -144,3 +144,13 @@ def test_wrong_changes_of_images_are_refused_in_one_line(protonet: Run) -> None:
     assert message({"rotate": "left"}) == "mine.rotate=left: must be a number"
     assert message({"classes": "dogs"}).startswith("mine.classes=dogs: choices: train, val, within_groups")
     assert "no inner loop" in refusal(lambda: analyse(protonet, "sensitivity"))
+
+
+def test_data_without_images_have_the_shifts_of_size_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    label = np.repeat(np.arange(30), 12)
+    file = folder / "points.npz"
+    np.savez(file, x=np.random.default_rng(0).normal(size=(360, 3)) + label[:, None], label=label)
+    run = train(folder / "arrays", "algo=protonet", "data=arrays", f"data.file={file}", "data.ways=2", "data.queries=2")
+    _, rows, _ = analyse(run, "task_shift", "analysis.tasks=3")
+    assert [r["shift"] for r in rows if "left_out" not in r] == ["none", "shots_1"]
+    assert "left out: training_classes, validation_classes" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,34 @@ def test_where_the_numbers_must_be_equal_a_line_gives_the_reason(tmp_path: Path)
         "algo.train_ways=4: must equal data.ways=2: this algorithm's network has one output per class, "
         "whose weights are learned; algo.zero_head=true learns none"
     )
-    run = metarun.run(metarun.compose(["algo=maml", *words]), tmp_path / "run").folder
-    expected = "algo.train_ways=4: must equal data.ways=2 for job=analyze"
-    assert refusal("job=analyze", f"run={run}", "analysis=support_resampling") == expected
+
+
+SIZES = {
+    "implicit_cost": ["analysis.prox=1", "analysis.inner_steps=[1,2]", "analysis.tasks=2", "analysis.repeats=1"],
+    "information": ["analysis.shots=[1,2]", "analysis.tasks=10"],
+    "label_order": ["analysis.tasks=4", "analysis.orders=2"],
+    "replace_one": ["analysis.pools=[6]", "analysis.replaced=1", "analysis.tasks=10"],
+    "sensitivity": ["analysis.tasks=12", "analysis.rates=[0.5]", "analysis.steps=[1]"],
+    "stability_map": ["analysis.rates=[0.5,1]", "analysis.steps=[1]", "analysis.seeds=1", "analysis.train_steps=2"],
+    "support_resampling": ["analysis.tasks=3", "analysis.draws=2"],
+    "task_diversity": ["analysis.tasks=4"],
+    "task_shift": ["analysis.tasks=12", "+analysis.classification.more_ways={ways: 4}"],
+}
+
+
+@pytest.mark.parametrize("algo", ["maml", "imaml"])
+def test_analyses_use_the_learner_of_the_test(algo: str, tmp_path: Path) -> None:
+    """Each analysis of a run that trained on four classes and is tested on two; where one measures what the test has
+    measured, it finds the same."""
+    label = np.repeat(np.arange(24), 12)
+    np.savez(tmp_path / "blobs.npz", x=np.random.default_rng(0).normal(size=(288, 3)) + label[:, None], label=label)
+    words = ["data=arrays", f"data.file={tmp_path / 'blobs.npz'}", *MORE_WAYS, *SHORT]
+    result = metarun.run(metarun.compose([f"algo={algo}", *words, "algo.test_inner_steps=2"]), tmp_path / "run")
+    found = {}
+    for name, sizes in SIZES.items():
+        config = metarun.compose(["job=analyze", f"run={result.folder}", f"analysis={name}", "report=false", *sizes])
+        found[name] = metarun.run(config)
+    assert found["sensitivity"].summary["tuned"]["value"] == pytest.approx(result.summary["mean"], rel=1e-6)
+    rows = [json.loads(line) for line in (found["task_shift"].folder / "results.jsonl").read_text().splitlines()]
+    assert rows[0]["mean"] == pytest.approx(result.summary["mean"], rel=1e-6)
+    assert "left_out" not in next(row for row in rows if row["shift"] == "more_ways")
