@@ -108,22 +108,23 @@ def errors(axes: Axes, runs: dict[str, Path], styles: dict[str, tuple[str, str]]
 
 
 def returns(runs: dict[str, Path]) -> None:
-    """Validation return of each group of runs: the mean over seeds, and their range; a panel for each reward."""
-    by_reward: dict[str, dict[str, list[Path]]] = {}
+    """Validation return of each group of runs: the mean over seeds, and their range; a panel for each robot and
+    reward."""
+    by_robot: dict[tuple[str, str], dict[str, list[Path]]] = {}
     for name, run in runs.items():
-        reward = json.loads((run / "summary.json").read_text(encoding="utf-8"))["reward"]
-        by_reward.setdefault(reward, {}).setdefault(name.rpartition("/")[0] or name, []).append(run)
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        groups = by_robot.setdefault((summary["data"], summary["reward"]), {})
+        groups.setdefault(name.rpartition("/")[0] or name, []).append(run)
     figure, panels = plt.subplots(
-        1, len(by_reward), figsize=(4.6 * len(by_reward), 3.8), layout="constrained", squeeze=False
+        1, len(by_robot), figsize=(4.6 * len(by_robot), 3.8), layout="constrained", squeeze=False
     )
-    for axes, (reward, groups) in zip(panels[0], by_reward.items(), strict=True):
+    for axes, ((robot, reward), groups) in zip(panels[0], by_robot.items(), strict=True):
         returned(axes, groups)
-        axes.set(
-            xlabel="environment steps, thousands", ylabel="validation return", title=f"point robot, {reward} reward"
-        )
+        title = f"point robot, {reward} reward" if robot == "point_robot" else robot
+        axes.set(xlabel="environment steps, thousands", ylabel="validation return", title=title)
         axes.legend(frameon=False, fontsize=8)
         axes.grid(alpha=0.3)
-    save(figure, "returns.png")
+    save(figure, "returns.png" if any(robot == "point_robot" for robot, _ in by_robot) else "returns_halfcheetah.png")
 
 
 def returned(axes: Axes, groups: dict[str, list[Path]]) -> None:
@@ -132,7 +133,8 @@ def returned(axes: Axes, groups: dict[str, list[Path]]) -> None:
         shared = sorted(set(x).intersection(*curves))
         values = [[curve[step] for curve in curves] for step in shared]
         thousands = [x[step] / 1000 for step in shared]
-        axes.plot(thousands, [sum(v) / len(v) for v in values], color=colour, label=f"{name}, {len(members)} seeds")
+        label = f"{name}, {len(members)} seeds" if len(members) > 1 else name
+        axes.plot(thousands, [sum(v) / len(v) for v in values], color=colour, label=label)
         axes.fill_between(thousands, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2, lw=0)
 
 
