@@ -13,8 +13,10 @@ delay_compiler()
 """
 DIFFERENTIATES = """
 slope = torch.func.grad(lambda x: torch.func.grad(torch.sin)(x))(torch.tensor(0.5))
-torch.testing.assert_close(slope, -torch.tensor(0.5).sin())
-assert "torch._dynamo" not in sys.modules
+assert abs(slope + torch.tensor(0.5).sin()) < 1e-6
+_, pullback = torch.func.vjp(torch.sin, torch.tensor([0.5]))
+assert abs(pullback(torch.ones(1))[0] - torch.tensor(0.5).cos()) < 1e-6
+assert not {"torch._dynamo", "sympy"} & set(sys.modules)
 """
 COMPILES = """
 import types
@@ -23,6 +25,8 @@ compiled = torch.compile(torch.func.grad(torch.sin), backend="eager")
 torch.testing.assert_close(compiled(torch.tensor(0.5)), torch.tensor(0.5).cos())
 assert isinstance(torch._dynamo, types.ModuleType)
 assert torch._dynamo.compiled_autograd._disable is not None
+from torch.fx.experimental import symbolic_shapes
+assert symbolic_shapes.ShapeEnv.__module__ == symbolic_shapes.sym_eq.__module__ == symbolic_shapes.__name__
 before = torch._dynamo
 delay_compiler()
 assert torch._dynamo is before
@@ -31,6 +35,23 @@ ASKS = """
 assert callable(torch._dynamo.graph_break)
 assert callable(torch._dynamo.compiled_autograd.reset)
 assert "torch._dynamo" in sys.modules
+"""
+SHAPES = """
+from torch.fx.experimental.symbolic_shapes import expect_true, sym_eq
+assert expect_true(sym_eq(torch.Size([2, 3]), torch.Size([2, 3])))
+assert not expect_true(sym_eq(torch.Size([2, 3]), torch.Size([3, 2])))
+assert "sympy" not in sys.modules
+out = torch.ones(2, requires_grad=True) * 2
+try:
+    torch.autograd.grad(out, out, torch.ones(3))
+except RuntimeError as error:
+    assert "Mismatch in shape" in str(error)
+else:
+    raise AssertionError("no error")
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, sym_eq as own
+assert own([2], [2]) and sym_eq([2], [2]) and ShapeEnv.__module__ == "torch.fx.experimental.symbolic_shapes"
+from torch.fx.experimental.symbolic_shapes import sym_eq as real
+assert real.__module__ == ShapeEnv.__module__
 """
 
 
@@ -45,3 +66,7 @@ def test_derivatives_do_without_the_compiler_until_something_is_compiled() -> No
 
 def test_whoever_asks_for_the_compiler_gets_it() -> None:
     run(ASKS)
+
+
+def test_shapes_are_compared_without_sympy_until_more_is_asked_for() -> None:
+    run(SHAPES)
