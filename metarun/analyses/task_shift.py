@@ -78,7 +78,7 @@ class TaskShift:
     tasks: int  # test episodes
     regression: dict[str, dict[str, Any]]  # name of a shift -> what it changes
     classification: dict[str, dict[str, Any]]
-    by_data: dict[str, Any] = field(default_factory=dict)  # name of a data set -> shifts in place of its kind's
+    by_data: dict[str, Any] = field(default_factory=dict)  # name of a data set -> its shifts beside those of its kind
 
     def __post_init__(self) -> None:
         require_at_least(self, tasks=2)
@@ -89,9 +89,9 @@ class TaskShift:
         """The row without a shift first, as the differences are to it; without shifts that change nothing here. Wrong
         settings are refused before anything is measured."""
         experiment = context.run.experiment
-        _, choices = self._find_shifts(experiment)
         sizes = {key: getattr(experiment.test_spec, key) for key in SIZES}
-        names = [name for name, changes in choices.items() if not changes.items() <= sizes.items()]
+        found = self._find_shifts(experiment)
+        names = [name for name, (_, changes) in found.items() if not changes.items() <= sizes.items()]
         for name in names:
             with contextlib.suppress(Impossible):
                 self._apply(experiment, name)
@@ -127,16 +127,17 @@ class TaskShift:
         row |= {"difference": pairs.difference, "half_difference": pairs.half if shift.paired else pairs.unpaired_half}
         return row | {"paired": shift.paired} | ({"better_on": pairs.wins} if shift.paired else {})
 
-    def _find_shifts(self, experiment: Experiment) -> tuple[str, Mapping[str, Any]]:
-        """The shifts for the run's data, and the key of their setting."""
+    def _find_shifts(self, experiment: Experiment) -> dict[str, tuple[str, Any]]:
+        """The shifts for the run's data: each with the key of its setting."""
         data, kind = option_name("data", experiment.config), experiment.dataset.kind
-        if data in self.by_data:
-            return f"analysis.by_data.{data}", self.by_data[data]
-        return f"analysis.{kind}", getattr(self, kind)
+        groups = {f"analysis.by_data.{data}": self.by_data.get(data, {}), f"analysis.{kind}": getattr(self, kind)}
+        return {name: (f"{key}.{name}", group[name]) for key, group in groups.items() for name in group}
 
     def _apply(self, experiment: Experiment, name: str) -> Shift:
-        key, choices = self._find_shifts(experiment)
-        return apply_shift(experiment, {} if name == UNSHIFTED else choices[name], f"{key}.{name}")
+        if name == UNSHIFTED:
+            return apply_shift(experiment, {}, name)
+        key, changes = self._find_shifts(experiment)[name]
+        return apply_shift(experiment, changes, key)
 
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
         loss = context.run.experiment.tested.loss
@@ -145,7 +146,9 @@ class TaskShift:
         lines = [f"without a shift: {format_metric(loss.metric, rows[0]['mean'], rows[0]['half'])}"]
         if worst:
             change = format_metric(loss.metric, worst["difference"], worst["half_difference"])
-            lines.append(f"largest change for the worse, {worst['shift']}: {change}")
+            worse = worst["difference"] < 0 if loss.higher_is_better else worst["difference"] > 0
+            kind = "largest change for the worse" if worse else "no change for the worse; the smallest for the better"
+            lines.append(f"{kind}, {worst['shift']}: {change}")
         diverged = [r for r in rows if r.get("not_finite")]
         lines += [f"no mean: {r['shift']} (diverged: {r['not_finite']} of {self.tasks} tasks)" for r in diverged]
         by_reason: dict[str, list[str]] = {}

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-
 SHAPES = "torch.fx.experimental.symbolic_shapes"
 
 

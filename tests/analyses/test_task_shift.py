@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,10 @@ def test_shifts_that_no_run_could_have_are_refused_in_one_line(points: Run) -> N
     assert message({"shots": 0}) == "mine.shots=0: must be a whole number of at least 1"
     assert message({"rotate": 15}).startswith("mine.rotate: no such shift of these data, choices: amplitude")
     assert message({"classes": "train"}).startswith("mine.classes: no such shift of these data")
-    whole = refusal(lambda: analyse(points, "task_shift", "+analysis.regression.mine={amplitud:[1,2]}"))
-    assert whole.startswith("analysis.regression.mine.amplitud: no such shift")
+    settings = {name: f"+analysis.{name}.mine={{amplitud:[1,2]}}" for name in ("regression", "by_data.sinusoid")}
+    for name, setting in settings.items():
+        whole = refusal(partial(analyse, points, "task_shift", setting))
+        assert whole.startswith(f"analysis.{name}.mine.amplitud: no such shift")
 
 
 def test_wrong_changes_of_images_are_refused_in_one_line(protonet: Run) -> None:
