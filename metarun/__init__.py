@@ -70,7 +70,7 @@ def run(
     Args:
         config: settings, of `compose`.
         folder: the run folder, made if it is not there. None: the folder of a run that `resume=` names, or else a new
-            one, outputs/DATE/TIME-ALGO-DATA.
+            one, outputs/DATE/TIME-ALGO-DATA. The analysis of a run writes to RUN/analyses/NAME, `result.folder`.
         model: a network of yours in place of `config.model`: a `torch.nn.Module` or a `metarun.types.Model`.
         dataset: a data set of yours in place of `config.data` (`metarun.types.Dataset`); the sizes of the episodes
             remain settings (`data.shots`, ...).
