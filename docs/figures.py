@@ -3,6 +3,7 @@
 python docs/figures.py sinusoid RUN [NAME=RUN ...]     one panel of learning, one of adaptation
 python docs/figures.py images NAME/WHICH=RUN [...]   validation error against minutes, a panel for each size of tasks;
     the file has the name of the data set
+python docs/figures.py rows DATA   test error of every row of docs/results.json on these data, beside the papers
 python docs/figures.py returns NAME/WHICH=RUN [...]   return against environment steps, a line for each NAME
 python docs/figures.py likelihood NAME=RUN [NAME=RUN ...]   log-likelihood against minutes, beside the exact posterior
 python docs/figures.py functions NAME=RUN [NAME=RUN ...]   predicted functions of three test tasks, a row each
@@ -89,6 +90,44 @@ def images(runs: dict[str, Path]) -> None:
         axes.set(xlabel="minutes of training", title=f"{data}, {size}")
     panels[0][0].set_ylabel("validation error, %")
     save(figure, f"{data}.png")
+
+
+def rows(data: str) -> None:
+    """A panel for each size of tasks, a line for each learner: test error with its interval, and the paper's."""
+    records = json.loads((IMAGES.parent / "results.json").read_text(encoding="utf-8"))
+    found = [r for r in records if r["data"] == data and r["metric"] == "accuracy"]
+    learners: dict[tuple[int, int], set[str]] = {}
+    for r in found:
+        learners.setdefault((r["ways"], r["shots"]), set()).add(r["algo"])
+    sizes = [size for size in sorted(learners) if len(learners[size]) > 2]
+    names = sorted({learner(r) for r in found}, reverse=True)
+    figure, panels = plt.subplots(
+        1, len(sizes), figsize=(1.4 + 2.6 * len(sizes), 1.0 + 0.2 * len(names)), layout="constrained", sharey=True
+    )
+    for axes, (ways, shots) in zip(panels, sizes, strict=True):
+        for r in (r for r in found if (r["ways"], r["shots"]) == (ways, shots)):
+            at, error, paper = names.index(learner(r)), 100 * (1 - r["mean"]), (r.get("published") or {}).get("value")
+            axes.errorbar(error, at, xerr=100 * r["ci95"], color=COLOURS[0], marker="o", ms=4, capsize=2)
+            axes.plot(
+                error if paper is None else 100 - paper, at, "D", color=COLOURS[1], mfc="none", ms=6 if paper else 0
+            )
+        axes.set_ylim(-0.7, len(names) - 0.3)
+        low, high = axes.get_xlim()
+        if high > 4 * max(low, 0):
+            axes.set_xscale("log")
+            for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+                formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "125" else "")
+        axes.set(xlabel="test error, %", title=f"{ways}-way {shots}-shot")
+        axes.grid(alpha=0.3, which="both")
+    panels[0].set_yticks(range(len(names)), names)
+    ours = panels[0].plot([], [], color=COLOURS[0], marker="o", ms=4, label="metarun, 95 % interval of a seed")
+    papers = panels[0].plot([], [], "D", color=COLOURS[1], mfc="none", ms=6, label="published, after longer training")
+    figure.legend(handles=[*ours, *papers], loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    save(figure, f"{data}_rows.png")
+
+
+def learner(record: dict[str, Any]) -> str:
+    return record["algo"] + (", not transductive" if record["norm"] == "joined" else "")
 
 
 def errors(axes: Axes, runs: dict[str, Path], styles: dict[str, tuple[str, str]]) -> None:
@@ -210,4 +249,7 @@ if __name__ == "__main__":
         "completion": completion,
         "stability": stability,
     }
-    commands[sys.argv[1]](named(sys.argv[2:]))
+    if sys.argv[1] == "rows":
+        rows(sys.argv[2])
+    else:
+        commands[sys.argv[1]](named(sys.argv[2:]))
