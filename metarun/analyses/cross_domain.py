@@ -123,8 +123,7 @@ class CrossDomain:
                     runs[folder] = context.open_for_test(folder, first.experiment.test_spec)
                 except UserError as error:
                     raise UserError(f"analysis.others={folder}: {error}") from error
-        names = [path.name for path in runs]
-        return {path.name if names.count(path.name) == 1 else str(path): run for path, run in runs.items()}
+        return dict(zip(name_apart(list(runs)), runs.values(), strict=True))
 
     def _open_data(self, name: str, run: SourceRun, first: SourceRun, cell: Cell) -> tuple[Dataset, str]:
         """The data set of a cell with the inputs of a run, and what that changes of its own settings."""
@@ -245,6 +244,19 @@ def _label(row: Row) -> str:
     return plain(
         row.get("run") or (f"{row['data']}, the run's" if row["own"] else row["data"]), 32 if "run" in row else 26
     )
+
+
+def name_apart(folders: Sequence[Path]) -> list[str]:
+    """Return their names, or where two are the same what is left of the paths without the ends that all share."""
+    names = [folder.name for folder in folders]
+    if len(set(names)) == len(names):
+        return names
+    parts = [[*folder.absolute().parts] for folder in folders]
+    for end in (0, -1):
+        while all(len(p) > 1 for p in parts) and len({p[end] for p in parts}) == 1:
+            for p in parts:
+                del p[end]
+    return ["/".join(p) for p in parts]
 
 
 def _by_set(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 import metarun
 from metarun.analyses.analysis import Context
+from metarun.analyses.cross_domain import name_apart
 from metarun.jobs.train import train_job
 from metarun.storage.run_folder import RunFolder
 from metarun.training.experiment import build_dataset
@@ -202,3 +203,10 @@ def test_runs_of_functions_are_compared_where_their_inputs_and_metrics_are_alike
 )
 def test_wrong_sets_are_refused_in_one_line_before_anything_is_measured(protonet: Run, sets: str, message: str) -> None:
     assert refusal(lambda: analyse(protonet, "cross_domain", f"analysis.sets={sets}")).startswith(message)
+
+
+def test_folders_of_the_same_name_are_told_apart_by_what_differs() -> None:
+    seeds = [Path("/rows/maml/seed0"), Path("/rows/anil/seed0")]
+    assert name_apart(seeds) == ["maml", "anil"]
+    assert name_apart([*seeds, Path("/rows/maml/seed1")]) == ["maml/seed0", "anil/seed0", "maml/seed1"]
+    assert name_apart([Path("a/1"), Path("b/2")]) == ["1", "2"]
