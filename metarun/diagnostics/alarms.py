@@ -10,7 +10,8 @@ loss_spike           log loss - median > max(`spike` * MAD, log 2), of the logar
                      losses of random tasks are skewed; the doubling and the tenth, because a window may be calm by luck
 lost_progress        the mean error of training tasks over w records is above the least such mean over p records so far
                      by more than `lost` * (error of chance - that least) and 6 standard errors: it learned, and forgot.
-                     Not judged while no validation was better than chance: the least of noisy records is below them
+                     Not judged while no validation was better than chance: the least of noisy records is below them;
+                     nor in a mixture of data sets, where the least is that of records of the easiest set
 stuck_at_chance      p validations in a row whose error >= chance - max(95 % interval, `chance` * chance), the last of
                      which is not better than the first by `chance` * chance
 no_adaptation        mean of L_0 - L_K over w records <= `no_gain` * mean of L_0
@@ -62,6 +63,7 @@ class Baseline(NamedTuple):
     as_hard: bool = True  # whether training tasks have no more shots and no fewer ways than validation tasks
     best: float = 1.0  # error = best - metric if higher is better
     signed: bool = False  # whether loss and error are logarithms, and may be below 0
+    mixed: bool = False  # whether a step's tasks come from one or another of several sets, with errors of their own
 
     def error(self, score: float) -> float:
         """The error of a value of the metric, and the other way round."""
@@ -182,7 +184,7 @@ def lost_progress(history: History) -> str:
     mean, standard_error = history.training_error(limits.window)
     least, chance = history.least_error, run.error(run.chance.score)
     rise = max(limits.lost * (chance - least), SURE * standard_error)
-    if history.learned is False or not math.isfinite(run.chance.loss) or not mean - least > rise:
+    if run.mixed or history.learned is False or not math.isfinite(run.chance.loss) or not mean - least > rise:
         return ""
     now, before = (run.error(error) if run.higher_is_better else error for error in (mean, least))
     records = count_nouns(limits.window, "record")

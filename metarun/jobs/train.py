@@ -290,8 +290,10 @@ def build_alarms(experiment: Experiment, record: RunFolder) -> Alarms:
         spec = spec._replace(ways=experiment.dataset.numbered()[1])  # type: ignore[attr-defined]
     chance = chance_level(experiment.dataset, loss, spec, val, config.val.tasks, EPISODE_SEED)
     as_hard = spec.shots <= val.shots and spec.ways >= val.ways and math.isfinite(chance.loss)
+    mixed = optional(experiment.dataset, DatasetOptions, "task_sets") is not None
     alarms = Alarms(
-        config.diagnostics, Baseline(chance, loss.metric, loss.higher_is_better, as_hard, loss.best, loss.signed)
+        config.diagnostics,
+        Baseline(chance, loss.metric, loss.higher_is_better, as_hard, loss.best, loss.signed, mixed),
     )
     for kept in record.read_records() if config.resume else ():
         alarms.observe(kept["kind"], kept["step"], kept)

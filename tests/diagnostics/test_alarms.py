@@ -140,6 +140,12 @@ def test_progress_is_not_lost_by_chance() -> None:
     assert train(*accuracies(*(1.0,) * 5, *(0.4, 0.6) * 20)) == {"lost_progress": 24}
 
 
+def test_a_mixture_loses_no_progress_when_fewer_tasks_of_its_easiest_set_are_drawn() -> None:
+    records = accuracies(*(0.9,) * 5, *(0.3,) * 20)
+    assert "lost_progress" in train(*records)
+    assert train(*records, run=FIVE_WAYS._replace(mixed=True)) == {}
+
+
 def test_losses_of_actor_and_critics_lose_no_progress() -> None:
     acting = Baseline(Chance(0.0, math.inf), "return", higher_is_better=True, best=0.0)
     assert train(*({"return": value} for value in (*(9.0,) * 5, *(1.0,) * 30)), run=acting) == {}
