@@ -128,9 +128,9 @@ class TaskShift:
         return row | {"paired": shift.paired} | ({"better_on": pairs.wins} if shift.paired else {})
 
     def _find_shifts(self, experiment: Experiment) -> dict[str, tuple[str, Any]]:
-        """The shifts for the run's data: each with the key of its setting."""
+        """The shifts for the run's data, each with the key of its setting; of one name, that of the data set."""
         data, kind = option_name("data", experiment.config), experiment.dataset.kind
-        groups = {f"analysis.by_data.{data}": self.by_data.get(data, {}), f"analysis.{kind}": getattr(self, kind)}
+        groups = {f"analysis.{kind}": getattr(self, kind), f"analysis.by_data.{data}": self.by_data.get(data, {})}
         return {name: (f"{key}.{name}", group[name]) for key, group in groups.items() for name in group}
 
     def _apply(self, experiment: Experiment, name: str) -> Shift:
