@@ -14,6 +14,7 @@ should reach similar losses. They take turns, each in a process of its own.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -96,6 +97,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
+    for needed in ("jax", "optax"):
+        if importlib.util.find_spec(needed) is None:
+            parser.error(f"{needed} is not installed (extra bench)")
     print("| inner steps | metarun, ms a step | JAX scan, ms a step | JAX / metarun | losses |\n|---|---|---|---|---|")
     for inner_steps in (1, 5):
         rounds = []

@@ -108,9 +108,8 @@ def rows(data: str) -> None:
         for r in (r for r in found if (r["ways"], r["shots"]) == (ways, shots)):
             at, error, paper = names.index(learner(r)), 100 * (1 - r["mean"]), (r.get("published") or {}).get("value")
             axes.errorbar(error, at, xerr=100 * r["ci95"], color=COLOURS[0], marker="o", ms=4, capsize=2)
-            axes.plot(
-                error if paper is None else 100 - paper, at, "D", color=COLOURS[1], mfc="none", ms=6 if paper else 0
-            )
+            if paper is not None:
+                axes.plot(100 - paper, at, "D", color=COLOURS[1], mfc="none", ms=6)
         axes.set_ylim(-0.7, len(names) - 0.3)
         low, high = axes.get_xlim()
         if high > 4 * max(low, 0):
