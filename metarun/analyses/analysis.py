@@ -58,9 +58,9 @@ class Analysis(Protocol):
         """The figures of the table; the first is saved as figure.png, the others by their names."""
 
 
-TrainRun = Callable[..., Any]
-"""`train_job(config, folder, quiet=True)` of jobs/train.py: train a run in a folder, from the start or from where it
-stopped, and test it. Analyses are below jobs and do not import them, so job=analyze passes this function in."""
+TrainRuns = Callable[[Sequence[Any], Sequence[int]], Sequence[Any]]
+"""`train_runs` of jobs/train_together.py: train runs in their folders, each from the start or from where it stopped,
+and test them. Analyses are below jobs and do not import them, so job=analyze passes this function in."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class TrainedRun:
 
     summary: dict[str, Any]
     folder: RunFolder
-    cpu_seconds: float | None = None  # of training and test; None if the run was stopped and continued
+    cpu_seconds: float | None = None  # of training and test, its share of runs side by side; None if it was stopped
 
     @property
     def diverged(self) -> bool:
@@ -97,7 +97,7 @@ class Context:
     config: Config
     source: RunFolder | None  # of the run to analyse; None if there are settings only
     folder: Path  # of the analysis
-    train_run: TrainRun
+    train_runs: TrainRuns
     opened: dict[Path, SourceRun] = dataclasses.field(default_factory=dict)  # by `open_for_test`
 
     def change_settings(self, changes: Mapping[str, Any]) -> Config:
@@ -142,23 +142,32 @@ class Context:
     def train(self, name: str, changes: Mapping[str, Any]) -> TrainedRun:
         """Train a run with changed settings in runs/NAME, or continue it, or read it if it is finished. It starts from
         new weights, not from those of the run to analyse."""
-        folder = RunFolder(self.folder / "runs" / name)
-        config = self.change_settings(changes)
-        summary = folder.read_summary()
-        if summary.get("status") not in FINAL:
+        return self.train_one_of({name: changes}, name)
+
+    def train_all(self, group: Mapping[str, Mapping[str, Any]]) -> dict[str, TrainedRun]:
+        """The same for several runs, name -> changed settings: side by side where they differ in seeds and pools of
+        tasks alone and their steps are small."""
+        self._train(group, range(len(group)))
+        return {name: _read_trained(self._folder_of(name)) for name in group}
+
+    def train_one_of(self, group: Mapping[str, Mapping[str, Any]], name: str) -> TrainedRun:
+        """The run NAME of a group. The others, which will be asked for as well, are trained beside it if they can."""
+        self._train(group, [list(group).index(name)])
+        return _read_trained(self._folder_of(name))
+
+    def _folder_of(self, name: str) -> RunFolder:
+        return RunFolder(self.folder / "runs" / name)
+
+    def _train(self, group: Mapping[str, Mapping[str, Any]], wanted: Sequence[int]) -> None:
+        """Call `train_runs` for those of a group that have not ended."""
+        slots: list[tuple[Config, RunFolder] | None] = []
+        for name, changed in group.items():
+            folder = self._folder_of(name)
+            config = self.change_settings(changed)
             config.resume = str(folder.path) if folder.has_checkpoint() else None
-            start = time.process_time()
-            result = self.train_run(config, folder, quiet=True)
-            if result.status == "interrupted":
-                raise KeyboardInterrupt
-            if not config.resume:
-                folder.write_json("cost.json", {"cpu_seconds": time.process_time() - start})
-            summary = result.summary
-        try:
-            seconds = json.loads((folder.path / "cost.json").read_text(encoding="utf-8"))["cpu_seconds"]
-        except (OSError, ValueError, KeyError, TypeError):
-            seconds = None
-        return TrainedRun(summary, folder, seconds)
+            slots.append(None if folder.read_summary().get("status") in FINAL else (config, folder))
+        if any(result.status == "interrupted" for result in self.train_runs(slots, wanted)):
+            raise KeyboardInterrupt
 
     def read_rows(self) -> list[Row]:
         """The rows of results.jsonl, without lines that are damaged or cut off."""
@@ -171,6 +180,14 @@ class Context:
             with contextlib.suppress(ValueError):
                 rows.append(json.loads(line))
         return [row for row in rows if isinstance(row, dict)]
+
+
+def _read_trained(folder: RunFolder) -> TrainedRun:
+    try:
+        seconds = json.loads((folder.path / "cost.json").read_text(encoding="utf-8"))["cpu_seconds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        seconds = None
+    return TrainedRun(folder.read_summary(), folder, seconds)
 
 
 def resize_test(config: Config, size: EpisodeSpec) -> Config:

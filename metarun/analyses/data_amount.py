@@ -58,7 +58,9 @@ class DataAmount:
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
         changes = self._changes(context, cell["amount"], cell["seed"])
         experiment = context.assemble(changes)
-        run = context.train(f"{self.of}-{cell['amount']}-seed-{cell['seed']}", changes)
+        cells = [(n, s) for n in self.amounts for s in range(self.seeds)]
+        runs = {f"{self.of}-{n}-seed-{s}": self._changes(context, n, s) for n, s in cells}
+        run = context.train_one_of(runs, f"{self.of}-{cell['amount']}-seed-{cell['seed']}")
         outcome = evaluate_last_weights(experiment, run, self.tasks)
         if outcome is None:
             return {"diverged": True}

@@ -60,7 +60,8 @@ class InformationBound:
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
         changes = self.changes(cell["draw"])
         experiment = context.assemble(changes)
-        run = context.train(f"draw-{cell['draw']}", changes)
+        runs = {f"draw-{draw}": self.changes(draw) for draw in range(self.draws)}
+        run = context.train_one_of(runs, f"draw-{cell['draw']}")
         failed = self.failures(experiment, run)  # [2, n, M]
         pool: Any = experiment.dataset
         chosen = pool.substituted()

@@ -11,7 +11,8 @@ median, which a few test tasks whose adaptation blows up do not move, and `chang
     Hessian products     K for gradients through the inner loop, 0 for first-order ones; the steps of conjugate gradient
                          for the implicit ones
     cpu_seconds          of this process for one training with its validation and test; the median over the trainings,
-                         so that a compilation is left out. Those that diverged or were stopped have none
+                         so that a compilation is left out. Those that diverged or were stopped have none. Trainings
+                         side by side have their share, which is less: device.side_by_side=off gives that of one alone
 
 Symbols: K `inner_steps`, lambda `prox`. Intervals over seeds are Student's.
 """
@@ -95,7 +96,8 @@ class InnerLoops:
         replaced = {f"replaced-{i}": {"train.pool_replaced": i} for i in choose_replaced(self.replaced, self.pool)}
         kinds: dict[str, dict[str, Any]] = {"base": {}, **replaced, "floor": {"seed": cell["seed"] + FLOOR_SEED}}
         stem = f"{_folder_name(variant['name'])}-seed-{cell['seed']}"
-        runs = {kind: context.train(f"{stem}-{kind}", changes | more) for kind, more in kinds.items()}
+        trained = context.train_all({f"{stem}-{kind}": changes | more for kind, more in kinds.items()})
+        runs = dict(zip(kinds, trained.values(), strict=True))
         outcomes = {kind: evaluate_last_weights(experiment, run, self.tasks) for kind, run in runs.items()}
         base = outcomes["base"]
         row: dict[str, Any] = {"runs": len(runs), "diverged": sum(r.diverged for r in runs.values())}

@@ -53,14 +53,13 @@ class ReplaceOne:
         return cells
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
-        changes = {"train.pool": cell["pool"], "train.pool_replaced": None}
-        more: dict[str, Any] = {"train.pool_replaced": cell["task"]}
-        if cell["run"] == SEED:
-            more = {"seed": context.config.seed + 1}
-        name = f"pool-{cell['pool']}"
-        base_run = context.train(f"{name}-base", changes)
+        name, changes = f"pool-{cell['pool']}", {"train.pool": cell["pool"], "train.pool_replaced": None}
+        group: dict[str, dict[str, Any]] = {f"{name}-base": changes, f"{name}-{AGAIN}": changes}
+        group[f"{name}-{SEED}"] = changes | {"seed": context.config.seed + 1}
+        for i in choose_replaced(self.replaced, cell["pool"]):
+            group[f"{name}-{REPLACED}-{i}"] = changes | {"train.pool_replaced": i}
         ending = "" if cell["task"] is None else f"-{cell['task']}"
-        run = context.train(f"{name}-{cell['run']}{ending}", changes | more)
+        base_run, run = (context.train_one_of(group, f"{name}-{which}") for which in ("base", f"{cell['run']}{ending}"))
         experiment = context.assemble(changes)
         base, other = (evaluate_last_weights(experiment, r, self.tasks) for r in (base_run, run))
         row = {"diverged": run.diverged, **compare_outcomes(base, other)}

@@ -54,7 +54,10 @@ class Seeds:
         return [{"seed": s} for s in [own, *others][: self.seeds]]
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
-        run = find_source_run(context, cell["seed"]) or context.train(f"seed-{cell['seed']}", {"seed": cell["seed"]})
+        run = find_source_run(context, cell["seed"])
+        if run is None:
+            seeds = [c["seed"] for c in self.cells(context) if find_source_run(context, c["seed"]) is None]
+            run = context.train_one_of({f"seed-{s}": {"seed": s} for s in seeds}, f"seed-{cell['seed']}")
         if run.diverged:
             return {"diverged": True}
         curve = validation_curve(run.folder.read_records(), [], context.config.train.tasks)

@@ -56,15 +56,16 @@ class StabilityMap:
         return [{"inner_lr": learner.inner_lr * f, "inner_steps": k} for f in self.rates for k in self.steps]
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
+        changes = {"algo.inner_lr": cell["inner_lr"], "algo.inner_steps": cell["inner_steps"]}
+        algo = context.config.algo
+        if algo.get("test_inner_steps") == algo.get("inner_steps"):
+            changes["algo.test_inner_steps"] = cell["inner_steps"]
+        changes["train.steps"] = self.train_steps
+        stem, first = f"rate-{cell['inner_lr']:g}-steps-{cell['inner_steps']}", context.config.seed
+        seeds = {f"{stem}-seed-{s}": changes | {"seed": s} for s in range(first, first + self.seeds)}
         runs = []
-        for seed in range(context.config.seed, context.config.seed + self.seeds):
-            changes = {"seed": seed, "algo.inner_lr": cell["inner_lr"], "algo.inner_steps": cell["inner_steps"]}
-            algo = context.config.algo
-            if algo.get("test_inner_steps") == algo.get("inner_steps"):
-                changes["algo.test_inner_steps"] = cell["inner_steps"]
-            changes["train.steps"] = self.train_steps
-            run = context.train(f"rate-{cell['inner_lr']:g}-steps-{cell['inner_steps']}-seed-{seed}", changes)
-            experiment = context.assemble(changes)
+        for name, run in context.train_all(seeds).items():
+            experiment = context.assemble(seeds[name])
             outcome = evaluate_last_weights(experiment, run, self.tasks)
             found = {"diverged": float(run.diverged), "figure": float(outcome.new_scores.mean()) if outcome else None}
             runs.append(found | read_last_record(run, ("contraction",)) | measure_rate_curvature(experiment, run))

@@ -19,7 +19,7 @@ from metarun.storage.run_folder import RunFolder
 
 RESUMABLE = (
     *("train.steps", "train.max_minutes", "train.checkpoint_every", "test", "logger", "report"),
-    *("device.threads", "device.rank_patience"),
+    *("device.threads", "device.rank_patience", "device.side_by_side"),
     *("trusted_modules", "data.urls"),  # which the stored settings do not decide
 )
 """Settings that a resumed run may change; any other would make it another run."""

@@ -113,6 +113,7 @@ class DeviceConfig:
     chunk_size: Any = "auto"  # tasks that vmap handles at once: auto, a number, null for all
     memory_mb: Optional[float] = None  # 2^20 bytes that chunk_size=auto keeps to; null: half of the machine's or GPU's
     threads: Optional[int] = None  # of a CPU; null: one for a small network, else as many as torch takes
+    side_by_side: bool = True  # small trainings of an analysis that differ in seeds or pools alone; off: one at a time
     rank_patience: float = 15.0  # seconds that a rank of torchrun may give no sign of life before the job ends
     deterministic: Any = False  # true: fixed order of sums on CUDA; portable: the same bits on any x86-64 CPU with AVX2
 

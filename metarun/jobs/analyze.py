@@ -13,7 +13,8 @@ from metarun.config.components import build
 from metarun.config.schema import Config, to_dict
 from metarun.errors import SettingError, UserError
 from metarun.jobs.result import Result
-from metarun.jobs.train import leave_report, train_job
+from metarun.jobs.train import leave_report
+from metarun.jobs.train_together import train_runs
 from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder
 from metarun.training.experiment import option_name
@@ -38,7 +39,7 @@ def analyze_job(config: Config, record: RunFolder) -> Result:
     what = source.path if source else f"algo={option_name('algo', config)} data={option_name('data', config)}"
     print(f"metarun: {name} of {what}")
     try:
-        results = run_analysis(analysis, Context(config, source, folder, train_run=train_job), print)
+        results = run_analysis(analysis, Context(config, source, folder, train_runs=train_runs), print)
     except KeyboardInterrupt:
         print_notice("stopped; the same command continues from here")
         raise

@@ -46,7 +46,7 @@ from metarun.training.loop import train
 from metarun.training.memory import is_out_of_memory
 from metarun.training.pretrained import start_from
 from metarun.training.recorder import Recorder, SilentObserver
-from metarun.training.run import State
+from metarun.training.run import State, Trainer
 from metarun.training.task_samples import sample_tasks
 from metarun.types import Algorithm, AlgorithmOptions, DatasetOptions, Params, optional
 
@@ -57,6 +57,17 @@ def train_job(config: Config, record: RunFolder, quiet: bool = False, own: OwnPa
     """Train, from the start or from where a run stopped, then test the best checkpoint; `quiet` prints nothing."""
     if connect_processes().on_first(lambda: has_ended(config, record)):
         return load_ended(config, record, quiet, own)
+    experiment, trainer, state = start(config, record, own)
+    with open_run(experiment, record, state, quiet, trains=True) as run:
+        with run.observer.signals():
+            run.status = train(trainer, state, run.observer)
+        if run.status != "interrupted":
+            test_best(run, record, state)
+    return Result(run.status, run.summary, record.path, state.tested, experiment, run.observer.requests.number)
+
+
+def start(config: Config, record: RunFolder, own: OwnParts = NO_PARTS) -> tuple[Experiment, Trainer, State]:
+    """The objects of a run, and its state before the first step or at its last checkpoint."""
     experiment = connect_processes().in_turn(lambda: assemble(config, own))
     trainer = experiment.trainer()
     goes_on = connect_processes().on_first(lambda: has_checkpoint(config, record))
@@ -64,15 +75,15 @@ def train_job(config: Config, record: RunFolder, quiet: bool = False, own: OwnPa
     state = trainer.start(partial(start_from, pretrained) if pretrained else None)
     if goes_on:
         checkpoint.restore(record.last, state)
-    with open_run(experiment, record, state, quiet, trains=True) as run:
-        with run.observer.signals():
-            run.status = train(trainer, state, run.observer)
-        if run.status != "interrupted":
-            if connect_processes().on_first(lambda: checkpoint.exists(record.best)):
-                checkpoint.restore_best(record.best, state)
-            with run.observer.signals(at_once=True) if connect_processes().size == 1 else contextlib.nullcontext():
-                test(run, state)
-    return Result(run.status, run.summary, record.path, state.tested, experiment, run.observer.requests.number)
+    return experiment, trainer, state
+
+
+def test_best(run: ActiveRun, record: RunFolder, state: State) -> None:
+    """Score the best checkpoint of a run that was trained."""
+    if connect_processes().on_first(lambda: checkpoint.exists(record.best)):
+        checkpoint.restore_best(record.best, state)
+    with run.observer.signals(at_once=True) if connect_processes().size == 1 else contextlib.nullcontext():
+        test(run, state)
 
 
 def evaluate_job(config: Config, record: RunFolder, own: OwnParts = NO_PARTS) -> Result:

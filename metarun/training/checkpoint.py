@@ -77,10 +77,19 @@ def save_without_optimizer(path: Path, source: Path) -> None:
 def _write(path: Path, stored: dict[str, Any]) -> None:
     # By way of memory: on a full disk torch's own writer ends in an error that names neither file nor cause.
     buffer = io.BytesIO()
-    torch.save(stored | {"sha256": digest(stored)}, buffer)
+    torch.save(_copy_views(stored) | {"sha256": digest(stored)}, buffer)
     with atomic.name_file_in_errors(path.parent):
         path.parent.mkdir(exist_ok=True)
     atomic.replace(path, buffer.getvalue(), previous_checkpoint(path))
+
+
+def _copy_views(value: Any) -> Any:
+    """The same containers with copies of tensors that are parts of larger ones, whose whole memory torch would save."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+    if isinstance(value, dict):
+        return {k: _copy_views(v) for k, v in value.items()}
+    return type(value)(map(_copy_views, value)) if isinstance(value, (list, tuple)) else value
 
 
 def restore(path: Path, state: State) -> None:

@@ -113,6 +113,12 @@ def update(trainer: Trainer, state: State, gradient: Params) -> float:
     if trainer.optim.reset == "every_step":
         state.optimizer.state.clear()
     apply_update(state.optimizer, state.params, clip_gradient(gradient, trainer.optim.clip), lr)
+    finish_step(trainer, state, lr)
+    return lr
+
+
+def finish_step(trainer: Trainer, state: State, lr: float) -> None:
+    """What follows the optimizer's step: proximal steps, the average, a learner's own state, the step number."""
     if trainer.regularization.select(Entry.OUTER_STEP):
         rates = step_rates(state.optimizer, state.params, lr)
         for name, value in trainer.regularization.shrink_outer(state.params, rates, lr).items():
@@ -125,7 +131,6 @@ def update(trainer: Trainer, state: State, gradient: Params) -> float:
         state.carry = learner.after_step(state.params, state.carry)
     state.step += 1
     update_rewind_point(trainer, state)
-    return lr
 
 
 def describe(trainer: Trainer, state: State, found: MetaGradient, tasks: Task) -> Values:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
+from torch.func import grad_and_value, vmap
 
 from metarun.compute.compilation import compile_function, should_compile
 from metarun.compute.device import Placement
@@ -53,11 +53,13 @@ class MetaGradients:
     """The meta-gradient as a function of (theta, tasks), built again where a StagedLearner's stage changes.
 
     `notify` receives a message when the function has to be compiled. It is compiled where it is called first: at the
-    step for which `compiling` is true.
+    step for which `compiling` is true. With `side_by_side` it is that of several runs, each tensor [R, ...].
     """
 
-    def __init__(self, trainer: Trainer, params: Params, notify: Callable[[str], None]) -> None:
-        self.trainer, self.notify, self.params = trainer, notify, params
+    def __init__(
+        self, trainer: Trainer, params: Params, notify: Callable[[str], None], side_by_side: bool = False
+    ) -> None:
+        self.trainer, self.notify, self.params, self.side_by_side = trainer, notify, params, side_by_side
         self.compiles = should_compile(trainer.placement, params, trainer.settings.steps)
         # Asked once: holding a learner against a protocol takes longer than anything else here.
         self.staged: Any = trainer.algorithm if isinstance(trainer.algorithm, StagedLearner) else None
@@ -76,7 +78,10 @@ class MetaGradients:
 
     def _build(self, learner: Algorithm) -> StepGradient:
         trainer = replace(self.trainer, algorithm=learner)
-        function = build_meta_gradient(trainer) if trainer.placement.processes.size == 1 else build_rank_share(trainer)
+        single = trainer.placement.processes.size == 1
+        function: Any = build_meta_gradient(trainer) if single else build_rank_share(trainer)
+        if self.side_by_side:
+            function = vmap(function)
         if not self.compiles:
             return function
         self.notify(COMPILING)

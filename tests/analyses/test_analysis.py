@@ -21,6 +21,7 @@ from metarun.config.catalogue import conf_folder
 from metarun.config.components import build
 from metarun.errors import UserError
 from metarun.jobs.train import train_job
+from metarun.jobs.train_together import train_runs
 from metarun.report.figures.drawing import Drawing
 from metarun.storage.run_folder import RunFolder
 
@@ -50,7 +51,7 @@ class Squares:
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    return Context(compose([]), None, tmp_path / "analysis", train_job)
+    return Context(compose([]), None, tmp_path / "analysis", train_runs)
 
 
 def test_the_results_are_a_csv_a_json_and_a_figure_each_twice(context: Context) -> None:
@@ -116,7 +117,7 @@ def test_changed_settings_leave_the_original_alone_and_unknown_ones_are_refused(
 
 
 def test_a_run_that_is_done_is_not_trained_again_and_keeps_what_it_cost(tmp_path: Path) -> None:
-    context = Context(compose([*TINY]), None, tmp_path, train_job)
+    context = Context(compose([*TINY]), None, tmp_path, train_runs)
     first = context.train("one", {"seed": 3})
     stamp = (first.folder.last).stat().st_mtime_ns
     again = context.train("one", {"seed": 3})
@@ -127,7 +128,7 @@ def test_a_run_that_is_done_is_not_trained_again_and_keeps_what_it_cost(tmp_path
 
 
 def test_a_run_that_was_stopped_inside_an_analysis_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    context = Context(compose([*TINY, "train.steps=6", "train.checkpoint_every=2"]), None, tmp_path, train_job)
+    context = Context(compose([*TINY, "train.steps=6", "train.checkpoint_every=2"]), None, tmp_path, train_runs)
     whole = context.train("whole", {})
     stopped = context.change_settings({"train.max_minutes": 1e-9})
     train_job(stopped, RunFolder(tmp_path / "runs" / "cut"), quiet=True)

@@ -15,7 +15,7 @@ import metarun
 from metarun.analyses.analysis import Context, run_analysis
 from metarun.analyses.bayes_gap import BayesGap, find_threshold
 from metarun.errors import SettingError
-from metarun.jobs.train import train_job
+from metarun.jobs.train_together import train_runs
 from metarun.storage.run_folder import RunFolder
 from metarun.training import checkpoint
 from metarun.types import Batch, Split
@@ -37,7 +37,7 @@ def test_a_run_is_measured_against_both_posterior_means(learner: str, tmp_path: 
     last = checkpoint.load(source.last)
     zeros = {name: torch.zeros_like(w) for name, w in last["params"].items()}
     checkpoint._write(source.best, last | {"params": zeros})  # the best weights are not measured
-    where = Context(config, source, tmp_path / "analysis", train_job)
+    where = Context(config, source, tmp_path / "analysis", train_runs)
     (row,), summary = run_in_context(where, BayesGap(None, 60))  # more than are drawn at once
 
     experiment, learned = where.run.experiment, where.run.experiment.tested
@@ -88,7 +88,7 @@ def test_a_training_for_each_number_of_vectors(tmp_path: Path) -> None:
 
 def settings_of(folder: Path, *settings: str) -> Context:
     """The context of an analysis of settings alone."""
-    return Context(metarun.compose([*TINY[:-2], *settings]), None, folder, train_job)
+    return Context(metarun.compose([*TINY[:-2], *settings]), None, folder, train_runs)
 
 
 def row_of(vectors: int | None, pool: float | None, prior: float | None, between: float | None = 9) -> dict[str, Any]:

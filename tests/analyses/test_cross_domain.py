@@ -17,7 +17,7 @@ from PIL import Image
 import metarun
 from metarun.analyses.analysis import Context
 from metarun.analyses.cross_domain import name_apart
-from metarun.jobs.train import train_job
+from metarun.jobs.train_together import train_runs
 from metarun.storage.run_folder import RunFolder
 from metarun.training.experiment import build_dataset
 from metarun.types import EpisodeSpec
@@ -134,7 +134,7 @@ def test_several_runs_are_a_table_with_paired_differences_to_the_first(
 
 def test_a_head_that_was_trained_with_more_classes_has_the_rows_of_the_test(learners: Path) -> None:
     config = metarun.compose(["job=analyze", f"run={learners / 'head'}", "analysis=cross_domain"])
-    context = Context(config, RunFolder(learners / "head"), learners, train_job)
+    context = Context(config, RunFolder(learners / "head"), learners, train_runs)
     assert context.open_for_test(learners / "head").params["head.weight"].shape[0] == 2
 
 

@@ -19,7 +19,7 @@ from metarun.analyses.analysis import Context
 from metarun.analyses.fixed_point import FixedPoint, jackknife, require_affine
 from metarun.diagnostics.optimum import solve
 from metarun.errors import UserError
-from metarun.jobs.train import train_job
+from metarun.jobs.train_together import train_runs
 from metarun.storage.run_folder import RunFolder
 from metarun.training.evaluation import EPISODE_SEED
 
@@ -59,7 +59,7 @@ def context(tmp_path: Path, *overrides: str) -> Context:
         [*TINY, *(overrides if "data=sinusoid" in overrides else ["data=linear", *DATA, *overrides])]
     )
     metarun.run(config, folder.path)
-    return Context(config, folder, tmp_path / "analysis", train_job)
+    return Context(config, folder, tmp_path / "analysis", train_runs)
 
 
 @pytest.mark.parametrize("algo", [pytest.param(a, marks=pytest.mark.long) if a == "imaml" else a for a in FORMS])

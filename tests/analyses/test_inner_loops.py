@@ -19,7 +19,7 @@ from metarun.analyses.stability import (
 from metarun.cli.compose import compose
 from metarun.config.components import build
 from metarun.errors import UserError
-from metarun.jobs.train import train_job
+from metarun.jobs.train_together import train_runs
 
 SMALL = ["experiment=stability_study", *TINY[:-2], "model.hidden=[8]", "analysis.seeds=2", "analysis.tasks=5"]
 SMALL += ["analysis.pool=3", "analysis.replaced=2"]
@@ -36,7 +36,7 @@ TWO = [
 def inner_loops(folder: Path, **changes: Any) -> tuple[Context, InnerLoops]:
     config = compose(SMALL)
     config.analysis |= {"variants": TWO, **changes}
-    return Context(config, None, folder, train_job), build("analysis", config.analysis)
+    return Context(config, None, folder, train_runs), build("analysis", config.analysis)
 
 
 def test_inner_loops_are_measured_on_the_same_tasks_with_their_cost(tmp_path: Path) -> None:

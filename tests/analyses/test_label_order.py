@@ -13,7 +13,7 @@ import metarun
 from metarun.analyses.analysis import Context
 from metarun.analyses.label_order import LabelOrder, choose_orders, reorder
 from metarun.errors import UserError
-from metarun.jobs.train import train_job
+from metarun.jobs.train_together import train_runs
 from metarun.storage.run_folder import RunFolder
 from metarun.training.evaluation import EPISODE_SEED
 from metarun.types import Batch, Task
@@ -24,7 +24,7 @@ CLASSES = ["data=logistic", "data.ways=3", "data.shots=2", "data.features=3", "d
 def context(tmp_path: Path, *overrides: str) -> Context:
     folder, config = RunFolder(tmp_path / "run"), metarun.compose([*TINY, "optim.lr=0.2", *overrides])
     metarun.run(config, folder.path)
-    return Context(config, folder, tmp_path / "analysis", train_job)
+    return Context(config, folder, tmp_path / "analysis", train_runs)
 
 
 def test_another_order_of_the_labels_is_another_order_of_the_heads_rows(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from metarun.analyses.analysis import Context
 from metarun.analyses.seeds import Seeds, find_source_run
 from metarun.cli.compose import compose
 from metarun.jobs.train import train_job
+from metarun.jobs.train_together import train_runs
 from metarun.report.statistics.variance import variance_components
 from metarun.storage.run_folder import RunFolder
 
@@ -21,7 +22,7 @@ def test_the_run_to_analyse_is_one_of_the_seeds_and_the_others_are_trained(tmp_p
     source = RunFolder(tmp_path / "run")
     config = compose([*TINY, "seed=1"])
     train_job(config, source, quiet=True)
-    context = Context(config, source, tmp_path / "analysis", train_job)
+    context = Context(config, source, tmp_path / "analysis", train_runs)
     rows, summary = run_in_context(context, Seeds(seeds=3))
     assert [r["seed"] for r in rows] == [1, 0, 2]
     assert sorted(p.name for p in (tmp_path / "analysis/runs").iterdir()) == ["seed-0", "seed-2"]
@@ -41,7 +42,7 @@ def test_a_run_with_other_settings_or_without_an_end_is_not_taken_for_the_seed(t
     train_job(compose(TINY), source, quiet=True)
 
     def found(*more: str, seed: int = 0) -> bool:
-        return find_source_run(Context(compose([*TINY, *more]), source, tmp_path, train_job), seed) is not None
+        return find_source_run(Context(compose([*TINY, *more]), source, tmp_path, train_runs), seed) is not None
 
     assert found()
     assert not found("optim.lr=0.5")

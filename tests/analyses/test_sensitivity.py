@@ -12,7 +12,7 @@ from helpers.analyses import POINTS, Run, analyse, train
 import metarun
 from metarun.analyses.analysis import Context
 from metarun.analyses.sensitivity import robustness
-from metarun.jobs.train import train_job
+from metarun.jobs.train_together import train_runs
 from metarun.storage.run_folder import RunFolder
 
 
@@ -70,7 +70,7 @@ def test_learned_rates_are_scaled_as_they_were_learned(folder: Path) -> None:
     """They only begin at `algo.inner_lr`: other values of it change nothing at test."""
     run = train(folder / "metasgd", "algo=metasgd", *POINTS)
     _, rows, _ = analyse(run, "sensitivity", "analysis.tasks=6", "analysis.rates=[0.5]", "analysis.steps=[1]")
-    context = Context(metarun.compose(run[0]), RunFolder(run[1]), run[1], train_job)
+    context = Context(metarun.compose(run[0]), RunFolder(run[1]), run[1], train_runs)
     experiment, params = context.run.experiment, context.run.params
     assert [r["inner_lr"] for r in rows] == [0.005, 0.01]
     for row, factor in zip(rows, (0.5, 1.0), strict=True):

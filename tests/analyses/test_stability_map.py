@@ -14,7 +14,7 @@ from metarun.analyses.data_amount import DataAmount
 from metarun.analyses.stability_map import StabilityMap
 from metarun.cli.compose import compose
 from metarun.errors import UserError
-from metarun.jobs.train import train_job
+from metarun.jobs.train_together import train_runs
 
 
 def test_the_map_has_each_rate_by_each_number_of_steps_and_counts_what_diverged(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_the_map_has_each_rate_by_each_number_of_steps_and_counts_what_diverged(
 def test_learners_without_inner_loop_have_no_map_but_fewer_classes(tmp_path: Path, root: Path) -> None:
     small = ["algo=protonet", "data=folder", f"data.root={root}", "data.ways=2", "data.image_size=16"]
     small += ["data.queries=1", "data.test_queries=1", "train.steps=1", "train.tasks=1", "val.tasks=2", "test.tasks=2"]
-    context = Context(compose([*small, "device.threads=1", "report=false"]), None, tmp_path / "analysis", train_job)
+    context = Context(compose([*small, "device.threads=1", "report=false"]), None, tmp_path / "analysis", train_runs)
     with pytest.raises(UserError, match="has no inner loop with a rate to change"):
         StabilityMap((1.0,), (1,), 1, 1, 2).cells(context)
     rows, _ = run_in_context(context, DataAmount(of="classes", amounts=(2, 3), seeds=1, tasks=4))

@@ -15,7 +15,7 @@ from metarun.analyses.analysis import Context
 from metarun.analyses.support_resampling import SupportResampling, resample_support
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import UserError
-from metarun.jobs.train import train_job
+from metarun.jobs.train_together import train_runs
 from metarun.report.statistics.variance import nested_components
 from metarun.storage.run_folder import RunFolder
 from metarun.training.experiment import assemble
@@ -88,7 +88,7 @@ def test_support_sets_are_resampled_and_the_table_resumes(points: Run) -> None:
 def test_each_draw_is_scored_as_if_it_were_the_only_one(points: Run) -> None:
     _, rows, _ = analyse(points, "support_resampling", "analysis.tasks=2", "analysis.draws=2")
     experiment = assemble(metarun.compose(points[0]))
-    context = Context(experiment.config, RunFolder(points[1]), points[1], train_job)
+    context = Context(experiment.config, RunFolder(points[1]), points[1], train_runs)
     learner, params = experiment.tested, context.run.params
     for index, row in enumerate(rows):
         support, query = resample_support(experiment.dataset, index, experiment.test_spec, 2)

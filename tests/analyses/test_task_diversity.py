@@ -13,7 +13,7 @@ import metarun
 from metarun.analyses.analysis import Context
 from metarun.analyses.task_diversity import TaskDiversity, embed, mean_distance, pair_distances
 from metarun.errors import UserError
-from metarun.jobs.train import train_job
+from metarun.jobs.train_together import train_runs
 from metarun.storage.run_folder import RunFolder
 from metarun.types import Batch, Task
 
@@ -24,7 +24,7 @@ SMALL = ["model=mlp", "model.hidden=[4]", "model.norm=none"]
 def context(tmp_path: Path, *overrides: str) -> Context:
     folder, config = RunFolder(tmp_path / "run"), metarun.compose([*TINY, *overrides])
     metarun.run(config, folder.path)
-    return Context(config, folder, tmp_path / "analysis", train_job)
+    return Context(config, folder, tmp_path / "analysis", train_runs)
 
 
 @pytest.mark.parametrize(("algo", "data"), [("maml", CLASSES), ("protonet", CLASSES), ("maml", ["data=sinusoid"])])

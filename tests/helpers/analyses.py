@@ -14,7 +14,7 @@ import metarun
 from metarun.analyses.analysis import Context, run_analysis
 from metarun.cli.compose import compose
 from metarun.errors import UserError
-from metarun.jobs.train import train_job
+from metarun.jobs.train_together import train_runs
 
 QUICK = ["train.steps=3", "train.tasks=2", "val.tasks=2", "test.tasks=6", "device.compile=false", "report=false"]
 POINTS = ["data=sinusoid", "data.shots=5", "data.test_queries=8", "model.hidden=[8]", *QUICK]
@@ -64,7 +64,7 @@ def refusal(action: Callable[[], object]) -> str:
 
 def make_context(folder: Path, *more: str) -> Context:
     """The context of an analysis without a run to analyse."""
-    return Context(compose([*TINY, *more]), None, folder, train_job)
+    return Context(compose([*TINY, *more]), None, folder, train_runs)
 
 
 def ignore(line: str) -> None:
