@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import functools
 import json
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -228,15 +229,16 @@ def run_analysis(analysis: Analysis, context: Context, log: Callable[[str], None
     context.folder.mkdir(parents=True, exist_ok=True)
     cells, stored = list(analysis.cells(context)), context.read_rows()
     rows = {i: row for i, cell in enumerate(cells) if (row := find_row(stored, cell)) is not None}
-    start, before = time.monotonic(), len(rows)
-    if before:
-        log(f"measured before: {before} of {count_nouns(len(cells), 'cell')}")
+    spent: list[float] = []
+    if rows:
+        log(f"measured before: {len(rows)} of {count_nouns(len(cells), 'cell')}")
     for i, cell in enumerate(cells):
         if i not in rows:
+            start = time.monotonic()
             rows[i] = replace_nonfinite(cell | analysis.measure(context, cell))
+            spent.append(time.monotonic() - start)
             _append_line(context.folder / "results.jsonl", json.dumps(rows[i]))
-            per_cell = (time.monotonic() - start) / (len(rows) - before)
-            log(describe_progress(len(rows), len(cells), rows[i], per_cell * (len(cells) - len(rows))))
+            log(describe_progress(len(rows), len(cells), rows[i], spent))
     return write_results(analysis, context, [rows[i] for i in range(len(cells))])
 
 
@@ -270,12 +272,14 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         writer.writerows([escape_formula(row.get(key, "")) for key in columns] for row in flat)
 
 
-def describe_progress(count: int, total: int, row: Row, seconds_left: float) -> str:
-    """A line for the terminal, without the intervals."""
+def describe_progress(count: int, total: int, row: Row, spent: Sequence[float]) -> str:
+    """A line for the terminal, without the intervals; `spent`: the seconds of each cell so far."""
     shown = {k: v for k, v in row.items() if not isinstance(v, (list, dict)) and not k.startswith("half")}
     texts = {k: f"{v:.3g}" if isinstance(v, float) else NOTHING if v is None else str(v) for k, v in shown.items()}
     numbers = "  ".join(f"{k} {text}" for k, text in texts.items())
-    remaining = f"  {seconds_left:.0f} s left" if count < total else ""
+    # From the second cell on, and by the median: the first one may train the runs of all.
+    known = count < total and len(spent) > 1
+    remaining = f"  {statistics.median_low(spent) * (total - count):.0f} s left" if known else ""
     return f"{count}/{total}  {numbers}{remaining}"
 
 
