@@ -87,40 +87,43 @@ class InnerLoops:
         pool = {"train.pool": self.pool, "train.pool_seed": seed, "seed": seed}
         return {"algo": algo, **{f"algo.{k}": v for k, v in settings.items()}, **pool}
 
+    def trainings(self, variant: Mapping[str, Any], seed: int) -> dict[str, dict[str, Any]]:
+        """Folder -> changed settings of each training of a cell: on S, with a task replaced, and of another seed."""
+        kinds: dict[str, dict[str, Any]] = {"base": {}}
+        kinds |= {f"replaced-{i}": {"train.pool_replaced": i} for i in choose_replaced(self.replaced, self.pool)}
+        kinds["floor"] = {"seed": seed + FLOOR_SEED}
+        stem, changes = f"{_folder_name(variant['name'])}-seed-{seed}", self.changes(variant, seed)
+        return {f"{stem}-{kind}": changes | more for kind, more in kinds.items()}
+
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
         variant = next(v for v in self.variants if v["name"] == cell["variant"])
         if cell["seed"] == 0:
             torch.compiler.reset()  # it keeps eight compiled functions of one source, then gives up compiling
-        changes = self.changes(variant, cell["seed"])
-        experiment = context.assemble(changes)
-        replaced = {f"replaced-{i}": {"train.pool_replaced": i} for i in choose_replaced(self.replaced, self.pool)}
-        kinds: dict[str, dict[str, Any]] = {"base": {}, **replaced, "floor": {"seed": cell["seed"] + FLOOR_SEED}}
-        stem = f"{_folder_name(variant['name'])}-seed-{cell['seed']}"
-        trained = context.train_all({f"{stem}-{kind}": changes | more for kind, more in kinds.items()})
-        runs = dict(zip(kinds, trained.values(), strict=True))
-        outcomes = {kind: evaluate_last_weights(experiment, run, self.tasks) for kind, run in runs.items()}
-        base = outcomes["base"]
-        row: dict[str, Any] = {"runs": len(runs), "diverged": sum(r.diverged for r in runs.values())}
+        experiment = context.assemble(self.changes(variant, cell["seed"]))
+        group = {name: run for seed in range(self.seeds) for name, run in self.trainings(variant, seed).items()}
+        runs = [context.train_one_of(group, name) for name in self.trainings(variant, cell["seed"])]
+        base, *replaced, floor = (evaluate_last_weights(experiment, run, self.tasks) for run in runs)
+        row: dict[str, Any] = {"runs": len(runs), "diverged": sum(r.diverged for r in runs)}
         if base is not None:
             row |= {"test": float(base.new_scores.mean()), "test_median": float(base.new_scores.median())}
             row["not_finite"] = int((~base.new.isfinite()).sum())
             row |= stability.generalisation_gap(experiment, base)
-        changed = [compare_outcomes(base, outcomes[kind]) for kind in replaced]
+        changed = [compare_outcomes(base, other) for other in replaced]
         changed = [c for c in changed if not math.isnan(c["distance"])]  # NaN: one of the two diverged
         for name, key in (
             ("distance", "distance"), ("relative", "relative"), ("change_mean", "mean"), ("change_median", "median"),
         ):  # fmt: skip
             row[name] = float(np.mean([c[key] for c in changed])) if changed else math.nan
         row["change_sup"] = max((c["sup"] for c in changed), default=math.nan)
-        row |= {f"floor_{k}": v for k, v in compare_outcomes(base, outcomes["floor"]).items()}
-        row |= stability.read_last_record(runs["base"], RECORDED)
-        row |= stability.measure_rate_curvature(experiment, runs["base"])
+        row |= {f"floor_{k}": v for k, v in compare_outcomes(base, floor).items()}
+        row |= stability.read_last_record(runs[0], RECORDED)
+        row |= stability.measure_rate_curvature(experiment, runs[0])
         cost = ("inner_steps", "cg_steps", "first_order")
         steps, products, first_order = (optional(experiment.algorithm, AlgorithmOptions, name) for name in cost)
         if products is None:
             products = 0 if first_order else steps
         row |= {"inner_gradients": steps, "hessian_products": products}
-        seconds = [r.cpu_seconds for r in runs.values() if r.cpu_seconds is not None and not r.diverged]
+        seconds = [r.cpu_seconds for r in runs if r.cpu_seconds is not None and not r.diverged]
         return row | {"cpu_seconds": float(np.median(seconds)) if seconds else None}
 
     def summarise(self, context: Context, rows: Sequence[Row]) -> dict[str, Any]:
