@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -97,8 +96,6 @@ class InnerLoops:
 
     def measure(self, context: Context, cell: Cell) -> dict[str, Any]:
         variant = next(v for v in self.variants if v["name"] == cell["variant"])
-        if cell["seed"] == 0:
-            torch.compiler.reset()  # it keeps eight compiled functions of one source, then gives up compiling
         experiment = context.assemble(self.changes(variant, cell["seed"]))
         group = {name: run for seed in range(self.seeds) for name, run in self.trainings(variant, seed).items()}
         runs = [context.train_one_of(group, name) for name in self.trainings(variant, cell["seed"])]

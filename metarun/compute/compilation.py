@@ -8,10 +8,13 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from metarun.compute.ahead_of_time import AheadOfTime
 from metarun.compute.device import Placement
 from metarun.compute.threads import count_weights, is_small
 from metarun.storage.cache_entries import COMPILED, mark_used
@@ -43,18 +46,23 @@ def should_compile(placement: Placement, params: Params, steps: int) -> bool:
 
 
 def compile_function(function: Callable[..., Any], placement: Placement, params: Params) -> Callable[..., Any]:
-    """Return the function, compiled at its first call. The cache folder keeps the result for later runs."""
+    """Return the function, compiled at its first call. The cache folder keeps the result for later runs.
+
+    On a CPU it is compiled ahead of time (ahead_of_time.py), or by `torch.compile` if it cannot be traced as a whole.
+    """
     folder = cache_folder() / COMPILED
     if os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder)) == str(folder):
         with contextlib.suppress(OSError):  # it can only be read
             share_until_exit(folder)  # so that `metarun cache` leaves it alone
         mark_used(folder)
+    if placement.device.type != "cpu":
+        return torch.compile(function, dynamic=False)
     options: dict[str, Any] = {}
-    if placement.device.type == "cpu":
-        options["cpp_wrapper"] = True  # calls between kernels in C++ as well: a step of 0.5 ms takes 0.4 ms
-        if platform.machine() in ("x86_64", "AMD64"):
-            # Any compiler that reads torch's headers knows AVX and AVX-512; to find out takes 6 s of the first 16.
-            options["cpp.vec_isa_ok"] = True
-        if is_small(params):
-            options["cpp.threads"] = 1
-    return torch.compile(function, dynamic=False, options=options)
+    if platform.machine() in ("x86_64", "AMD64"):
+        # Any compiler that reads torch's headers knows AVX and AVX-512; to find out takes 6 s of the first 16.
+        options["cpp.vec_isa_ok"] = True
+    if is_small(params):
+        options["cpp.threads"] = 1
+    whole = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    as_pieces = partial(torch.compile, function, dynamic=False, options=options | {"cpp_wrapper": True})
+    return AheadOfTime(function, whole, options, otherwise=as_pieces)

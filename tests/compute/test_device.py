@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import metarun
+from metarun.compute.ahead_of_time import AheadOfTime
 from metarun.compute.compilation import compile_function, should_compile
 from metarun.compute.device import Placement, make_placement
 from metarun.compute.task_axis import map_tasks
@@ -117,13 +118,11 @@ def test_chunk_size_is_auto_null_or_a_whole_number(typed: str, meant: Any) -> No
 
 
 @pytest.mark.parametrize(("shape", "threads"), [((100, 199), 1), ((100, 200), None)])
-def test_kernels_of_small_networks_take_one_thread(
-    shape: tuple[int, int], threads: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: given.update(options))
-    compile_function(lambda x: x, Placement(torch.device("cpu"), torch.float32, None, True), {"p": torch.zeros(shape)})
-    assert given.get("cpp.threads") == threads
+def test_kernels_of_small_networks_take_one_thread(shape: tuple[int, int], threads: int | None) -> None:
+    placement = Placement(torch.device("cpu"), torch.float32, None, True)
+    found = compile_function(lambda x: x, placement, {"p": torch.zeros(shape)})
+    assert isinstance(found, AheadOfTime)
+    assert found.options.get("cpp.threads") == threads
 
 
 def test_a_small_network_takes_one_thread_and_the_next_run_as_many_as_before() -> None:

@@ -1,0 +1,139 @@
+"""A function as a shared library: the same results, one library for a graph, and a way out where none can be made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from metarun.compute import ahead_of_time
+from metarun.compute.ahead_of_time import AheadOfTime
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: dict[str, Tensor]
+
+
+def double(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def function(weights: dict[str, Tensor], pair: Pair) -> Pair:
+    """Gradients of each row's loss after a step of gradient descent."""
+
+    def loss(w: dict[str, Tensor], x: Tensor) -> Tensor:
+        return (torch.relu(x @ w["a"]) @ w["b"]).square().mean()
+
+    def adapted(w: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        slopes = grad(loss)(w, x)
+        return loss({k: w[k] - 0.1 * slopes[k] for k in w}, y)
+
+    slopes = vmap(grad(adapted), (None, 0, 0))(weights, pair.first, pair.second["y"])
+    return Pair(slopes["a"].mean(0), {"b": slopes["b"], "finite": slopes["a"].isfinite().all()})
+
+
+def refuse() -> Callable[..., Any]:
+    raise AssertionError("cannot be traced")
+
+
+def compiled(folder: Path, made: Callable[..., Any] = function) -> AheadOfTime:
+    return AheadOfTime(made, folder, {"cpp.threads": 1}, refuse)
+
+
+def inputs(tasks: int = 3, seed: int = 0) -> tuple[dict[str, Tensor], Pair]:
+    weights = {"a": double(2, 4, seed=seed), "b": double(4, 1, seed=seed + 1)}
+    return weights, Pair(double(tasks, 5, 2, seed=seed + 2), {"y": double(tasks, 5, 2, seed=seed + 3)})
+
+
+def assert_equal(found: Pair, expected: Pair) -> None:
+    assert isinstance(found, Pair)
+    assert found.second.keys() == expected.second.keys()
+    torch.testing.assert_close(found.first, expected.first, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(found.second["b"], expected.second["b"], rtol=1e-12, atol=1e-13)
+    assert found.second["finite"].dtype == torch.bool
+    assert torch.equal(found.second["finite"], expected.second["finite"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the library of three tasks."""
+    path = tmp_path_factory.mktemp("libraries")
+    compiled(path)(*inputs())
+    return path
+
+
+def never_compile(*_: Any, **__: Any) -> Any:
+    raise AssertionError("was compiled again")
+
+
+def test_results_are_those_of_the_function(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._inductor, "aot_compile", never_compile)  # another process finds the library
+    call = compiled(folder)
+    for seed in range(3):
+        assert_equal(call(*inputs(seed=seed)), function(*inputs(seed=seed)))
+
+
+def test_memory_order_is_no_matter_and_one_tensor_may_stand_in_two_places(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._inductor, "aot_compile", never_compile)
+    weights, pair = inputs()
+    twice = Pair(pair.first, {"y": pair.first})
+    call = compiled(folder)
+    assert_equal(call(weights, twice), function(weights, twice))  # the first call, by which it is traced
+    across = Pair(pair.first.transpose(0, 2).contiguous().transpose(0, 2), pair.second)
+    assert_equal(call(weights, across), function(weights, across))
+
+
+def test_other_shapes_and_other_constants_are_other_libraries(folder: Path, tmp_path: Path) -> None:
+    def scaled(factor: Tensor) -> Callable[..., Pair]:
+        def times(weights: dict[str, Tensor], pair: Pair) -> Pair:
+            return Pair(pair.first * factor, {"b": weights["b"], "finite": factor.isfinite().all()})
+
+        return times
+
+    call = compiled(tmp_path)
+    for tasks in (3, 2, 3):
+        assert_equal(call(*inputs(tasks)), function(*inputs(tasks)))
+    assert len(list(tmp_path.glob("*.so"))) == 2
+    for number in (2.0, 3.0):
+        factor = torch.tensor([number, 1.0], dtype=torch.float64)
+        assert_equal(compiled(tmp_path, scaled(factor))(*inputs()), scaled(factor)(*inputs()))
+    assert len(list(tmp_path.glob("*.so"))) == 4
+
+
+def test_a_damaged_library_is_made_anew(folder: Path, tmp_path: Path) -> None:
+    (library,) = folder.glob("*.so")
+    (tmp_path / library.name).write_bytes(library.read_bytes()[:1000])
+    assert_equal(compiled(tmp_path)(*inputs()), function(*inputs()))
+    assert [ahead_of_time._is_whole(path) for path in sorted(tmp_path.glob("*.so"))].count(True) == 1
+
+
+def test_a_function_that_reads_a_value_is_compiled_otherwise(tmp_path: Path) -> None:
+    def branches(x: Tensor) -> Tensor:
+        return x + 1 if float(x.sum()) > 0 else x - 1
+
+    calls: list[str] = []
+
+    def otherwise() -> Callable[..., Any]:
+        calls.append("made")
+        return branches
+
+    call = AheadOfTime(branches, tmp_path, {}, otherwise)
+    assert torch.equal(call(torch.ones(2)), torch.full((2,), 2.0))
+    assert torch.equal(call(-torch.ones(2)), torch.full((2,), -2.0))
+    assert calls == ["made"]
+
+
+def test_after_many_shapes_further_ones_are_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead_of_time, "MOST_SHAPES", 1)
+    call = compiled(tmp_path, torch.sin)
+    for size in (2, 3, 2):
+        torch.testing.assert_close(call(torch.ones(size)), torch.ones(size).sin())
+    assert len(list(tmp_path.glob("*.so"))) == 1
