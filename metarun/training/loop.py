@@ -101,7 +101,9 @@ def differentiate(
     """The step's meta-gradient over the tasks of all ranks, and the reason to stop that several ranks agree on."""
     learner, processes, first = trainer.algorithm, trainer.placement.processes, trainer.own_tasks.start
     with explain_errors(learner):
-        found = meta_gradient(*add_noise(learner, params, tasks, trainer.seed, state.step, first))
+        if trainer.noisy:
+            params, tasks = add_noise(learner, params, tasks, trainer.seed, state.step, first)
+        found = meta_gradient(params, tasks)
     if processes.size == 1:
         return found, None
     return join_ranks(trainer.placement, found, trainer.settings.tasks, stop_reason(trainer, state, observer))

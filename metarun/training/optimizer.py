@@ -55,10 +55,11 @@ def build_optimizer(settings: OptimConfig, params: Params) -> torch.optim.Optimi
 
 @functools.cache
 def _uncompiled(kind: type[torch.optim.Optimizer]) -> Any:
-    """The same class without the wrappers that matter to a compiled optimizer alone: they import torch's compiler
-    (compute/late_compiler.py)."""
+    """The same class without the wrappers that matter to a compiled optimizer alone, which import torch's compiler
+    (compute/late_compiler.py), and without the hooks around a step, which take as long as that of a small network."""
     wrapped = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
-    return type(kind.__name__, (kind,), {name: inspect.unwrap(getattr(kind, name)) for name in wrapped})
+    own: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in wrapped}
+    return type(kind.__name__, (kind,), own | {"_patch_step_function": lambda self: None})
 
 
 def apply_update(optimizer: torch.optim.Optimizer, params: Params, gradient: Params, lr: float) -> None:
@@ -76,7 +77,8 @@ def apply_update(optimizer: torch.optim.Optimizer, params: Params, gradient: Par
         params[name].grad = g.contiguous()
     with torch.no_grad():
         optimizer.step()
-    optimizer.zero_grad()
+    for name in gradient:
+        params[name].grad = None
 
 
 def step_rates(optimizer: torch.optim.Optimizer, params: Params, lr: float) -> Rates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from metarun.algorithms.objective import Regularization
+from metarun.algorithms.objective import NoisyModel, Regularization
 from metarun.compute.device import Placement
 from metarun.config.schema import OptimConfig, TrainConfig
 from metarun.diagnostics.step import StepMeasures, Values
@@ -137,6 +138,11 @@ class Trainer:
         if isinstance(self.algorithm, StatefulLearner):
             state.carry = self.placement.move_params(self.algorithm.init_state(params))
         return state
+
+    @functools.cached_property
+    def noisy(self) -> bool:
+        """Whether the learner or its network adds noise to a step; to ask takes a tenth of a small one."""
+        return any(isinstance(part, NoisyModel) for part in (self.algorithm.model, self.algorithm))
 
     def last_rates(self, state: State) -> Rates:
         """The rates of the step that was made last, on the scale of `stable_rates`."""
