@@ -7,12 +7,15 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from enum import Enum
 from functools import partial
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metarun.compute.ahead_of_time import AheadOfTime
 from metarun.compute.device import Placement
@@ -45,10 +48,31 @@ def should_compile(placement: Placement, params: Params, steps: int) -> bool:
     return True
 
 
-def compile_function(function: Callable[..., Any], placement: Placement, params: Params) -> Callable[..., Any]:
+OURS = ("metarun.", "torch")
+"""Modules whose functions are the same at every call."""
+
+
+def is_pure(part: Any) -> bool:
+    """Whether a part of a function is metarun's own: values, functions, and objects of its classes made of such.
+    Their Python never changes once they are made; that of a user's class or `nn.Module` may."""
+    if isinstance(part, partial):
+        return is_pure((part.func, part.args, part.keywords))
+    if isinstance(part, (tuple, list, Mapping)):
+        return all(map(is_pure, part.values() if isinstance(part, Mapping) else part))
+    if part is None or isinstance(part, (str, int, float, Enum, Tensor)):
+        return True
+    if isinstance(part, (FunctionType, BuiltinFunctionType, type)):
+        return str(part.__module__).startswith(OURS)
+    return type(part).__module__.startswith("metarun.") and is_pure(getattr(part, "__dict__", {}))
+
+
+def compile_function(
+    function: Callable[..., Any], placement: Placement, params: Params, parts: Any = ()
+) -> Callable[..., Any]:
     """Return the function, compiled at its first call. The cache folder keeps the result for later runs.
 
-    On a CPU it is compiled ahead of time (ahead_of_time.py), or by `torch.compile` if it cannot be traced as a whole.
+    On a CPU it is compiled ahead of time (ahead_of_time.py), or by `torch.compile` if it cannot be traced as a whole or
+    if one of its `parts` is not metarun's own: that compiler notices where Python's values change.
     """
     folder = cache_folder() / COMPILED
     if os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder)) == str(folder):
@@ -65,4 +89,4 @@ def compile_function(function: Callable[..., Any], placement: Placement, params:
         options["cpp.threads"] = 1
     whole = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     as_pieces = partial(torch.compile, function, dynamic=False, options=options | {"cpp_wrapper": True})
-    return AheadOfTime(function, whole, options, otherwise=as_pieces)
+    return AheadOfTime(function, whole, options, otherwise=as_pieces) if is_pure(parts) else as_pieces()

@@ -85,7 +85,7 @@ class MetaGradients:
         if not self.compiles:
             return function
         self.notify(COMPILING)
-        return compile_function(function, trainer.placement, self.params)
+        return compile_function(function, trainer.placement, self.params, (learner, trainer.regularization))
 
 
 def build_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGradient]:

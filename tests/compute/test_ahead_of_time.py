@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +13,14 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from metarun.algorithms.losses import FunctionLoss
+from metarun.algorithms.maml import MAML
+from metarun.cli.compose import compose
 from metarun.compute import ahead_of_time
 from metarun.compute.ahead_of_time import AheadOfTime
+from metarun.compute.compilation import compile_function, is_pure
+from metarun.compute.device import Placement
+from metarun.training.experiment import assemble
 
 
 class Pair(NamedTuple):
@@ -137,3 +145,36 @@ def test_after_many_shapes_further_ones_are_not_compiled(tmp_path: Path, monkeyp
     for size in (2, 3, 2):
         torch.testing.assert_close(call(torch.ones(size)), torch.ones(size).sin())
     assert len(list(tmp_path.glob("*.so"))) == 1
+
+
+class Counting:
+    """A user's part, whose Python changes from call to call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+@pytest.mark.parametrize("settings", [["algo=imaml", "reg=[l1,l2]"], ["algo=metasgd"], ["algo=anp", "data=gp"]])
+def test_metaruns_own_learners_are_pure(settings: list[str]) -> None:
+    experiment = assemble(compose(["data=sinusoid", *settings]))
+    assert is_pure((experiment.algorithm, experiment.regularization))
+
+
+def test_parts_of_a_user_are_not() -> None:
+    learner = assemble(compose(["algo=maml", "data=sinusoid"])).algorithm
+    assert isinstance(learner, MAML)
+    for part in (Counting(), torch.nn.Linear(1, 1), inputs, FunctionLoss(Counting()), {"a": [Counting()]}):
+        assert not is_pure(part), part
+    assert not is_pure(replace(learner, loss=FunctionLoss(Counting())))
+    assert not is_pure(partial(torch.add, Counting()))
+
+
+def test_a_function_with_a_users_part_follows_its_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    part, placement = Counting(), Placement(torch.device("cpu"), torch.float32, None, True)
+    call = compile_function(lambda x: part(x), placement, {"p": torch.ones(2)}, part)
+    assert [float(call(torch.ones(1))) for _ in range(3)] == [1.0, 2.0, 3.0]

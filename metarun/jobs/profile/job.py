@@ -86,7 +86,8 @@ def measure(experiment: Experiment, state: State, recorder: Recorder, record: Ru
     settings, trainer, config = experiment.config.profile, experiment.trainer(), experiment.config
     device, plain = trainer.placement.device, build_meta_gradient(trainer)
     compiles_it = should_compile(trainer.placement, state.params, trainer.settings.steps)
-    function = compile_function(plain, trainer.placement, state.params) if compiles_it else plain
+    parts = trainer.algorithm, trainer.regularization
+    function = compile_function(plain, trainer.placement, state.params, parts) if compiles_it else plain
 
     def call(meta_gradient: StepGradient = function) -> MetaGradient:
         """The meta-gradient of the step at hand, which is not made."""
