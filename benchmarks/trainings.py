@@ -1,11 +1,10 @@
 """Trainings of one small program: side by side in one process, over one after another in one process.
 
     python -m benchmarks.trainings                          # 4 and 16 seeds of four learners on sinusoids
-    python -m benchmarks.trainings --steps 2000 --rounds 1
+    python -m benchmarks.trainings --steps 200 --rounds 1
 
-What `analysis=seeds` does, with validation, records, alarms, checkpoints and tests, on one thread. Seconds are of the
-training alone (`seconds` in summary.json), summed over the runs, without compilation. The two take turns, each in a
-process of its own.
+What `analysis=seeds` does with short, uncompiled trainings, with records, alarms, checkpoints and two validations, on
+one thread. Times are of the training (`seconds` in summary.json). The two take turns, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def train(learner: str, runs: int, steps: int, together: bool) -> float:
     from metarun.storage.run_folder import RunFolder
 
     settings = [*LEARNERS[learner], "data=sinusoid", f"train.steps={steps}", f"train.eval_every={steps // 2}"]
-    settings += [f"device.side_by_side={together}", "device.threads=1", "device.compile=on", "report=false"]
+    settings += [f"device.side_by_side={together}", "device.threads=1", "device.compile=off", "report=false"]
     with tempfile.TemporaryDirectory() as folder:
         asked = [(metarun.compose([*settings, f"seed={s}"]), RunFolder(Path(folder) / str(s))) for s in range(runs)]
         return statistics.mean(result.summary["seconds"] for result in train_runs(asked, range(runs)))
@@ -39,7 +38,7 @@ def train(learner: str, runs: int, steps: int, together: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3_000)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     print("| learner | runs | one after another, ms a step | side by side, ms a step of a run | ratio |")

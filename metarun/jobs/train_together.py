@@ -28,7 +28,7 @@ def train_runs(slots: Sequence[Asked | None], wanted: Sequence[int]) -> list[Res
     None is a run that has ended before, whose place among the others stays (training/side_by_side.py).
 
     cost.json has the CPU time of a run that was not stopped: of its training and test; of runs side by side its share
-    of the training, without the compilation.
+    of the training.
     """
     configs = [one[0] for one in slots if one]
     if len(slots) > 1 and configs and configs[0].device.side_by_side and are_one_program(configs):
@@ -76,14 +76,14 @@ def _train_together(slots: Sequence[Asked | None]) -> list[Result]:
     with contextlib.ExitStack() as all_endings:
         opened = [_open(*one, all_endings, len(slots)) if one else None for one in slots]
         runs = [one for one in opened if one]
-        begun, compiling = time.process_time(), 0.0
+        begun = time.process_time()
         with runs[0].run.observer.signals():  # type: ignore[union-attr]
             # Those that a kill left behind go on first, and by themselves.
             for step in sorted({one.member.state.step for one in runs}):
                 if not runs[0].run.observer.stop_requested():
                     behind = [one.member if one and one.member.state.step == step else None for one in opened]
-                    compiling += train_side_by_side(behind)
-        share = (time.process_time() - begun - compiling) / len(runs)
+                    train_side_by_side(behind)
+        share = (time.process_time() - begun) / len(runs)
         return [_finish(one, share) for one in runs]
 
 

@@ -3,8 +3,9 @@
     theta_1 .. theta_R, tasks_1 .. tasks_R -> g_1 .. g_R      one call, `vmap` over the runs
     theta <- the optimizer's step along g                     one update of all weights, each tensor [R, ...]
 
-A step of a small network is bound by launching kernels and by Python, and R runs share these. All else is each run's
-own: its tasks, records, alarms, validation and checkpoints. Its weights are those of the run alone but for rounding.
+An uncompiled step of a small network is bound by launching kernels and by Python, and R runs share these; of compiled
+steps one for R runs takes as long as R. All else is each run's own: its tasks, records, alarms, validation and
+checkpoints. Its weights are those of the run alone but for rounding.
 
 A run's bits depend on R and on its slot, never on what the other slots hold. A group that was killed therefore
 continues to the same bits, in as many slots as before: those of runs that have ended hold a copy of another run.
@@ -22,12 +23,13 @@ from torch import Tensor
 from torch.func import vmap
 
 from metarun.algorithms.objective import NoisyModel
+from metarun.compute.compilation import should_compile
 from metarun.compute.threads import is_small
 from metarun.config.schema import Config, to_dict
 from metarun.diagnostics.step import Values, update_measures
 from metarun.errors import NonFinite
 from metarun.training.experiment import Experiment
-from metarun.training.loop import COMPILATION, describe, finish_step, is_due, sample, validate
+from metarun.training.loop import describe, finish_step, is_due, sample, validate
 from metarun.training.meta_gradient import MetaGradient, MetaGradients
 from metarun.training.nonfinite import handle_nonfinite, locate_nonfinite
 from metarun.training.optimizer import apply_update, build_optimizer, clip_gradient, learning_rate
@@ -58,31 +60,25 @@ def are_one_program(configs: Sequence[Config]) -> bool:
 
 
 def can_share(experiment: Experiment, params: Params) -> bool:
-    """Whether a run may share its steps: they are small, and no setting concerns this run alone (its clock, its bits, a
-    step that is left out, a logger that knows one run in a process)."""
+    """Whether a run may share its steps: they are small and not compiled, and no setting concerns this run alone (its
+    clock, its bits, a step that is left out, a logger that knows one run in a process)."""
     config, placement, learner = experiment.config, experiment.placement, experiment.algorithm
     plain = config.train.on_nonfinite == "stop" and config.train.max_minutes is None and config.optim.reset == "never"
     plain = plain and placement.processes.size == 1 and not placement.portable and config.logger.name == "none"
     special = (StatefulLearner, NoisyModel)
-    return plain and is_small(params) and not any(isinstance(part, special) for part in (learner, learner.model))
+    plain = plain and not any(isinstance(part, special) for part in (learner, learner.model))
+    return plain and is_small(params) and not should_compile(placement, params, config.train.steps)
 
 
-def train_side_by_side(slots: Sequence[Member | None]) -> float:
+def train_side_by_side(slots: Sequence[Member | None]) -> None:
     """Train the members, which have done equally many steps, to their last step or until a signal asks to stop, and set
-    each one's outcome. None: the slot of a run that has ended or has done more steps. Return the CPU seconds of the
-    compilation."""
+    each one's outcome. None: the slot of a run that has ended or has done more steps."""
     group = Group(slots)
     members, steps = group.members.values(), group.first.trainer.settings.steps
     earlier, share = {id(m): m.state.seconds for m in members}, 1 / len(members)
-    compilation, start = 0.0, time.monotonic()
+    start = time.monotonic()
     while group.active and group.step < steps:
-        begun, begun_cpu = time.monotonic(), time.process_time()
         group.make_step()
-        if group.gradients.compiling:
-            compilation, spent = compilation + time.process_time() - begun_cpu, time.monotonic() - begun
-            start += spent  # compilation is no training
-            for member in members:
-                member.state.spent[COMPILATION] = member.state.spent.get(COMPILATION, 0.0) + share * spent
         for member in group.active.values():
             member.state.seconds = earlier[id(member)] + share * (time.monotonic() - start)
             validate(member.trainer, member.state, member.observer)
@@ -92,7 +88,6 @@ def train_side_by_side(slots: Sequence[Member | None]) -> float:
                 member.outcome = StopReason.INTERRUPTED.value
     for member in group.active.values():
         member.outcome = "completed"
-    return compilation
 
 
 class Group:

@@ -212,6 +212,7 @@ def test_a_signal_stops_all_of_them_and_they_continue(tmp_path: Path, monkeypatc
         ("optim.reset=every_step",),
         ("logger=wandb",),
         ("model.hidden=[200,200]",),
+        ("device.compile=true",),
         ("reg=information", "algo.adapted=[head]"),
     ],
 )
