@@ -14,7 +14,7 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ Function = Callable[..., Any]
 """Trees of tensors -> a tree of tensors. A tree is a tensor, or a dictionary or named tuple of trees."""
 
 
+_traced: dict[Hashable, tuple[Any, Any]] = {}
+
 MOST_SHAPES = 8
 """Sizes of the inputs that are compiled; of further ones the function is called as it is."""
 
@@ -34,12 +36,19 @@ MOST_SHAPES = 8
 class AheadOfTime:
     """The function, compiled for the shapes of each call that has others than those before.
 
-    `otherwise` makes a function to take its place where it cannot be traced or compiled.
+    `otherwise` makes a function to take its place where it cannot be traced or compiled. Functions of one `identity`
+    that compute the same are traced once in a process.
     """
 
     def __init__(
-        self, function: Function, folder: Path, options: Mapping[str, Any], otherwise: Callable[[], Function]
+        self,
+        function: Function,
+        folder: Path,
+        options: Mapping[str, Any],
+        otherwise: Callable[[], Function],
+        identity: Hashable = None,
     ) -> None:
+        self.identity = identity
         self.function, self.folder, self.options, self.otherwise = function, folder, dict(options), otherwise
         self.known: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # of shapes: the library and the tree of its results
         self.other: Function | None = None
@@ -53,13 +62,23 @@ class AheadOfTime:
             if len(self.known) == MOST_SHAPES:
                 return self.function(*inputs)
             try:
-                self.known[shapes] = self._compile(inputs, leaves)
+                self.known[shapes] = self._find(inputs, leaves)
             except Exception:
                 log.info("not compiled ahead of time", exc_info=True)
                 self.other = self.otherwise()
                 return self.other(*inputs)
         library, like = self.known[shapes]
         return _rebuild(like, iter(library.run(leaves)))
+
+    def _find(self, inputs: Any, leaves: list[Tensor]) -> tuple[Any, Any]:
+        """The same from an earlier function of this process, if it has an identity."""
+        if self.identity is None:
+            return self._compile(inputs, leaves)
+        sizes = tuple([(leaf.shape, leaf.dtype) for leaf in leaves])
+        key = self.identity, sizes, _names(inputs), tuple(sorted(self.options.items())), torch.get_num_threads()
+        if key not in _traced:
+            _traced[key] = self._compile(inputs, leaves)
+        return _traced[key]
 
     def _compile(self, inputs: Any, leaves: list[Tensor]) -> tuple[Any, Any]:
         """The library for inputs of these shapes, and the tree of its results."""
@@ -125,6 +144,13 @@ def _leaves(tree: Any) -> Iterator[Tensor]:
     else:
         for part in tree.values() if isinstance(tree, dict) else tree:
             yield from _leaves(part)
+
+
+def _names(tree: Any) -> Hashable:
+    """The names of its dictionaries, in order."""
+    if isinstance(tree, dict):
+        return tuple((key, _names(part)) for key, part in tree.items())
+    return tuple(map(_names, tree)) if isinstance(tree, tuple) else None
 
 
 def _rebuild(like: Any, leaves: Iterator[Any]) -> Any:

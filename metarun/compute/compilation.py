@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -52,27 +52,42 @@ OURS = ("metarun.", "torch")
 """Modules whose functions are the same at every call."""
 
 
-def is_pure(part: Any) -> bool:
-    """Whether a part of a function is metarun's own: values, functions, and objects of its classes made of such.
-    Their Python never changes once they are made; that of a user's class or `nn.Module` may."""
+class Foreign(Exception):
+    """A part is not metarun's own."""
+
+
+def identify(part: Any) -> Hashable:
+    """What a part of a function is: equal for parts that compute the same. Raise `Foreign` unless it is a value, a
+    function, or an object of metarun's classes made of such: their Python never changes once they are made, that of a
+    user's class or `nn.Module` may."""
+    if part is None or isinstance(part, (str, int, float, Enum)):
+        return type(part), part
+    if isinstance(part, Tensor):
+        plain = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        return part.dtype, tuple(part.shape), plain.numpy().tobytes()
+    if isinstance(part, Mapping):
+        return tuple((key, identify(value)) for key, value in part.items())
+    if isinstance(part, (tuple, list)):
+        return type(part), tuple(map(identify, part))
     if isinstance(part, partial):
-        return is_pure((part.func, part.args, part.keywords))
-    if isinstance(part, (tuple, list, Mapping)):
-        return all(map(is_pure, part.values() if isinstance(part, Mapping) else part))
-    if part is None or isinstance(part, (str, int, float, Enum, Tensor)):
-        return True
-    if isinstance(part, (FunctionType, BuiltinFunctionType, type)):
-        return str(part.__module__).startswith(OURS)
-    return type(part).__module__.startswith("metarun.") and is_pure(getattr(part, "__dict__", {}))
+        return partial, identify((part.func, part.args, part.keywords))
+    if isinstance(part, (FunctionType, BuiltinFunctionType, type)) and str(part.__module__).startswith(OURS):
+        held = [cell.cell_contents for cell in getattr(part, "__closure__", None) or ()]
+        held += getattr(part, "__defaults__", None) or ()
+        return part.__module__, part.__qualname__, tuple(map(identify, held))
+    if type(part).__module__.startswith("metarun."):
+        return type(part), identify(getattr(part, "__dict__", {}))
+    raise Foreign(f"{type(part).__module__}.{type(part).__qualname__}")
 
 
 def compile_function(
-    function: Callable[..., Any], placement: Placement, params: Params, parts: Any = ()
+    function: Callable[..., Any], placement: Placement, params: Params, parts: Any = None
 ) -> Callable[..., Any]:
     """Return the function, compiled at its first call. The cache folder keeps the result for later runs.
 
     On a CPU it is compiled ahead of time (ahead_of_time.py), or by `torch.compile` if it cannot be traced as a whole or
-    if one of its `parts` is not metarun's own: that compiler notices where Python's values change.
+    if one of its `parts` is not metarun's own: that compiler notices where Python's values change. `parts` are all that
+    decides the function, which is then traced once in a process; None: not known.
     """
     folder = cache_folder() / COMPILED
     if os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder)) == str(folder):
@@ -89,4 +104,8 @@ def compile_function(
         options["cpp.threads"] = 1
     whole = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     as_pieces = partial(torch.compile, function, dynamic=False, options=options | {"cpp_wrapper": True})
-    return AheadOfTime(function, whole, options, otherwise=as_pieces) if is_pure(parts) else as_pieces()
+    try:
+        identity = None if parts is None else identify(parts)
+    except Foreign:
+        return as_pieces()
+    return AheadOfTime(function, whole, options, otherwise=as_pieces, identity=identity)

@@ -85,7 +85,15 @@ class MetaGradients:
         if not self.compiles:
             return function
         self.notify(COMPILING)
-        return compile_function(function, trainer.placement, self.params, (learner, trainer.regularization))
+        return compile_function(function, trainer.placement, self.params, decisive_parts(trainer))
+
+
+def decisive_parts(trainer: Trainer) -> tuple[Any, ...]:
+    """All that decides the function of a step, beside the shapes of its inputs."""
+    placement = trainer.placement
+    chunk = placement.chunk(trainer.spec, trainer.dataset.input_shape())
+    own = placement.processes.rank, placement.processes.size
+    return trainer.algorithm, trainer.regularization, trainer.settings.tasks, chunk, placement.memory_format, own
 
 
 def build_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGradient]:

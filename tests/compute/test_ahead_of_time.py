@@ -18,9 +18,10 @@ from metarun.algorithms.maml import MAML
 from metarun.cli.compose import compose
 from metarun.compute import ahead_of_time
 from metarun.compute.ahead_of_time import AheadOfTime
-from metarun.compute.compilation import compile_function, is_pure
+from metarun.compute.compilation import Foreign, compile_function, identify
 from metarun.compute.device import Placement
 from metarun.training.experiment import assemble
+from metarun.training.meta_gradient import MetaGradients, build_meta_gradient
 
 
 class Pair(NamedTuple):
@@ -159,18 +160,60 @@ class Counting:
 
 
 @pytest.mark.parametrize("settings", [["algo=imaml", "reg=[l1,l2]"], ["algo=metasgd"], ["algo=anp", "data=gp"]])
-def test_metaruns_own_learners_are_pure(settings: list[str]) -> None:
-    experiment = assemble(compose(["data=sinusoid", *settings]))
-    assert is_pure((experiment.algorithm, experiment.regularization))
+def test_metaruns_own_learners_have_an_identity(settings: list[str]) -> None:
+    one, same, other = (
+        identify((experiment.algorithm, experiment.regularization))
+        for more in ([], ["seed=7"], ["model.hidden=[7]"])
+        for experiment in [assemble(compose(["data=sinusoid", *settings, *more]))]
+    )
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
 
 
 def test_parts_of_a_user_are_not() -> None:
     learner = assemble(compose(["algo=maml", "data=sinusoid"])).algorithm
     assert isinstance(learner, MAML)
     for part in (Counting(), torch.nn.Linear(1, 1), inputs, FunctionLoss(Counting()), {"a": [Counting()]}):
-        assert not is_pure(part), part
-    assert not is_pure(replace(learner, loss=FunctionLoss(Counting())))
-    assert not is_pure(partial(torch.add, Counting()))
+        with pytest.raises(Foreign):
+            identify(part)
+    more: list[Any] = [replace(learner, loss=FunctionLoss(Counting())), partial(torch.add, Counting())]
+    for part in more:
+        with pytest.raises(Foreign):
+            identify(part)
+
+
+def test_functions_of_one_identity_are_traced_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead_of_time, "_traced", {})
+    traced: list[int] = []
+    compile_it = AheadOfTime._compile
+    monkeypatch.setattr(AheadOfTime, "_compile", lambda *a: (traced.append(1), compile_it(*a))[1])
+    for identity, count in (("a", 1), ("a", 1), ("b", 2), (None, 3), (None, 4)):
+        call = AheadOfTime(function, folder, {"cpp.threads": 1}, refuse, identity)
+        assert_equal(call(*inputs()), function(*inputs()))
+        assert len(traced) == count
+    weights, pair = inputs()
+    renamed = AheadOfTime(lambda w, p: function({"a": w["x"], "b": w["b"]}, p), folder, {"cpp.threads": 1}, refuse, "a")
+    assert_equal(renamed({"x": weights["a"], "b": weights["b"]}, pair), function(weights, pair))
+    assert len(traced) == 5
+
+
+def test_the_step_of_an_equal_run_is_traced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of runs that differ in their seed; another inner rate is another step."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(ahead_of_time, "_traced", {})
+    traced: list[int] = []
+    compile_it = AheadOfTime._compile
+    monkeypatch.setattr(AheadOfTime, "_compile", lambda *a: (traced.append(1), compile_it(*a))[1])
+    small = ["algo=maml", "data=sinusoid", "model.hidden=[4]", "device.compile=true", "train.tasks=2"]
+    for more, count in (([], 1), (["seed=1"], 1), (["algo.inner_lr=0.5"], 2), (["train.tasks=3"], 3), (["reg=l2"], 4)):
+        trainer = assemble(compose([*small, *more])).trainer()
+        params, tasks = trainer.start().params, trainer.tasks(0)
+        found = MetaGradients(trainer, params, print).at(0)(params, tasks)
+        expected = build_meta_gradient(trainer)(params, tasks)
+        for name, gradient in expected.mean.items():  # type: ignore[union-attr]
+            torch.testing.assert_close(found.mean[name], gradient, rtol=1e-4, atol=1e-6)
+        assert len(traced) == count
 
 
 def test_a_function_with_a_users_part_follows_its_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ from metarun.storage.loggers.jsonl import JsonLines
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.text import count_nouns
 from metarun.training.experiment import Experiment, assemble, option_name
-from metarun.training.meta_gradient import MetaGradient, StepGradient, build_meta_gradient
+from metarun.training.meta_gradient import MetaGradient, StepGradient, build_meta_gradient, decisive_parts
 from metarun.training.recorder import Recorder
 from metarun.training.run import State
 from metarun.types import GradientLearner
@@ -86,7 +86,7 @@ def measure(experiment: Experiment, state: State, recorder: Recorder, record: Ru
     settings, trainer, config = experiment.config.profile, experiment.trainer(), experiment.config
     device, plain = trainer.placement.device, build_meta_gradient(trainer)
     compiles_it = should_compile(trainer.placement, state.params, trainer.settings.steps)
-    parts = trainer.algorithm, trainer.regularization
+    parts = decisive_parts(trainer)
     function = compile_function(plain, trainer.placement, state.params, parts) if compiles_it else plain
 
     def call(meta_gradient: StepGradient = function) -> MetaGradient:
