@@ -3,9 +3,9 @@
     theta_1 .. theta_R, tasks_1 .. tasks_R -> g_1 .. g_R      one call, `vmap` over the runs
     theta <- the optimizer's step along g                     one update of all weights, each tensor [R, ...]
 
-An uncompiled step of a small network is bound by launching kernels and by Python, and R runs share these; of compiled
-steps one for R runs takes as long as R. All else is each run's own: its tasks, records, alarms, validation and
-checkpoints. Its weights are those of the run alone but for rounding.
+An uncompiled step of a small network is bound by launching kernels and by Python, and R runs share these; compiled
+steps gain a fifth, and each R would be compiled anew, so they are left alone. All else is each run's own: its tasks,
+records, alarms, validation and checkpoints. Its weights are those of the run alone but for rounding.
 
 A run's bits depend on R and on its slot, never on what the other slots hold. A group that was killed therefore
 continues to the same bits, in as many slots as before: those of runs that have ended hold a copy of another run.

@@ -86,8 +86,9 @@ def measure(experiment: Experiment, state: State, recorder: Recorder, record: Ru
     settings, trainer, config = experiment.config.profile, experiment.trainer(), experiment.config
     device, plain = trainer.placement.device, build_meta_gradient(trainer)
     compiles_it = should_compile(trainer.placement, state.params, trainer.settings.steps)
-    parts = decisive_parts(trainer)
-    function = compile_function(plain, trainer.placement, state.params, parts) if compiles_it else plain
+    function: StepGradient = plain
+    if compiles_it:
+        function = compile_function(plain, trainer.placement, state.params, decisive_parts(trainer))
 
     def call(meta_gradient: StepGradient = function) -> MetaGradient:
         """The meta-gradient of the step at hand, which is not made."""
