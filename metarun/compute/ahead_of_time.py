@@ -107,16 +107,24 @@ class AheadOfTime:
 
     def _key(self, graph: torch.fx.GraphModule, leaves: list[Tensor]) -> str:
         """A checksum of all that decides the library."""
-        sha = hashlib.sha256(graph.code.encode())
-        constants = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
-        for name in sorted(map(str, constants)):
-            constant = getattr(graph, name)
-            sha.update(f"{name} {constant.dtype} {tuple(constant.shape)}".encode())
-            sha.update(constant.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        sha = hashlib.sha256()
+        _add_graph(sha, graph)
         inputs = [(leaf.dtype, tuple(leaf.shape)) for leaf in leaves]
         sha.update(repr((inputs, sorted(self.options.items()), torch.get_num_threads())).encode())
         sha.update(repr((torch.__version__, torch.__config__.show(), _processor())).encode())
         return sha.hexdigest()[:32]
+
+
+def _add_graph(sha: Any, graph: torch.fx.GraphModule) -> None:
+    """A graph's code, its constants, and the graphs of its loops."""
+    sha.update(graph.code.encode())
+    for name in sorted({str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}):
+        constant = getattr(graph, name)
+        if isinstance(constant, torch.fx.GraphModule):
+            _add_graph(sha, constant)
+            continue
+        sha.update(f"{name} {constant.dtype} {tuple(constant.shape)}".encode())
+        sha.update(constant.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _checksum(path: Path) -> str:

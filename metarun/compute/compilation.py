@@ -81,13 +81,18 @@ def identify(part: Any) -> Hashable:
 
 
 def compile_function(
-    function: Callable[..., Any], placement: Placement, params: Params, parts: Any = None
+    function: Callable[..., Any],
+    placement: Placement,
+    params: Params,
+    parts: Any = None,
+    otherwise: Callable[[], Callable[..., Any]] | None = None,
 ) -> Callable[..., Any]:
     """Return the function, compiled at its first call. The cache folder keeps the result for later runs.
 
     On a CPU it is compiled ahead of time (ahead_of_time.py), or by `torch.compile` if it cannot be traced as a whole or
     if one of its `parts` is not metarun's own: that compiler notices where Python's values change. `parts` are all that
-    decides the function, which is then traced once in a process; None: not known.
+    decides the function, which is then traced once in a process; None: not known. `otherwise` makes what stands in for
+    `torch.compile`.
     """
     folder = cache_folder() / COMPILED
     if os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder)) == str(folder):
@@ -108,4 +113,4 @@ def compile_function(
         identity = None if parts is None else identify(parts)
     except Foreign:
         return as_pieces()
-    return AheadOfTime(function, whole, options, otherwise=as_pieces, identity=identity)
+    return AheadOfTime(function, whole, options, otherwise=otherwise or as_pieces, identity=identity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -84,3 +84,14 @@ def to_channels_last(x: Tensor) -> Tensor:
     """Order images and convolution weights in memory as a CPU's convolutions are fastest."""
     # Not by contiguous(memory_format=...): images of one channel, for which both orders are the same, keep its strides.
     return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1) if x.ndim == 4 else x
+
+
+def stack_tasks(tasks: Sequence[Task]) -> Task:
+    """Tasks of several steps or runs, each tensor [T, ...] -> [len(tasks), T, ...]."""
+    support, query = zip(*tasks, strict=True)
+    return Task(*(Batch(*(torch.stack(part) for part in zip(*side, strict=True))) for side in (support, query)))
+
+
+def take_step(tasks: Task, i: int) -> Task:
+    """One of what `stack_tasks` returns."""
+    return Task(*(Batch(side.x[i], side.y[i]) for side in tasks))

@@ -46,6 +46,6 @@ def as_column(values: np.ndarray) -> Tensor:
 
 def split_points(x: Tensor, y: Tensor, steps: int, shots: int) -> list[Task]:
     """Points [steps T, K + Q, ...] -> the tasks of each step; the first K points are the support."""
-    rows, targets = (v.unflatten(0, (steps, -1)).unbind() for v in (x, y))
-    k = shots
-    return [Task(Batch(a[:, :k], b[:, :k]), Batch(a[:, k:], b[:, k:])) for a, b in zip(rows, targets, strict=True)]
+    sides = (slice(None, shots), slice(shots, None))
+    parts = [v.unflatten(0, (steps, -1))[:, :, side].unbind() for side in sides for v in (x, y)]
+    return [Task(Batch(a, b), Batch(c, d)) for a, b, c, d in zip(*parts, strict=True)]

@@ -41,7 +41,7 @@ from metarun.training.own_parts import (
     refuse_missing_object,
     try_functions,
 )
-from metarun.training.run import Trainer
+from metarun.training.run import AT_ONCE, CallbackOptions, Trainer
 from metarun.types import (
     HEAD,
     NOT_WEIGHTS,
@@ -97,6 +97,7 @@ class Experiment:
             optimum=self.optimum if config.diagnostics.level != "off" else None,
             probe=self.probe() if config.diagnostics.level == "full" else None,
             probe_every=config.diagnostics.every,
+            at_once=1 if any(optional(c, CallbackOptions, "on_step") for c in self.callbacks) else AT_ONCE,
         )
 
     @functools.cached_property

@@ -15,16 +15,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from metarun.algorithms.objective import Entry, add_noise
+from metarun.compute.task_axis import take_step
 from metarun.diagnostics.step import Values, update_measures
 from metarun.training.average import evaluate_average, update_average
+from metarun.training.compiled_steps import CompiledSteps, can_compile_steps
 from metarun.training.meta_gradient import MetaGradient, MetaGradients, StepGradient, join_ranks, mean_metrics
 from metarun.training.nonfinite import handle_nonfinite, locate_nonfinite, start_rewinding, update_rewind_point
 from metarun.training.optimizer import apply_update, clip_gradient, learning_rate, step_rates
 from metarun.training.own_algorithm import explain_errors
-from metarun.training.run import Observer, State, StopReason, Trainer
+from metarun.training.run import AT_ONCE, Observer, State, StopReason, Trainer
 from metarun.types import Params, Task
 
 COMPILATION = "compilation"
@@ -35,15 +38,17 @@ them."""
 def train(trainer: Trainer, state: State, observer: Observer) -> str:
     """Run outer steps until all are done or there is a reason to stop; return the run's status ("completed", ...)."""
     one_process = trainer.placement.processes.size == 1
-    meta_gradients = MetaGradients(trainer, state.params, observer.notify)
+    make: Any = outer_steps if can_compile_steps(trainer, state.params) else outer_step
+    source: Any = CompiledSteps if make is outer_steps else MetaGradients
+    source = source(trainer, state.params, observer.notify)
     start_rewinding(trainer, state)
     earlier, start = state.seconds + state.spent.get(COMPILATION, 0.0), time.monotonic()
     while state.step < trainer.settings.steps:
-        begun, meta_gradient = time.monotonic(), meta_gradients.at(state.step)
-        if meta_gradients.compiling:
+        begun, function = time.monotonic(), source.at(state.step)
+        if source.compiling:
             observer.on_work("compiling", 0, 0)
-        reason = outer_step(trainer, state, meta_gradient, observer)
-        if meta_gradients.compiling:
+        reason = make(trainer, state, function, observer)
+        if source.compiling:
             state.spent[COMPILATION] = state.spent.get(COMPILATION, 0.0) + time.monotonic() - begun
         state.seconds = earlier + time.monotonic() - start - state.spent.get(COMPILATION, 0.0)
         validate(trainer, state, observer)
@@ -82,6 +87,26 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: StepGradient, obse
         moved |= trainer.optimum(state.params) if trainer.optimum else {}
         observer.on_log(state, values | moved | {"lr": lr})
     return reason
+
+
+def outer_steps(trainer: Trainer, state: State, steps: CompiledSteps, observer: Observer) -> None:
+    """The same in one compiled call for all steps up to the next that something follows."""
+    first, count = state.step, steps.count(state)
+    tasks = trainer.tasks_of([first + min(i, count - 1) for i in range(AT_ONCE)])
+    with explain_errors(trainer.algorithm):
+        before, found = steps(state, count, tasks)
+    if not found.finite:
+        handle_nonfinite(trainer, state, locate_nonfinite(found, trainer.placement.processes), observer)
+        state.step += 1
+        return
+    update_rewind_point(trainer, state)
+    if is_due(state.step, trainer.settings.log_every, trainer.settings.steps):
+        then = replace(state, params=before, step=state.step - 1)
+        values = describe(trainer, then, found, take_step(tasks, count - 1))
+        moved = update_measures(before, state.params) if trainer.measures else {}
+        moved |= trainer.optimum(state.params) if trainer.optimum else {}
+        lr = learning_rate(trainer.optim, state.step - 1, trainer.settings.steps)
+        observer.on_log(state, values | moved | {"lr": lr})
 
 
 def sample(trainer: Trainer, state: State) -> tuple[Params, Task]:

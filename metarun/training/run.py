@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import torch
 
 from metarun.algorithms.objective import NoisyModel, Regularization
 from metarun.compute.device import Placement
+from metarun.compute.task_axis import stack_tasks
 from metarun.config.schema import OptimConfig, TrainConfig
 from metarun.diagnostics.step import StepMeasures, Values
 from metarun.training.average import Average, average_of
@@ -31,6 +32,9 @@ from metarun.types import (
     Task,
     optional,
 )
+
+AT_ONCE = 32
+"""The most outer steps of one compiled call. To begin one takes as long as two steps of a small network."""
 
 
 class StopReason(Enum):
@@ -127,6 +131,7 @@ class Trainer:
     optimum: Callable[[Params], Values] | None = None
     probe: Callable[[Params, Rates], Values] | None = None
     probe_every: int = 1
+    at_once: int = AT_ONCE  # steps between which nobody looks at the state; at most AT_ONCE
 
     def start(self, change: Callable[[Params], Params] | None = None) -> State:
         """The state before the first step; `change` replaces the first weights."""
@@ -164,6 +169,12 @@ class Trainer:
         """The tasks of a step that this process needs, or those at `indices`; each tensor [T, ...]."""
         drawn = self.dataset.episodes("train", self.seed, step, indices or self.own_tasks, self.spec)
         return self.placement.move_task(drawn)
+
+    def tasks_of(self, steps: Sequence[int]) -> Task:
+        """Those of several steps; each tensor [len(steps), T, ...]."""
+        own = self.own_tasks
+        drawn = [self.dataset.episodes("train", self.seed, step, own, self.spec) for step in steps]
+        return self.placement.move_task(stack_tasks(drawn))
 
     @property
     def own_tasks(self) -> range:

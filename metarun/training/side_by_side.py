@@ -24,6 +24,7 @@ from torch.func import vmap
 
 from metarun.algorithms.objective import NoisyModel
 from metarun.compute.compilation import should_compile
+from metarun.compute.task_axis import stack_tasks
 from metarun.compute.threads import is_small
 from metarun.config.schema import Config, to_dict
 from metarun.diagnostics.step import Values, update_measures
@@ -35,7 +36,7 @@ from metarun.training.nonfinite import handle_nonfinite, locate_nonfinite
 from metarun.training.optimizer import apply_update, build_optimizer, clip_gradient, learning_rate
 from metarun.training.own_algorithm import explain_errors
 from metarun.training.run import Observer, State, StopReason, Trainer
-from metarun.types import Batch, Params, StatefulLearner, Task
+from metarun.types import Params, StatefulLearner, Task
 
 OWN_POOL = ("pool", "pool_seed", "pool_replaced", "pool_choice")
 """Settings of `train` in which runs of one program may differ, beside `seed`."""
@@ -120,7 +121,7 @@ class Group:
         anyones, count = next(iter(drawn.values())), len(next(iter(self.params.values())))
         tasks = [drawn.get(slot, anyones) for slot in range(count)]
         with explain_errors(self.first.trainer.algorithm):
-            found = self.gradients.at(self.step)(self.params, _stack_tasks(tasks))
+            found = self.gradients.at(self.step)(self.params, stack_tasks(tasks))
         if not found.finite.all():
             self._end_nonfinite(found)
         settings, optim = self.first.trainer.settings, self.first.trainer.optim
@@ -184,11 +185,6 @@ class Group:
 
 def _is_moment(key: str, value: Any) -> bool:
     return isinstance(value, Tensor) and key != "step"
-
-
-def _stack_tasks(tasks: Sequence[Task]) -> Task:
-    support, query = zip(*tasks, strict=True)
-    return Task(*(Batch(*(torch.stack(part) for part in zip(*side, strict=True))) for side in (support, query)))
 
 
 def _take(found: MetaGradient, slot: int) -> MetaGradient:
