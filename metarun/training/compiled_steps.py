@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from metarun.algorithms.objective import Entry
 from metarun.compute.compilation import Foreign, compile_function, identify, should_compile
@@ -108,11 +108,9 @@ class CompiledSteps:
         return self
 
     def _build(self, trainer: Trainer) -> None:
-        from torch._higher_order_ops import while_loop  # imports sympy
-
         self.notify(COMPILING)
         self.meta_gradient = build_meta_gradient(trainer)
-        steps = partial(make_steps, while_loop, self.meta_gradient, self.names, self.rule)
+        steps = partial(make_steps, _traced_loop, self.meta_gradient, self.names, self.rule)
         parts = decisive_parts(trainer), self.names, self.rule
         self.function = compile_function(steps, trainer.placement, self.params, parts, self._piece_by_piece)
 
@@ -185,19 +183,18 @@ def make_steps(
     """`count` steps, or those up to the first that is not finite; `names` are those of theta, in order."""
     moved = {name: params[name] for name in names}
 
-    def goes_on(*carried: Any) -> Tensor:
-        now = Carried(*carried)
-        return (now.done < count) & now.last.finite
+    def goes_on(now: Carried, fixed: Any) -> Tensor:
+        return (now.done < fixed[0]) & now.last.finite
 
-    def step(*carried: Any) -> Carried:
-        now = Carried(*carried)
+    def step(now: Carried, fixed: Any) -> Carried:
+        _, params, given = fixed
         own = tree_map(lambda x: x.index_select(0, now.done.reshape(1)).squeeze(0), given)
         found = meta_gradient(params | unflatten(now.theta, moved), own.tasks)
         new = update(rule, now, flatten(clip_gradient(found.mean, rule.clip).values()), own)
         kept = tree_map(lambda a, b: torch.where(found.finite, a, b), new, (now.theta, now.moments))
         return Carried(now.done + found.finite, kept[0], kept[1], now.theta.clone(), found._replace(mean={}))
 
-    return loop(goes_on, step, tuple(start))
+    return loop(goes_on, step, start, (count, params, given))
 
 
 def update(rule: Rule, now: Carried, g: Tensor, own: Inputs) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -218,7 +215,29 @@ def unflatten(whole: Tensor, like: Params) -> Params:
     return {name: part.view_as(value) for (name, value), part in zip(like.items(), parts, strict=True)}
 
 
-def _loop(goes_on: Callable[..., Tensor], step: Callable[..., Carried], carried: Any) -> Any:
-    while goes_on(*carried):
-        carried = step(*carried)
+def _loop(goes_on: Callable[..., Tensor], step: Callable[..., Carried], carried: Carried, fixed: Any) -> Carried:
+    while goes_on(carried, fixed):
+        carried = step(carried, fixed)
     return carried
+
+
+def _traced_loop(goes_on: Callable[..., Tensor], step: Callable[..., Carried], carried: Carried, fixed: Any) -> Carried:
+    """The same as one operator of a graph.
+
+    torch's own `while_loop` would trace it by another tracer, which makes numbers that differ from those of an earlier
+    call, such as an inner rate, inputs of an unknown value.
+    """
+    from torch._higher_order_ops.while_loop import while_loop_op  # imports sympy
+
+    (own, tree), (other, fixed_tree) = tree_flatten(carried), tree_flatten(fixed)
+
+    def rebuild(leaves: Sequence[Tensor]) -> tuple[Carried, Any]:
+        return tree_unflatten(leaves[: len(own)], tree), tree_unflatten(leaves[len(own) :], fixed_tree)
+
+    def flat_condition(*leaves: Tensor) -> Tensor:
+        return goes_on(*rebuild(leaves))
+
+    def flat_step(*leaves: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tree_leaves(step(*rebuild(leaves))))
+
+    return tree_unflatten(while_loop_op(flat_condition, flat_step, tuple(own), tuple(other)), tree)

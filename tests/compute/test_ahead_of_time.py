@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch._higher_order_ops.while_loop import while_loop_op
 from torch.func import grad, vmap
 
 from metarun.algorithms.losses import FunctionLoss
@@ -105,6 +106,27 @@ def test_other_constants_are_another_library(tmp_path: Path) -> None:
         factor = torch.tensor([number, 1.0], dtype=torch.float64)
         assert torch.equal(compiled(tmp_path, lambda x, f=factor: x * f)(torch.ones(2)), factor)
     assert len(list(tmp_path.glob("*.so"))) == 2
+
+
+def descend(rate: float, limit: float, first: Tensor, steps: Tensor, x: Tensor) -> Tensor:
+    """x <- min(x - rate x + (rate, 1) / 4, limit), so many times, from rate x on; (rate, 1) is a tensor in the loop."""
+
+    def step(i: Tensor, x: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        return i + 1, (x - rate * x + 0.25 * torch.tensor([rate, 1.0], dtype=x.dtype)).clamp_max(limit)
+
+    return while_loop_op(lambda i, x, steps: i < steps, step, (first, rate * x), (steps,))[1]
+
+
+def test_other_rates_and_limits_find_the_same_library(tmp_path: Path) -> None:
+    """Inside and outside of a loop."""
+    x = double(5, 2)
+    for rate, limit in ((0.1, 1.5), (0.3, 0.7)):
+        expected, offset = rate * x, 0.25 * torch.tensor([rate, 1.0], dtype=torch.float64)
+        for _ in range(3):
+            expected = (expected - rate * expected + offset).clamp_max(limit)
+        found = compiled(tmp_path, partial(descend, rate, limit))(torch.tensor(0), torch.tensor(3), x)
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    assert len(list(tmp_path.glob("*.so"))) == 1
 
 
 def test_a_damaged_library_is_made_anew(tmp_path: Path) -> None:
