@@ -128,7 +128,13 @@ def failed(r: Record) -> str:
 
 def figure(name: str, digits: int = 3, scale: float = 1.0) -> Callable[[Record], str]:
     """One of the test's figures, its headline or one beside it."""
-    return lambda r: interval(r if r["metric"] == name else (r.get("beside") or {}).get(name), digits, scale)
+
+    def cell(r: Record) -> str:
+        if r["metric"] != name:
+            return interval((r.get("beside") or {}).get(name), digits, scale)
+        return "heavy tail" if heavy(r) else interval(r, digits, scale)
+
+    return cell
 
 
 def likelihood(r: Record) -> str:
@@ -225,8 +231,13 @@ def outcome(seeds: Sequence[Record]) -> str:
         return f"{100 * fmean(r['mean'] for r in seeds):.1f}, {minutes}"
     if random_lengths(seeds[0]):
         return f"{likelihood(seeds[0]).partition(' ')[0]}, {minutes}"
-    errors = [r["mean"] if r["metric"] == "mse" else r["beside"]["mse"]["mean"] for r in seeds]
-    return f"{fmean(errors):.3f}, {minutes}"
+    errors = [r["mean"] if r["metric"] == "mse" else r["beside"]["mse"]["mean"] for r in seeds if not heavy(r)]
+    return (f"{fmean(errors):.3f}" if errors else "heavy tail") + f", {minutes}"
+
+
+def heavy(r: Record) -> bool:
+    """Whether the errors of a test have a tail too heavy for a mean."""
+    return r.get("headline") == "median"
 
 
 EXPERIMENT: Column = ("experiment", lambda r: r["row"])
