@@ -62,7 +62,7 @@ class SideBySide(NamedTuple):
         return [
             [
                 self.task(r),
-                self.learner(r),
+                self.learner(r) + (f", seed {r['seed']}" if r["seed"] else ""),
                 f"{100 * r['mean']:.2f} +- {100 * r['ci95']:.2f}",
                 difference(r, baseline),
                 *within(r),

@@ -83,9 +83,7 @@ def outer_step(trainer: Trainer, state: State, meta_gradient: StepGradient, obse
     before = {k: v.clone() for k, v in state.params.items()} if logs and trainer.measures else None
     lr = update(trainer, state, found.mean)
     if logs:
-        moved = update_measures(before, state.params) if before else {}
-        moved |= trainer.optimum(state.params) if trainer.optimum else {}
-        observer.on_log(state, values | moved | {"lr": lr})
+        log_update(trainer, state, observer, values | {"lr": lr}, before)
     return reason
 
 
@@ -103,10 +101,8 @@ def outer_steps(trainer: Trainer, state: State, steps: CompiledSteps, observer: 
     if is_due(state.step, trainer.settings.log_every, trainer.settings.steps):
         then = replace(state, params=before, step=state.step - 1)
         values = describe(trainer, then, found, take_step(tasks, count - 1))
-        moved = update_measures(before, state.params) if trainer.measures else {}
-        moved |= trainer.optimum(state.params) if trainer.optimum else {}
         lr = learning_rate(trainer.optim, state.step - 1, trainer.settings.steps)
-        observer.on_log(state, values | moved | {"lr": lr})
+        log_update(trainer, state, observer, values | {"lr": lr}, before if trainer.measures else None)
 
 
 def sample(trainer: Trainer, state: State) -> tuple[Params, Task]:
@@ -174,6 +170,13 @@ def describe(trainer: Trainer, state: State, found: MetaGradient, tasks: Task) -
         with track_seconds(state, "measures"):
             values |= trainer.measures(state.params, grads, tasks)
     return values
+
+
+def log_update(trainer: Trainer, state: State, observer: Observer, values: Values, before: Params | None) -> None:
+    """Log a step's values with what its update did; `before`: the meta-parameters before it, if it is measured."""
+    moved = update_measures(before, state.params) if before else {}
+    moved |= trainer.optimum(state.params) if trainer.optimum else {}
+    observer.on_log(state, values | moved)
 
 
 def validate(trainer: Trainer, state: State, observer: Observer) -> None:

@@ -27,10 +27,10 @@ from metarun.compute.compilation import should_compile
 from metarun.compute.task_axis import stack_tasks
 from metarun.compute.threads import is_small
 from metarun.config.schema import Config, to_dict
-from metarun.diagnostics.step import Values, update_measures
+from metarun.diagnostics.step import Values
 from metarun.errors import NonFinite
 from metarun.training.experiment import Experiment
-from metarun.training.loop import describe, finish_step, is_due, sample, validate
+from metarun.training.loop import describe, finish_step, is_due, log_update, sample, validate
 from metarun.training.meta_gradient import MetaGradient, MetaGradients
 from metarun.training.nonfinite import handle_nonfinite, locate_nonfinite
 from metarun.training.optimizer import apply_update, build_optimizer, clip_gradient, learning_rate
@@ -136,9 +136,7 @@ class Group:
             finish_step(member.trainer, member.state, lr)
             if logs:
                 values, before = described[slot]
-                moved = update_measures(before, member.state.params) if before else {}
-                moved |= member.trainer.optimum(member.state.params) if member.trainer.optimum else {}
-                member.observer.on_log(member.state, values | moved | {"lr": lr})
+                log_update(member.trainer, member.state, member.observer, values | {"lr": lr}, before)
 
     def _describe(self, slot: int, found: MetaGradient, tasks: Task) -> tuple[Values, Params]:
         """The metrics of a run's step before the update, and its weights then if they are to be measured."""

@@ -37,7 +37,7 @@ def test_minutes_are_those_of_a_free_core(tmp_path: Path) -> None:
 
 def record(algo: str, correct: str, **other: Any) -> dict[str, Any]:
     counts = [int(c) for c in correct.split()]
-    size: dict[str, Any] = {"ways": 5, "shots": 1, "test_queries": 2, "episodes_sha256": "a"}
+    size: dict[str, Any] = {"ways": 5, "shots": 1, "test_queries": 2, "episodes_sha256": "a", "seed": 0}
     return {"algo": algo, "correct": correct, "mean": sum(counts) / 10 / len(counts), "ci95": 0.1} | size | other
 
 
@@ -47,6 +47,7 @@ def test_a_difference_is_that_of_pairs() -> None:
     best, middle, _ = table.markdown([*records, record("reptile", "1 2 3", episodes_sha256="b")]).splitlines()[2:5]
     assert best.startswith("| 5-way | maml | 70.00 +- 10.00 | +20.00 +- 0.00 |")
     assert middle.startswith("| 5-way | simpleshot | 50.00 +- 10.00 |  |")
+    assert "| 5-way | maml, seed 1 | 60.00" in table.markdown([*records, record("maml", "6 6 6", seed=1)])
     assert "| reptile | 20.00 +- 10.00 |  |" in table.markdown(
         [*records, record("reptile", "1 2 3", episodes_sha256="b")]
     )
