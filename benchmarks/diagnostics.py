@@ -35,15 +35,15 @@ def measure(algo: str, data: str, repeats: int) -> str:
     """One row of the table."""
 
     import metarun
-    from metarun.compute.compilation import compile_function, should_compile
+    from metarun.compute.compilation import compile_function
     from metarun.training.experiment import assemble
-    from metarun.training.meta_gradient import build_meta_gradient
+    from metarun.training.meta_gradient import build_meta_gradient, should_compile_step
 
     config = metarun.compose([f"algo={algo}", f"data={data}", "diagnostics=full"])
     trainer = assemble(config).trainer()
     state = trainer.start()
     meta_gradient = build_meta_gradient(trainer)
-    pays = should_compile(trainer.placement, state.params, config.train.steps)
+    pays = should_compile_step(trainer, state.params)
     if pays:
         meta_gradient = compile_function(meta_gradient, trainer.placement, state.params)
     tasks = trainer.tasks(0)

@@ -27,15 +27,15 @@ def measure(algo: str, data: str, seconds: float, more: list[str]) -> dict[str, 
     """Seconds a step by phase, `whole` and `steps` beside them."""
 
     import metarun
-    from metarun.compute.compilation import compile_function, should_compile
+    from metarun.compute.compilation import compile_function
     from metarun.training.experiment import assemble
-    from metarun.training.meta_gradient import build_meta_gradient
+    from metarun.training.meta_gradient import build_meta_gradient, should_compile_step
 
     experiment = assemble(metarun.compose([f"algo={algo}", f"data={data}", *more]))
     trainer = experiment.trainer()
     state = trainer.start()
     meta_gradient = build_meta_gradient(trainer)
-    pays = should_compile(trainer.placement, state.params, trainer.settings.steps)
+    pays = should_compile_step(trainer, state.params)
     if pays:
         meta_gradient = compile_function(meta_gradient, trainer.placement, state.params)
     for _ in range(3):

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable, Hashable, Mapping
 from enum import Enum
 from functools import partial
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from metarun.compute.ahead_of_time import AheadOfTime
 from metarun.compute.device import Placement
-from metarun.compute.threads import count_weights, is_small
+from metarun.compute.threads import count_weights, is_connected, is_small
 from metarun.storage.cache_entries import COMPILED, mark_used
 from metarun.storage.locks import share_until_exit
 from metarun.storage.run_folder import cache_folder
@@ -34,12 +35,16 @@ launching kernels, and one of a neural process (some 200 000) by that and by cop
 COMPILE_PAYS_AFTER = 5_000
 """Outer steps after which the half minute that compiling takes is won back on such a model."""
 
+CONVOLUTIONS_PAY_AFTER = 1_000
+"""The same of a network whose convolutions can be products of matrices (conv4 with stride 2), ahead of time alone: its
+steps take 100 ms and more, of which compiling saves a fifth to a half. Convolutions with max-pool gain nothing."""
+
 
 def should_compile(placement: Placement, params: Params, steps: int) -> bool:
     """Whether to compile: `device.compile` or the size of the work asks for it, and a compiler is installed."""
-    fully_connected = all(p.ndim <= 2 for p in params.values())
-    small = fully_connected and count_weights(params) < LARGE_MODEL
-    pays = small and steps >= COMPILE_PAYS_AFTER and placement.device.type == "cpu"
+    pays_after = COMPILE_PAYS_AFTER if is_connected(params) else CONVOLUTIONS_PAY_AFTER
+    quicker = placement.device.type == "cpu" and (is_connected(params) or placement.matmul_only)
+    pays = quicker and count_weights(params) < LARGE_MODEL and steps >= pays_after
     if placement.compile is False or (placement.compile == "auto" and not pays):
         return False
     if placement.device.type == "cpu" and not any(shutil.which(c) for c in ("g++", "clang++", "cl")):
@@ -47,6 +52,9 @@ def should_compile(placement: Placement, params: Params, steps: int) -> bool:
         return False
     return True
 
+
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+"""Where torch's compiler keeps what it made: the user's choice, else the cache folder."""
 
 OURS = ("metarun.", "torch")
 """Modules whose functions are the same at every call."""
@@ -80,6 +88,15 @@ def identify(part: Any) -> Hashable:
     raise Foreign(f"{type(part).__module__}.{type(part).__qualname__}")
 
 
+def is_known(part: Any) -> bool:
+    """Whether `identify` knows all of it."""
+    try:
+        identify(part)
+    except Foreign:
+        return False
+    return True
+
+
 def compile_function(
     function: Callable[..., Any],
     placement: Placement,
@@ -92,10 +109,15 @@ def compile_function(
     On a CPU it is compiled ahead of time (ahead_of_time.py), or by `torch.compile` if it cannot be traced as a whole or
     if one of its `parts` is not metarun's own: that compiler notices where Python's values change. `parts` are all that
     decides the function, which is then traced once in a process; None: not known. `otherwise` makes what stands in for
-    `torch.compile`.
+    `torch.compile`. A network of convolutions that is compiled without being asked for stays as it is instead.
     """
     folder = cache_folder() / COMPILED
-    if os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder)) == str(folder):
+    chosen = os.environ.get(VARIABLE)
+    # torch sets it too, to a folder of its own, when parts of its compiler are imported.
+    torchs = sys.modules.get("torch._inductor.runtime.cache_dir_utils")
+    if chosen is None or (torchs and chosen == torchs.default_cache_dir()):
+        os.environ[VARIABLE] = chosen = str(folder)
+    if chosen == str(folder):
         with contextlib.suppress(OSError):  # it can only be read
             share_until_exit(folder)  # so that `metarun cache` leaves it alone
         mark_used(folder)
@@ -107,10 +129,14 @@ def compile_function(
         options["cpp.vec_isa_ok"] = True
     if is_small(params):
         options["cpp.threads"] = 1
-    whole = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
-    as_pieces = partial(torch.compile, function, dynamic=False, options=options | {"cpp_wrapper": True})
+
+    def as_pieces() -> Callable[..., Any]:
+        if placement.compile == "auto" and not is_connected(params):
+            return function
+        return torch.compile(function, dynamic=False, options=options | {"cpp_wrapper": True})
+
     try:
         identity = None if parts is None else identify(parts)
     except Foreign:
         return as_pieces()
-    return AheadOfTime(function, whole, options, otherwise=otherwise or as_pieces, identity=identity)
+    return AheadOfTime(function, Path(chosen), options, otherwise=otherwise or as_pieces, identity=identity)

@@ -36,9 +36,14 @@ def take_one_thread(settings: DeviceConfig, params: Params) -> None:
         torch.set_num_threads(1)
 
 
+def is_connected(params: Params) -> bool:
+    """Whether the network is fully connected: it has no convolutions."""
+    return all(p.ndim <= 2 for p in params.values())
+
+
 def is_small(params: Params) -> bool:
     """Whether the network is fully connected and has few weights."""
-    return all(p.ndim <= 2 for p in params.values()) and count_weights(params) < ONE_THREAD
+    return is_connected(params) and count_weights(params) < ONE_THREAD
 
 
 def count_weights(params: Params) -> int:

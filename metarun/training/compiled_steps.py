@@ -27,8 +27,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from metarun.algorithms.objective import Entry
-from metarun.compute.compilation import Foreign, compile_function, identify, should_compile
+from metarun.compute.compilation import compile_function, is_known, should_compile
 from metarun.compute.task_axis import take_step
+from metarun.compute.threads import is_connected
 from metarun.training.meta_gradient import COMPILING, MetaGradient, build_meta_gradient, decisive_parts
 from metarun.training.optimizer import build_optimizer, clip_gradient, learning_rate
 from metarun.training.run import AT_ONCE, State, Trainer
@@ -75,13 +76,9 @@ def can_compile_steps(trainer: Trainer, params: Params) -> bool:
     plain = plain and not terms.select(Entry.OUTER_STEP) and not any(t.schedule.changes for t in terms.terms)
     plain = plain and not isinstance(trainer.algorithm, StatefulLearner)
     plain = plain and not any(name.startswith(MOMENTS) for name in params)
-    if not plain or not should_compile(placement, params, trainer.settings.steps):
-        return False
-    try:
-        identify(decisive_parts(trainer))
-    except Foreign:
-        return False
-    return True
+    # With convolutions a step takes so long that nothing beside it counts, and the images of many fill memory.
+    plain = plain and is_connected(params) and should_compile(placement, params, trainer.settings.steps)
+    return plain and is_known(decisive_parts(trainer))
 
 
 class CompiledSteps:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from metarun.compute.compilation import compile_function, should_compile
+from metarun.compute.compilation import compile_function, is_known, should_compile
 from metarun.compute.device import Placement
 from metarun.compute.task_axis import map_tasks, select_tasks
+from metarun.compute.threads import is_connected
 from metarun.training.own_algorithm import check_results
 from metarun.training.run import StopReason, Trainer
 from metarun.types import Algorithm, Metrics, Params, StagedLearner, Task
@@ -27,7 +28,7 @@ from metarun.types import Algorithm, Metrics, Params, StagedLearner, Task
 StepGradient = Callable[[Params, Task], Any]
 """theta, tasks -> `MetaGradient`, or this rank's `RankShare` of it."""
 
-COMPILING = "compiling the outer step first: about half a minute, cached for later runs (device.compile=off skips it)"
+COMPILING = "compiling the outer step first: half a minute to two, cached for later runs (device.compile=off skips it)"
 
 
 class MetaGradient(NamedTuple):
@@ -60,7 +61,7 @@ class MetaGradients:
         self, trainer: Trainer, params: Params, notify: Callable[[str], None], side_by_side: bool = False
     ) -> None:
         self.trainer, self.notify, self.params, self.side_by_side = trainer, notify, params, side_by_side
-        self.compiles = should_compile(trainer.placement, params, trainer.settings.steps)
+        self.compiles = should_compile_step(trainer, params)
         # Asked once: holding a learner against a protocol takes longer than anything else here.
         self.staged: Any = trainer.algorithm if isinstance(trainer.algorithm, StagedLearner) else None
         self.stage: Any = None
@@ -86,6 +87,23 @@ class MetaGradients:
             return function
         self.notify(COMPILING)
         return compile_function(function, trainer.placement, self.params, decisive_parts(trainer))
+
+
+def should_compile_step(trainer: Trainer, params: Params) -> bool:
+    """Whether a run's meta-gradient is compiled.
+
+    That of a convolution network is compiled without being asked for if it is of metarun's own parts, if it never
+    changes, and if its tasks are in two chunks at most: stages and chunks would each be compiled for themselves.
+    """
+    placement, learner = trainer.placement, trainer.algorithm
+    if not should_compile(placement, params, trainer.settings.steps):
+        return False
+    if is_connected(params) or placement.compile is True:
+        return True
+    chunk = placement.chunk(trainer.spec, trainer.dataset.input_shape())
+    few = chunk is None or trainer.settings.tasks <= 2 * chunk
+    staged = isinstance(learner, StagedLearner) and learner.stage(0) != learner.stage(trainer.settings.steps - 1)
+    return few and not staged and is_known(decisive_parts(trainer))
 
 
 def decisive_parts(trainer: Trainer) -> tuple[Any, ...]:

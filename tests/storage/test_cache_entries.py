@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import pytest
 import torch
+from torch._inductor.runtime import cache_dir_utils
 
 from metarun.compute.compilation import compile_function
 from metarun.compute.device import Placement
@@ -289,6 +290,14 @@ def test_kernels_that_lie_elsewhere_need_no_lock(folder: Path, monkeypatch: pyte
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
     compile_function(lambda x: x, Placement(torch.device("cpu"), torch.float32, None, True), {"p": torch.zeros(2, 2)})
     assert not folder.exists()
+
+
+def test_torchs_own_choice_of_a_folder_is_no_users(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sets the variable where a part of its compiler is imported."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", cache_dir_utils.default_cache_dir())
+    compile_function(lambda x: x, Placement(torch.device("cpu"), torch.float32, None, True), {"p": torch.zeros(2, 2)})
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "compiled")
 
 
 def test_two_runs_share_the_kernels(folder: Path) -> None:

@@ -32,7 +32,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from metarun.algorithms.objective import add_noise
-from metarun.compute.compilation import compile_function, should_compile
+from metarun.compute.compilation import compile_function
 from metarun.config.schema import Config, to_dict
 from metarun.jobs.profile.phases import META, NEVER, describe_phases, mark_loop, time_phases
 from metarun.jobs.profile.trace import KINDS, describe_trace, mark_methods, record_trace, region
@@ -44,7 +44,13 @@ from metarun.storage.loggers.jsonl import JsonLines
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.text import count_nouns
 from metarun.training.experiment import Experiment, assemble, option_name
-from metarun.training.meta_gradient import MetaGradient, StepGradient, build_meta_gradient, decisive_parts
+from metarun.training.meta_gradient import (
+    MetaGradient,
+    StepGradient,
+    build_meta_gradient,
+    decisive_parts,
+    should_compile_step,
+)
 from metarun.training.recorder import Recorder
 from metarun.training.run import State
 from metarun.types import GradientLearner
@@ -85,7 +91,7 @@ def measure(experiment: Experiment, state: State, recorder: Recorder, record: Ru
     """All that profile.json holds."""
     settings, trainer, config = experiment.config.profile, experiment.trainer(), experiment.config
     device, plain = trainer.placement.device, build_meta_gradient(trainer)
-    compiles_it = should_compile(trainer.placement, state.params, trainer.settings.steps)
+    compiles_it = should_compile_step(trainer, state.params)
     function: StepGradient = plain
     if compiles_it:
         function = compile_function(plain, trainer.placement, state.params, decisive_parts(trainer))
