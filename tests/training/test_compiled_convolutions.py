@@ -78,7 +78,7 @@ def test_parts_of_a_user_stay_uncompiled(images: Path, monkeypatch: pytest.Monke
         "algo=protonet model.norm=population train.tasks=1",
         pytest.param("algo=maml model.norm=batch", marks=pytest.mark.long),
         pytest.param("algo=maml model.norm=joined", marks=pytest.mark.long),
-        pytest.param("algo=reptile model.norm=batch", marks=pytest.mark.long),
+        pytest.param("algo=reptile algo.train_shots=2 model.norm=batch", marks=pytest.mark.long),
         pytest.param("algo=imaml model.norm=batch", marks=pytest.mark.long),
     ],
 )
