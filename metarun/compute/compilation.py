@@ -37,7 +37,7 @@ COMPILE_PAYS_AFTER = 5_000
 
 CONVOLUTIONS_PAY_AFTER = 1_000
 """The same of a network whose convolutions can be products of matrices (conv4 with stride 2), ahead of time alone: its
-steps take 100 ms and more, of which compiling saves a fifth to a half. Convolutions with max-pool gain nothing."""
+steps take 100 ms and more, of which compiling saves a tenth to a half. Convolutions with max-pool gain nothing."""
 
 
 def should_compile(placement: Placement, params: Params, steps: int) -> bool:
