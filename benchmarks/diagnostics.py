@@ -35,17 +35,14 @@ def measure(algo: str, data: str, repeats: int) -> str:
     """One row of the table."""
 
     import metarun
-    from metarun.compute.compilation import compile_function
     from metarun.training.experiment import assemble
-    from metarun.training.meta_gradient import build_meta_gradient, should_compile_step
+    from metarun.training.meta_gradient import build_step_gradient, should_compile_step
 
     config = metarun.compose([f"algo={algo}", f"data={data}", "diagnostics=full"])
     trainer = assemble(config).trainer()
     state = trainer.start()
-    meta_gradient = build_meta_gradient(trainer)
     pays = should_compile_step(trainer, state.params)
-    if pays:
-        meta_gradient = compile_function(meta_gradient, trainer.placement, state.params)
+    meta_gradient = build_step_gradient(trainer, state.params, pays)
     tasks = trainer.tasks(0)
     found = meta_gradient(state.params, tasks)
     assert trainer.measures is not None

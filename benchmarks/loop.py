@@ -27,17 +27,14 @@ def measure(algo: str, data: str, seconds: float, more: list[str]) -> dict[str, 
     """Seconds a step by phase, `whole` and `steps` beside them."""
 
     import metarun
-    from metarun.compute.compilation import compile_function
     from metarun.training.experiment import assemble
-    from metarun.training.meta_gradient import build_meta_gradient, should_compile_step
+    from metarun.training.meta_gradient import build_step_gradient, should_compile_step
 
     experiment = assemble(metarun.compose([f"algo={algo}", f"data={data}", *more]))
     trainer = experiment.trainer()
     state = trainer.start()
-    meta_gradient = build_meta_gradient(trainer)
     pays = should_compile_step(trainer, state.params)
-    if pays:
-        meta_gradient = compile_function(meta_gradient, trainer.placement, state.params)
+    meta_gradient = build_step_gradient(trainer, state.params, pays)
     for _ in range(3):
         meta_gradient(state.params, trainer.tasks(0))
     with tempfile.TemporaryDirectory() as folder:

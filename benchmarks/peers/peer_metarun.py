@@ -74,10 +74,6 @@ def _side(overrides: list[str], start: dict[str, Any] | None = None, names: dict
 
 def outer_function(trainer: Any, state: Any) -> Callable[..., Any]:
     """theta, tasks -> their meta-gradient, compiled where a run with these settings would compile it."""
-    from metarun.compute.compilation import compile_function
-    from metarun.training.meta_gradient import build_meta_gradient, should_compile_step
+    from metarun.training.meta_gradient import build_step_gradient, should_compile_step
 
-    function = build_meta_gradient(trainer)
-    if should_compile_step(trainer, state.params):
-        function = compile_function(function, trainer.placement, state.params)
-    return function
+    return build_step_gradient(trainer, state.params, should_compile_step(trainer, state.params))

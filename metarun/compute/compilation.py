@@ -29,22 +29,23 @@ from metarun.types import Params
 log = logging.getLogger(__name__)
 
 LARGE_MODEL = 1_000_000
-"""Weights of a fully connected network below which compiling pays: a step of an MLP 40-40 (1761 weights) is bound by
-launching kernels, and one of a neural process (some 200 000) by that and by copies. Convolutions gain nothing."""
+"""Weights of a network below which compiling pays: a step of an MLP 40-40 (1761 weights) is bound by launching kernels,
+and one of a neural process (some 200 000) by that and by copies."""
 
 COMPILE_PAYS_AFTER = 5_000
-"""Outer steps after which the half minute that compiling takes is won back on such a model."""
-
-CONVOLUTIONS_PAY_AFTER = 1_000
-"""The same of a network whose convolutions can be products of matrices (conv4 with stride 2), ahead of time alone: its
-steps take 100 ms and more, of which compiling saves a tenth to a half. Convolutions with max-pool gain nothing."""
+"""Outer steps after which the half minute that compiling takes is won back on such a model, if fully connected."""
 
 
-def should_compile(placement: Placement, params: Params, steps: int) -> bool:
-    """Whether to compile: `device.compile` or the size of the work asks for it, and a compiler is installed."""
-    pays_after = COMPILE_PAYS_AFTER if is_connected(params) else CONVOLUTIONS_PAY_AFTER
-    quicker = placement.device.type == "cpu" and (is_connected(params) or placement.matmul_only)
-    pays = quicker and count_weights(params) < LARGE_MODEL and steps >= pays_after
+def should_compile(placement: Placement, params: Params, steps: int, pays_after: int | None = None) -> bool:
+    """Whether to compile: `device.compile` or the size of the work asks for it, and a compiler is installed.
+
+    `pays_after`: the steps after which compiling is won back; None: COMPILE_PAYS_AFTER of a fully connected network,
+    never of another.
+    """
+    if pays_after is None and is_connected(params):
+        pays_after = COMPILE_PAYS_AFTER
+    small = placement.device.type == "cpu" and count_weights(params) < LARGE_MODEL
+    pays = small and pays_after is not None and steps >= pays_after
     if placement.compile is False or (placement.compile == "auto" and not pays):
         return False
     if placement.device.type == "cpu" and not any(shutil.which(c) for c in ("g++", "clang++", "cl")):

@@ -62,17 +62,28 @@ def map_tasks(
     if count > 1 and chunk != 1:
         return vmap(function, in_dims=(None, 0), chunk_size=chunk)
 
-    def reorder(x: Tensor) -> Tensor:
-        return x if memory_format == "contiguous" else to_channels_last(x)
+    function = in_memory_order(function, memory_format)
 
     def one_by_one(params: Params, tasks: Task) -> Any:
-        params = {k: reorder(v) for k, v in params.items()}
-        results = [function(params, Task(*(Batch(reorder(b.x[i]), b.y[i]) for b in tasks))) for i in range(count)]
+        results = [function(params, Task(*(Batch(b.x[i], b.y[i]) for b in tasks))) for i in range(count)]
         return tuple(
             {k: torch.stack([tree[k] for tree in trees]) for k in trees[0]} for trees in zip(*results, strict=True)
         )
 
     return one_by_one
+
+
+def in_memory_order(function: PerTask, memory_format: str) -> PerTask:
+    """The function of one task with its images and weights channels last in memory, unless `memory_format` is
+    contiguous."""
+    if memory_format == "contiguous":
+        return function
+
+    def reordered(params: Params, task: Task) -> Any:
+        params = {k: to_channels_last(v) for k, v in params.items()}
+        return function(params, Task(*(Batch(to_channels_last(b.x), b.y) for b in task)))
+
+    return reordered
 
 
 def select_tasks(tasks: Task, which: range) -> Task:

@@ -55,7 +55,7 @@ def conv4(
         prepare=functools.partial(windows, stride=stride) if by_windows else identity,
         product=(pointwise if stride == 2 else _in_memory_order) if by_windows else None,
         matmul_only=stride == 2,
-        after=identity if stride == 2 else functools.partial(max_pool2d, kernel_size=2),
+        after=identity if stride == 2 else halve,
         followed=HALVED,
         readout=functools.partial(torch.mean, dim=(2, 3)) if readout == "mean" else flatten,
         features=filters * (area if readout == "flatten" else 1),
@@ -93,14 +93,34 @@ class Strided:
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
         # An exported program should run on other devices as well, and a compiler chooses better.
-        traced = torch.compiler.is_compiling() or get_proxy_mode() is not None
-        if traced or x.device.type not in ("cpu", "meta"):
+        if _is_traced() or x.device.type not in ("cpu", "meta"):
             return conv2d(x, weight, padding=1, stride=2)
         height, width = x.shape[2:]
         image = pad(x.movedim(1, -1), (0, 0, 1, 1, 1, 1)).flatten(1, 2)
         rows = Gather.apply(image, self.indices[height, width].to(x.device))
         rows = rows.unflatten(1, ((height + 1) // 2, (width + 1) // 2, 9)).flatten(3)
         return linear(rows, weight.permute(0, 2, 3, 1).flatten(1)).movedim(-1, 1)
+
+
+def halve(h: Tensor) -> Tensor:
+    """2x2 max-pool, [B, C, H, W] -> [B, C, H // 2, W // 2].
+
+    Where a compiler fuses it, by comparisons: the second derivative of `max_pool2d` looks numbers up by their indices,
+    which takes longer compiled than not. The first of equal numbers wins and NaN stays, as in `max_pool2d`.
+    """
+    if not _is_traced() or torch.compiler.is_exporting():
+        return max_pool2d(h, 2)
+    height, width = h.shape[2] // 2, h.shape[3] // 2
+    h = h[..., : 2 * height, : 2 * width]
+    return _larger(*_larger(h[..., 0::2], h[..., 1::2]).unflatten(2, (height, 2)).unbind(3))
+
+
+def _larger(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where((a >= b) | a.isnan(), a, b)
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or get_proxy_mode() is not None
 
 
 def _side(side: int, pool: str, depth: int) -> int:

@@ -9,6 +9,7 @@ it carries the gradients of all tasks, which every rank then adds as a single pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -17,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
+from metarun.algorithms.inner_loop import split_adapted
 from metarun.compute.compilation import compile_function, is_known, should_compile
 from metarun.compute.device import Placement
-from metarun.compute.task_axis import map_tasks, select_tasks
+from metarun.compute.task_axis import PerTask, in_memory_order, map_tasks, select_tasks
 from metarun.compute.threads import is_connected
 from metarun.training.own_algorithm import check_results
 from metarun.training.run import StopReason, Trainer
-from metarun.types import Algorithm, Metrics, Params, StagedLearner, Task
+from metarun.types import Algorithm, GradientLearner, Metrics, Params, StagedLearner, Task
 
 StepGradient = Callable[[Params, Task], Any]
 """theta, tasks -> `MetaGradient`, or this rank's `RankShare` of it."""
@@ -78,32 +80,69 @@ class MetaGradients:
         return self.function
 
     def _build(self, learner: Algorithm) -> StepGradient:
+        if self.compiles:
+            self.notify(COMPILING)
         trainer = replace(self.trainer, algorithm=learner)
-        single = trainer.placement.processes.size == 1
-        function: Any = build_meta_gradient(trainer) if single else build_rank_share(trainer)
-        if self.side_by_side:
-            function = vmap(function)
-        if not self.compiles:
-            return function
-        self.notify(COMPILING)
-        return compile_function(function, trainer.placement, self.params, decisive_parts(trainer))
+        return build_step_gradient(trainer, self.params, self.compiles, self.side_by_side)
+
+
+def build_step_gradient(trainer: Trainer, params: Params, compiled: bool, side_by_side: bool = False) -> StepGradient:
+    """A run's function theta, tasks -> their meta-gradient, or one rank's share of it.
+
+    It is compiled as a whole, but for convolutions that take tasks one at a time: of these one task's part is.
+    """
+    build = build_meta_gradient if trainer.placement.processes.size == 1 else build_rank_share
+    if not compiled:
+        function: Any = build(trainer)
+        return vmap(function) if side_by_side else function
+    parts = decisive_parts(trainer)
+    if not is_connected(params) and takes_tasks_alone(trainer):
+        one = in_memory_order(check_results(trainer.algorithm), trainer.placement.memory_format)
+        return build(trainer, compile_function(one, trainer.placement, params, ("one task", parts)))
+    function = build(trainer)
+    return compile_function(vmap(function) if side_by_side else function, trainer.placement, params, parts)
+
+
+MATRIX_PRODUCTS_PAY_AFTER = 1_000
+"""Outer steps after which compiling is won back where convolutions are products of matrices (conv4 with stride 2): its
+steps take 100 ms and more, of which compiling saves a tenth to a half."""
+
+TASKS_PAY_AFTER = 4_000
+"""Tasks after which it is where convolutions take tasks one at a time and are differentiated twice (conv4 with max-pool
+and MAML, iMAML, BOIL): a task takes a fifth to a half less, and compiling as long as 150 to 800 tasks."""
 
 
 def should_compile_step(trainer: Trainer, params: Params) -> bool:
     """Whether a run's meta-gradient is compiled.
 
-    That of a convolution network is compiled without being asked for if it is of metarun's own parts, if it never
-    changes, and if its tasks are in two chunks at most: stages and chunks would each be compiled for themselves.
+    That of a convolution network is compiled without being asked for if it is of metarun's own parts and never changes:
+    stages would each be compiled for themselves, as would chunks of tasks, of which there may be two.
     """
-    placement, learner = trainer.placement, trainer.algorithm
-    if not should_compile(placement, params, trainer.settings.steps):
-        return False
+    placement, settings, learner = trainer.placement, trainer.settings, trainer.algorithm
     if is_connected(params) or placement.compile is True:
-        return True
-    chunk = placement.chunk(trainer.spec, trainer.dataset.input_shape())
-    few = chunk is None or trainer.settings.tasks <= 2 * chunk
-    staged = isinstance(learner, StagedLearner) and learner.stage(0) != learner.stage(trainer.settings.steps - 1)
-    return few and not staged and is_known(decisive_parts(trainer))
+        return should_compile(placement, params, settings.steps)
+    if placement.matmul_only:
+        chunk = placement.chunk(trainer.spec, trainer.dataset.input_shape())
+        quicker, pays_after = chunk is None or settings.tasks <= 2 * chunk, MATRIX_PRODUCTS_PAY_AFTER
+    else:
+        quicker = takes_tasks_alone(trainer) and differentiates_convolutions(learner, params)
+        pays_after = math.ceil(TASKS_PAY_AFTER / settings.tasks)
+    staged = isinstance(learner, StagedLearner) and learner.stage(0) != learner.stage(settings.steps - 1)
+    same = quicker and not staged and is_known(decisive_parts(trainer))
+    return same and should_compile(placement, params, settings.steps, pays_after)
+
+
+def takes_tasks_alone(trainer: Trainer) -> bool:
+    """Whether the tasks of a step are taken one at a time."""
+    chunk = trainer.placement.chunk(trainer.spec, trainer.dataset.input_shape())
+    return chunk == 1 or trainer.settings.tasks == 1
+
+
+def differentiates_convolutions(learner: Algorithm, params: Params) -> bool:
+    """Whether the meta-gradient contains second derivatives by convolutions that inner steps move."""
+    if not isinstance(learner, GradientLearner) or not learner.sees_adaptation:
+        return False
+    return not is_connected(split_adapted(params, learner.inner_rule)[0])
 
 
 def decisive_parts(trainer: Trainer) -> tuple[Any, ...]:
@@ -114,9 +153,9 @@ def decisive_parts(trainer: Trainer) -> tuple[Any, ...]:
     return trainer.algorithm, trainer.regularization, trainer.settings.tasks, chunk, placement.memory_format, own
 
 
-def build_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGradient]:
-    """The function theta, tasks -> their meta-gradient."""
-    per_task, shared_penalty = _build_parts(trainer, trainer.settings.tasks)
+def build_meta_gradient(trainer: Trainer, one_task: PerTask | None = None) -> Callable[[Params, Task], MetaGradient]:
+    """The function theta, tasks -> their meta-gradient; `one_task` replaces the learner's own function of a task."""
+    per_task, shared_penalty = _build_parts(trainer, trainer.settings.tasks, one_task)
 
     def meta_gradient(params: Params, tasks: Task) -> MetaGradient:
         grads, metrics = per_task(params, tasks)
@@ -128,12 +167,12 @@ def build_meta_gradient(trainer: Trainer) -> Callable[[Params, Task], MetaGradie
     return meta_gradient
 
 
-def build_rank_share(trainer: Trainer) -> Callable[[Params, Task], RankShare]:
+def build_rank_share(trainer: Trainer, one_task: PerTask | None = None) -> Callable[[Params, Task], RankShare]:
     """The function theta, tasks -> this rank's share; of the first of several ranks whose penalties need all tasks of a
-    step, `tasks` are all of them."""
+    step, `tasks` are all of them. `one_task`: as above."""
     processes = trainer.placement.processes
     todo = processes.nonempty_share(trainer.settings.tasks)
-    per_task, shared_penalty = _build_parts(trainer, len(todo))
+    per_task, shared_penalty = _build_parts(trainer, len(todo), one_task)
 
     def rank_share(params: Params, tasks: Task) -> RankShare:
         grads, metrics = per_task(params, select_tasks(tasks, range(len(todo))))
@@ -148,11 +187,12 @@ def build_rank_share(trainer: Trainer) -> Callable[[Params, Task], RankShare]:
     return rank_share
 
 
-def _build_parts(trainer: Trainer, count: int) -> tuple[Callable, Callable]:
+def _build_parts(trainer: Trainer, count: int, one_task: PerTask | None) -> tuple[Callable, Callable]:
     """The meta-gradients of `count` tasks, and the penalties that are added once."""
     placement = trainer.placement
     chunk = placement.chunk(trainer.spec, trainer.dataset.input_shape())
-    per_task = map_tasks(check_results(trainer.algorithm), count, chunk, placement.memory_format)
+    function, layout = one_task or check_results(trainer.algorithm), placement.memory_format
+    per_task = map_tasks(function, count, chunk, "contiguous" if one_task else layout)
 
     def shared_penalty(params: Params, tasks: Task) -> Tensor:
         return trainer.regularization.shared_penalty(trainer.algorithm, params, tasks)

@@ -32,7 +32,6 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from metarun.algorithms.objective import add_noise
-from metarun.compute.compilation import compile_function
 from metarun.config.schema import Config, to_dict
 from metarun.jobs.profile.phases import META, NEVER, describe_phases, mark_loop, time_phases
 from metarun.jobs.profile.trace import KINDS, describe_trace, mark_methods, record_trace, region
@@ -48,7 +47,7 @@ from metarun.training.meta_gradient import (
     MetaGradient,
     StepGradient,
     build_meta_gradient,
-    decisive_parts,
+    build_step_gradient,
     should_compile_step,
 )
 from metarun.training.recorder import Recorder
@@ -92,9 +91,7 @@ def measure(experiment: Experiment, state: State, recorder: Recorder, record: Ru
     settings, trainer, config = experiment.config.profile, experiment.trainer(), experiment.config
     device, plain = trainer.placement.device, build_meta_gradient(trainer)
     compiles_it = should_compile_step(trainer, state.params)
-    function: StepGradient = plain
-    if compiles_it:
-        function = compile_function(plain, trainer.placement, state.params, decisive_parts(trainer))
+    function = build_step_gradient(trainer, state.params, compiles_it)
 
     def call(meta_gradient: StepGradient = function) -> MetaGradient:
         """The meta-gradient of the step at hand, which is not made."""
