@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import torch
 
+COMPILER = "torch._dynamo"
 SHAPES = "torch.fx.experimental.symbolic_shapes"
 
 
@@ -21,9 +23,24 @@ class _Compiler:
     """
 
     def __getattr__(self, name: str) -> Any:
-        if name == "compiled_autograd" and "torch._dynamo" not in sys.modules:
+        if name == "compiled_autograd" and not _is_imported():
             return _CompiledAutograd()
-        return getattr(importlib.import_module("torch._dynamo"), name)
+        if sys.modules.get(COMPILER) is self:
+            del sys.modules[COMPILER]
+        return getattr(importlib.import_module(COMPILER), name)
+
+
+class _NoCompiler(_Compiler):
+    """The same for whoever imports it as a module, with torch's way to turn the compiler off for a function."""
+
+    __spec__ = None  # which an import asks for
+
+    def __init__(self) -> None:
+        self.functions: list[Any] = []
+
+    def disable(self, function: Any, recursive: bool = True, wrapping: bool = True) -> Any:
+        self.functions.append(function)
+        return function
 
 
 class _CompiledAutograd:
@@ -59,7 +76,33 @@ def _is_plain(shape: Any) -> bool:
 
 def delay_compiler() -> None:
     """Let `torch.func` differentiate without importing the compiler."""
-    if "torch._dynamo" not in sys.modules:
+    if COMPILER not in sys.modules:
         torch._dynamo = _Compiler()  # type: ignore[assignment]
     if SHAPES not in sys.modules:
         sys.modules[SHAPES] = _Shapes(SHAPES)
+
+
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """Let torch's functions that turn the compiler off at their first call run without importing it.
+
+    torch notes at such a function what to call from then on. Here that is the function itself, which is right as long
+    as nothing is compiled; so the notes go again at the end.
+    """
+    if _is_imported():
+        yield
+        return
+    stand_in = _NoCompiler()
+    torch._dynamo = sys.modules[COMPILER] = stand_in  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if sys.modules.get(COMPILER) is stand_in:
+            del sys.modules[COMPILER]
+            torch._dynamo = _Compiler()  # type: ignore[assignment]
+        for function in stand_in.functions:
+            vars(function).pop("__dynamo_disable", None)
+
+
+def _is_imported() -> bool:
+    return isinstance(sys.modules.get(COMPILER), ModuleType)

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metarun.algorithms.differentiation import segment_length
 from metarun.algorithms.objective import add_noise
 from metarun.compute.device import Placement
+from metarun.compute.late_compiler import without_compiler
 from metarun.storage import ranks
 from metarun.types import Algorithm, AlgorithmOptions, Batch, EpisodeSpec, Params, Task, optional
 
@@ -84,7 +85,7 @@ class AllocationPeak(TorchDispatchMode):
 
 def peak_bytes(function: Callable[..., Any], *arguments: Any) -> int:
     """The peak bytes of the tensors that the call creates, with its results and without its arguments."""
-    with AllocationPeak() as count:
+    with without_compiler(), AllocationPeak() as count:
         function(*arguments)
     return count.peak
 

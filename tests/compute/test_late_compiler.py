@@ -54,6 +54,31 @@ from torch.fx.experimental.symbolic_shapes import sym_eq as real
 assert real.__module__ == ShapeEnv.__module__
 """
 
+COUNTS = """
+import types
+from torch._refs import div
+from metarun.compute.late_compiler import without_compiler
+from metarun.training.memory import peak_bytes
+one = torch.ones(4, device="meta")
+assert peak_bytes(lambda: torch.nn.functional.pad(div(one, one), (1, 1)).mean()) >= 24
+assert "torch._dynamo" not in sys.modules and not isinstance(torch._dynamo, types.ModuleType)
+with without_compiler():
+    turned_off = torch._disable_dynamo(lambda x: torch.sin(x).sum())
+    turned_off(one)
+with without_compiler():
+    import torch._dynamo.utils
+    assert isinstance(torch._dynamo, types.ModuleType)
+with without_compiler():
+    assert isinstance(torch._dynamo, types.ModuleType)
+turned_off(torch.ones(2))
+seen = []
+def watch(graph, inputs):
+    seen.append(str(graph.graph))
+    return graph
+torch.compile(lambda x: turned_off(x) + x.cos().sum(), backend=watch)(torch.ones(2))
+assert any("cos" in text for text in seen) and not any("sin" in text for text in seen)
+"""
+
 
 def run(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", COMMON + code], capture_output=True, text=True, timeout=120)
@@ -70,3 +95,7 @@ def test_whoever_asks_for_the_compiler_gets_it() -> None:
 
 def test_shapes_are_compared_without_sympy_until_more_is_asked_for() -> None:
     run(SHAPES)
+
+
+def test_memory_is_counted_without_the_compiler_which_still_leaves_alone_what_it_must() -> None:
+    run(COUNTS)
