@@ -19,26 +19,25 @@ class _Compiler:
     """What `torch._dynamo` is until it is imported, which then takes this place by itself.
 
     `torch.func` turns the compiler of backward passes off around each of its own. There is none before the import, so
-    that nothing has to be turned off.
+    that nothing has to be turned off. Nor for the functions that it is turned off for at their first call, as long as
+    this stands in `sys.modules` as well (`without_compiler`).
     """
+
+    __spec__ = None  # which an import asks for
+
+    def __init__(self) -> None:
+        self.functions: list[Any] = []  # that it is turned off for
 
     def __getattr__(self, name: str) -> Any:
         if name == "compiled_autograd" and not _is_imported():
             return _CompiledAutograd()
         if sys.modules.get(COMPILER) is self:
+            if name == "disable":
+                return self._leave
             del sys.modules[COMPILER]
         return getattr(importlib.import_module(COMPILER), name)
 
-
-class _NoCompiler(_Compiler):
-    """The same for whoever imports it as a module, with torch's way to turn the compiler off for a function."""
-
-    __spec__ = None  # which an import asks for
-
-    def __init__(self) -> None:
-        self.functions: list[Any] = []
-
-    def disable(self, function: Any, recursive: bool = True, wrapping: bool = True) -> Any:
+    def _leave(self, function: Any, recursive: bool = True, wrapping: bool = True) -> Any:
         self.functions.append(function)
         return function
 
@@ -92,7 +91,7 @@ def without_compiler() -> Iterator[None]:
     if _is_imported():
         yield
         return
-    stand_in = _NoCompiler()
+    stand_in = _Compiler()
     torch._dynamo = sys.modules[COMPILER] = stand_in  # type: ignore[assignment]
     try:
         yield
