@@ -273,10 +273,11 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def describe_progress(count: int, total: int, row: Row, spent: Sequence[float]) -> str:
-    """A line for the terminal, without the intervals; `spent`: the seconds of each cell so far."""
-    shown = {k: v for k, v in row.items() if not isinstance(v, (list, dict)) and not k.startswith("half")}
+    """A line for the terminal, without intervals, checksums and what is not so; `spent`: the seconds of each cell."""
+    hidden = ("half", "ci95", "episodes_sha256")
+    shown = {k: v for k, v in row.items() if not k.startswith(hidden) and not isinstance(v, (list, dict))}
     texts = {k: f"{v:.3g}" if isinstance(v, float) else NOTHING if v is None else str(v) for k, v in shown.items()}
-    numbers = "  ".join(f"{k} {text}" for k, text in texts.items())
+    numbers = "  ".join(k if shown[k] is True else f"{k} {text}" for k, text in texts.items() if shown[k] is not False)
     # From the second cell on, and by the median: the first one may train the runs of all.
     known = count < total and len(spent) > 1
     remaining = f"  {statistics.median_low(spent) * (total - count):.0f} s left" if known else ""

@@ -15,7 +15,7 @@ from helpers.analyses import POINTS, TINY, ignore, refusal
 from matplotlib.figure import Figure
 
 import metarun
-from metarun.analyses.analysis import Cell, Context, Row, mask_diverged, run_analysis
+from metarun.analyses.analysis import Cell, Context, Row, describe_progress, mask_diverged, run_analysis
 from metarun.cli.compose import compose
 from metarun.config.catalogue import conf_folder
 from metarun.config.components import build
@@ -24,6 +24,7 @@ from metarun.jobs.train import train_job
 from metarun.jobs.train_together import train_runs
 from metarun.report.figures.drawing import Drawing
 from metarun.storage.run_folder import RunFolder
+from metarun.storage.text import NOTHING
 
 
 @dataclass(frozen=True)
@@ -178,3 +179,10 @@ def test_shipped_settings_build(name: str) -> None:
     config = compose([f"analysis={name}"])
     assert build("analysis", config.analysis)
     assert json.dumps(config.analysis)
+
+
+def test_progress_names_numbers_without_intervals_and_checksums() -> None:
+    row = {"seed": 0, "diverged": False, "mean": 3.6123, "ci95": 3.7, "half_gap": 1.0, "episodes_sha256": "3ccd4"}
+    assert describe_progress(1, 2, row, [2.0]) == "1/2  seed 0  mean 3.61"
+    row |= {"diverged": True, "mean": None, "scores": [1.0]}
+    assert describe_progress(2, 3, row, [2.0, 4.0]) == f"2/3  seed 0  diverged  mean {NOTHING}  2 s left"
