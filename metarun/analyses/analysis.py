@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import functools
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,8 @@ from metarun.storage.status import FINAL
 from metarun.storage.text import NOTHING, count_nouns, escape_formula
 from metarun.training import checkpoint
 from metarun.training.evaluation import calibrate
-from metarun.training.experiment import Experiment, assemble
+from metarun.training.experiment import NO_PARTS, Experiment, OwnParts, assemble
+from metarun.training.own_parts import select_parts
 from metarun.types import Algorithm, EpisodeSpec, Params
 
 Cell = dict[str, Any]
@@ -59,7 +61,7 @@ class Analysis(Protocol):
         """The figures of the table; the first is saved as figure.png, the others by their names."""
 
 
-TrainRuns = Callable[[Sequence[Any], Sequence[int]], Sequence[Any]]
+TrainRuns = Callable[[Sequence[Any], Sequence[int], OwnParts], Sequence[Any]]
 """`train_runs` of jobs/train_together.py: train runs in their folders, each from the start or from where it stopped,
 and test them. Analyses are below jobs and do not import them, so job=analyze passes this function in."""
 
@@ -99,6 +101,7 @@ class Context:
     source: RunFolder | None  # of the run to analyse; None if there are settings only
     folder: Path  # of the analysis
     train_runs: TrainRuns
+    own: OwnParts = NO_PARTS
     opened: dict[Path, SourceRun] = dataclasses.field(default_factory=dict)  # by `open_for_test`
 
     def change_settings(self, changes: Mapping[str, Any]) -> Config:
@@ -112,7 +115,10 @@ class Context:
 
     def assemble(self, changes: Mapping[str, Any] | None = None) -> Experiment:
         """The experiment under changed settings."""
-        return assemble(self.change_settings(changes or {}), embed=False)  # analyses change images
+        return self._assemble(self.change_settings(changes or {}))
+
+    def _assemble(self, config: Config) -> Experiment:
+        return assemble(config, select_parts(self.own, config), embed=False)  # analyses change images
 
     @property
     def run(self) -> SourceRun:
@@ -134,7 +140,7 @@ class Context:
                 if size is None
                 else resize_test(read_other_run(str(folder), self.config), size)
             )
-            experiment = assemble(config, embed=False)
+            experiment = self._assemble(config)
             params = experiment.initial_params()
             checkpoint.restore_params(checkpoint.best_of(RunFolder(folder)), params)
             self.opened[folder] = SourceRun(experiment, experiment.fit_head(params))
@@ -167,7 +173,7 @@ class Context:
             config = self.change_settings(changed)
             config.resume = str(folder.path) if folder.has_checkpoint() else None
             slots.append(None if folder.read_summary().get("status") in FINAL else (config, folder))
-        if any(result.status == "interrupted" for result in self.train_runs(slots, wanted)):
+        if any(result.status == "interrupted" for result in self.train_runs(slots, wanted, self.own)):
             raise KeyboardInterrupt
 
     def read_rows(self) -> list[Row]:
@@ -225,11 +231,13 @@ def mask_diverged(losses: Tensor, scores: Tensor) -> Tensor:
 
 
 def run_analysis(analysis: Analysis, context: Context, log: Callable[[str], None]) -> dict[str, Any]:
-    """Measure the missing cells, `log` a line for each, and write the results. Return the content of results.json."""
+    """Measure the missing cells and write the results; `log` a line for each cell, of quick ones for some of them.
+    Return the content of results.json."""
     context.folder.mkdir(parents=True, exist_ok=True)
     cells, stored = list(analysis.cells(context)), context.read_rows()
     rows = {i: row for i, cell in enumerate(cells) if (row := find_row(stored, cell)) is not None}
     spent: list[float] = []
+    logged = -math.inf
     if rows:
         log(f"measured before: {len(rows)} of {count_nouns(len(cells), 'cell')}")
     for i, cell in enumerate(cells):
@@ -238,7 +246,9 @@ def run_analysis(analysis: Analysis, context: Context, log: Callable[[str], None
             rows[i] = replace_nonfinite(cell | analysis.measure(context, cell))
             spent.append(time.monotonic() - start)
             _append_line(context.folder / "results.jsonl", json.dumps(rows[i]))
-            log(describe_progress(len(rows), len(cells), rows[i], spent))
+            if time.monotonic() >= logged + 1 or len(rows) == len(cells):
+                log(describe_progress(len(rows), len(cells), rows[i], spent))
+                logged = time.monotonic()
     return write_results(analysis, context, [rows[i] for i in range(len(cells))])
 
 
@@ -274,14 +284,14 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 def describe_progress(count: int, total: int, row: Row, spent: Sequence[float]) -> str:
     """A line for the terminal, without intervals, checksums and what is not so; `spent`: the seconds of each cell."""
-    hidden = ("half", "ci95", "episodes_sha256")
-    shown = {k: v for k, v in row.items() if not k.startswith(hidden) and not isinstance(v, (list, dict))}
+    hidden = [k for k in row if "half" in k.split("_") or k in ("ci95", "episodes_sha256")]
+    shown = {k: v for k, v in row.items() if k not in hidden and not isinstance(v, (list, dict))}
     texts = {k: f"{v:.3g}" if isinstance(v, float) else NOTHING if v is None else str(v) for k, v in shown.items()}
     numbers = "  ".join(k if shown[k] is True else f"{k} {text}" for k, text in texts.items() if shown[k] is not False)
     # From the second cell on, and by the median: the first one may train the runs of all.
     known = count < total and len(spent) > 1
     remaining = f"  {statistics.median_low(spent) * (total - count):.0f} s left" if known else ""
-    return f"{count}/{total}  {numbers}{remaining}"
+    return f"{count}/{total}{remaining}  {numbers}"
 
 
 def _set(config: Config, key: str, value: Any) -> None:

@@ -55,8 +55,6 @@ def run(config: Config, folder: str | Path, own: OwnParts | None = None) -> Resu
         import_module("metarun.training.experiment").check_job(config)
     more = {}
     if own is not None:
-        if config.job not in SHARED:
-            raise SettingError("job", config.job, f"takes no Python objects; choices: {', '.join(SHARED)}")
         config, more = import_module("metarun.training.own_parts").record_objects(config, own), {"own": own}
     with lock_run_folder(Path(folder)) if ranks.rank() == 0 else contextlib.nullcontext():
         return load_job(config.job)(config, RunFolder(Path(folder)), **more)

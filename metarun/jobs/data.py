@@ -14,16 +14,16 @@ from metarun.jobs.terminal import show, small_table
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.text import count_nouns, number
 from metarun.training.episode_size import episode_sizes, fill_ways
-from metarun.training.experiment import build_dataset, option_name
+from metarun.training.experiment import NO_PARTS, OwnParts, build_dataset, option_name
 from metarun.types import DatasetOptions, optional
 
 COLUMNS_SHOWN = 20
 NOUNS = {"classes": ("class", "classes"), "tasks": ("task", "tasks")}
 
 
-def data_job(config: Config, record: RunFolder) -> Result:
+def data_job(config: Config, record: RunFolder, own: OwnParts = NO_PARTS) -> Result:
     """Write dataset.json, split.json and, of images, contact.png (a few training episodes) into the run folder."""
-    dataset: Any = build_dataset(config)
+    dataset: Any = own.dataset or build_dataset(config)
     config = fill_ways(config, dataset)
     name = option_name("data", config)
     describe = optional(dataset, DatasetOptions, "describe")

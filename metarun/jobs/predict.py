@@ -19,6 +19,7 @@ from metarun.compute.device import Placement, make_placement
 from metarun.config.from_run import open_source_run
 from metarun.config.schema import Config, to_dict
 from metarun.data.folder import read_examples, read_pictures
+from metarun.data.own import complete
 from metarun.errors import SettingError, UserError
 from metarun.jobs.result import Result
 from metarun.jobs.terminal import show, small_table
@@ -26,6 +27,7 @@ from metarun.regularizers.build import build_regularization
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.text import count_nouns
 from metarun.training import checkpoint
+from metarun.training.episode_size import episode_sizes
 from metarun.training.evaluation import calibrate
 from metarun.training.experiment import NO_PARTS, OwnParts, build_dataset, build_learner, option_name, rescale
 from metarun.types import Algorithm, AlgorithmOptions, Batch, Dataset, DatasetOptions, ModelOptions, Params, optional
@@ -46,15 +48,15 @@ class Prediction(NamedTuple):
         return next(iter(self.probabilities))
 
 
-def predict_job(config: Config, record: RunFolder) -> Result:
+def predict_job(config: Config, record: RunFolder, own: OwnParts = NO_PARTS) -> Result:
     """Write predictions.csv and summary.json into the run folder; files that cannot be read are named and skipped."""
     source = open_source_run(config)
-    dataset = build_dataset(config)
+    dataset = complete(own.dataset or build_dataset(config), episode_sizes(config)[0])
     pixels = optional(dataset, DatasetOptions, "pixels")
     if pixels is None and (dataset.kind == "regression" or optional(dataset, DatasetOptions, "encode")):
         from metarun.jobs.predict_rows import predict_rows
 
-        return predict_rows(config, record, source, dataset)
+        return predict_rows(config, record, source, dataset, own)
     if pixels is None:
         name = option_name("data", config)
         raise SettingError("run", source.path, f"was trained on data={name}, which has neither images nor a table")
@@ -65,7 +67,7 @@ def predict_job(config: Config, record: RunFolder) -> Result:
     placement = make_placement(config.device)
     support = Batch(placement.move(examples.x), placement.move(examples.y))
     try:
-        learner, params = restore_learner(config, source, dataset, placement, support)
+        learner, params = restore_learner(config, source, dataset, placement, support, own)
     except UserError as error:
         raise UserError(f"predict.support={config.predict.support}: {error}") from error
     together = optional(learner, AlgorithmOptions, "transductive")

@@ -22,14 +22,16 @@ from metarun.jobs.terminal import show, small_table
 from metarun.report.figures.drawing import finish, look, panels, plot_band, style
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.text import count_nouns, round_digits
-from metarun.training.experiment import option_name
+from metarun.training.experiment import NO_PARTS, OwnParts, option_name
 from metarun.types import Batch, Dataset, DatasetOptions, optional
 
 SHOWN = 12  # rows that the terminal lists
 Array = NDArray[np.float64]
 
 
-def predict_rows(config: Config, record: RunFolder, source: RunFolder, dataset: Dataset) -> Result:
+def predict_rows(
+    config: Config, record: RunFolder, source: RunFolder, dataset: Dataset, own: OwnParts = NO_PARTS
+) -> Result:
     """Write predictions.csv, summary.json and, for one input and one target, predictions.png into the run folder."""
     x_names, y_names = name_columns(config, dataset)
     support = read_rows(config, "support", x_names, y_names)
@@ -47,7 +49,7 @@ def predict_rows(config: Config, record: RunFolder, source: RunFolder, dataset: 
         y = encode(dataset, support_x, targets)[1]
     x, points = (as_tensor(encode(dataset, values, None)[0]) for values in (support_x, query_x))
     batch = Batch(placement.move(x), placement.move(as_tensor(y)))
-    learner, params = restore_learner(config, source, dataset, placement, batch)
+    learner, params = restore_learner(config, source, dataset, placement, batch, own)
     found = predict(learner, params, batch, placement.move(points)).cpu().double()
     if classes:
         columns = describe_classes(found.softmax(1).numpy(), classes)

@@ -14,31 +14,39 @@ from metarun.jobs.result import Result
 from metarun.jobs.train import ActiveRun, open_run, start, test_best, train_job
 from metarun.storage.progress import print_notice
 from metarun.storage.run_folder import RunFolder
-from metarun.training.experiment import Experiment, assemble
+from metarun.training.experiment import NO_PARTS, Experiment, OwnParts, assemble
+from metarun.training.own_parts import select_parts
 from metarun.training.run import StopReason
 from metarun.training.side_by_side import Member, are_one_program, can_share, train_side_by_side
 
 Asked = tuple[Config, RunFolder]
 
 
-def train_runs(slots: Sequence[Asked | None], wanted: Sequence[int]) -> list[Result]:
+def train_runs(slots: Sequence[Asked | None], wanted: Sequence[int], own: OwnParts = NO_PARTS) -> list[Result]:
     """Train the runs, each from the start or from where it stopped, and test them: all where they can go side by side,
     else those at the positions `wanted`. The last result is an interrupted one where a signal asks to stop.
 
-    None is a run that has ended before, whose place among the others stays (training/side_by_side.py).
+    None is a run that has ended before, whose place among the others stays (training/side_by_side.py). Objects of the
+    user's may keep state: runs with some are trained one after another.
 
     cost.json has the CPU time of a run that was not stopped: of its training and test; of runs side by side its share
     of the training.
     """
     configs = [one[0] for one in slots if one]
-    if len(slots) > 1 and configs and configs[0].device.side_by_side and are_one_program(configs):
+    together = len(slots) > 1 and own is NO_PARTS
+    if together and configs and configs[0].device.side_by_side and are_one_program(configs):
         experiment = assemble(configs[0])
         if can_share(experiment, experiment.initial_params()):
             return _train_together(slots)
+    if own.model is not None:
+        from metarun.models.module import given_weights  # with a network of the user's alone
+
+        if given_weights(own.model) is not None:
+            _note_same_start()
     results: list[Result] = []
     for one in (slots[i] for i in wanted):
         if one and not (results and results[-1].status == StopReason.INTERRUPTED.value):
-            results.append(_train_alone(*one))
+            results.append(_train_alone(*one, select_parts(own, one[0])))
     return results
 
 
@@ -48,9 +56,15 @@ def _announce(count: int) -> None:
     print_notice(f"trains {count} runs side by side (device.side_by_side=off: one after another)")
 
 
-def _train_alone(config: Config, record: RunFolder) -> Result:
+@functools.cache
+def _note_same_start() -> None:
+    """Print once in a process that seeds do not draw the initial weights."""
+    print_notice("all runs start from the weights of the given module; model=module draws new ones for each seed")
+
+
+def _train_alone(config: Config, record: RunFolder, own: OwnParts) -> Result:
     begun = time.process_time()
-    result = train_job(config, record, quiet=True)
+    result = train_job(config, record, quiet=True, own=own)
     _write_cost(config, record, result, time.process_time() - begun)
     return result
 

@@ -206,6 +206,14 @@ def as_network(model: Any, norm: Any) -> Any:
     return from_module(model, norm=norm if norm in layers.MODULE_NORMS else "batch")
 
 
+def given_weights(model: Any) -> Params | None:
+    """The weights of a module passed in Python, which its runs start from whatever their seed, and its constants; None
+    of a network that draws its own."""
+    network = as_network(model, None)
+    fixed = isinstance(network, ModuleNetwork) and network.make is None
+    return network.initial | network.constants if fixed else None
+
+
 def module(
     input_shape: tuple[int, ...],
     outputs: int | None,

@@ -46,6 +46,12 @@ def record_objects(config: Config, own: OwnParts) -> Config:
     return replace(config, **changed, choices=config.choices | dict.fromkeys(changed, "own"))
 
 
+def select_parts(own: OwnParts, config: Config) -> OwnParts:
+    """The objects for these settings: not the model or the data set if the settings name another in its place."""
+    model = own.model if "object" in config.model else None
+    return replace(own, model=model, dataset=own.dataset if "object" in config.data else None)
+
+
 def _class_path(component: Any) -> str:
     return f"{type(component).__module__}.{type(component).__qualname__}"
 

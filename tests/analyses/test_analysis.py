@@ -185,4 +185,4 @@ def test_progress_names_numbers_without_intervals_and_checksums() -> None:
     row = {"seed": 0, "diverged": False, "mean": 3.6123, "ci95": 3.7, "half_gap": 1.0, "episodes_sha256": "3ccd4"}
     assert describe_progress(1, 2, row, [2.0]) == "1/2  seed 0  mean 3.61"
     row |= {"diverged": True, "mean": None, "scores": [1.0]}
-    assert describe_progress(2, 3, row, [2.0, 4.0]) == f"2/3  seed 0  diverged  mean {NOTHING}  2 s left"
+    assert describe_progress(2, 3, row, [2.0, 4.0]) == f"2/3  2 s left  seed 0  diverged  mean {NOTHING}"

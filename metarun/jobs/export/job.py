@@ -32,7 +32,7 @@ from metarun.storage.run_folder import RunFolder
 from metarun.storage.text import count_nouns
 from metarun.training import checkpoint
 from metarun.training.evaluation import EPISODE_SEED, calibrate, replace_model
-from metarun.training.experiment import Experiment, assemble, option_name
+from metarun.training.experiment import NO_PARTS, Experiment, OwnParts, assemble, option_name
 from metarun.types import Algorithm, AlgorithmOptions, Batch, DatasetOptions, Params, Task, optional
 
 FORMAT = 1  # raise it when what is stored changes its meaning
@@ -75,14 +75,14 @@ class Built(NamedTuple):
     facts: dict[str, Any]
 
 
-def export_job(config: Config, record: RunFolder) -> Result:
+def export_job(config: Config, record: RunFolder, own: OwnParts = NO_PARTS) -> Result:
     """Write model.safetensors, config.json, predict.pt2 and summary.json into the run folder."""
     source = open_source_run(config)
     import_safetensors_save()  # refuses before anything is done
     config.device.name = "cpu"  # a program is bound to the device that it was traced on
     if config.device.precision == "bfloat16":
         config.device.precision = "float32"  # of the weights, which were never narrower
-    experiment = assemble(config, embed=False)
+    experiment = assemble(config, own, embed=False)
     params = experiment.initial_params()
     checkpoint.restore_params(checkpoint.best_of(source), params)
     trained = Version(experiment.tested, experiment.fit_head(params))

@@ -42,7 +42,7 @@ from metarun.jobs.train import build_alarms
 from metarun.storage.loggers.jsonl import JsonLines
 from metarun.storage.run_folder import RunFolder
 from metarun.storage.text import count_nouns
-from metarun.training.experiment import Experiment, assemble, option_name
+from metarun.training.experiment import NO_PARTS, Experiment, OwnParts, assemble, option_name
 from metarun.training.meta_gradient import (
     MetaGradient,
     StepGradient,
@@ -61,9 +61,9 @@ SIDE = 8192  # of a square matrix on other devices
 LEAST = 0.005  # share of the smallest group of operators that is shown
 
 
-def profile_job(config: Config, record: RunFolder) -> Result:
+def profile_job(config: Config, record: RunFolder, own: OwnParts = NO_PARTS) -> Result:
     """Write profile.json and a Chrome trace into the run folder, and print the tables."""
-    experiment = assemble(config)
+    experiment = assemble(config, own)
     record.create(to_dict(config))
     with scratch_recorder(experiment, record) as recorder:
         state = experiment.trainer().start()
