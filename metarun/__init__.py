@@ -91,12 +91,12 @@ def run(
     from metarun.cli.usage_errors import user_errors
     from metarun.jobs import run
 
-    own = None
-    if callbacks or any(part is not None for part in (model, dataset, loss, metrics)):
-        from metarun.training.own_parts import OwnParts
-
-        own = OwnParts(model, dataset, loss, metrics or {}, callbacks)
     with user_errors():
+        own = None
+        if callbacks or any(part is not None for part in (model, dataset, loss, metrics)):
+            from metarun.training.own_parts import OwnParts
+
+            own = OwnParts(model, dataset, loss, metrics or {}, callbacks)
         return run(config, folder or default_folder(config), own)
 
 

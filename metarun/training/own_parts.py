@@ -14,9 +14,14 @@ from metarun.algorithms.losses import FunctionLoss, loss_for
 from metarun.config.components import build, component_class, construct, locate
 from metarun.config.data_sets import EPISODE_SIZE
 from metarun.config.schema import Config
+from metarun.data.own import require_members
 from metarun.errors import UserError, one_line
 from metarun.training.evaluation import MetricFunction
+from metarun.training.run import CallbackOptions
 from metarun.types import Dataset, EpisodeSpec, Kind, Loss, LossOptions, PredictionKind, optional
+
+MODEL = ("features", "init", "apply", "activations", "query_stats", "calibrate")
+"""The members of a Model (types.py)."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,36 @@ class OwnParts:
     loss: Any = None  # a Loss, or a function (prediction, y) -> scalar
     metrics: Mapping[str, MetricFunction] = field(default_factory=dict)  # name -> (prediction, y) of a task -> number
     callbacks: Sequence[Any] = ()  # of CallbackOptions (run.py)
+
+    def __post_init__(self) -> None:
+        """Raise `UserError` for an object that cannot be what it was passed as."""
+        if self.model is not None and not isinstance(self.model, nn.Module):
+            _require_model(self.model)
+        if self.dataset is not None:
+            require_members(self.dataset)
+        if not isinstance(self.metrics, Mapping):
+            raise UserError(f"metrics: must be {{name: function}}, not {type(self.metrics).__name__}")
+        if isinstance(self.callbacks, str) or not isinstance(self.callbacks, Sequence):
+            raise UserError(f"callbacks: must be a list of objects, not {type(self.callbacks).__name__}")
+        for i, callback in enumerate(self.callbacks):
+            _require_callback(f"callbacks[{i}]", callback)
+
+
+def _require_model(model: Any) -> None:
+    name = model.__name__ if isinstance(model, type) else type(model).__name__
+    if isinstance(model, type):
+        raise UserError(f"model: {name} is a class; pass an object, {name}(...)")
+    for member in MODEL:
+        if not hasattr(model, member):
+            raise UserError(f"model: {name} has no `{member}`; pass a torch.nn.Module, or a metarun.types.Model")
+
+
+def _require_callback(key: str, callback: Any) -> None:
+    names = [*CallbackOptions.__annotations__]
+    if isinstance(callback, type):
+        raise UserError(f"{key}: {callback.__name__} is a class; pass an object, {callback.__name__}(...)")
+    if not any(hasattr(callback, name) for name in names):
+        raise UserError(f"{key}: {type(callback).__name__} has none of {', '.join(names)}, so it would never be called")
 
 
 NO_PARTS = OwnParts()
@@ -85,7 +120,10 @@ def build_metrics(config: Config) -> dict[str, MetricFunction]:
 def build_callbacks(config: Config) -> list[Any]:
     """The objects of `callbacks=[{_target_: PATH, ...}]`."""
     nodes = [node if isinstance(node, Mapping) else {"_target_": node} for node in config.callbacks]
-    return [build(f"callbacks[{i}]", node, config.trusted_modules) for i, node in enumerate(nodes)]
+    callbacks = [build(f"callbacks[{i}]", node, config.trusted_modules) for i, node in enumerate(nodes)]
+    for i, callback in enumerate(callbacks):
+        _require_callback(f"callbacks[{i}]", callback)
+    return callbacks
 
 
 def try_functions(

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 import torch
@@ -84,3 +85,25 @@ def test_profile_export_and_predict_take_the_given_network(trained: Result, tmp_
     adapted = metarun.load(trained.folder, model=network(), loss=absolute).adapt([[0.0], [1.0]], [[1.0], [2.0]])
     rows = [line.split(",") for line in predicted.read_text().splitlines()[1:]]
     assert [float(y) for _, y in rows] == pytest.approx(adapted.predict([[0.0], [1.0]]).flatten().tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"model": "resnet"}, "model: str has no `features`; pass a torch.nn.Module, or a metarun.types.Model"),
+        ({"model": nn.Linear}, "model: Linear is a class; pass an object, Linear(...)"),
+        ({"dataset": "omniglot"}, 'data: str has no `kind`; write kind = "classification", or "regression"'),
+        ({"metrics": [absolute]}, "metrics: must be {name: function}, not list"),
+        ({"callbacks": absolute}, "callbacks: must be a list of objects, not function"),
+        ({"callbacks": [Result]}, "callbacks[0]: Result is a class; pass an object, Result(...)"),
+        (
+            {"callbacks": [3]},
+            "callbacks[0]: int has none of on_step, on_validation, on_end, so it would never be called",
+        ),
+    ],
+)
+@pytest.mark.parametrize("job", ["train", "profile"])
+def test_a_wrong_object_is_refused(parts: dict[str, Any], message: str, job: str, tmp_path: Path) -> None:
+    config = metarun.compose([*TINY, f"job={job}"])
+    assert refusal(lambda: metarun.run(config, tmp_path / "run", **parts)) == message
+    assert not (tmp_path / "run").exists()
