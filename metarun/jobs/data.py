@@ -23,7 +23,7 @@ NOUNS = {"classes": ("class", "classes"), "tasks": ("task", "tasks")}
 
 def data_job(config: Config, record: RunFolder, own: OwnParts = NO_PARTS) -> Result:
     """Write dataset.json, split.json and, of images, contact.png (a few training episodes) into the run folder."""
-    dataset: Any = own.dataset or build_dataset(config)
+    dataset: Any = build_dataset(config) if own.dataset is None else own.dataset
     config = fill_ways(config, dataset)
     name = option_name("data", config)
     describe = optional(dataset, DatasetOptions, "describe")

@@ -51,7 +51,8 @@ class Prediction(NamedTuple):
 def predict_job(config: Config, record: RunFolder, own: OwnParts = NO_PARTS) -> Result:
     """Write predictions.csv and summary.json into the run folder; files that cannot be read are named and skipped."""
     source = open_source_run(config)
-    dataset = complete(own.dataset or build_dataset(config), episode_sizes(config)[0])
+    made = build_dataset(config) if own.dataset is None else own.dataset
+    dataset = complete(made, episode_sizes(config)[0])
     pixels = optional(dataset, DatasetOptions, "pixels")
     if pixels is None and (dataset.kind == "regression" or optional(dataset, DatasetOptions, "encode")):
         from metarun.jobs.predict_rows import predict_rows

@@ -18,10 +18,10 @@ from metarun.data.own import require_members
 from metarun.errors import UserError, one_line
 from metarun.training.evaluation import MetricFunction
 from metarun.training.run import CallbackOptions
-from metarun.types import Dataset, EpisodeSpec, Kind, Loss, LossOptions, PredictionKind, optional
+from metarun.types import Dataset, EpisodeSpec, Kind, Loss, LossOptions, Model, PredictionKind, optional
 
-MODEL = ("features", "init", "apply", "activations", "query_stats", "calibrate")
-"""The members of a Model (types.py)."""
+MODEL = [name for name in vars(Model) if not name.startswith("_")]
+"""The members that a network must have."""
 
 
 @dataclass(frozen=True)

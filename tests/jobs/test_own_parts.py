@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import metarun
 from metarun.jobs.result import Result
+from metarun.jobs.train_together import _note_same_start
 from metarun.training.experiment import build_dataset
 from metarun.training.own_parts import OwnParts, record_objects, select_parts
 
@@ -43,6 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Result:
 def test_an_analysis_trains_the_given_network_by_the_given_loss(
     trained: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    _note_same_start.cache_clear()
     found = do(tmp_path / "seeds", "job=analyze", "analysis=seeds", "analysis.seeds=2").summary
     alone = [trained.summary["mean"], do(tmp_path / "one", "seed=1").summary["mean"]]
     assert found["mean"] == pytest.approx(fmean(alone), rel=1e-12)
